@@ -86,12 +86,14 @@ class DetectionPower:
     def samples_to_decide(self, num_samples: int) -> int | None:
         """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits.
 
-        The margin stays as it is. Returns None if no N would do. `num_samples` is the N that `sampling` is for.
+        The margin stays as it is. Returns None if no N above `num_samples`, which `sampling` is for, is needed or would
+        do.
         """
         variance_budget = (self.margin / self.errors) ** 2 - self.training.at_zero
         if variance_budget <= 0:
             return None
-        return rounded_up(num_samples * self.sampling.at_zero / variance_budget)
+        needed = rounded_up(num_samples * self.sampling.at_zero / variance_budget)
+        return needed if needed > num_samples else None
 
 
 def standard_errors_for_power(critical: float, degrees: int | None = None) -> float:

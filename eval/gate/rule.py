@@ -70,11 +70,11 @@ def margin_of(networks: Sequence[Scored], share: float, metric: MetricColumn, fl
 
     Args:
         networks: the baseline's network, or all of a recipe.
-        share: of the metric's size.
+        share: of the metric's size. 0: no margin at all.
         metric: a distance without bias has a margin of at least `floor`, because it may be 0.
         floor: in standard errors of the baseline's metric.
     """
-    of_error = floor * math.sqrt(_own_variance(networks)) if metric.may_be_zero else 0.0
+    of_error = floor * math.sqrt(_own_variance(networks)) if metric.may_be_zero and share else 0.0
     return max(share * size_of(networks), of_error)
 
 

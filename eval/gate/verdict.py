@@ -25,7 +25,7 @@ class Verdict(StrEnum):
     NOT_JUDGED = "not judged"
     NOT_WORSE = "not worse"
     BETTER = "better"
-    """Better by more than the margin, as surely as worse is worse; no second stage confirms it."""
+    """Better by more than the margin, as surely as worse is worse."""
     IDENTICAL = "identical"
 
     @classmethod

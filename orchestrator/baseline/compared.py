@@ -48,7 +48,8 @@ class MetricComparison:
     detectable: float | None = None
     """The smallest regression that the test calls worse with probability `POWER`."""
     decisive: int | None = None
-    """The N at which an equal network is not worse with probability `POWER` by this margin; None: no N would do."""
+    """The N at which an equal network is not worse with probability `POWER` by this margin, if it is above the cell's;
+    None: it is not, or no N would do."""
     reach: DetectionPower | None = None
     """The detection power that `detectable` is computed from."""
     judged: tuple[float, float] | None = None
@@ -102,6 +103,8 @@ class CellComparison:
     """Whether the baseline's network still makes the baseline's images."""
     missing_inputs: str = ""
     """The files that the comparison needs and that can still be computed, as a message; empty: it has all."""
+    grows: bool = False
+    """Whether `--grow-to` of this night samples it with more images, by the same margins, if it is undecided."""
 
     @property
     def is_judged(self) -> bool:

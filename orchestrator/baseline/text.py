@@ -168,21 +168,31 @@ def remarks(cell: CellDict) -> list[str]:
         remarks.append(f"numbers of {seeds}; with the usual one: {', '.join(usual)}")
     judged = tests(cell)
     if len({metric["verdict"] for metric in judged.values()}) > 1:
-        remarks.append(
-            ", ".join(f"{COLUMNS[name].title} alone: {metric['verdict']}" for name, metric in judged.items())
-        )
+        remarks.append(", ".join(f"by {COLUMNS[name].title}: {metric['verdict']}" for name, metric in judged.items()))
     first = next(iter(judged.items()), None)
     if cell["result"] == Verdict.UNDECIDED and first is not None and first[1]["detectable"] is not None:
         column, detectable = COLUMNS[first[0]], first[1]["detectable"]
         of_it = "" if column.name == "fid" else f" of {column.title}"
         detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
-        open_ones = [metric["decisive"] for metric in judged.values() if metric["verdict"] == Verdict.UNDECIDED]
-        if open_ones and None not in open_ones:
-            remarks.append(f"N = {max(open_ones):,} would decide, were the networks equal")
+        if (n := decisive(cell)) is not None:
+            how = f"`--grow-to {n}`" if cell.get("grows") else f"N = {n:,}"
+            remarks.append(f"{how} would decide, were the networks equal")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))
     return [*remarks, cell["note"]] if cell["note"] else remarks
+
+
+def decisive(cell: CellDict) -> int | None:
+    """The N that would decide an undecided cell, were the networks equal; None if it is unknown.
+
+    A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
+    """
+    undecided = {name: metric for name, metric in tests(cell).items() if metric["verdict"] == Verdict.UNDECIDED}
+    needed: list[Any] = [metric.get("decisive") for metric in undecided.values()]
+    if None in needed or (not cell.get("grows") and any(COLUMNS[name].may_be_zero for name in undecided)):
+        return None
+    return max(needed, default=None)
 
 
 def _usual(cell: CellDict) -> dict[MetricColumn, tuple[str, str]]:
@@ -240,16 +250,16 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
 
 
 def margin(comparison: Mapping[str, Any]) -> str:
-    """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.2 of its standard error"."""
+    """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.15 of its standard error"."""
     cells = comparison["cells"]
-    least = least_margin(judged_columns(cells), comparison["gate"].get("margin_floor", 0))
+    least = least_margin(judged_columns(cells), comparison["margin"], comparison["gate"].get("margin_floor", 0))
     return f"{100 * comparison['margin']:g} % of the baseline's {titles(cells)}{least}"
 
 
-def least_margin(columns: Iterable[MetricColumn], floor: float) -> str:
-    """The end of a sentence on margins: those of `columns` that have a floor."""
-    floored = [column.title for column in columns if column.may_be_zero]
-    return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored and floor else ""
+def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) -> str:
+    """The end of a sentence on margins of this share: those of `columns` that have a floor."""
+    floored = [column.title for column in columns if column.may_be_zero and share and floor]
+    return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored else ""
 
 
 def titles(cells: Iterable[CellDict]) -> str:

@@ -31,7 +31,9 @@ NO_REFERENCE = (
 @click.argument("others", metavar="BASELINE | CELL CELL | B", nargs=-1, required=True)
 @click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
 @click.option(
-    "--margin", type=Finite(0), help="The accepted regression, as a share of the old side's value.  [default: 0.02]"
+    "--margin",
+    type=Finite(0),
+    help="The accepted regression, as a share of the old side's value. 0: none, of KID neither.  [default: 0.02]",
 )
 @click.option(
     "--alpha",

@@ -22,6 +22,7 @@ from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
 
@@ -113,8 +114,8 @@ def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
     """Column -> the smallest regression, as a share of a metric, that half of the cells of a night of `plan` detect.
 
     It is extrapolated from the last night that judged a cell and is not red, because errors of broken networks are not
-    the gate's: the part beyond the margin shrinks with the root of N.
-    Empty if there was no such night.
+    the gate's: the part beyond the margin shrinks with the root of N. At another N it is unknown for a metric whose
+    margin may be standard errors. Empty if there was no such night.
     """
     for night in reversed(nights):
         verdict = night.verdict or {}
@@ -124,7 +125,8 @@ def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
             margin = float(comparison["margin"])
             shrunk = float(np.sqrt(n_before / n_now))
-            return {name: margin + (sharpness["loss"] - margin) * shrunk for name, sharpness in found.items()}
+            known = (name for name in found if shrunk == 1 or not COLUMNS[name].may_be_zero)
+            return {name: margin + (found[name]["loss"] - margin) * shrunk for name in known}
     return {}
 
 

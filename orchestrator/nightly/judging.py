@@ -66,7 +66,9 @@ def judge_night(
     if reason is not None:
         grow = "; --grow-to has no effect for the same reason" if terms.grow_to else ""
         return replace(comparison, rule=f"{comparison.rule}; no second stage, because {reason}{grow}")
-    screened, singled_out = _screened(comparison, judged, terms)
+    cells = (replace(cell, grows=cell.name in judged and not judged[cell.name][0].labels_are_rows)
+             for cell in comparison.cells)  # fmt: skip
+    screened, singled_out = _screened(replace(comparison, cells=tuple(cells)), judged, terms)
     if singled_out:
         them = "it" if len(singled_out) == 1 else "them"
         stage = f"the verdict is that of a fresh seed at alpha = {terms.alpha_of_a_look:g} over {them}"
@@ -124,9 +126,8 @@ def _with_growth(
     """The comparison after undecided cells were sampled again with more images, if --grow-to asks for it."""
     if terms.grow_to is None or any(cell.note == UNFINISHED_LOOK for cell in comparison.cells):
         return comparison
-    small = [cell.name for cell in comparison.cells if cell.name in judged and cell.result is Verdict.UNDECIDED]
+    small = [cell.name for cell in comparison.cells if cell.grows and cell.result is Verdict.UNDECIDED]
     small = [name for name in small if judged[name][0].num_samples < terms.grow_to]
-    small = [name for name in small if not judged[name][0].labels_are_rows]
     if not small:
         return replace(comparison, rule=f"{comparison.rule}; no undecided cell to grow")
     stage = f"{counted(len(small), 'undecided cell')} grown to N = {terms.grow_to} at alpha = {terms.alpha_of_a_look:g}"

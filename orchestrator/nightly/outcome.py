@@ -15,7 +15,7 @@ from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.pixels import ImageBatch
 from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.text import tests
+from taugrid.orchestrator.baseline.text import decisive, tests
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
 from taugrid.storage import Storage
@@ -105,9 +105,7 @@ def _next(night: Night, tonight: Snapshot, baseline: Snapshot, verdict: Mapping[
     if verdict["failed"]:
         return "find out why the cells above fail; this night can't be a baseline"
     if verdict["result"] == Verdict.UNDECIDED:
-        if tonight.images is not None:
-            return "to decide more, let baseline and nights have more images"
-        return "to decide more, raise `sample.num_samples`, or sample the undecided cells alone with `--grow-to N`"
+        return _to_decide([cell for cell in verdict["comparison"]["cells"] if cell["result"] == Verdict.UNDECIDED])
     to = baseline.source if baseline.accepted else "FILE"
     if verdict["comparison"]["only_baseline"]:
         return (
@@ -117,6 +115,14 @@ def _next(night: Night, tonight: Snapshot, baseline: Snapshot, verdict: Mapping[
     if verdict["result"] in REGRESSIONS:
         return f"if the change is meant, {_acceptance(night, tonight, to, ' --force')}"
     return _acceptance(night, tonight, to)
+
+
+def _to_decide(undecided: Sequence[Mapping[str, Any]]) -> str:
+    """The way to decide more of the undecided cells; empty if more images may decide nothing."""
+    needed = [n for cell in undecided if (n := decisive(cell)) is not None]
+    if any(cell["grows"] for cell in undecided):
+        return f"to decide more, sample the undecided cells again with `--grow-to {max(needed, default='N')}`"
+    return "to decide more, let baseline and nights have more images" if needed else ""
 
 
 def _acceptance(night: Night, tonight: Snapshot, to: str, force: str = "") -> str:

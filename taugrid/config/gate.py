@@ -20,6 +20,6 @@ class Gate(Section):
     metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
     """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
 
-    margin_floor: Annotated[float, Field(ge=0)] = 0.2
+    margin_floor: Annotated[float, Field(ge=0)] = 0.15
     """The least margin of kid and cmmd, in standard errors of the baseline's: they may be 0, and a share of 0 is
     none."""

@@ -105,6 +105,8 @@ def test_pairs_are_judged_by_the_paired_error_and_b_is_new(places, worse):
     back = compared(places / "b", places / "a", "--margin", "0.5", "--metrics", "fid")
     assert back["metrics"]["fid"]["difference"] == -fid["difference"]
     assert back["metrics"]["fid"]["verdict"] == "not worse"
+    strict = compared(places / "b", places / "a", "--margin", "0")
+    assert {name: strict["metrics"][name]["margin"] for name in ("fid", "kid")} == {"fid": 0, "kid": 0}
 
 
 def test_the_first_line_says_which_side_is_new(places):

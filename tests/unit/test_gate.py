@@ -187,6 +187,9 @@ def test_with_the_samples_to_decide_an_equal_network_is_just_not_worse():
     assert 4 * np.sqrt(0.09 * share + 0.01) <= 0.5
     assert replace(REACH, training=Variance(0.016)).samples_to_decide(1_000) is None
     assert replace(REACH, margin=0.0).samples_to_decide(1_000) is None
+    # FID +0.10 ± 0.05 with a margin of 0.2: an equal network would be not worse with 680 images, so N is not too small.
+    enough = DetectionPower(0.2, 3.3, Variance(0.05**2), Variance(0.0))
+    assert enough.samples_to_decide(1_000) is None
 
 
 def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():

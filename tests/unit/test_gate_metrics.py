@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -37,6 +38,7 @@ from taugrid.eval.metrics.statistics import too_few_carry
 from taugrid.orchestrator.baseline.compared import GateSettings
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import read_baseline
+from taugrid.orchestrator.nightly.before import expected_sharpness
 from taugrid.registry.metrics import METRICS
 from taugrid.workers.data.load import load_images
 
@@ -228,7 +230,7 @@ def test_undecided_cells_grow_with_all_their_metrics(both, tmp_path):
     found = night(history, config, "2", "--grow-to", 400, "--alpha", 1e-4, code=None)
     cell = only_cell(found)
     assert "grown to N = 400" in found["comparison"]["rule"]
-    assert cell["seeds"] == "grown"
+    assert (cell["seeds"], cell["grows"]) == ("grown", True)
     assert all(metric["judged"] is not None for metric in cell["metrics"].values())
 
 
@@ -300,6 +302,7 @@ def test_only_a_distance_that_may_be_zero_has_a_margin_in_its_errors():
     near, far = [scored(1e-4)], [scored(30.0)]
     assert margin_of(near, MARGIN, KID) == pytest.approx(MARGIN_FLOOR * 0.1)
     assert margin_of(near, MARGIN, KID, 0.0) == pytest.approx(MARGIN * size_of(near))
+    assert margin_of(near, 0.0, KID) == 0.0, "margin 0 is 0 for every metric"
     assert margin_of(near, MARGIN, METRICS["fid"].columns[0]) == pytest.approx(MARGIN * size_of(near))
     assert margin_of(far, MARGIN, KID) == pytest.approx(MARGIN * 30)
 
@@ -310,11 +313,18 @@ def test_two_metrics_make_a_healthy_night_green_although_kid_is_near_0(worse, re
     gate_metrics = import_module("benchmarks.gate_metrics")
     world, floors = gate_metrics.World.made(0.2, False, 16), Counter[float | str]()
     for night in range(4):
-        changes = gate_metrics.by_floor(world, night, 500, 0.01, lambda latent: (1 - worse) * latent)
-        for floor in ("FID alone", 0.0, MARGIN_FLOOR):
-            judgement = judge(changes[floor], draws=2_000)
-            floors[floor] += gate_metrics.is_green(judgement) if result == "green" else bool(judgement.worse)
-    assert floors == {"FID alone": 4, 0.0: 0 if result == "green" else 4, MARGIN_FLOOR: 4}
+        found = gate_metrics.by_floor(world, night, 500, 0.01, lambda latent: (1 - worse) * latent, 2_000)
+        floors.update(floor for floor in ("FID alone", 0.0, MARGIN_FLOOR) if found[floor] == result)
+    assert floors == {"FID alone": 4, MARGIN_FLOOR: 4, **({} if result == "green" else {0.0: 4})}
+
+
+def test_kid_by_third_moments_is_that_of_all_pairs():
+    gate_metrics = import_module("benchmarks.gate_metrics")
+    features, reference = np.random.default_rng(0).standard_normal((2, 60, 5))
+    found = gate_metrics.kid(features, gate_metrics.Cubes.of(reference))
+    expected = kernel.discrepancy(features, reference, {})
+    assert found.value == pytest.approx(expected.value, abs=1e-12)
+    assert found.influence == pytest.approx(expected.influence, abs=1e-12)
 
 
 def test_the_floor_of_margins_is_the_configs_and_each_metric_says_what_it_says(both, tmp_path):
@@ -326,7 +336,18 @@ def test_the_floor_of_margins_is_the_configs_and_each_metric_says_what_it_says(b
     assert metrics["fid"]["margin"] == pytest.approx(0.02 * recorded["fid"])
     assert (metrics["fid"]["verdict"], metrics["kid"]["verdict"]) == ("worse", "not worse")
     row = next(line for line in (history / "nights/2/summary.md").read_text().splitlines() if "**worse**" in line)
-    assert f"{KID.title} alone: not worse" in row
+    assert f"by {KID.title}: not worse" in row
+    again = ("compare", history / "nights/2/run", history / "baseline.json", "--margin", "0", "--json")
+    assert only_cell({"comparison": json.loads(taugrid(*again, code=3)[0])})["metrics"]["kid"]["margin"] == 0
+
+
+@pytest.mark.parametrize(("n", "known"), [(150, {"fid": 0.3, "kid": 0.5}), (600, {"fid": 0.16})])
+def test_at_another_n_the_sharpness_by_kid_is_unknown_because_its_margin_may_be_errors(n, known):
+    """FID's part beyond the margin of 2 % halves at four times the N."""
+    comparison = {"result": "undecided", "margin": 0.02, "sharpnesses": {"fid": {"loss": 0.3}, "kid": {"loss": 0.5}}}
+    verdict = {"comparison": comparison, "scores": [{"settings": {"num_samples": 150}}]}
+    plan = SimpleNamespace(cells=[SimpleNamespace(settings=SimpleNamespace(num_samples=n))])
+    assert expected_sharpness([SimpleNamespace(verdict=verdict)], plan) == pytest.approx(known)
 
 
 def test_where_higher_is_better_a_fall_is_the_regression():

@@ -1,5 +1,6 @@
 """summary.md and junit.xml of nights of any size, from verdicts as plain data."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -67,6 +68,24 @@ def test_metrics_beside_fid_are_shown_with_what_they_were(large):
     shown = comparison_text(compared([cell(0, "worse", others={"kid": (0.0021, 0.0011)})]).as_dict())
     assert "KID 0.00110 -> 0.00210" in shown
     assert "Other metrics" not in summary(verdict([cell(0, "worse")]))
+
+
+@pytest.mark.parametrize(
+    ("metric", "grows", "told"),
+    [
+        ("fid", False, "N = 12,000"),
+        ("fid", True, "--grow-to 12000"),
+        ("kid", False, ""),
+        ("kid", True, "--grow-to 12000"),
+    ],
+)
+def test_the_n_that_decides_is_named_where_the_margin_stays_with_it(metric, grows, told):
+    """KID's margin may be a share of its error, and then shrinks as that does; only growth keeps it."""
+    undecided = MetricComparison(0.1, 0.1, 0.1, 0.0, 0.02, Verdict.UNDECIDED, 0.1, -1.0, 0.3, 0.5, decisive=12_000)
+    one = replace(cell(0, "undecided"), metrics={metric: undecided}, judging=(metric,), grows=grows)
+    text = comparison_text(compared([one]).as_dict())
+    assert told in text
+    assert ("12,000" in text or "12000" in text) == bool(told)
 
 
 def test_every_cell_is_a_test_case(large):

@@ -71,7 +71,7 @@ def comparison_text(compared: Document) -> str:
     lines += in_columns(rows)
     if compared["critical"] is not None:
         alpha = f"alpha = {compared['alpha']:g} for all metrics together (T > {compared['critical']:.2f})"
-        least = least_margin(shown_columns(metrics), MARGIN_FLOOR)
+        least = least_margin(shown_columns(metrics), compared["margin"], MARGIN_FLOOR)
         lines.append(f"rule: margin {100 * compared['margin']:g} % of A's value{least}; {alpha}")
     lines += [f"not judged: {reason}" for reason in compared["not_judged"]]
     if compared["result"] == Verdict.COLLAPSED:
