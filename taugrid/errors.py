@@ -138,8 +138,9 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 """Errors of making or writing to one folder, which a different folder may not have."""
 
-UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
-"""A path that can't exist, whatever is on the disk: a name is too long, or links go in a circle."""
+UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ESPIPE})
+"""A path that can't exist, whatever is on the disk, or is no file to read: a name is too long, links go in a circle or
+out of a run directory, a log is too large, a pipe has a file's name."""
 
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""

@@ -1,7 +1,8 @@
 """Checks and reads files of samples, features and numbers, a row group at a time.
 
 A file may be somebody else's, and small though it claims to hold much. Those of `PartWriter` are uncompressed, and have
-an index of 8 bytes a row: what would be larger in memory than on the disk is refused before it is read.
+an index of 8 bytes a row and columns of few types: what would be larger in memory than on the disk is refused before it
+is read.
 """
 
 import io
@@ -174,25 +175,43 @@ def _in_pieces(
     return pa.Table.from_batches(pieces, None if pieces else file.schema_arrow)
 
 
-def _parquet_file(source: Path | IO[bytes], numbers: Sequence[str]) -> tuple[pq.ParquetFile, int]:
+def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.ParquetFile, int]:
     """An open file and its bytes. What is fetched by ranges is fetched in as few as possible.
 
+    `columns` are those that will be read; none: all, which then hold no lists.
+
     Raises:
-        DamagedFile: if the columns `numbers` (but for `PICTURES`) hold texts, or any claims what does not fit into it.
+        DamagedFile: if one of them is not of a type that taugrid writes, or any claims what does not fit into the file.
     """
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
     groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
-    for number in range(file.metadata.num_columns):
-        column = file.metadata.schema.column(number)
-        if column.path != PICTURES and column.path.split(".")[0] in numbers and "BYTE" in column.physical_type:
-            raise DamagedFile(f"its {column.path} are no numbers")
-        chunks = [group.column(number) for group in groups]
+    schema, rows = file.schema_arrow, file.metadata.num_rows
+    paths = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
+    for name in columns or schema.names:
+        kind = schema.field(name.split(".")[0]).type
+        leaves = [number for number, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")]  # Arrow reads all
+        if len(leaves) != 1 or not (_is_written(name, kind) if columns else not pa.types.is_nested(kind)):
+            raise DamagedFile(f"its column {name} is none that taugrid writes")
+        chunks = [group.column(leaves[0]) for group in groups]
         if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
             raise DamagedFile("it is compressed, as taugrid writes no such file")
-        if BYTES_PER_VALUE * sum(chunk.num_values for chunk in chunks) > size:
+        values = max(sum(chunk.num_values for chunk in chunks), rows)
+        if pa.types.is_fixed_size_list(kind):  # which takes nothing on the disk where it is null
+            values = max(values, rows * kind.list_size)
+        if BYTES_PER_VALUE * values > size:
             raise DamagedFile("it claims more rows than fit into it")
     return file, size
+
+
+def _is_written(column: str, kind: pa.DataType) -> bool:
+    """Whether a column that is read has its type: PNG, int64 for the index, else numbers or lists of a fixed size."""
+    if column == PICTURES:
+        return bool(kind == pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    if column == "index":
+        return bool(kind == pa.int64())
+    kind = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 @contextmanager

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from stat import S_ISLNK, S_ISREG
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
 from taugrid.storage.inside import check_inside
 from taugrid.storage.protocol import ANY, Folders, Level, Stat
+
+MAX_READ_BYTES = 2**27
+"""Of a file that is read whole: logs, records and pages are smaller, and a sparse file may claim to be of any size."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,27 @@ class LocalStorage:
         return True
 
     def _check(self, path: Path) -> None:
-        """`check_inside`, also of where links lead; OSError (ELOOP) for one that leaves the root."""
+        """`check_inside`, also of where links lead; OSError for one that leaves the root, and for a pipe or a device.
+
+        Those would block their reader, or never end.
+        """
         check_inside(path, self.root)
-        if self.root is None:
-            return
-        place = str(self.root)
-        for part in filter(None, str(path)[len(place) :].split("/")):
+        if self.root is not None:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                retried(partial(self._check_parts, str(path), str(self.root)))
+
+    def _check_parts(self, path: str, place: str) -> None:
+        for part in path[len(place) :].split("/"):
+            if not part:
+                continue
             place = f"{place}/{part}"
-            try:
-                mode = retried(partial(os.lstat, place)).st_mode
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            if S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
-                raise OSError(errno.ELOOP, f"it is a link that leads out of {self.root}", place)
+            mode = os.lstat(place).st_mode
+            if S_ISLNK(mode):
+                if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root or "/")):
+                    raise OSError(errno.ELOOP, f"it is a link that leads out of {self.root}", place)
+                mode = Path(place).stat().st_mode
+            if not S_ISDIR(mode) and not S_ISREG(mode):
+                raise OSError(errno.ESPIPE, "it is neither a file nor a folder", place)
 
     def _check_links(self, entries: Mapping[str, bool], folder: Path) -> None:
         """`_check` the links among the `_entries` of a folder that was checked: other files take no call."""
@@ -145,6 +156,8 @@ class LocalStorage:
 
         def read() -> bytes:
             with path.open("rb") as file:
+                if length is None and os.fstat(file.fileno()).st_size - start > MAX_READ_BYTES:
+                    raise OSError(errno.EFBIG, f"it is larger than {MAX_READ_BYTES >> 20} MiB")
                 file.seek(start)
                 return file.read(length)
 

@@ -1,11 +1,15 @@
 """Small files that claim to hold much are refused before they fill the memory: anybody's directory is looked at."""
 
+import errno
 import gzip
 import io
+import os
 import shutil
 import struct
 import zipfile
+from contextlib import contextmanager
 
+import nights
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +19,11 @@ from test_board import RUN
 from test_board_served import served
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, UserError, user_errors
 from taugrid.eval.metrics.reference_statistics import open_moments, read_statistics
 from taugrid.eval.sources import open_source
 from taugrid.images import decode_png
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, LocalStorage, read_json
 from taugrid.workers.data.fashion_mnist import read_idx
 
 ROWS = 2_000_000
@@ -75,6 +79,119 @@ def test_a_picture_that_stands_for_many_is_not_read_for_each(tmp_path):
         next(parquet.read_encoded(path))
     with_images(path, [bytes([i]) * 2000 for i in range(100)], compression="none")
     assert [len(pngs) for _, pngs in parquet.read_encoded(path)] == [100], "these are as large on the disk"
+
+
+_pools = []  # buffers may outlive a test, but not their pool
+
+
+@contextmanager
+def refused_in_little_memory():
+    """Arrow's memory has its peak before a file is refused."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool := pa.proxy_memory_pool(before))
+    _pools.append(pool)
+    try:
+        with pytest.raises(DamagedFile):
+            yield
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 4 * 2**20
+
+
+COUNT, NAMES = 20_000, [f"a{i}" for i in range(300)]
+INDEX, ZEROS = pa.array(np.arange(COUNT)), pa.array(np.zeros(COUNT, np.int64))
+MANY = pa.StructArray.from_arrays([ZEROS] * len(NAMES), NAMES)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"index": MANY},
+        {"index": INDEX, "label": MANY},
+        {"index": INDEX[:1000], "label": pa.nulls(1000, pa.list_(pa.float32(), 10_000))},
+    ],
+)
+def test_a_column_of_many_in_place_of_one_is_not_read(tmp_path, columns):
+    path = tmp_path / "part.parquet"
+    pq.write_table(pa.table(columns), path, compression="none")
+    assert path.stat().st_size < 400_000, "at least 40 MB in memory"
+
+    def index(path, column):
+        yield parquet.inspect(path, every_byte=False)
+
+    for read in (parquet.read_features, parquet.read_numbers) if "index" in columns and len(columns) > 1 else (index,):
+        with refused_in_little_memory():
+            next(read(path, "label"))
+
+
+def test_a_list_of_one_picture_is_not_read(tmp_path):
+    path = tmp_path / "part.parquet"
+    equal = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), pa.array([b"x" * 100_000]))
+    pictures = pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), equal)
+    image = pa.StructArray.from_arrays([pictures, pa.array(["0.png"])], ["bytes", "path"])
+    for columns in ({"image": image}, {"image.bytes": pictures}):
+        table = pa.table({"index": [0], **columns})
+        pq.write_table(table, path, compression="none", write_statistics=False, store_schema=False)
+        assert path.stat().st_size < 110_000, "100 MB in memory"
+        with refused_in_little_memory():
+            next(parquet.read_encoded(path))
+
+
+def test_a_history_has_no_lists(tmp_path):
+    zeros = pa.ListArray.from_arrays(pa.array([0, COUNT], pa.int32()), ZEROS)
+    file = io.BytesIO()
+    pq.write_table(pa.table(dict.fromkeys(NAMES, zeros)), file, compression="none", write_statistics=False)
+    assert len(file.getvalue()) < 200_000, "48 MB in memory"
+    with refused_in_little_memory():
+        parquet.read_table(file.getvalue())
+
+
+def test_a_log_that_claims_any_size_is_not_read_whole(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with path.open("wb") as file:
+        file.truncate(200 * 2**20)
+    for storage in (LocalStorage(tmp_path), LOCAL):
+        with pytest.raises(OSError) as refused:
+            storage.read(path)
+        assert refused.value.errno == errno.EFBIG
+        assert storage.read(path, 0, 10) == bytes(10)
+        assert len(storage.read(path, 199 * 2**20)) == 2**20, "what a log has grown by"
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "plan.json"])
+def test_status_refuses_a_pipe_and_a_log_of_any_size_without_a_traceback(tmp_path, name):
+    shutil.copytree(RUN, run := tmp_path / "run")
+    (run / name).unlink(missing_ok=True)
+    if name == "plan.json":
+        os.mkfifo(run / name)
+    else:
+        (run / name).touch()
+        os.truncate(run / name, 200 * 2**20)
+    with pytest.raises(UserError, match=name), user_errors():
+        nights.taugrid("status", run)
+
+
+READS = {
+    "read": lambda storage, path: storage.read(path, 0, 0),
+    "read_json": lambda storage, path: read_json(path, storage),
+    "opened": lambda storage, path: storage.opened(path).__enter__(),
+    "readable": lambda storage, path: storage.readable(path).__enter__(),
+    "append": lambda storage, path: storage.append(path, b"x"),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path, read):
+    os.mkfifo(tmp_path / "plan.json")
+    (tmp_path / "link").symlink_to("plan.json")
+    both_ends = os.open(tmp_path / "plan.json", os.O_RDWR)  # or the test would wait where it fails
+    try:
+        for name in ("plan.json", "link"):
+            with pytest.raises(OSError) as refused:
+                READS[read](LocalStorage(tmp_path), tmp_path / name)
+            assert refused.value.errno == errno.ESPIPE
+    finally:
+        os.close(both_ends)
 
 
 def test_a_png_that_claims_too_many_pixels_is_not_decoded():
