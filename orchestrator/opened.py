@@ -16,13 +16,11 @@ from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import FILES
 from taugrid.orchestrator.rundir.extension import check_extends, config_sha256
 from taugrid.orchestrator.rundir.grown import read_sizes
-from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.samplers import unchecked
-from taugrid.run_id import FILE as RUN_FILE
-from taugrid.storage import Storage, is_url, open_place, read_json, write_json
+from taugrid.run_id import is_run_directory
+from taugrid.storage import is_url, open_place, read_json, write_json
 
 
 def open_config(
@@ -117,17 +115,14 @@ def open_existing(directory: str, dry: bool = False) -> Run:
     storage.require(root)
     if not is_url(directory) and Path(directory).is_file():
         raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
-    if not storage.exists(root / CONFIG_NAME):
+    if not is_run_directory(root, storage):
         if storage.exists(root / "run" / CONFIG_NAME):
             raise UserError(f"{directory} is the folder of a night; give its run, {directory.rstrip('/')}/run")
         if storage.list(root, "nights/*/run/config.json"):
             raise UserError(
                 f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
             )
-        lost = f", or write a lost config.json again with `taugrid report CONFIG --out {directory}`"
-        hint = lost if _has_run_files(root, storage) else ""
-        lacks = "has no config.json" if storage.exists(root) else "does not exist"
-        raise UserError(f"{directory} is not a run directory (it {lacks}); give the one that `taugrid run` made{hint}")
+        raise UserError(f"{directory} is not a run directory; give the one that `taugrid run` made")
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 
 
@@ -167,11 +162,8 @@ def _planned_sections(config: Config) -> dict[str, Any]:
 
 
 def is_other_folder(name: str) -> bool:
-    """Whether this is a local folder without files of a run."""
-    if is_url(name) or not Path(name).is_dir():
-        return False
-    root, storage = open_place(name, "DIR")
-    return not storage.exists(root / CONFIG_NAME) and not _has_run_files(root, storage)
+    """Whether this is a local folder that is no run directory."""
+    return not is_url(name) and Path(name).is_dir() and not is_run_directory(*open_place(name, "DIR"))
 
 
 def are_images(place: str) -> bool:
@@ -192,11 +184,6 @@ def directory_of(given: str) -> str:
     except UserError:
         return given
     return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
-
-
-def _has_run_files(root: Path, storage: Storage) -> bool:
-    paths = Paths(root, storage)
-    return any(map(storage.exists, (paths.provenance, root / RUN_FILE))) or bool(storage.list(paths.events, FILES))
 
 
 def _directory_meant(file: str) -> str:

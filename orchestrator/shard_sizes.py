@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from taugrid.config import Sample
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.words import counted, duration
+from taugrid.words import duration
 from taugrid.workers.sample import SampleJob
 
 LONG_SECONDS = 300.0
@@ -35,8 +35,8 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
         return None
     advice = smaller_shards(cell.settings, cell.nfe, total / (SHARDS_A_WORKER * workers), has_samples)
     return (
-        f"{counted(plan.num_shards, 'shard')} to sample for {workers} workers, and the longest is {evaluations:,} of "
-        f"all {total:,} network evaluations: workers will be idle; {advice}"
+        f"the longest shard is {evaluations:,} of all {total:,} network evaluations, for {workers} workers: some will "
+        f"be idle; {advice}"
     )
 
 

@@ -1,10 +1,11 @@
-"""The id of a run directory, in `run.json` at its root: a worker that does not find it there is somewhere else.
+"""What a run directory is, and its id, in `run.json`: a worker that does not find it there is somewhere else.
 
 An unmounted folder is often still there, empty, and takes whatever is written. A folder that was renamed may have been
 made again. The driver writes the id once; every worker reads it before it writes.
 """
 
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from taugrid.storage import ANY, Storage, read_json, write_text
 from taugrid.words import this_node
 
 FILE = "run.json"
+
+SECTIONS = ("sample", "diffusion", "evaluate")
+"""Sections of every config.json of a run; no file of that name has them that is of something else."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,15 @@ def check_run(run: RunId, storage: Storage) -> None:
 
 
 def recorded_id(root: Path, storage: Storage) -> str | None:
-    """The id that a run directory has; None if it has none."""
+    """The id that a run directory has; None if it has none, as `claim` writes it."""
     value = read_json(root / FILE, storage)
-    run_id = value.get("run") if isinstance(value, dict) else None
-    return run_id if isinstance(run_id, str) else None
+    run_id = value.get("run") if isinstance(value, dict) and value.keys() == {"run"} else None
+    return run_id if isinstance(run_id, str) and re.fullmatch("[0-9a-f]{32}", run_id) else None
+
+
+def is_run_directory(root: Path, storage: Storage) -> bool:
+    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections."""
+    if recorded_id(root, storage) is not None:
+        return True
+    config = read_json(root / "config.json", storage)
+    return isinstance(config, dict) and all(isinstance(config.get(section), dict) for section in SECTIONS)

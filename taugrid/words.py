@@ -114,11 +114,14 @@ def printable(text: str) -> str:
 
 
 def with_controls(value: Any) -> str | None:
-    """The first text in plain data, keys included, that has a control character; None if there is none."""
-    if isinstance(value, str):
-        return value if _CONTROL.search(value) else None
-    inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
-    return next((text for text in map(with_controls, inner) if text is not None), None)
+    """A text in plain data, keys included, that has a control character; None if there is none."""
+    left = [value]  # not in the order of the data; a nested call each would end at some depth
+    while left:
+        each = left.pop()
+        if isinstance(each, str) and _CONTROL.search(each):
+            return each
+        left += [*each, *each.values()] if isinstance(each, Mapping) else each if isinstance(each, list) else []
+    return None
 
 
 def beside(levels: Iterable[float], low: float, high: float) -> str:

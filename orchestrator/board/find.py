@@ -1,19 +1,19 @@
 """Finds runs below folders and buckets, level by level, without looking into a run.
 
-A run directory has run.json; those of versions before that have config.json beside events, samples or tables. In a
-history of nights, only nights/ID/run counts: canaries and second looks belong to their night.
+In a history of nights, only nights/ID/run counts: canaries and second looks belong to their night.
 """
 
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from taugrid.run_id import FILE as RUN_ID
+from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, Level, LocalStorage, Storage, open_place
 from taugrid.words import with_urls
 
@@ -24,8 +24,6 @@ MAX_FOLDERS = 20_000
 """The number of folders below a place that are listed before the search ends: somebody may give the root of a disk."""
 
 MAX_NOTES = 20
-
-PARTS_OF_A_RUN = {"events", "samples", "tables"}
 
 
 class Place(NamedTuple):
@@ -80,12 +78,15 @@ class _Folder(NamedTuple):
     role: Literal["", "nights", "night"] = ""
 
 
-def find(places: Sequence[Place]) -> Finds:
-    """The runs below `places`, in the order of their titles. Nothing raises: what can't be listed has a note."""
+def find(places: Sequence[Place], known: Container[str] = ()) -> Finds:
+    """The runs below `places`, in the order of their titles. Nothing raises: what can't be listed has a note.
+
+    No file is read of `known` directories, which were runs before.
+    """
     finds, seen = Finds(), set[str]()
     with ThreadPoolExecutor(THREADS) as pool:
         for place in places:
-            _Search(place, finds, seen).walk(pool)
+            _Search(place, finds, seen, known).walk(pool)
     finds.runs = _with_unique_titles(finds.runs)
     finds.notes[MAX_NOTES:] = [f"and {len(finds.notes) - MAX_NOTES:,} more"] if len(finds.notes) > MAX_NOTES else []
     return finds
@@ -99,6 +100,7 @@ class _Search:
     finds: Finds
     seen: set[str]
     """The real paths of what was listed, so that links lead nowhere twice."""
+    known: Container[str]
 
     def walk(self, pool: Executor) -> None:
         listed, left, frontier = 0, False, [_Folder(self.place.root)]
@@ -106,9 +108,9 @@ class _Search:
             new = [folder for folder in frontier if self._is_new(folder.path)]
             now, left = new[: MAX_FOLDERS - listed], len(new) > MAX_FOLDERS - listed
             listed += len(now)
-            levels = pool.map(self._level, [folder.path for folder in now])
-            found = zip(now, levels, strict=True)
-            frontier = [inner for folder, level in found for inner in self._inside(folder, level)]
+            looks = pool.map(self._look, [folder.path for folder in now])
+            found = zip(now, looks, strict=True)
+            frontier = [inner for folder, (level, is_run) in found for inner in self._inside(folder, level, is_run)]
         if left:
             self._note(self.place.root, f"the search ended after {listed:,} folders; name folders further down")
 
@@ -121,21 +123,25 @@ class _Search:
     def _storage(self, root: Path) -> Storage:
         return LocalStorage(root) if self.place.storage.on_disk else self.place.storage
 
-    def _level(self, path: Path) -> Level | OSError:
-        """What is in a folder. The search follows links, but not those that leave a run."""
+    def _look(self, path: Path) -> tuple[Level | OSError, bool]:
+        """What is in a folder, and whether it is a run. The search follows links, but not those that leave a run."""
+        storage = self._storage(path)
         try:
-            level = self._storage(path).level(path)
-            return level if is_run(level) or not level.unreadable else self.place.storage.level(path)
+            level = storage.level(path)
+            may_be_run = bool({RUN_ID, "config.json"} & level.files.keys())
+            if may_be_run and (shown(str(path)) in self.known or is_run_directory(path, storage)):
+                return level, True
+            return (self.place.storage.level(path) if level.unreadable else level), False
         except OSError as error:
-            return error
+            return error, False
 
-    def _inside(self, folder: _Folder, level: Level | OSError) -> Iterator[_Folder]:
+    def _inside(self, folder: _Folder, level: Level | OSError, is_run: bool) -> Iterator[_Folder]:
         """The folders to list next; what `folder` itself is goes to the finds."""
         if isinstance(level, OSError):
             self._note(folder.path, "it is not there" if level.errno == errno.ENOENT else str(level.strerror))
             return
         self.finds.readable = True
-        if is_run(level):
+        if is_run:
             self.finds.runs.append(self._found(folder, level))
             return
         for name in level.unreadable:
@@ -159,10 +165,6 @@ class _Search:
 
     def _note(self, path: Path, reason: str) -> None:
         self.finds.notes.append(f"{shown(str(path))}: {reason}")
-
-
-def is_run(level: Level) -> bool:
-    return RUN_ID in level.files or ("config.json" in level.files and bool(PARTS_OF_A_RUN.intersection(level.folders)))
 
 
 def shown(text: str) -> str:

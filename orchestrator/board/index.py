@@ -56,8 +56,8 @@ class Index:
 
     def look(self) -> Board:
         """The runs as they are now. Nothing raises: what can't be read has a note."""
-        finds = find(self.places)
         before = self._loaded() if self._kept is None else self._kept
+        finds = find(self.places, before)
         with ThreadPoolExecutor(THREADS) as pool:
             runs = list(pool.map(lambda found: self._run(found, before.get(found.directory)), finds.runs))
             nights = list(pool.map(lambda found: read_night(found, before.get(found.directory)), finds.nights))

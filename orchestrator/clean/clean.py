@@ -9,8 +9,9 @@ from taugrid.errors import FULL, UserError
 from taugrid.orchestrator.clean.files import CATEGORIES, RunFiles
 from taugrid.orchestrator.nightly.places import Night, find_history
 from taugrid.orchestrator.nightly.write import remove_images, without_newest
-from taugrid.orchestrator.rundir.lease import Lease, sole_driver
+from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.run_id import is_run_directory
 from taugrid.storage import Stat, open_place
 from taugrid.words import counted, in_columns, quantity
 
@@ -49,7 +50,7 @@ class Cleaning:
             storage.require(root)
             self.place = Paths(root, storage)
             self._runs = [self.place]
-            if not self.place.is_run:
+            if not is_run_directory(root, storage):
                 raise UserError(
                     f"{directory} is neither a run directory nor a history of nights; give the one that `taugrid run` "
                     "or `taugrid nightly` made"
@@ -57,12 +58,6 @@ class Cleaning:
             if keep_nights is not None:
                 raise UserError(f"--keep-nights is for a history of nights; {directory} is none")
         self._losing = {root for night in self._old for root in night.run_directories}
-
-    @property
-    def drivers(self) -> list[str]:
-        """The drivers that work in the directory now, in words."""
-        holders = (Lease(place).live_holder() for place in dict.fromkeys([self.place, *self._runs]))
-        return [str(holder) for holder in holders if holder is not None]
 
     def listed(self, wanted: Collection[str]) -> list[Removable]:
         """What may go of the categories `wanted`. Removes nothing."""

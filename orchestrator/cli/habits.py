@@ -109,9 +109,6 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
 
 def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_json: bool) -> set[str]:
     """The names of the categories that the user wants to lose; asks at a terminal."""
-    if drivers := cleaning.drivers:
-        echo(f"nothing is deleted while a driver works there ({drivers[0]})", err=True)
-        return set()
     if yes or not found:
         return {each.name for each in found}
     if as_json or not is_asked():

@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.run_id import is_run_directory
 from taugrid.storage import read_json
 from taugrid.words import listed
 from taugrid.workers.custom.source import differences
@@ -27,18 +28,16 @@ MAX_DIFFERENCES = 4
 
 
 def check_is_run_directory(rundir: RunDir) -> None:
-    """Raise `UserError` if a folder holds other files, or a damaged config: they would be overwritten.
-
-    A folder with nothing but `models` is a new run with trained models from an earlier one.
-    """
-    if rundir.is_run:
+    """Raise `UserError` if a folder holds other files, or a damaged config: they would be overwritten."""
+    if is_run_directory(rundir.root, rundir.storage):
         if rundir.storage.exists(rundir.config) and not isinstance(read_json(rundir.config, rundir.storage), dict):
             raise UserError(
                 f"{rundir.config} can't be read as JSON; remove it to go on with this config, or give another --out"
             )
         return
-    names = sorted(path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith("."))
-    if set(names) - {rundir.models.name, rundir.lease.name}:
+    own = (rundir.lease.name, f".{rundir.lease.name}.", ".run.json.")  # a driver that was killed as it began left these
+    names = [path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith(own)]
+    if names:
         raise UserError(
             f"--out {rundir.root} is not empty and no run directory (it holds {listed(names, 3)}); give a new folder"
         )

@@ -9,8 +9,8 @@ from taugrid.eval.sources import part_bounds
 from taugrid.orchestrator.plan.cells import Cell, Model, Shard, name_of, part_name
 from taugrid.orchestrator.plan.sources import RECORD
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.run_id import RunId, recorded_id
-from taugrid.storage import LocalStorage, Storage, open_place, read_json, user_cache
+from taugrid.run_id import RunId
+from taugrid.storage import LocalStorage, Storage, open_place, user_cache
 from taugrid.words import with_urls
 from taugrid.workers.training.log import LOG
 
@@ -55,13 +55,6 @@ class Paths:
     def shown(self) -> str:
         """The run directory as the user names it: a path or a URL."""
         return with_urls(str(self.root))
-
-    @property
-    def is_run(self) -> bool:
-        """Whether this is a run directory: run.json has an id, or config.json is a run's, not a diffusers network's."""
-        config = read_json(self.config, self.storage)
-        is_config = isinstance(config, dict) and {"name", "sample"} <= config.keys()
-        return is_config or recorded_id(self.root, self.storage) is not None
 
     @property
     def around(self) -> tuple[Path, Storage]:

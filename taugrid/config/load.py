@@ -17,6 +17,7 @@ from taugrid.config.sample import LabelColumn
 from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
+from taugrid.run_id import is_run_directory
 from taugrid.storage import is_url, open_place
 from taugrid.words import did_you_mean, with_controls
 
@@ -39,16 +40,15 @@ def find(name: str) -> Path:
     Raises:
         UserError: if there is no such file.
     """
-    if is_url(name):
-        return _find_in_store(name)
     path = Path(name)
-    if path.is_dir():
-        if not (path / CONFIG_NAME).is_file():
-            raise UserError(
-                f"{name} is a folder without config.json, so not a run directory; give a config file, with --out "
-                f"{name} if this run has lost its own"
-            )
-        return path / CONFIG_NAME
+    if is_url(name) or path.is_dir():
+        root, storage = open_place(name, "CONFIG")
+        storage.require(root)
+        if not is_run_directory(root, storage):
+            raise UserError(f"{name} is not a run directory; give a config file, or a directory that taugrid made")
+        if not storage.exists(root / CONFIG_NAME):
+            raise UserError(f"{name} has lost its config.json; write it again: `taugrid report CONFIG --out {name}`")
+        return (root if is_url(name) else path) / CONFIG_NAME
     if path.is_file():
         return path
     shipped = {
@@ -58,14 +58,6 @@ def find(name: str) -> Path:
         return shipped[Path(name).stem]
     hint = did_you_mean(Path(name).stem, shipped, f"shipped configs: {', '.join(sorted(shipped))}")
     raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
-
-
-def _find_in_store(url: str) -> Path:
-    root, storage = open_place(url, "CONFIG")
-    storage.require(root)
-    if not storage.exists(root / CONFIG_NAME):
-        raise UserError(f"{url} is not a run directory (it has no config.json); a config file must be a local one")
-    return root / CONFIG_NAME
 
 
 def _is_yaml(name: str) -> bool:
@@ -83,10 +75,9 @@ def read(path: Path) -> dict[str, Any]:
             reason = _place_and_problem(error, text)
         if isinstance(error, UnicodeDecodeError):
             reason = "it is not text, so no config"
-        remedy = _way_out(path)
         if isinstance(error, PermissionError):
-            reason, remedy = "no permission", "; make it readable"
-        raise UserError(f"can't read {path}: {reason}{remedy}") from None
+            raise UserError(f"can't read {path}: no permission; make it readable") from None
+        raise UserError(f"can't read {path}: {reason}{_way_out(path)}") from None
     if values is None:
         raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...){_way_out(path)}")
     if not isinstance(values, dict):
@@ -100,7 +91,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _way_out(path: Path) -> str:
     """What to do about a damaged config of a run directory, for the end of a message."""
-    if path.name != CONFIG_NAME:
+    if path.name != CONFIG_NAME or not is_run_directory(*open_place(str(path.parent), "CONFIG")):
         return ""
     return f"; move it away and write it again from your own config: `taugrid report CONFIG --out {path.parent}`"
 
@@ -225,7 +216,10 @@ def _plain(key: str, value: Any) -> Any:
             return other.tolist()
         raise UserError(f"{key}: a config holds texts, numbers, lists and mappings, not {type(other).__name__}")
 
-    return json.loads(json.dumps(value, default=convert))
+    try:
+        return json.loads(json.dumps(value, default=convert))
+    except RecursionError:
+        raise UserError(f"{key}: it is nested too deeply") from None
 
 
 def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
@@ -311,7 +305,8 @@ def _refuse_second_source(merged: Mapping[str, Any], assignments: Sequence[Overr
 def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
     """Reset the seeds that a run directory's config has filled in from `seed`, so that they follow a new `seed`."""
     for section in ("train", "sample"):
-        seed = before.get(section, {}).get("seed")
+        given = before.get(section)
+        seed = given.get("seed") if isinstance(given, Mapping) else None
         if before.get("seed", 0) != merged.get("seed", 0) and seed == before.get("seed", 0) == merged[section]["seed"]:
             merged[section]["seed"] = None
 

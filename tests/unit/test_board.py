@@ -104,11 +104,12 @@ def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    made("begun", run_json='{"run": "x"}')
-    made("config-only", run_json='{"run": "x"}', config_json='{"name": "early"}')
-    made("torn", run_json='{"run": "x"}', config_json='{"name": "to')
-    made("deep", run_json="{}", config_json='{"name": "deep"}', tables__quality_json="[" * 100_000)
-    made("odd", run_json="{}", config_json='{"name": 7, "sample": 3}', plan_json='{"cells": [1, {"id": []}]}',
+    run_id = json.dumps({"run": "0" * 32})
+    made("begun", run_json=run_id)
+    made("config-only", run_json=run_id, config_json='{"name": "early"}')
+    made("torn", run_json=run_id, config_json='{"name": "to')
+    made("deep", run_json=run_id, config_json='{"name": "deep"}', tables__quality_json="[" * 100_000)
+    made("odd", run_json=run_id, config_json='{"name": 7, "sample": 3}', plan_json='{"cells": [1, {"id": []}]}',
          provenance_json='{"machines": {"a": 1}, "versions": {"taugrid": "9.0.0"}}',
          tables__quality_json='{"rows": [1, {"cell": "a", "fid": NaN, "new": [1]}], "protocols": {"p": 3}}',
     )  # fmt: skip

@@ -169,9 +169,17 @@ def test_a_full_disk_can_be_cleaned(copy, small_disk):
 def test_a_driver_at_work_keeps_its_files(copy):
     before = everything(copy)
     with RunDir(copy).lock():
-        _, told = taugrid("clean", copy, "--features", "--yes")
-    assert "nothing is deleted while a driver works there" in told
+        taugrid("clean", copy, "--features", "--yes", code=2)
     assert everything(copy) == before
+
+
+def test_a_lease_of_another_clock_is_watched_and_then_taken(copy, monkeypatch):
+    """It was refused for ever, with exit code 0."""
+    monkeypatch.setattr("taugrid.orchestrator.rundir.lease.EXPIRY_SECONDS", 0.3)
+    holder = {"host": "elsewhere", "process": 5, "boot": "b", "run": None, "session": "s"}
+    (copy / "lease.json").write_text(json.dumps({**holder, "heartbeat": "9999-12-31T23:59:59+00:00"}))
+    taugrid("clean", copy, "--features", "--yes")
+    assert not list(copy.glob("features/*/*/part-*"))
 
 
 def test_options_that_do_not_fit_are_refused(copy):

@@ -13,6 +13,8 @@ from taugrid.config import schema as config_schema
 from taugrid.config.load import find, load, merge
 from taugrid.config.sample import Spacing
 from taugrid.errors import UserError
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 from taugrid.workers.diffusion import schedule, timesteps
 from taugrid.workers.diffusion.process import PredictionType
 
@@ -47,6 +49,7 @@ def test_a_mistake_is_one_line_that_names_the_key(values, message):
 
 
 def test_a_key_that_is_gone_is_ignored_in_a_run_directory_and_names_its_successor_elsewhere(tmp_path):
+    claim(tmp_path, LOCAL)
     content = '{"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "cluster": {%s}}'
     for name in ("config.json", "my.json"):
         (tmp_path / name).write_text(content % '"cuda_graphs": "off", "workers": 2')
@@ -163,6 +166,7 @@ def test_seeds_default_to_the_top_level_seed(tmp_path):
 
 def test_a_config_is_found_by_path_by_name_and_by_run_directory(tmp_path):
     assert find("digits") == find("digits.yaml")
+    claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text("{}")
     assert find(str(tmp_path)) == tmp_path / "config.json"
 
@@ -287,6 +291,7 @@ def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):
 )
 def test_a_text_that_steers_a_terminal_is_refused(tmp_path, text, more):
     """Such a label ended a report, whose figures are XML, and passed through every table."""
+    claim(tmp_path, LOCAL)
     for given in (MINIMAL | more(text), str(tmp_path)):
         (tmp_path / "config.json").write_text(json.dumps(MINIMAL | more(text)))
         with pytest.raises(UserError, match="control character") as caught:
@@ -295,6 +300,7 @@ def test_a_text_that_steers_a_terminal_is_refused(tmp_path, text, more):
 
 
 def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_path):
+    claim(tmp_path, LOCAL)
     way_out = rf"; move it away and write it again from your own config: `taugrid report CONFIG --out {tmp_path}`$"
     for content in ('{"name": ', "null", "[]", '{"name": "x", "sample": {"batch_s<ze": 1}}'):
         (tmp_path / "config.json").write_text(content)
@@ -304,7 +310,7 @@ def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_pat
     with pytest.raises(UserError, match=r"unknown key 'sample.stops' \([^()]*\)$"):
         load(str(tmp_path), ["sample.stops=1"])
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=rf"without config.json, .* --out {tmp_path} if"):
+    with pytest.raises(UserError, match=rf"lost its config.json; .*--out {tmp_path}"):
         load(str(tmp_path))
 
 
@@ -337,6 +343,7 @@ def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
 
 
 def test_a_run_of_another_version_is_said_where_its_config_has_unknown_keys(tmp_path):
+    claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL | {"key_of_9": 1}))
     with pytest.raises(UserError, match=r"unknown key 'key_of_9' \([^()]*\); move it away"):
         load(str(tmp_path))
@@ -348,6 +355,7 @@ def test_a_run_of_another_version_is_said_where_its_config_has_unknown_keys(tmp_
 
 
 def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatch):
+    claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
 
     def refused(path):  # tests run as root, whom nobody refuses
@@ -356,3 +364,22 @@ def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(UserError, match=r"config.json: no permission; make it readable$"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [{"_class_name": "UNet2DModel"}, {"name": "x", "sample": "mine"}, []])
+def test_the_config_of_something_else_is_not_to_be_replaced(tmp_path, config):
+    """Who moves a network's config.json away, as a run's damaged one, has no network any more."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for given in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(UserError) as caught:
+            load(str(given))
+        assert "move" not in str(caught.value)
+
+
+@pytest.mark.parametrize("deep", [600, 5000])
+def test_what_is_nested_deeply_is_one_line(deep):
+    value = "x"
+    for _ in range(deep):
+        value = [value]
+    with pytest.raises(UserError):
+        load(MINIMAL | {"grid": value})

@@ -327,8 +327,8 @@ def test_a_run_stays_a_run_and_a_folder_of_something_else_an_error(history, tmp_
     assert repr(taugrid_api.open(run)).startswith("<run tonight in ")
     assert json.loads(taugrid("status", run, "--json")[0])["cells"]
     (tmp_path / "other/nights/1").mkdir(parents=True)
-    for place, lacks in ((tmp_path / "other", "has no config.json"), (tmp_path / "none", "does not exist")):
-        assert f"is not a run directory (it {lacks})" in taugrid("status", place, code=2)[1]
+    for place in (tmp_path / "other", tmp_path / "none"):
+        assert "is not a run directory" in taugrid("status", place, code=2)[1]
         with pytest.raises(UserError, match="is not a run directory"):
             taugrid_api.open(place)
     assert not (tmp_path / "none").exists()

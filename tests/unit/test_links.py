@@ -1,6 +1,7 @@
 """Links below a run directory lead nowhere else: whoever made it may have linked any file of its reader's."""
 
 import errno
+import json
 import shutil
 
 import nights
@@ -165,7 +166,7 @@ def test_a_level_calls_links_that_leave_unreadable(root, outside):
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(RUN, tmp_path / "runs" / "a")
-    (tmp_path / "runs" / "a" / "run.json").write_text('{"run": "0123456789abcdef"}')
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"run": "0123456789abcdef" * 2}))
     return tmp_path / "runs"
 
 
@@ -196,6 +197,13 @@ def test_the_board_shows_nothing_that_a_link_leads_to(runs, outside, tmp_path):
     shutil.copy(run / "tables" / "quality.json", outside / "quality.json")
     linked(run / "tables" / "quality.json", outside / "quality.json")
     assert look(runs).runs[0].entry["rows"] == []
+
+
+def test_a_folder_is_no_run_by_a_run_json_that_leaves_it(runs, outside):
+    shutil.move(runs / "a" / "run.json", outside / "run.json")
+    linked(runs / "a" / "run.json", outside / "run.json")
+    (runs / "a" / "config.json").unlink()
+    assert look(runs).runs == []
 
 
 def test_a_run_that_is_a_link_is_on_the_board(runs, tmp_path):

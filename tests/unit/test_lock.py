@@ -360,10 +360,10 @@ def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
 
 
 def test_a_lease_is_refreshed_and_names_the_run(tmp_path, quick):
-    (tmp_path / "run.json").write_text('{"run": "abc"}')
+    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8}))
     with RunDir(tmp_path).lock():
         first = json.loads((tmp_path / "lease.json").read_text())
-        assert first["run"] == "abc"
+        assert first["run"] == "abc0" * 8
         end = time.monotonic() + 60
         while json.loads((tmp_path / "lease.json").read_text())["heartbeat"] == first["heartbeat"]:
             assert time.monotonic() < end

@@ -71,10 +71,10 @@ def test_a_number_is_not_called_an_integer_range():
 @pytest.mark.parametrize("command", ["status", "verify"])
 def test_commands_that_look_take_the_name_of_a_shipped_config(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory \(it does not exist\)"):
+    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory;"):
         cli.main([command, "digits"], standalone_mode=False)
     Path("nothing").mkdir()
-    with pytest.raises(UserError, match=r"^nothing is not a run directory \(it has no config.json\)"):
+    with pytest.raises(UserError, match=r"^nothing is not a run directory;"):
         cli.main([command, "nothing"], standalone_mode=False)
 
 

@@ -129,8 +129,8 @@ def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
     rundir = RunDir(tmp_path / "run")
     check_is_run_directory(rundir)  # not there yet
     rundir.root.mkdir()
-    (rundir.root / ".lock").touch()
-    check_is_run_directory(rundir)
+    (rundir.root / "lease.json").touch()
+    check_is_run_directory(rundir)  # a driver that was killed as it began
     (rundir.root / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"not empty and no run directory \(it holds thesis.tex\)"):
         check_is_run_directory(rundir)
@@ -156,14 +156,23 @@ NETWORK = {"_class_name": "UNet2DModel", "sample_size": 8}
         {"config.json": NETWORK, "run.json": "run"},
         {"config.json": NETWORK, "lease.json": {}},
         {"run.json": {"mine": 1}},
+        {"run.json": {"run": "abc"}, "config.json": {"lr": 1}},
+        {"run.json": {"run": "0" * 32, "mine": 1}},
+        {"config.json": {"name": "x", "sample": "mine"}},
+        {"config.json": {"name": "x", "sample": {}, "evaluate": {}}},
+        {".env": 1},
+        {".git/config": 1},
+        {"models/mine.json": 1},
     ],
     ids=json.dumps,
 )
 def test_the_files_of_something_else_are_neither_overwritten_nor_removed(tmp_path, files):
     for name, value in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(value))
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "mine").write_text("mine")
+    if "config.json" in files:
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "mine").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for command in ("report gaussian --out", "clean --logs --yes"):
         assert isinstance(CliRunner().invoke(cli, [*command.split(), str(tmp_path)]).exception, UserError)

@@ -1,6 +1,7 @@
 """A kind of work is one module in orchestrator/work; what its workers refuse ends a run, by the type of the error."""
 
 import io
+import json
 import pickle
 import sys
 import traceback
@@ -198,7 +199,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     )
     opened = open_config(str(config), (), str(root))
     root.mkdir()
-    (root / "run.json").write_text('{"run": "0"}')
+    (root / "run.json").write_text(json.dumps({"run": "0" * 32}))
     leftover = root / "paintings" / ".x.parquet.0.tmp"
     leftover.parent.mkdir(parents=True)
     opened.rundir.claim()  # it is a run directory
