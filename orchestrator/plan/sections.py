@@ -264,12 +264,16 @@ def train_identity(train: Train) -> dict[str, Any]:
     return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
 
 
+_HASHED_DEFAULTS = SAMPLE_DEFAULTS.model_copy(update={"batch_size": 256, "shard_evaluations": 50_000})
+"""The defaults of the first version: ids of cells leave them out, so that an id never gets another meaning."""
+
+
 def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None) -> dict[str, Any]:
-    """The keys of a resolved `sample` that differ from the defaults and change images, and a custom sampler's code.
+    """The keys of a resolved `sample` that differ from the hashed defaults and change images, and a sampler's code.
 
     `labels`: as resolved, where what the network takes is known; of a column its content counts, not its path.
     """
-    differing = _differing(settings, SAMPLE_DEFAULTS, NOT_IDENTITY["sample"])
+    differing = _differing(settings, _HASHED_DEFAULTS, NOT_IDENTITY["sample"])
     if labels is not None:
         differing["labels"] = labels.said
     return differing if code is None else differing | {"sampler_code": code}

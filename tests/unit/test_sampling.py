@@ -1,6 +1,7 @@
 """Jobs read a network as what it predicts: `diffusion.prediction` of the config reaches the sampler."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ def the_only_job(tasks):
 
 
 def pictures(job):
-    parts = list(parquet.read_images(job.path))
+    parts = list(parquet.read_images(Path(job.path)))
     assert np.concatenate([index for index, _ in parts]).tolist() == list(range(sum(len(i) for i, _ in parts)))
     return np.concatenate([batch for _, batch in parts]).astype(int)
 
@@ -118,7 +119,7 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
     job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).tasks())
     assert_beats(ode.reconstruct_shard, job, network)
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
-    mse = np.concatenate([part for _, part in parquet.read_numbers(job.path, "mse")])
+    mse = np.concatenate([part for _, part in parquet.read_numbers(Path(job.path), "mse")])
     for reading in READINGS:
         rebuilt = decode(network, encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading)
         expected = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
