@@ -1,6 +1,6 @@
 """From a config to a plan: the product of the grid, its models and its cells, with identities from content.
 
-Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values that differ from hashed defaults, so that a new
+Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values that differ from hashed defaults, so a new
 key orphans no old run. Reads no clock, and from disk only the checkpoints, code and images that a config names.
 """
 
