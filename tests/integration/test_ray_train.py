@@ -29,6 +29,8 @@ from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 from taugrid.workers import ray_compat
 from taugrid.workers.data import load as data
 from taugrid.workers.data.labels import load_labels
@@ -177,6 +179,7 @@ def killed(ray_session, tmp_path_factory):
     root = folder / "run"
     spec = a_spec(root / "models")
     spec.running.mkdir(parents=True)
+    claim(root, LOCAL)
     (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')  # a kill left these two
     (root / "models" / f".{SPEC.model_id}.77.tmp").mkdir()
     file = write_config(

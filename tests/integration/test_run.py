@@ -11,6 +11,8 @@ from shared import taugrid
 
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -76,6 +78,7 @@ def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy
 
 def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):
     shutil.copytree(finished / "models", tmp_path / "one/models")
+    claim(tmp_path / "one", LOCAL)
     taugrid("run", config, "--out", tmp_path / "one", "--workers", 1)
     assert sample_files(tmp_path / "one") == sample_files(finished)
     assert scores(tmp_path / "one") == scores(finished)

@@ -13,6 +13,8 @@ import taugrid
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.main import cli
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 
 CONFIG = "gaussian"
 
@@ -103,7 +105,7 @@ def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_p
     with pytest.raises(UserError, match="not a run directory") as caught:
         taugrid.open(tmp_path)
     assert "--out" not in str(caught.value)
-    (tmp_path / "provenance.json").write_text("{}")
+    claim(tmp_path, LOCAL)
     with pytest.raises(UserError, match=rf"`taugrid report CONFIG --out {tmp_path}`"):
         taugrid.open(tmp_path)
 

@@ -139,7 +139,8 @@ def test_tables_name_the_process_of_ddpm_and_a_shift_of_1():
 
 def of_folder(theirs, sample=None, **sections):
     """The plan of a folder whose scheduler says `theirs`, with one of the same network to guide it."""
-    values = {"name": "x", "model": {"checkpoint": "/m"}, "sample": {"seed": 0} | (sample or {})} | sections
+    sample = {"seed": 0, "batch_size": 256, "shard_evaluations": 50_000} | (sample or {})
+    values = {"name": "x", "model": {"checkpoint": "/m"}, "sample": sample} | sections
     about = {"sample_size": 8, "in_channels": 3}, "ab" * 32, theirs, {}
     return plan(validate(Config, values, "test"), lambda path: Checkpoint(path, path, *about))
 

@@ -65,6 +65,7 @@ def test_a_folder_of_idx_files_is_fashion_mnist(idx):
 def config(folder, **sections):
     folder.mkdir()
     values = {"name": "other", "data": {"name": "digits", "split": "train"}, "model": {"oracle": "gaussian"}}
+    values |= {"sample": {}, "diffusion": {}, "evaluate": {}}
     (folder / "config.json").write_text(json.dumps(values | sections))
     return str(folder)
 

@@ -184,7 +184,8 @@ def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of
 def test_a_run_that_was_made_with_two_gpus_for_a_worker_can_still_be_read(tmp_path):
     """One of them idled."""
     cluster = {"gpus_per_worker": 2, "train": {"gpus_per_worker": 4.0}}
-    (tmp_path / "config.json").write_text(json.dumps({"name": "x", "model": {"unet": {}}, "cluster": cluster}))
+    values = {"name": "x", "model": {"unet": {}}, "cluster": cluster, "sample": {}, "diffusion": {}, "evaluate": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
     found = load(str(tmp_path)).cluster
     assert (found.gpus_per_worker, found.train.gpus_per_worker) == (1, 1)
     with pytest.raises(UserError, match="must be at most 1"):

@@ -605,6 +605,7 @@ def a_run(root, **train):
 def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_path):
     session = a_run(tmp_path)
     rundir, (model,) = session.rundir, session.plan.models
+    rundir.claim()
     weights = rundir.models / model.id / "unet" / "diffusion_pytorch_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.touch()
