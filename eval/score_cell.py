@@ -84,8 +84,8 @@ def run(job: ScoreJob, device: Device) -> Result:
         job.settings,
         {name: read_column(job, name) for name in job.settings.sample_columns},
     )
-    job.check_run()
     if reference is not None and job.floor_path is not None:
+        job.check_run()
         keep_floors(Path(job.floor_path), reference, job.num_samples, job.settings, job.storage)
     influences, conflict = {**scores.influences, **scores.unsure}, None
     if influences:

@@ -170,7 +170,6 @@ class Worker(HeartbeatActor):
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
         device = self._set_up()
-        job.check_run()
         device.start_job()
         try:
             with heartbeat.forwarded_to(device.alive), self._guard_accelerator():
