@@ -139,11 +139,14 @@ NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 """Errors of making or writing to one folder, which a different folder may not have."""
 
 UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ESPIPE})
-"""A path that can't exist, whatever is on the disk, or is no file to read: a name is too long, links go in a circle or
-out of a run directory, a log is too large, a pipe has a file's name."""
+"""Errors of a path that can't be used, whatever is on the disk: its name is too long, its links go in a circle or out
+of a run directory, it is too large to be read, or it is a pipe."""
 
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
+
+UNLOCKABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+"""From file systems without locks."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """From file systems without hard links, such as some mounts of networks and object stores."""

@@ -42,7 +42,11 @@ SIGMA, SCALE = 10, 1000
 
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     """The size of subsets: they are drawn without repetition, so they can't be larger than the smaller side."""
-    return Limits(changes={"kid_subset_size": min(settings.kid_subset_size, sizes.fewest)})
+    size = min(settings.kid_subset_size, sizes.fewest)
+    remark = None
+    if "kid_mean" in settings.metrics and size == sizes.num_samples:
+        remark = f"every KID subset holds all {size} samples, so kid_std says nothing about sampling"
+    return Limits(changes={"kid_subset_size": size}, remark=remark)
 
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:

@@ -177,14 +177,14 @@ def remarks(cell: CellDict) -> list[str]:
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
         if (n := decisive(cell)) is not None:
             how = f"`--grow-to {n}`" if cell.get("grows") else f"N = {n:,}"
-            remarks.append(f"{how} would decide, were the networks equal")
+            remarks.append(f"{how} would decide, if the networks are equal")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))
     return [*remarks, cell["note"]] if cell["note"] else remarks
 
 
 def decisive(cell: CellDict) -> int | None:
-    """The N that would decide an undecided cell, were the networks equal; None if it is unknown.
+    """The N that would decide an undecided cell, if the networks are equal; None if it is unknown.
 
     A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
     """

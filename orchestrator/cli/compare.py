@@ -33,7 +33,7 @@ NO_REFERENCE = (
 @click.option(
     "--margin",
     type=Finite(0),
-    help="The accepted regression, as a share of the old side's value. 0: none, of KID neither.  [default: 0.02]",
+    help="The accepted regression, as a share of the old side's value. 0: no margin, nor KID's floor.  [default: 0.02]",
 )
 @click.option(
     "--alpha",

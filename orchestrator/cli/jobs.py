@@ -13,6 +13,7 @@ from taugrid.orchestrator.cli.options import (
     Command,
     RunOptions,
     break_lock_option,
+    echo,
     json_option,
     only_option,
     print_value,
@@ -71,7 +72,7 @@ def submit(follow: bool, ship: bool, **given: Any) -> None:
         parse(selector)  # what it fits is known where the checkpoints are
     jobs = Jobs(requested.address)
     job = jobs.submit(config, directory, ship, requested.break_lock, requested.only)
-    click.echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
+    echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
     if follow:
         _follow(jobs, job, requested.as_json)
     print_value(_as_json(jobs, jobs.one(job)), requested.as_json, lambda _: job)
@@ -108,7 +109,7 @@ def logs(job: str, address: str, follow: bool) -> None:
     if follow:
         server.one(job)
         _follow(server, job, as_json=False)
-    click.echo(server.log(job), nl=False)
+    echo(server.log(job), nl=False)
 
 
 @click.command(cls=Command)
@@ -159,7 +160,7 @@ def _follow(jobs: "Jobs", job: str, as_json: bool) -> NoReturn:
     ending.hurries = False
     before = signal.signal(signal.SIGTERM, terminated)
     try:
-        ended = follow(jobs, job, lambda text: click.echo(text, nl=False, err=as_json))
+        ended = follow(jobs, job, lambda text: echo(text, nl=False, err=as_json))
     except KeyboardInterrupt as heard:
         _interrupted(jobs, job, asks=not isinstance(heard, Terminated))
     finally:
@@ -169,7 +170,7 @@ def _follow(jobs: "Jobs", job: str, as_json: bool) -> NoReturn:
         print_value(_as_json(jobs, ended), as_json, str)
     code = exit_code(ended)
     if ended.status == "STOPPED":
-        click.echo(f"taugrid: job {job} was stopped; submit it again to continue", err=True)
+        echo(f"taugrid: job {job} was stopped; submit it again to continue", err=True)
     sys.exit(code)
 
 
@@ -179,14 +180,14 @@ def _interrupted(jobs: "Jobs", job: str, asks: bool) -> NoReturn:
 
     try:
         if asks and sys.stdin.isatty() and sys.stderr.isatty():
-            click.echo(err=True)
+            echo("", err=True)
             if click.confirm(f"Job {job} runs on. Stop it?", default=False, err=True):
                 _stop(jobs, job)
                 sys.exit(Exit.INTERRUPTED)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(err=True)
-    click.echo(f"taugrid: job {job} runs on; `{again(jobs, job)}` follows it again", err=True)
-    click.echo(f"taugrid: `taugrid stop {job} --address {jobs.address}` stops it", err=True)
+        echo("", err=True)
+    echo(f"taugrid: job {job} runs on; `{again(jobs, job)}` follows it again", err=True)
+    echo(f"taugrid: `taugrid stop {job} --address {jobs.address}` stops it", err=True)
     sys.exit(Exit.INTERRUPTED)
 
 
@@ -195,9 +196,9 @@ def _stop(jobs: "Jobs", job: str) -> None:
 
     if jobs.stop(job):
         until_ended(jobs, job)
-        click.echo(f"job {job} is stopped; submit it again to continue", err=True)
+        echo(f"job {job} is stopped; submit it again to continue", err=True)
     else:
-        click.echo(f"job {job} had ended before ({jobs.one(job).status})", err=True)
+        echo(f"job {job} had ended before ({jobs.one(job).status})", err=True)
 
 
 def _as_json(jobs: "Jobs", job: "Submission") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from taugrid.errors import FULL, UserError, naming
+from taugrid.errors import FULL, UNLOCKABLE, UserError, naming
 from taugrid.hashing import canonical_json, file_sha256
 from taugrid.storage import LOCAL
 
@@ -127,8 +127,9 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
-        except OSError:
-            pass  # no locks here
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
         else:
             for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
                 LOCAL.delete(left)

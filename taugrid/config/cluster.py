@@ -70,7 +70,7 @@ class Cluster(Section):
     CPU nodes that are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match
     leaves none."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
-    """How long a run waits for a worker to start: for its resources, on a cluster that it joins."""
+    """How long a run waits for a worker to start, and on a cluster that it joins for free resources."""
     train: TrainingWorker = TrainingWorker()
     """What a training worker takes, if it is not what other workers take."""
     score: ScoringWorker = ScoringWorker()

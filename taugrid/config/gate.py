@@ -21,5 +21,5 @@ class Gate(Section):
     """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
 
     margin_floor: Annotated[float, Field(ge=0)] = 0.15
-    """The least margin of kid and cmmd, in standard errors of the baseline's: they may be 0, and a share of 0 is
-    none."""
+    """The smallest margin of kid and cmmd, in standard errors of the baseline. Their values may be near 0, where a
+    share means nothing."""

@@ -245,8 +245,10 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
         validated = validate(Config, merged, str(path or "config"))
     except UserError as error:
         if assignments and _is_valid(values):
-            blamed = (each if isinstance(each, str) else each[0] for each in assignments)
-            raise UserError(f"--set {', '.join(blamed)}: {str(error).partition(': ')[2]}") from None
+            _, _, fault = str(error).partition(": ")
+            assigned = [each if isinstance(each, str) else each[0] for each in assignments]
+            blamed = [each for each in assigned if each.partition("=")[0].rpartition(".")[2] in fault] or assigned
+            raise UserError(f"--set {', '.join(blamed)}: {fault}") from None
         end = "" if path is None else _other_version(path) or ("" if assignments else _way_out(path))
         raise UserError(f"{error}{end}") from None
     config = _with_absolute_paths(_with_references_root(validated))

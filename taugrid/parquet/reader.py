@@ -192,10 +192,10 @@ def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.
         kind = schema.field(name.split(".")[0]).type
         leaves = [number for number, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")]  # Arrow reads all
         if len(leaves) != 1 or not (_is_written(name, kind) if columns else not pa.types.is_nested(kind)):
-            raise DamagedFile(f"its column {name} is none that taugrid writes")
+            raise DamagedFile(f"its column {name} has a type that taugrid does not write")
         chunks = [group.column(leaves[0]) for group in groups]
         if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
-            raise DamagedFile("it is compressed, as taugrid writes no such file")
+            raise DamagedFile("it is compressed; taugrid writes uncompressed files")
         values = max(sum(chunk.num_values for chunk in chunks), rows)
         if pa.types.is_fixed_size_list(kind):  # which takes nothing on the disk where it is null
             values = max(values, rows * kind.list_size)
