@@ -71,6 +71,7 @@ def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy
 
     fresh = tmp_path / "fresh"
     shutil.copytree(finished / "models", fresh / "models")
+    claim(fresh, LOCAL)
     taugrid("run", config, "--out", fresh, *grow)
     assert sample_files(fresh) == after, "a run that grew has the files of one that was made at once"
     assert {name: scores(copy)[name] for name in scores(fresh)} == scores(fresh)

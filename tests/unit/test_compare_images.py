@@ -251,7 +251,7 @@ def test_what_cannot_be_compared_is_one_line(places, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(
-        json.dumps({"name": "r", "data": {"name": "digits"}, "model": {"oracle": "gaussian"}})
+        json.dumps({"name": "r", "model": {"oracle": "gaussian"}, "sample": {}, "diffusion": {}, "evaluate": {}})
     )
     assert refused("compare", run, b, *REFERENCE).startswith(f"A: {run} is a run or a baseline, and images are")
     (tmp_path / "full").mkdir()
