@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid.errors import RunDirectoryNotVisible
-from taugrid.storage import ANY, Storage, read_json, write_text
+from taugrid.storage import Storage, read_json, replacing, write_text
 from taugrid.words import this_node
 
 FILE = "run.json"
@@ -33,10 +33,8 @@ def claim(root: Path, storage: Storage) -> RunId:
     path = root / FILE
     run_id = recorded_id(root, storage)
     if run_id is None:
-        with storage.temporary(path) as temporary:
+        with replacing(path, storage) as temporary:  # never empty: that would be no run directory for the next command
             write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
-            if not storage.commit(path, temporary):
-                storage.commit(path, temporary, ANY)  # a file that is no JSON was in its place
         run_id = recorded_id(root, storage)
     return RunId(str(root), str(run_id))
 

@@ -4,13 +4,16 @@ The jobs run in this process, so that their calls fail too; the session, the loo
 """
 
 import errno
+import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 from in_process import Faulty, drive, results, small_run
 
 from taugrid.errors import RunFailed, UserError
+from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -97,6 +100,37 @@ def test_a_full_run_directory_ends_the_run_with_one_line_wherever_it_is_met(open
     full = Faulty(tmp_path / "run", first, errno.ENOSPC, for_good=True)
     with pytest.raises(RunFailed, match=r"^the disk is full: can't write .*/samples/.*part-0.*; free some space"):
         drive(opened, tmp_path / "run", full)
+
+
+def test_a_kill_between_a_name_and_its_file_where_links_are_refused_loses_nothing(
+    opened, undisturbed, tmp_path, monkeypatch
+):
+    """Each name is first an empty file there."""
+
+    class Killed(BaseException):
+        pass
+
+    def refuse(*arguments):
+        raise OSError(errno.EOPNOTSUPP, "links are refused")
+
+    def dies(path, target):
+        names = {parent.name for parent in (Path(target), *Path(target).parents)} & to_die
+        if names and Path(target).exists() and not Path(target).stat().st_size:
+            to_die.difference_update(names)
+            raise Killed
+        return rename(path, target)
+
+    root, rename, never_empty = tmp_path / "run", Path.replace, {"run.json"}
+    to_die = {"lease.json", "events", "samples", "features", "scores"} | never_empty
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "replace", dies)
+    while to_die != never_empty:
+        with pytest.raises(Killed):
+            drive(opened, root, LocalStorage(root))
+    outcome, printed = drive(opened, root, LocalStorage(root))
+    assert outcome.missing == {}, printed
+    assert results(root) == undisturbed[1]
+    assert len(list(root.glob("damaged/*"))) == 3, "a shard, features and a score"
 
 
 @pytest.mark.chaos
