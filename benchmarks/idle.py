@@ -74,9 +74,9 @@ class SlowStorage(LocalStorage):
         time.sleep(self.seconds)
         return super().commit(path, finished, if_version)
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, data: bytes, synced: bool = False) -> None:
         time.sleep(self.seconds)
-        super().append(path, data)
+        super().append(path, data, synced)
 
 
 class OnFakeDevice(Worker):

@@ -184,7 +184,7 @@ class LocalStorage:
         except FileNotFoundError:
             return False
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, data: bytes, synced: bool = False) -> None:
         self._check(path)
         try:
             file = retried(lambda: _appending(path))
@@ -194,7 +194,8 @@ class LocalStorage:
         with naming(path), file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
 
     def move(self, path: Path, target: Path) -> None:
         self._check(path.parent)

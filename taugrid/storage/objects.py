@@ -214,7 +214,7 @@ class ObjectStorage:
             return None
         return _only(meta)
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, data: bytes, synced: bool = False) -> None:
         """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
         appended.append(self, path, data, self.rewrite_seconds)
 

@@ -108,8 +108,8 @@ class Storage(Protocol):
             False if a different file has the name; it is kept.
         """
 
-    def append(self, path: Path, data: bytes) -> None:
-        """Append to a file, or create it; what was appended is there after a power loss.
+    def append(self, path: Path, data: bytes, synced: bool = False) -> None:
+        """Append to a file, or create it; what was `synced` is there after a power loss.
 
         For the driver's logs: two writers at a time are not safe.
 

@@ -17,6 +17,9 @@ import pytest
 
 from taugrid import errors, parquet, retries
 from taugrid.errors import DamagedFile
+from taugrid.orchestrator.rundir.events import Events
+from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import (
     ANY,
     LocalStorage,
@@ -586,13 +589,18 @@ def test_bytes_are_on_the_disk_before_a_name_and_the_name_before_it_counts(tmp_p
         assert [name.split(".")[-1] for name in order] == ["tmp", "name: file", "folder"]
 
 
-def test_what_was_appended_is_on_the_disk(tmp_path, monkeypatch):
-    """Events, and the ledger: without them nobody knows on which device a file that is there was made."""
-    synced, path = [], tmp_path / "events" / "0001.jsonl"
+def test_events_are_on_the_disk_once_written_and_the_ledger_waits_for_none(tmp_path, monkeypatch):
+    """Nothing else says on which device a file was made; what the ledger lacks is read again."""
+    events, ledger, synced = Events(Paths(tmp_path)), Ledger(tmp_path, LocalStorage()), []
+    ledger.keep()
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
-    for size in (4, 8):
-        LocalStorage().append(path, b"one\n")
-        assert (synced[-1].st_ino, synced[-1].st_size) == (path.stat().st_ino, size)
+    for number in range(2):
+        events.add("planted")
+        assert (synced[-1].st_ino, synced[-1].st_size) == (events.path.stat().st_ino, events.path.stat().st_size)
+        ledger.add(tmp_path / "file", str(number), parquet.PartSummary(0, 1, {}))
+        ledger.flush()
+        assert len(synced) == number + 1
+    assert (tmp_path / "ledger.jsonl").read_bytes().count(b"\n") == 2
 
 
 def test_a_model_is_on_the_disk_whole_before_it_has_its_name(tmp_path, order):
