@@ -356,8 +356,7 @@ class Session:
                 fit.remove_leftovers(scratch, model.id)  # if a driver was killed after the commit
                 continue
             folder = self.rundir.model_folder(model)
-            # In an object store, such a folder is an upload that was cut short.
-            if self.rundir.storage.on_disk and self.rundir.storage.exists(folder):
+            if self.rundir.storage.exists(folder):  # in an object store, an upload that was cut short
                 self._set_aside(Damage(folder, "its weights are missing"))
             yield Training(model, source, self.rundir, cluster_config, self._progress.say, self._events, may_grow)
 

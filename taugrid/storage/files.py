@@ -71,18 +71,42 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
-    """Give a finished local folder its name in an object store; an upload that was cut short is completed.
+    """Give a finished local folder its name in an object store.
 
-    `last`, a file in it, appears once all others are there.
+    `last`, a file in it, appears once all others are there, and is removed if one of them was replaced meanwhile: a
+    later driver that finds no `last` sets the folder aside.
 
     Raises:
         OSError: if a file of the folder is there with other bytes; it is kept, and nothing after it is written.
     """
     files = {path.relative_to(finished): path for path in finished.rglob("*") if path.is_file()}
-    for name in sorted(files, key=lambda name: (name == Path(last), name)):
+    versions = dict[Path, str]()
+
+    def put(name: Path) -> None:
         if not _commit_once(folder / name, files[name], storage):
-            why = "another driver has put other content there; remove its folder"
-            raise StoreError(errno.EEXIST, why, with_urls((folder / name).as_posix()))
+            raise _others(folder / name)
+
+    def check() -> None:
+        there = storage.walk(folder)
+        for path, version in versions.items():
+            if path not in there or there[path].version != version:
+                raise _others(path)
+
+    for name in sorted(files.keys() - {Path(last)}):
+        put(name)
+        versions[folder / name] = storage.stat(folder / name).version
+    check()
+    put(Path(last))
+    try:
+        check()
+    except StoreError:
+        storage.delete(folder / last)
+        raise
+
+
+def _others(path: Path) -> StoreError:
+    why = "another driver has put other content there; run the same command again"
+    return StoreError(errno.EEXIST, why, with_urls(path.as_posix()))
 
 
 def _commit_once(path: Path, finished: Path, storage: Storage) -> bool:

@@ -145,6 +145,32 @@ def test_two_uploads_of_a_folder_are_never_mixed(storage, folder, tmp_path):
     assert [storage.read(model / name).decode()[-6:] for name in ("config.json", "weights")] == ["theirs", "theirs"]
 
 
+@pytest.mark.parametrize("at", ["log", "weights"])
+def test_weights_never_stand_beside_files_that_another_driver_has_put_there(bucket, tmp_path, monkeypatch, at):
+    """While the first driver puts `at`, a second one sets its folder aside and puts a config of its own."""
+    (root, storage), second = bucket, [True]
+    model, commit = root / "models" / "a", type(storage).commit
+    for driver in ("ours", "theirs"):
+        (tmp_path / driver).mkdir()
+        for name in ("config.json", "log", "weights"):
+            (tmp_path / driver / name).write_text(f"{name} of {driver}")
+
+    def meanwhile(self, path, finished, if_version=None):
+        if path == model / at and second:
+            second.clear()
+            storage.move(model, root / "damaged" / "a")
+            put(storage, model / "config.json", (tmp_path / "theirs" / "config.json").read_bytes())
+        return commit(self, path, finished, if_version)
+
+    monkeypatch.setattr(type(storage), "commit", meanwhile)
+    with pytest.raises(OSError, match=r"config\.json"):
+        upload_folder(model, tmp_path / "ours", "weights", storage)
+    assert not storage.exists(model / "weights")
+    storage.delete(model / "log")
+    upload_folder(model, tmp_path / "theirs", "weights", storage)
+    assert {storage.read(path).decode().split()[-1] for path in storage.list(model, "*")} == {"theirs"}
+
+
 def test_an_error_while_writing_changes_nothing(storage, folder):
     path = folder / "file"
     put(storage, path, b"before")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.write import write_losses
 from taugrid.orchestrator.run import Run
@@ -38,6 +40,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.storage import replacing, upload_folder
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.data.labels import load_labels
@@ -618,6 +621,36 @@ def test_what_a_driver_left_that_was_killed_after_the_commit_is_put_right(tmp_pa
     shutil.rmtree(weights.parents[1])
     write_losses(session.plan, rundir)
     assert list(rundir.figures.iterdir()) == [], "a figure of models that are gone"
+
+
+def test_what_is_left_of_an_upload_makes_room_for_a_training_with_other_bytes(bucket, tmp_path, monkeypatch):
+    """No two trainings write the same log, nor on every machine the same weights."""
+    final = tmp_path / "final"
+    (final / "unet").mkdir(parents=True)
+    for name in ("unet/config.json", TRAINED_WEIGHTS):
+        (final / name).write_text("of the second training")
+    (root, storage), planned = bucket, a_run(tmp_path / "unused").run
+    session = Session(replace(planned, rundir=RunDir(root, storage)), "local", Progress(Console(file=io.StringIO())))
+    [model] = session.plan.models
+    folder = session.rundir.model_folder(model)
+    with replacing(folder / "unet" / "config.json", storage) as temporary:
+        temporary.write_text("of the first training")
+    session.rundir.claim()
+
+    class Retrained:
+        def __init__(self, trainings, *others):
+            assert [training.model for training in trainings] == [model]
+
+        def run(self):
+            upload_folder(folder, final, TRAINED_WEIGHTS, storage)
+            return {}
+
+    monkeypatch.setattr("taugrid.orchestrator.session.TrainingScheduler", Retrained)
+    monkeypatch.setattr(Session, "_connect", lambda self: None)
+    session.do(["train"])
+    assert {storage.read(path) for path in storage.list(folder, "unet/*")} == {b"of the second training"}
+    [aside] = storage.list(root / "damaged", "*/unet/config.json")
+    assert storage.read(aside) == b"of the first training"
 
 
 def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
