@@ -84,8 +84,9 @@ def hero(quality: QualityTable) -> Hero | None:
         return None
     best = _best(cells)
     steps = f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}"
-    of = f"the {_end(metric)} {metric.title} of {counted(len(cells), 'scored cell')}"
-    about = f"{best.line}, {of if len(cells) > 1 else 'the only scored cell'}."
+    kind = "setting" if quality.shown else "scored cell"
+    of = f"the {_end(metric)} {metric.title} of {counted(len(cells), kind)}"
+    about = f"{best.line}, {of if len(cells) > 1 else f'the only {kind}'}."
     value = f"{metric.title} {best.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
     return Hero(best.entry.cell, steps, value, best.place, about.lstrip(", "))
 
@@ -94,13 +95,14 @@ def _end(metric: MetricColumn) -> str:
     return "highest" if metric.higher_is_better else "lowest"
 
 
-def answer(cells: Sequence[Measured], planned: int) -> list[str]:
+def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> list[str]:
     """Sentences on the cell with the best value, and on the best setting at the other end of the steps.
 
-    `planned` is the number of cells in the grid, means over replicates counted once.
+    `planned` is the number of cells in the grid; if they are means over replicates, each setting counts once.
     """
+    kind = "setting" if are_means else "cell"
     if not cells:
-        return [f"None of {counted(planned, 'cell')} has a score yet."]
+        return [f"None of {counted(planned, kind)} has a score yet."]
     groups, metric = comparable(cells), cells[0].table.metric
     if len(groups) > 1:
         bests = [_best(group) for group in groups[:MAX_NAMED]]
@@ -111,7 +113,7 @@ def answer(cells: Sequence[Measured], planned: int) -> list[str]:
             f"The {_end(metric)} {metric.title} under each: {named}{more}.",
         ]
     best = _best(cells)
-    among = counted(len(cells), "cell") if len(cells) >= planned else counted(len(cells), "scored cell")
+    among = counted(len(cells), kind if len(cells) >= planned else f"scored {kind}")
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
     first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"
     second = _other_end(cells, best)

@@ -81,7 +81,8 @@ def _trends(
         for panel in figure.axes:
             panel.set_xlabel("night")
         numbers = [
-            (row["night"], row["label"], _number(row, metric), row["result"] or "") for _, row in shown.iterrows()
+            (row["night"], row["label"], _number(row, metric), row["result"] if pd.notna(row["result"]) else "")
+            for _, row in shown.iterrows()
         ]
         title = f"{metric.title} over the nights"
         columns = ("night", "cell", metric.title, "verdict")

@@ -1,5 +1,6 @@
 """Scores label by label (`report.by: label`): a row for each cell and label as csv and json, tables for people."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,12 +42,16 @@ class LabelTable:
     def of(
         cls, rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, Sequence[str]], asked: Collection[str] = ()
     ) -> "LabelTable":
-        """The table with a note for each of `reasons`, which maps why numbers are missing to the classes, with repeats.
+        """The table with a note for each of `reasons`, which maps why numbers are missing to the class of each row."""
+        cells = len({row["cell"] for row in rows})
 
-        A reason that holds for every row is not followed by names.
-        """
+        def of(count: int) -> str:
+            return f" in {count} of {counted(cells, 'cell')}" if count < cells else ""
+
         named = {
-            reason: "every label" if len(classes) == len(rows) else listed(list(dict.fromkeys(classes)), NAMED)
+            reason: "every label"
+            if len(classes) == len(rows)
+            else listed([f"{name}{of(count)}" for name, count in Counter(classes).items()], NAMED)
             for reason, classes in reasons.items()
         }
         return cls(rows, [ABOUT, *(f"{its}: {reason}" for reason, its in named.items())], asked)

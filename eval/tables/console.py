@@ -68,7 +68,8 @@ def to_console(table: QualityTable) -> LazyRenderable:
 def _further_tables(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
     """The tables of a metric that is not the first."""
     metric = section.metric
-    heading = "; ".join(filter(None, (metric.heading, section.error_means.rstrip("."))))
+    means = "" if section.caption else section.error_means.rstrip(".")  # the caption is below the first table
+    heading = "; ".join(filter(None, (metric.heading, means)))
     for pivot in section.tables:
         yield from (Text(), Text(": ".join(filter(None, [heading, pivot.label]))))
         yield from _console_tables(pivot, bold, width)

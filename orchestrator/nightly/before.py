@@ -145,8 +145,8 @@ def price_text(night: Mapping[str, Any]) -> str:
     lines = [f"a night: {cost}", f"canaries of new weights: at most {canary} network evaluations more"]
     if losses := night["smallest_losses_seen"]:
         lines.append(
-            f"judged by the last night, half of its cells detect regressions of {shares_in_words(losses)} with "
-            f"{100 * POWER:g} % probability"
+            f"judged by the last night that was not red, half of its cells detect regressions of "
+            f"{shares_in_words(losses)} with {100 * POWER:g} % probability"
         )
     return "\n".join(lines)
 

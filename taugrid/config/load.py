@@ -18,7 +18,7 @@ from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.run_id import is_run_directory
-from taugrid.storage import is_url, open_place
+from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
 
 USER_PREFIX = "x-"
@@ -142,7 +142,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _bytes(path: Path) -> bytes:
     """The content of a file, or of the config of a run directory in an object store."""
     if not is_url(str(path)):
-        return path.read_bytes()
+        return LOCAL.read(path)
     root, storage = open_place(str(path.parent), "CONFIG")
     return storage.read(root / path.name)
 

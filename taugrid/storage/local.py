@@ -387,8 +387,12 @@ def _entries(folder: Path) -> dict[str, bool]:
 
 
 def _appending(path: Path) -> IO[bytes]:
-    """A file to append to; OSError (ELOOP) if it is a link, wherever that leads."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "ab")
+    """A file to append to; OSError (ELOOP) if it is a link, hard or not: what is written would be elsewhere too."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "ab")
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
+        raise OSError(errno.ELOOP, "it is a hard link of another file; replace it by a copy")
+    return file
 
 
 def is_there(path: Path) -> bool:

@@ -73,6 +73,7 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert not re.search(r"(?<=[ >])η=|<caption>[^<]*\w=", page)
     assert "the mean of 3 sampling seeds (seed), ± its standard error" in page
     assert "± is one standard error of sampling" not in page
+    assert "8 settings" in page, "each is three cells"
 
 
 def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
@@ -81,6 +82,7 @@ def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FID (lower is better)"
     assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]
+    assert not [line for line in lines if "lower is better" in line and "±" in line], "± is between the three"
     of_fid = lines[: lines.index("")]
     assert len([line for line in of_fid if line.startswith(("linear", "cosine"))]) == 4
 

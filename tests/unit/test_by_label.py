@@ -88,7 +88,7 @@ def test_the_table_has_a_row_for_each_cell_and_of_many_classes_the_worst():
     rows = [row(label, cell, agreement=0.5 + 0.01 * label + (cell == "d") / 8, agreement_se=0.01)
             for cell in "cd" for label in range(30)]  # fmt: skip
     table = LabelTable.of(rows, {"a": ["class 1"], "b": ["class 1"] * 60})
-    assert table.notes[1:] == ["class 1: a", "every label: b"]
+    assert table.notes[1:] == ["class 1 in 1 of 2 cells: a", "every label: b"]
     (pivot,) = table.pivots
     assert pivot.columns == [f"class {label}" for label in range(SHOWN)]
     assert pivot.labels == [("S=2 c",), ("S=2 d",)]

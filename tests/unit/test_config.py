@@ -358,10 +358,12 @@ def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatc
     claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
 
-    def refused(path):  # tests run as root, whom nobody refuses
-        raise PermissionError(errno.EACCES, "Permission denied")
+    def opened(path, mode, usual=Path.open):  # tests run as root, whom nobody refuses
+        if path.name == "config.json":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(path, mode)
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(UserError, match=r"config.json: no permission; make it readable$"):
         load(str(tmp_path))
 

@@ -130,6 +130,7 @@ def test_the_page_has_the_nights_with_their_verdicts_newest_first(history):
     assert rows[2][3].startswith("2 not worse; 2 of 4 baseline cells compared")
     hashes = {score["weights_sha256"] for score in verdict_of(history, "5")["scores"]}
     assert {rows[1][5]} == {each[:10] for each in hashes}
+    assert "nan" not in (history / "index.html").read_text().lower().replace("canary", "")
 
 
 def test_a_night_is_marked_green_only_if_nothing_is_worse_and_all_was_judged(history):

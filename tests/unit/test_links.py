@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import nights
@@ -103,6 +104,15 @@ def test_a_link_that_leaves_a_run_directory_is_refused(tmp_path, root, outside, 
         path.symlink_to(outside / "secret")
     with pytest.raises(OSError) as refused:
         OPERATIONS[operation](LocalStorage(root), path)
+    assert refused.value.errno == errno.ELOOP
+    assert whole(outside) == before
+
+
+def test_nothing_is_appended_to_a_hard_link(root, outside):
+    os.link(outside / "secret", root / "ledger.jsonl")
+    before = whole(outside)
+    with pytest.raises(OSError) as refused:
+        LocalStorage(root).append(root / "ledger.jsonl", b"mine")
     assert refused.value.errno == errno.ELOOP
     assert whole(outside) == before
 
