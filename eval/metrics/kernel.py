@@ -42,11 +42,15 @@ SIGMA, SCALE = 10, 1000
 
 def kid_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
     """The size of subsets: they are drawn without repetition, so they can't be larger than the smaller side."""
-    size = min(settings.kid_subset_size, sizes.fewest)
-    remark = None
-    if "kid_mean" in settings.metrics and size == sizes.num_samples:
-        remark = f"every KID subset holds all {size} samples, so kid_std says nothing about sampling"
-    return Limits(changes={"kid_subset_size": size}, remark=remark)
+    return Limits(changes={"kid_subset_size": min(settings.kid_subset_size, sizes.fewest)})
+
+
+def kid_mean_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
+    """The same; subsets that hold all samples do not differ by them."""
+    limits = kid_limits(settings, sizes)
+    if limits.changes["kid_subset_size"] < sizes.num_samples:
+        return limits
+    return limits._replace(remark=f"each KID subset holds all {sizes.num_samples} samples: kid_std is not of sampling")
 
 
 def compute_kid(inputs: MetricInputs) -> MetricResult:

@@ -84,7 +84,7 @@ def hero(quality: QualityTable) -> Hero | None:
         return None
     best = _best(cells)
     steps = f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}"
-    kind = "setting" if quality.shown else "scored cell"
+    kind = "setting" if quality.means.over else "scored cell"
     of = f"the {_end(metric)} {metric.title} of {counted(len(cells), kind)}"
     about = f"{best.line}, {of if len(cells) > 1 else f'the only {kind}'}."
     value = f"{metric.title} {best.entry.shown}".partition(" (")[0]  # spreads and counts are in the table

@@ -140,7 +140,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "name": facts.name,
         "made": facts.made,
         "hero": hero(quality) if cells else None,
-        "answer": answer(cells, facts.planned, bool(quality.shown)),
+        "answer": answer(cells, facts.planned, bool(quality.means.over)),
         "measured_as": protocol_line(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
         **_charts(facts, cells),

@@ -185,7 +185,7 @@ METRICS = {
             "KID over random subsets, as torch-fidelity's, which kid leaves to quality.csv",
             (MetricColumn("kid_mean", "KID over subsets", "kid_std", "the standard deviation over subsets"),),
             compute="taugrid.eval.metrics.kernel:compute_kid_mean",
-            **_OF_KID,
+            **_OF_KID | {"limits": "taugrid.eval.metrics.kernel:kid_mean_limits"},
         ),
         Metric(
             "prc",

@@ -101,7 +101,7 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
         assert "n = " not in quality
         assert "no effects of schedule: of its values, only linear has scores" in quality
         assert (opened.rundir.tables / "cost.md").exists() is False
-        assert "Of 1 scored cell (2 in the grid)" in opened.rundir.report.read_text()
+        assert "Of 1 scored setting (2 in the grid)" in opened.rundir.report.read_text()
 
 
 def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):

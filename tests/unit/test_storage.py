@@ -778,7 +778,7 @@ ALLOWED = [
     Exceptions("orchestrator/work/interpolate.py", {"to_csv": 1, "write_text": 1}, "a text, to what `replacing` gives"),
     Exceptions(
         "taugrid/config/load.py",
-        {"exists": 2, "is_dir": 1, "is_file": 1, "iterdir": 1, "read_bytes": 1},
+        {"exists": 2, "is_dir": 1, "is_file": 1, "iterdir": 1},
         "files and folders that a user names; a run is opened by its config, before it has a storage",
     ),
     Exceptions(

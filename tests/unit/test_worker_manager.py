@@ -454,7 +454,7 @@ def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_work
 def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):
     """In an object store each write is a request, and Google takes one a second."""
     append, writes = LocalStorage.append, []
-    monkeypatch.setattr(LocalStorage, "append", lambda *given: [writes.append(given), append(*given)])
+    monkeypatch.setattr(LocalStorage, "append", lambda *given, **more: [writes.append(given), append(*given, **more)])
     run = scripted(["good"] * 64, {"n0": 64}, workers=64)
     run.run()
     assert Counter(event["event"] for event in run.events)["worker"] == 64
