@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+import snapshots
 from hypothesis import settings
 
 from taugrid import retries
@@ -38,6 +39,16 @@ def users_state(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def texts(request, tmp_path_factory):
+    """What taugrid says is compared without the names of temporary files, and recorded with --texts."""
+    snapshots.base = tmp_path_factory.getbasetemp()
+    yield
+    if snapshots.update:
+        items = request.session.items
+        snapshots.write({item.path.stem.removeprefix("test_"): {each.name for each in items} for item in items})
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -185,11 +196,15 @@ def pytest_timeout_cancel_timer():
 
 
 def pytest_configure(config):
+    snapshots.update = config.getoption("--texts")
     config.stash[STDERR] = os.dup(2)  # during a test, 2 is what captures its output
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
+    parser.addoption(
+        "--texts", action="store_true", help="record what taugrid says in tests/texts, in place of comparing"
+    )
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")
 
 

@@ -25,6 +25,7 @@ import yaml
 from command import COMMAND, TINY, Started, command_line, descendants, events, sample_files, taugrid_alone
 from ray_head import free_port, started_head
 from shared import taugrid
+from snapshots import recorded
 
 import taugrid as package
 from taugrid.config import Config, validate
@@ -141,7 +142,7 @@ def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them
     assert "working_dir_files" in network
     assert installed == package.__file__
     done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
-    assert "FID (lower is better)" in done.stdout, "its log"
+    recorded(done.stdout, "better")
     assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
     assert events(mine / "run")[-1]["missing"] == {}
 
@@ -195,10 +196,7 @@ def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
 def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
     monkeypatch.setattr(package, "__version__", "99.0")
     done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
-    assert (
-        "but the job was submitted with taugrid 99.0; install taugrid 99.0 on every node, or submit with --ship"
-        in done.stdout
-    )
+    recorded(done.stdout, "submitted")
 
 
 def test_any_exit_code_of_a_command_comes_back(head, at):
@@ -210,7 +208,7 @@ def test_any_exit_code_of_a_command_comes_back(head, at):
     assert done.stdout.splitlines()[-2:] == ["one", "two"]
     assert taugrid("logs", "three-1", *at).stdout == done.stdout
     killed = taugrid("logs", "killed-1", "--follow", *at, code=1)
-    assert "the driver of job killed-1 was killed by signal 9; submit it again to continue" in killed.stderr
+    recorded(killed.stderr, "continue")
 
 
 @pytest.mark.chaos
@@ -232,14 +230,7 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
             words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
             joins = words[0] == "run"  # a process has one Ray, and this one may have it
             done[command] = taugrid_alone(*words) if joins else taugrid(*words)
-    assert list(done) == [
-        "taugrid run my.yaml --address HEAD:6379 --out /shared/runs/mine",
-        "taugrid submit my.yaml --out /shared/runs/mine",
-        "taugrid jobs",
-        "taugrid logs mine-1 --follow",
-        "taugrid stop mine-1",
-        "taugrid submit my.yaml --out /shared/runs/mine --no-follow",
-    ]
+    recorded("\n".join(list(done)))
     assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
     assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
     assert sample_files(tmp_path / "runs/mine") == sample_files(finished)
@@ -291,8 +282,8 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path)
         run.wait_until(lambda: "starting 1 worker" in run.output)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait(code=130, timeout=30)
-        assert "job endless-1 runs on" in run.output
-        assert f"`taugrid stop endless-1 --address {head.dashboard}` stops it" in run.output
+        recorded(run.output, "endless")
+        recorded(run.output, "taugrid")
     at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "endless-1", "--follow", *at)
     assert status(at, "endless-1") == "RUNNING"
     with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
@@ -303,9 +294,9 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path)
             follower.wait(code=130, timeout=10)
     with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
-        assert "job endless-1 is stopped" in taugrid("stop", "endless-1", *at).stderr
+        recorded(taugrid("stop", "endless-1", *at).stderr, "endless")
         follower.wait(code=130, timeout=30)
-    assert "job endless-1 had ended before (STOPPED)" in taugrid("stop", "endless-1", *at).stderr
+    recorded(taugrid("stop", "endless-1", *at).stderr, "endless")
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
 
 
@@ -369,26 +360,24 @@ def test_mistakes_are_one_line(at, mine, monkeypatch):
         [line] = done.stderr.splitlines()
         return line
 
-    assert "there is no job nothing-1 at" in said("logs", "nothing-1", "--follow", *at)
-    assert "there is no job nothing-1 at" in said("stop", "nothing-1", *at)
+    recorded(said("logs", "nothing-1", "--follow", *at), "nothing")
+    recorded(said("stop", "nothing-1", *at), "nothing")
     for out in ((), ("--out", "relative")):
-        assert "--out must be an absolute path" in said("submit", "mine.yaml", *out, *at)
-    assert "there is no module 'not_mine'" in said(
-        "submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at
-    )
-    assert "nothing answers there (Connection refused)" in said("jobs", "--address", f"http://127.0.0.1:{free_port()}")
-    assert "must be http://HOST:8265" in said("jobs", "--address", "127.0.0.1:8265")
+        recorded(said("submit", "mine.yaml", *out, *at), "absolute")
+    recorded(said("submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at), "module")
+    recorded(said("jobs", "--address", f"http://127.0.0.1:{free_port()}"), "Connection")
+    recorded(said("jobs", "--address", "127.0.0.1:8265"), "must")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    assert "does not accept the token in RAY_AUTH_TOKEN" in said("jobs", *at)
+    recorded(said("jobs", *at), "accept")
     monkeypatch.setenv("HOME", str(mine))
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    assert "demands a token, and there is none here" in said("jobs", *at)
-    assert "a cluster beyond this machine must have a token" in said("jobs", "--address", "http://192.0.2.1:8265")
+    recorded(said("jobs", *at), "demands")
+    recorded(said("jobs", "--address", "http://192.0.2.1:8265"), "cluster")
 
 
 def test_a_head_without_a_job_server_is_told_from_one(head):
     done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
-    assert "that is not a Ray job server" in done.stderr
+    recorded(done.stderr, "server")
 
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(head):
@@ -413,7 +402,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_p
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
     monkeypatch.setattr(ray_compat, "node_ids_here", lambda: {"0" * 56})
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
-    assert "this machine is not a node of that cluster" in done.stderr.splitlines()[-1]
+    recorded(done.stderr.splitlines()[-1], "machine")
     assert "`taugrid submit`" in done.stderr
 
 

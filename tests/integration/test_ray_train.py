@@ -19,6 +19,7 @@ from command import LOOPBACK, MOST_SECONDS, Started, command_line, descendants, 
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 from shared import taugrid, train_here
+from snapshots import raises, recorded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
@@ -269,10 +270,7 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
         time.sleep(0.1)
     assert free == capacity.nodes(), "nothing runs now"
     assert 2**30 < ray_compat.memory_here() < 2**50
-    with pytest.raises(
-        UserError,
-        match=r"^train.workers: \[3, 4\] needs room for 3 workers .* fits 2;",
-    ):
+    with raises(UserError):
         capacity.trainers(section, (3, 4))
 
 
@@ -366,10 +364,8 @@ def test_two_workers_learn_what_one_learns_on_each_process(ray_session, tmp_path
 def test_a_training_that_diverges_leaves_the_others(killed):
     """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
     [line] = [line for line in killed.said.splitlines() if line.startswith("missing: ")]
-    assert line.startswith(
-        "missing: learning_rate=1e+30 · S=2 eta=0; learning_rate=1e+30 · S=4 eta=0: training of model"
-    )
-    assert "the loss of step 2 is not finite; lower train.learning_rate" in line
+    recorded(line, "training")
+    recorded(line, "finite")
     names = [event["event"] for event in read_events(RunDir(killed.root))]
     assert [name for name in names if name.startswith("train")] == ["train", "train", "training failed", "trained"]
     assert [path.name for path in killed.models.glob("[!.]*")] == [SPEC.model_id]

@@ -7,6 +7,7 @@ from functools import partial
 import grpc
 import pytest
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from snapshots import raises
 
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
@@ -48,13 +49,13 @@ def no_token(monkeypatch, tmp_path):
 
 def test_a_cluster_beyond_this_machine_needs_a_token_here(no_token, monkeypatch):
     for address in ("127.evil.com:6379", "192.0.2.1:6379", "auto"):
-        with pytest.raises(UserError, match="must have a token"):
+        with raises(UserError):
             require_token(address)
     require_token("127.0.0.1:6379")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     require_token("192.0.2.1:6379")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # then Ray would not use it
-    with pytest.raises(UserError, match="must have a token"):
+    with raises(UserError):
         require_token("192.0.2.1:6379")
 
 
@@ -98,27 +99,27 @@ def test_an_open_cluster_is_refused_although_there_is_a_token_here(head, no_toke
     monkeypatch.setenv("RAY_AUTH_TOKEN", "here")
     gcs = head(token=None)
     for address in ("192.0.2.1:6379", "auto"):
-        with pytest.raises(UserError, match="is open although there is a token here"):
+        with raises(UserError):
             welcome(address, gcs)
     welcome(gcs, gcs)
     welcome("192.0.2.1:6379", head(token="here"))
-    with pytest.raises(UserError, match=r"127.0.0.1:9: no Ray head answers there \(UNAVAILABLE\)"):
+    with raises(UserError):
         accepts_token("127.0.0.1:9", None)  # a head that is slow to answer may be open
 
 
 def test_a_head_that_demands_another_token_says_which_one_is_wrong(head, no_token, monkeypatch, tmp_path):
     gcs = head(token="theirs")
-    with pytest.raises(UserError, match="demands a token, and there is none here"):
+    with raises(UserError):
         welcome(gcs, gcs)
     (tmp_path / "token").write_text("ours\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert find_token() == Token("ours", str(tmp_path / "token"))
-    with pytest.raises(UserError, match=f"does not accept the token in {tmp_path}/token"):
+    with raises(UserError):
         welcome(gcs, gcs)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     welcome(gcs, gcs)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # then Ray would not send it
-    with pytest.raises(UserError, match="RAY_AUTH_MODE is disabled here"):
+    with raises(UserError):
         welcome(gcs, gcs)
 
 
@@ -131,12 +132,12 @@ def no_ray(monkeypatch, tmp_path):
 
 
 def test_auto_is_the_cluster_of_this_machine_or_says_that_there_is_none(no_ray, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"^--address auto: there is no Ray cluster on this machine; start one"):
+    with raises(UserError):
         find_head("auto")
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` does
     assert find_head("auto") == "127.0.0.1:9"
-    with pytest.raises(UserError, match=r"auto, which was last known at 127.0.0.1:9: Connection refused"):
+    with raises(UserError):
         require_reachable("auto", find_head("auto"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as a Ray job does
     assert find_head("auto") == "10.0.0.1:6379"
@@ -145,27 +146,27 @@ def test_auto_is_the_cluster_of_this_machine_or_says_that_there_is_none(no_ray, 
 
 def test_auto_does_not_choose_between_clusters(no_ray, monkeypatch):
     monkeypatch.setattr(ray_compat, "running_heads", lambda: {"127.0.0.1:2", "127.0.0.1:1"})
-    with pytest.raises(UserError, match=r"several Ray clusters run here, 127.0.0.1:1, 127.0.0.1:2; give one"):
+    with raises(UserError):
         find_head("auto")
 
 
 @pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "ray://host:10001", "http://host:8265", "host:99999", ""])
 def test_what_is_no_address_is_told_so_before_anything_else(address):
-    with pytest.raises(UserError, match=r"^--address must be local, auto or HOST:PORT, not"):
+    with raises(UserError):
         open_to_run("digits", (), "relative", address)
     for good in ("local", "auto", "host:6379", "[::1]:6379"):
         check_form(good)
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown():
-    with pytest.raises(UserError, match="without a user or a password") as caught:
+    with raises(UserError) as caught:
         check_form("user:word@host:6379")
     assert "word@" not in str(caught.value)
 
 
 def test_a_run_outside_of_the_main_thread_is_refused_before_ray_starts():
     """It failed on the handler of SIGTERM once Ray was there, and left Ray running. Nor could it be interrupted."""
-    with futures.ThreadPoolExecutor(1) as threads, pytest.raises(UserError, match="in the main thread"):
+    with futures.ThreadPoolExecutor(1) as threads, raises(UserError):
         threads.submit(cluster.connected("local", Cluster()).__enter__).result()
 
 
@@ -176,5 +177,5 @@ def test_a_node_that_starts_too_late_is_one_line(monkeypatch):
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", late)
-    with pytest.raises(RunFailed, match=r"^Ray could not start here: The current node timed out during startup\.; run"):
+    with raises(RunFailed):
         cluster.connected("local", Cluster()).__enter__()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid.errors import RunFailed, UserError
@@ -82,9 +83,7 @@ def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
 
     assert remarks() == ""
     assert f"there is no {tmp_path / 'absent'}" not in remarks(f"evaluate.reference={tmp_path}")
-    assert f"evaluate.reference: there is no {tmp_path / 'absent'}" in remarks(
-        f"evaluate.reference={tmp_path / 'absent'}"
-    )
+    recorded(remarks(f"evaluate.reference={tmp_path / 'absent'}"), "there")
     celeba = f"{{name: celeba, root: {tmp_path}}}"
     assert "list_eval_partition.txt" in remarks(f"evaluate.reference={celeba}")
     assert "list_eval_partition.txt" in remarks(f"data={celeba}", "model={unet: {}}", "evaluate.extractor=pixels")
@@ -102,11 +101,11 @@ def test_plan_refuses_what_the_command_refuses(tmp_path, assignment):
 
 
 def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_path):
-    with pytest.raises(UserError, match="not a run directory") as caught:
+    with raises(UserError) as caught:
         taugrid.open(tmp_path)
     assert "--out" not in str(caught.value)
     claim(tmp_path, LOCAL)
-    with pytest.raises(UserError, match=rf"`taugrid report CONFIG --out {tmp_path}`"):
+    with raises(UserError):
         taugrid.open(tmp_path)
 
 
@@ -179,7 +178,7 @@ def test_run_works_on_some_cells_alone(monkeypatch, tmp_path):
 def test_a_stage_that_does_not_exist_is_refused_and_a_lone_one_is_itself(done, tmp_path):
     asked = done({})
     for wrong in (["smaple"], ["sample", "reports"], []):
-        with pytest.raises(UserError, match="stages must be some of train, sample"):
+        with raises(UserError):
             taugrid.run(CONFIG, tmp_path, stages=wrong)
     assert asked == []
     taugrid.run(CONFIG, tmp_path, stages="report", progress=False)
@@ -188,7 +187,7 @@ def test_a_stage_that_does_not_exist_is_refused_and_a_lone_one_is_itself(done, t
 
 def test_run_raises_if_cells_are_missing(done, tmp_path):
     done({"S=2 abc": "worker died"})
-    with pytest.raises(RunFailed, match=r"1 cell .*S=2 abc: worker died"):
+    with raises(RunFailed):
         taugrid.run(CONFIG, tmp_path)
 
 
@@ -197,7 +196,7 @@ def test_a_config_is_a_file_or_its_content(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps(content))
     assert taugrid.plan(content, tmp_path / "run") == taugrid.plan(file, tmp_path / "run")
-    with pytest.raises(UserError, match=r"config: unknown key 'smaple' \(did you mean 'sample'"):
+    with raises(UserError):
         taugrid.plan(content | {"smaple": {}}, tmp_path / "run")
 
 
@@ -214,5 +213,5 @@ def test_overrides_are_merged_into_their_section_and_replace_the_model_and_the_g
     assert dotted[0]["cell"] != named[0]["cell"]
     oracle = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "split": "all"}}
     assert cells(**few, **oracle)[0]["cell"] != named[0]["cell"]
-    with pytest.raises(UserError, match="sample: a config holds"):
+    with raises(UserError):
         cells(sample=object())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import of_time, sample
+from snapshots import raises
 from torch import nn
 from torch.torch_version import TorchVersion
 
@@ -150,7 +151,7 @@ def test_an_environment_that_changes_float32_here_is_refused_in_one_line(monkeyp
     if refused == "never" or (refused == "on a GPU" and not has_gpu):
         set_up()
         return
-    with pytest.raises(DeviceUnusable, match=rf"{name}={value} changes how .* float32; unset it .*`ray start`"):
+    with raises(DeviceUnusable):
         set_up()
 
 
@@ -179,7 +180,7 @@ def test_a_compiler_that_chooses_sums_by_timing_is_refused_on_gpus(monkeypatch, 
         if not refused:
             prepare()
             continue
-        with pytest.raises(DeviceUnusable, match=rf"{setting} needs torch 2.10 or later on GPUs.* torch 2.9.1"):
+        with raises(DeviceUnusable):
             prepare()
     arithmetic.prepare("float32", "cpu", "simulated")
     assert not torch.__version__ >= arithmetic.REPEATABLE_COMPILER
@@ -206,7 +207,7 @@ def test_tf32_is_used_where_a_device_has_it_and_refused_elsewhere(monkeypatch, c
         assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
         arithmetic.prepare("float32", "cuda", "simulated")
     else:
-        with pytest.raises(DeviceUnusable, match=r"sample.precision: tf32 .*this worker has simulated; set float32"):
+        with raises(DeviceUnusable):
             arithmetic.prepare("tf32", "cuda", "simulated")
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
     with pytest.raises(DeviceUnusable, match="tf32"):
@@ -340,7 +341,7 @@ def test_grey_images_are_pinned_before_their_channels_are_repeated(monkeypatch):
     """On a simulated GPU: a tensor of which several elements are one can't be pinned."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     grey = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="single memory location"):
+    with raises(RuntimeError):
         grey.expand(-1, 3, -1, -1).pin_memory()
     with monkeypatch.context() as on_gpu:
         on_gpu.setattr(torch.Tensor, "to", lambda self, device, non_blocking: self)

@@ -14,6 +14,7 @@ from denoisers import at
 from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
 from hub import commit, serving
 from safetensors.torch import load_file, save_file
+from snapshots import raises, recorded
 
 from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
@@ -89,9 +90,9 @@ def refusal(function, *arguments, **named):
 
 def test_a_folder_that_is_no_model_and_one_without_its_scheduler_are_one_line(pipeline):
     folder = pipeline()
-    assert "is not a diffusers model: it has neither" in refusal(read_checkpoint, str(folder.parent))
+    recorded(refusal(read_checkpoint, str(folder.parent)), "diffusers")
     (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
-    assert "names a scheduler in model_index.json" in refusal(read_checkpoint, str(folder))
+    recorded(refusal(read_checkpoint, str(folder)), "scheduler")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' use of NumPy
@@ -136,8 +137,8 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     assert (cell.settings.clip, cell.settings.clip_range, cell.tau[0]) == ("x0_and_eps", 1, 1)
     assert cell.settings.clip_in_words == "x0_and_eps"
     told = announced(cell.model, [cell.settings])
-    assert "diffusion.schedule, rescale_betas_zero_snr, set_alpha_to_one by the config" in told
-    assert told.endswith("clip x0 to +-2 (x0_and_eps by the config), steps_offset 1 (0 by the config))")
+    recorded(told, "config")
+    recorded(told, "config")
 
 
 def test_the_clipping_that_is_told_is_the_cells(pipeline):
@@ -148,11 +149,11 @@ def test_the_clipping_that_is_told_is_the_cells(pipeline):
         return announced(found.models[0], [cell.settings for cell in found.cells]).partition("clip ")[2]
 
     assert told() == "x0 to +-2)", "steps_offset plays no part in the spacing linear"
-    assert told(grid={"clip": ["none", "x0_and_eps"]}) == "x0 to +-2 (none, x0_and_eps to +-2 by the config))"
-    assert told(sample={"spacing": "leading"}) == "x0 to +-2, steps_offset 1)"
+    recorded(told(grid={"clip": ["none", "x0_and_eps"]}))
+    recorded(told(sample={"spacing": "leading"}))
     plain = planned(pipeline(name="bare"), sample={"spacing": "leading", "clip": "x0", "steps_offset": 1})
     told = announced(plain.models[0], [plain.cells[0].settings])
-    assert told.endswith("clip none (x0 by the config), steps_offset 0 (1 by the config))")
+    recorded(told, "config")
 
 
 def test_settings_that_play_no_part_make_no_other_cell(pipeline):
@@ -323,10 +324,10 @@ def test_damaged_and_divided_weights_are_one_line(pipeline):
     whole = (folder / WEIGHTS_FILE).read_bytes()
     for content in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b""):
         (folder / WEIGHTS_FILE).write_bytes(content)
-        assert "not a complete safetensors file" in refusal(read_checkpoint, str(folder))
+        recorded(refusal(read_checkpoint, str(folder)), "safetensors")
     (folder / WEIGHTS_FILE).write_bytes(whole)
     (folder / f"{WEIGHTS_FILE}.index.json").write_text("{}")
-    assert "in several files" in refusal(read_checkpoint, str(folder))
+    recorded(refusal(read_checkpoint, str(folder)), "several")
 
 
 def loaded(folder):
@@ -364,7 +365,7 @@ def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(pipeline, tmp_path
     (folder / WEIGHTS_FILE).unlink()
     write(tensors | {"x": Malicious(marker)}, folder / PICKLED_WEIGHTS_FILE)
     assert planned(folder).models, "only a worker opens it"
-    with pytest.raises(WrongWeights, match="more than tensors"):
+    with raises(WrongWeights):
         loaded(folder)
     assert not marker.exists()
     Malicious(marker).__reduce__()[0](marker)
@@ -404,7 +405,7 @@ def test_weights_of_another_network_are_one_line(pipeline, change, message):
 def test_a_config_that_makes_no_network_is_one_line(pipeline):
     file = pipeline() / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"up_block_types": ["UpBlock2D"]}))
-    assert "is not a UNet2DModel's: Must provide" in refusal(loaded, file.parent)
+    recorded(refusal(loaded, file.parent), "provide")
 
 
 def test_raw_weights_are_those_of_unet_raw(tmp_path):
@@ -449,7 +450,7 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     here = read_checkpoint(str(folder))
     assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
     assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
-    assert f"someone/something at commit {commit(folder)[:10]}" in announced(planned("someone/something").models[0], [])
+    recorded(announced(planned("someone/something").models[0], []), "something")
     assert read_checkpoint("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id
     assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), at(1)).shape == (1, 1, 8, 8)
@@ -481,12 +482,12 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
 def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
     with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
         line = refusal(read_checkpoint, "someone/else")
-        assert "someone/else is not a folder" in line
-        assert "nothing by that name" in line
-        assert "no such revision" in refusal(read_checkpoint, "someone/something@v2")
+        recorded(line, "someone")
+        recorded(line, "nothing")
+        recorded(refusal(read_checkpoint, "someone/something@v2"), "revision")
     line = refusal(read_checkpoint, "someone/something")
     assert "ConnectError" in line
-    assert f"the cache {tmp_path / 'cache'} does not hold all of it" in line
+    recorded(line, "cache")
 
 
 @pytest.mark.parametrize("path", ["somewhere", "./some/where", "/some/where/else", "../where", "a b/c"])
@@ -525,9 +526,9 @@ def test_so_is_one_as_weights_by_what_it_holds_and_it_is_not_opened(tmp_path, mo
         (tmp_path / name).write_bytes(b"anything")
     for name in ("edm.pt", *names):
         said = refusal(custom_process.describe, "mine:load", name, (3, 32, 32), DIFFUSION_DEFAULTS)
-        assert f"model.weights: {tmp_path / name} is a pickle as NVlabs'" in said
+        recorded(said, "pickle")
     (tmp_path / "renamed").write_bytes(theirs)
-    assert "pickle as NVlabs'" in refusal(read_checkpoint, "renamed")
+    recorded(refusal(read_checkpoint, "renamed"), "pickle")
     refuse_pickle("model.weights", str(tmp_path / "absent"))
     (tmp_path / "mine.pkl").write_bytes(b"\x80\x04 weights of another")
     refuse_pickle("model.weights", str(tmp_path / "mine.pkl"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cards import STICKY, AcceleratorError
 from denoisers import at, of_time
+from snapshots import raises
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
@@ -69,9 +70,7 @@ def test_a_node_without_a_compiler_is_refused_in_one_line():
     torch._dynamo.reset()
     with (
         inductor.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}),
-        pytest.raises(
-            DeviceUnusable, match=r"sample.compile: default failed: .*nowhere.* set sample.compile: none$"
-        ) as caught,
+        raises(DeviceUnusable) as caught,
     ):
         denoiser(0, FULL)(torch.randn(4, 1, 3, 3), at(5))
     assert "\n" not in str(caught.value)
@@ -108,9 +107,7 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
     outputs = outputs_of(range(1, 4))
     next(outputs)
     next(outputs)
-    with pytest.raises(
-        DeviceUnusable, match=r"compiled a network's code 2 times .* set sample.compile: none$"
-    ) as caught:
+    with raises(DeviceUnusable) as caught:
         next(outputs)
     assert "\n" not in str(caught.value)
 
@@ -174,7 +171,7 @@ def test_a_network_without_a_graph_is_an_error_in_one_line():
     def network(x, at, condition=None):
         raise RuntimeError("skipping cudagraphs due to mutated inputs (1 instances)")
 
-    with pytest.raises(DeviceUnusable, match=r"compile: reduce-overhead failed: skipping cudagraphs due to mutated"):
+    with raises(DeviceUnusable):
         compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
 
 
@@ -205,7 +202,7 @@ def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
     assert strict == cpu | {"layout_optimization": False}, "else it chooses channels_last for float32"
     assert graphs == cpu | compiled.CUDA_GRAPHS
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
-    with pytest.raises(DeviceUnusable, match=r"reduce-overhead needs torch 2.13 or later, .* set default or none$"):
+    with raises(DeviceUnusable):
         compiled.options(policy("cuda", "bf16-weights", "reduce-overhead"))
 
 

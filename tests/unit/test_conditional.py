@@ -15,6 +15,7 @@ import pytest
 import torch
 from denoisers import at as point
 from in_process import drive, small_run
+from snapshots import raises, recorded
 from tiny import UNET
 
 import taugrid
@@ -187,7 +188,7 @@ def test_the_folder_says_its_null_class_to_taugrid_and_nothing_to_diffusers(fold
     cells = {name: planned(place, labels="balanced").cells[0] for name, place in (("net", folder), ("bare", bare))}
     assert cells["net"].model.source.conditions == Conditions(K, K)
     assert cells["bare"].model.source.conditions == Conditions(K + 1, None)
-    assert "3 classes and a null class" in cells["net"].model.source.description(cells["net"].model.diffusion, [])
+    recorded(cells["net"].model.source.description(cells["net"].model.diffusion, []), "classes")
     assert cells["net"].model.id != cells["bare"].model.id
     spec = cells["net"].model.source.network(None, "ema")
     logger = logging.getLogger("diffusers")
@@ -249,14 +250,14 @@ def test_columns_that_are_no_labels_are_refused(folder, tmp_path, values, kind, 
 
 def test_a_file_that_is_missing_or_no_parquet_is_one_line(folder, tmp_path):
     given = {"parquet": str(tmp_path / "a.parquet"), "column": "class"}
-    assert refusal(folder, labels=given) == f"sample.labels.parquet: there is no file {tmp_path / 'a.parquet'}"
+    recorded(refusal(folder, labels=given))
     (tmp_path / "a.parquet").write_text("text")
-    assert "can't be read" in refusal(folder, labels=given)
+    recorded(refusal(folder, labels=given), "read")
 
 
 def test_each_image_in_memory_needs_a_row(folder, tmp_path):
     given = labels_file(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="has 30 rows, but 31 samples need one each"):
+    with raises(UserError):
         taugrid.sample(folder, [30], labels=given)
     images = [taugrid.sample(folder, 3, labels=labels, steps=2) for labels in ([0, 1], range(2), np.arange(2))]
     assert np.array_equal(images, [images[0]] * 3)
@@ -271,7 +272,7 @@ def test_a_checkpoint_that_is_not_here_is_priced_with_its_labels():
 def test_labels_of_an_unconditional_network_are_refused():
     found = refusal({"oracle": "gaussian"}, labels=[0, 1])
     assert re.fullmatch(r"sample.labels is \[0, 1\], but the gaussian oracle is unconditional; remove the key", found)
-    with pytest.raises(UserError, match="is unconditional; remove the key"):
+    with raises(UserError):
         taugrid.sample(lambda x, t: x, 2, shape=SHAPE, labels="random")
 
 
@@ -284,7 +285,7 @@ def test_a_plan_is_restored_and_goes_on_without_its_file_until_something_must_be
     (tmp_path / "a.parquet").unlink()
     column = rundir.read_column(found.cells[0].settings.labels)
     assert (column.values, {"column_sha256": column.sha256}) == (None, found.cells[0].label_rule.said)
-    with pytest.raises(UserError, match=r"the Parquet file of sample.labels is gone; put it back"):
+    with raises(UserError):
         restored.cells[0].label_rule.at(np.arange(3))
 
 
@@ -299,9 +300,7 @@ def test_labels_that_are_gone_are_missed_before_a_worker_starts_and_only_if_some
         next((root / "samples").rglob("*.parquet")).unlink()
         for part in [*(root / "features").rglob("*.parquet"), *(root / "scores").iterdir()]:
             part.unlink()
-        with pytest.raises(
-            UserError, match=r"sample.labels.parquet: there is no file .*a.parquet, and images are still"
-        ):
+        with raises(UserError):
             drive(gone, root, LOCAL)
 
 
@@ -336,9 +335,9 @@ def test_reconstruction_and_interpolation_are_refused_in_one_line(ran):
     from taugrid.orchestrator.work.reconstruct import left_out, require_ode_cells
 
     opened = ran[1]
-    with pytest.raises(UserError, match=r"^reconstruct follows an ODE without labels; all cells are of networks with"):
+    with raises(UserError):
         require_ode_cells(opened.plan, "reconstruct")
-    assert left_out(opened.plan, "interpolate").endswith("leaves out the cells of networks with labels (sample.labels)")
+    recorded(left_out(opened.plan, "interpolate"), "networks")
 
 
 def test_growth_beyond_the_labels_is_refused_at_once(folder, tmp_path):
@@ -346,7 +345,7 @@ def test_growth_beyond_the_labels_is_refused_at_once(folder, tmp_path):
     text = CONFIG.format(folder=folder, n=40, labels=json.dumps(given))
     with small_run(tmp_path, text) as opened:
         scoring = scoring_of(opened.config, opened.plan)
-        with pytest.raises(UserError, match=r"--max 80: sample.labels has labels for 60 samples alone"):
+        with raises(UserError):
             Growth(opened, opened.plan, scoring, Until.of("told-apart", 80), print)
 
 
@@ -468,7 +467,7 @@ def test_a_callable_with_classes_is_sampled_with_labels_and_says_so_in_its_id(mi
     [cell] = planned({"callable": "mine_with_labels:good"}, labels=[2, 0]).cells
     content = cell.model.source.content(cell.model.diffusion)
     assert content["conditions"] == [3, 3]
-    assert "3 classes and a null class" in cell.model.source.description(cell.model.diffusion, [])
+    recorded(cell.model.source.description(cell.model.diffusion, []), "classes")
     unconditional = replace(cell.model.source.spec, conditions=None)
     assert "conditions" not in unconditional.recorded
     assert grid.Custom(unconditional).content(cell.model.diffusion) == {
@@ -481,7 +480,7 @@ def test_a_callable_with_classes_is_sampled_with_labels_and_says_so_in_its_id(mi
     assert [np.array_equal(a, b) for a, b in zip(images, of_two, strict=True)] == [True, False, True, False]
     in_memory = taugrid.sample(custom.make("mine_with_labels:good", None), 4, shape=SHAPE, labels=2, steps=2)
     assert np.array_equal(in_memory, of_two)
-    with pytest.raises(UserError, match=r"^sample.labels is missing: the network of mine_with_labels:good has 3"):
+    with raises(UserError):
         planned({"callable": "mine_with_labels:good"})
 
 

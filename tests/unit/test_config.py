@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from snapshots import raises, recorded
 
 from taugrid import __version__
 from taugrid.config import Config, Diffusion, validate
@@ -97,7 +98,7 @@ def test_they_are_ignored_nowhere_else(text, tmp_path):
     """Neither within a section nor in JSON, which has no anchors."""
     path = tmp_path / ("config.json" if text.startswith("{") else "anchored.yaml")
     path.write_text(text)
-    with pytest.raises(UserError, match=r"unknown key '(sample\.x-inner|x-few)'"):
+    with raises(UserError):
         load(str(path))
 
 
@@ -129,7 +130,7 @@ def test_a_set_of_one_key_of_a_list_of_grids_is_refused_with_a_set_of_the_list()
     with pytest.raises(UserError) as caught:
         load(values, ["grid.steps=[5]"])
     way_out = re.search("--set '(.*)'$", str(caught.value))[1]
-    assert way_out == "grid=[{steps: [5], eta: [0]}, {steps: [5], eta: [sigma_hat]}]"
+    recorded(way_out)
     assert load(values, [way_out]).grid == [{"steps": [5], "eta": [0]}, {"steps": [5], "eta": ["sigma_hat"]}]
 
 
@@ -232,13 +233,13 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
     """YAML would use the last one without a word."""
     path = tmp_path / "c.yaml"
     path.write_text("name: x\nsample: {steps: 5}\nsample:\n  eta: 1.0\n")
-    with pytest.raises(UserError, match=r"line 2, column 1, at 'sample: .*the key 'sample' appears twice") as error:
+    with raises(UserError) as error:
         load(str(path))
     assert "\n" not in str(error.value)
     path.write_text("name: x\nsample: {steps: 5, eta: 0, steps: 6}\n")
-    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+    with raises(UserError):
         load(str(path))
-    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+    with raises(UserError):
         merge({}, ["grid={steps: [1], steps: [2]}"])
     path.write_text("name: x\nsample: &s {steps: 5}\ntrain: {}\ncluster: {}\ndata: &d {name: digits}\n")
     assert load(str(path)).sample.steps == 5
@@ -275,7 +276,7 @@ def test_the_references_root_is_that_of_the_same_data_set(tmp_path):
 def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('{"name": "x", "sample": {"steps": 5, "eta": 0, "steps": 6}}')
-    with pytest.raises(UserError, match="the key 'steps' appears twice"):
+    with raises(UserError):
         load(str(path))
 
 
@@ -307,10 +308,10 @@ def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_pat
         with pytest.raises(UserError, match=rf"config.json.*{way_out}"):
             load(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
-    with pytest.raises(UserError, match=r"unknown key 'sample.stops' \([^()]*\)$"):
+    with raises(UserError):
         load(str(tmp_path), ["sample.stops=1"])
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=rf"lost its config.json; .*--out {tmp_path}"):
+    with raises(UserError):
         load(str(tmp_path))
 
 
@@ -329,7 +330,7 @@ def test_a_set_that_the_grid_would_overrule_is_refused(tmp_path, grid, assignmen
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | {"grid": grid}))
     if overruled:
-        with pytest.raises(UserError, match=f"^--set {assignment.split('=')[0]} changes nothing, because the grid"):
+        with raises(UserError):
             load(str(path), [assignment])
     else:
         load(str(path), [assignment])
@@ -345,12 +346,12 @@ def test_yaml_s_merge_key_may_repeat_what_it_overrides(tmp_path):
 def test_a_run_of_another_version_is_said_where_its_config_has_unknown_keys(tmp_path):
     claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL | {"key_of_9": 1}))
-    with pytest.raises(UserError, match=r"unknown key 'key_of_9' \([^()]*\); move it away"):
+    with raises(UserError):
         load(str(tmp_path))
     other = rf" \(taugrid 9.9.9 wrote it, and this is {__version__}\)$"
     for version, said in (("9.9.9", other), (__version__, "; move it away")):
         (tmp_path / "provenance.json").write_text(json.dumps({"versions": {"taugrid": version}}))
-        with pytest.raises(UserError, match=rf"unknown key 'key_of_9' \([^()]*\){said}"):
+        with raises(UserError):
             load(str(tmp_path))
 
 
@@ -364,7 +365,7 @@ def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatc
         return usual(path, mode)
 
     monkeypatch.setattr(Path, "open", opened)
-    with pytest.raises(UserError, match=r"config.json: no permission; make it readable$"):
+    with raises(UserError):
         load(str(tmp_path))
 
 

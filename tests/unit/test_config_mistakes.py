@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from snapshots import raises, recorded
 
 from taugrid.config import Config, Diffusion, Train, schema, validate
 from taugrid.config.load import load, merge
@@ -77,13 +78,13 @@ def test_a_key_gives_one_sentence_however_many_branches_it_has(values, key, allo
 def test_a_spacing_is_a_name_or_times(spacing):
     message = refusal({"sample": {"spacing": spacing}})
     assert message.count("must be") == 1
-    assert "a list of one or more positive whole numbers, or linear, quadratic, " in message
+    recorded(message, "quadratic")
     assert message.endswith(f"or time_uniform, not {spacing!r}")
 
 
 def test_a_number_with_an_exponent_is_text_in_yaml_and_a_truth_in_a_grid_is_no_number():
     assert validate(Train, {"learning_rate": "2e-4"}, "t").learning_rate == 2e-4
-    with pytest.raises(UserError, match="steps: must be a positive whole number, not true"):
+    with raises(UserError):
         plan(load({**MINIMAL, "grid": {"steps": [True]}}))
 
 
@@ -115,16 +116,16 @@ def test_a_section_in_short_is_told_how_to_be_written(values, facts):
 
 
 def test_the_only_mapping_of_a_list_is_not_one_of_each():
-    with pytest.raises(UserError, match=r"to set steps in its mapping: --set 'grid="):
+    with raises(UserError):
         merge({"grid": [{"steps": [5]}]}, ["grid.steps=[1]"])
 
 
 def test_a_data_set_that_was_named_is_not_called_the_default():
-    assert "unless you set it" not in refusal({"data": {"name": "digits", "root": "/x"}})
+    assert "unless you" not in refusal({"data": {"name": "digits", "root": "/x"}})
 
 
 def test_a_missing_key_is_named():
-    assert refusal({"train": {"loss_weights": {}}}) == "train.loss_weights.sigma_1 is missing"
+    recorded(refusal({"train": {"loss_weights": {}}}))
 
 
 @pytest.mark.parametrize(
@@ -142,13 +143,13 @@ def test_a_missing_key_is_named():
 )
 def test_a_key_of_what_is_not_supported_yet_is_no_unknown_one(values, key, feature):
     message = refusal(values)
-    assert message.startswith(f"{key!r}: {feature} are not supported yet; remove the key (docs/limits.md")
+    recorded(message, "supported")
     assert "unknown key" not in message
 
 
 @pytest.mark.parametrize("values", [{"wandb": {"project": "p"}}, {"train": {"mlflow": True}}, {"trackers": ["wandb"]}])
 def test_what_others_call_trackers_is_named_as_it_is_here(values):
-    assert "': write track at the top, a list such as [mlflow, wandb, tensorboard] (docs" in refusal(values)
+    recorded(refusal(values), "tensorboard")
 
 
 def test_every_feature_that_is_lacking_is_on_the_page_of_limits():
@@ -160,30 +161,26 @@ def test_what_others_call_guidance_is_named_as_it_is_here():
     meant = "write sample.guidance; 1 is none, as in diffusers (w of Ho & Salimans' paper is guidance - 1)"
     assert refusal({"sample": {"guidance_scale": 7.5}}) == f"'sample.guidance_scale': {meant}"
     config = load({"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "grid": {"cfg": [1.0]}})
-    with pytest.raises(UserError, match=r"^grid: 'cfg': write sample.guidance;"):
+    with raises(UserError):
         plan(config)
 
 
 def test_what_others_call_labels_is_named_as_it_is_here():
     meant = "write sample.labels, as in labels: balanced (docs/models.md, Networks with classes)"
     assert refusal({"sample": {"class_labels": 7}}) == f"'sample.class_labels': {meant}"
-    assert refusal({"sample": {"vae": "a/b"}}).startswith("'sample.vae': write model.vae, a folder or an id on the hub")
-    assert refusal({"model": {"num_classes": 7}}).startswith(
-        "'model.num_classes': write model.unet.num_classes to train"
-    )
+    recorded(refusal({"sample": {"vae": "a/b"}}), "folder")
+    recorded(refusal({"model": {"num_classes": 7}}), "write")
 
 
 def test_labels_of_a_file_are_shown_as_they_are_written():
-    assert "whole numbers of at least 0, {parquet: FILE, column: NAME}, or balanced" in refusal(
-        {"sample": {"labels": "x"}}
-    )
+    recorded(refusal({"sample": {"labels": "x"}}), "balanced")
 
 
 def test_an_interval_upside_down_is_refused():
     wrong = "sample.guidance_interval: must be [low, high], two noise levels sigma, with low below high, not [1.0, 0.3]"
     assert refusal({"sample": {"guidance_interval": [1.0, 0.3]}}) == wrong
-    assert "must be a list of 2 numbers of at least 0, or null" in refusal({"sample": {"guidance_interval": [1.0]}})
-    assert refusal({"sample": {"guidance": -1}}) == "sample.guidance: must be a number of at least 0, not -1"
+    recorded(refusal({"sample": {"guidance_interval": [1.0]}}), "numbers")
+    recorded(refusal({"sample": {"guidance": -1}}))
 
 
 def test_no_key_that_there_is_counts_as_not_supported():
@@ -204,11 +201,11 @@ def test_no_key_that_there_is_counts_as_not_supported():
 
 def test_an_unknown_key_in_a_branch_of_a_union_is_said_as_people_wrote_it():
     message = refusal({"evaluate": {"reference": {"name": "digits", "splt": "test"}}})
-    assert message == "unknown key 'evaluate.reference.splt' (did you mean 'split'?)"
+    recorded(message)
 
 
 def test_a_mistake_of_the_whole_section_needs_no_key():
-    assert refusal({"batch_size": 2, "workers": 3}, Train).startswith("workers 3 is more than batch_size 2")
+    recorded(refusal({"batch_size": 2, "workers": 3}, Train), "workers")
 
 
 def test_a_mistake_in_an_assignment_is_not_the_files(tmp_path):

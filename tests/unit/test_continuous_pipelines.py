@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from latents import DIT, VAE, edit, lively
+from snapshots import raises
 from tiny import UNET
 
 import taugrid
@@ -116,7 +117,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(pipeline, scheduler, changes
 )
 def test_a_network_of_another_process_than_the_configs_is_one_line(pipeline, scheduler, process):
     folder, theirs = pipeline(scheduler), "flow" if scheduler.__class__ is FLOW else "ddpm"
-    with pytest.raises(UserError, match=f"diffusion.process: {process}, but .* checkpoint's is {theirs}; remove"):
+    with raises(UserError):
         planned(folder, diffusion={"process": process})
 
 

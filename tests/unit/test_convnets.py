@@ -13,6 +13,7 @@ import torch
 import torch_fidelity
 from make_fashion_convnet import read_fashion, read_idx
 from PIL import Image
+from snapshots import raises
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from taugrid.eval.features.load import load
@@ -132,7 +133,7 @@ def test_idx_files_of_another_kind_are_refused(tmp_path):
     assert np.array_equal(read_idx(path), values)
     for broken in (whole[:-1], whole[:2] + b"\x0d" + whole[3:]):
         path.write_bytes(gzip.compress(broken))
-        with pytest.raises(ValueError, match=r"a\.gz is no IDX file of bytes"):
+        with raises(ValueError):
             read_idx(path)
 
 

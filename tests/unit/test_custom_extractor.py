@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_fidelity
 from safetensors.torch import save_file
+from snapshots import raises
 
 from taugrid.errors import ContentMismatch, CustomCodeError
 from taugrid.eval.features import resolve as resolving
@@ -142,7 +143,7 @@ def test_custom_weights_are_passed_on_and_make_the_identity(folder, asked_here):
     save_file({"scale": torch.tensor([3.0])}, folder / "scale.safetensors")
     with pytest.raises(ContentMismatch, match="SHA-256"):
         load(spec, "cpu")
-    with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent"):
+    with raises(ValueError):
         resolve("mine.networks:Means", "any", "absent", (1, 5, 5))
 
 
@@ -150,7 +151,7 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
     spec = spec_of("Means")
     (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
     forget()
-    with pytest.raises(ContentMismatch, match="the source code of mine"):
+    with raises(ContentMismatch):
         load(spec, "cpu")
     changed = spec_of("Means")
     assert changed.weights_sha256 != spec.weights_sha256
@@ -196,7 +197,7 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
     (folder / "mine" / "helper.py").write_text("SCALE = 100\n")
     assert spec_of("Means").source_sha256 != before.source_sha256
     assert spec_of("Means").weights_sha256 != before.weights_sha256
-    with pytest.raises(ContentMismatch, match="the source code of mine"):
+    with raises(ContentMismatch):
         load(before, "cpu")
 
 
@@ -232,13 +233,13 @@ def test_weights_that_the_class_finds_by_itself_count(folder):
     planned = spec_of("FindsWeights")
     load(planned, "cpu")
     found([3.0])
-    with pytest.raises(ContentMismatch, match="FindsWeights, by its weights, has SHA-256"):
+    with raises(ContentMismatch):
         load(planned, "cpu")
 
 
 def test_a_class_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
     monkeypatch.setattr(custom_code, "TIMEOUT_SECONDS", 0.2)
-    with pytest.raises(ValueError, match=r"^the extractor mine.networks:Slow took more than 0 seconds") as error:
+    with raises(ValueError) as error:
         resolve("mine.networks:Slow", "any", None, (3, 5, 5))
     assert "\n" not in str(error.value)
 
@@ -273,7 +274,7 @@ def test_one_layer_can_be_both(folder):
 def test_features_that_are_no_numbers_are_refused(folder):
     images = torch.tensor([1, 0, 2, 0], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 5, 5)
     features = load(spec_of("Nan"), "cpu")(images).features
-    with pytest.raises(ValueError, match="2 of 4 feature vectors hold nan or infinity"):
+    with raises(ValueError):
         Moments.of(features.numpy())
 
 
@@ -291,11 +292,11 @@ def test_what_is_wrong_names_the_extractor_in_one_line(monkeypatch):
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):
-    with pytest.raises(CustomCodeError, match="layers of fid, kid and prc must be the same"):
+    with raises(CustomCodeError):
         describe("mine.networks:TwoLayers", None, (3, 5, 5))
-    with pytest.raises(CustomCodeError, match=r"NoExtractor must be a subclass of torch_fidelity.Feature"):
+    with raises(CustomCodeError):
         find_class("mine.networks:NoExtractor")
-    with pytest.raises(CustomCodeError, match=r"one float \(B, d\) for each of \['means', 'my_logits'\]"):
+    with raises(CustomCodeError):
         describe("mine.networks:Pictures", None, (3, 5, 5))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import at, decode, encode, of_time
+from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, validate
@@ -29,7 +30,6 @@ from taugrid.orchestrator.work.interpolate import InterpolateWork
 from taugrid.orchestrator.work.reconstruct import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
-from taugrid.words import this_node
 from taugrid.workers import ode, schedules
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.source import source_of, tensors_sha256
@@ -192,7 +192,7 @@ def planned(describe_network=described, **sections):
 @pytest.mark.parametrize("setting", [{"precision": "bf16-weights"}, {"compile": "reduce-overhead"}])
 def test_what_needs_a_module_is_refused_of_a_function_before_a_worker_starts(folder, setting):
     planned(sample={"seed": 0} | setting)
-    with pytest.raises(UserError, match=r"^mine:plain returns a function: .* nn.Module; return one, or set"):
+    with raises(UserError):
         planned(model={"callable": "mine:plain"}, sample={"seed": 0} | setting)
 
 
@@ -208,9 +208,9 @@ def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:shape", None, SHAPE, DDPM)
     told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8)"
-    assert str(error.value).startswith(f"model.callable: mine:shape can't be used: {told}")
+    recorded(str(error.value), "shape")
     assert f"{sys.executable} -P " in str(error.value)
-    with pytest.raises(UserError, match=r"^model.weights: there is no file .*absent.pt$"):
+    with raises(UserError):
         custom_process.describe("mine:scaled", "absent.pt", SHAPE, DDPM)
 
 
@@ -218,7 +218,7 @@ def test_the_command_in_an_error_shows_the_whole_traceback(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:failing", None, SHAPE, DDPM)
     line, command = str(error.value).split("\nfor the traceback, run: ")
-    assert line == "model.callable: mine:failing can't be used: OSError: no such thing in two lines"
+    recorded(line)
     done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert 'mine.py", line' in done.stderr
@@ -228,7 +228,7 @@ def test_the_command_in_an_error_shows_the_whole_traceback(folder):
 
 def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
     monkeypatch.setattr(custom_code, "TIMEOUT_SECONDS", 0.2)
-    with pytest.raises(UserError, match=r"^model.callable: mine:scaled took more than 0 seconds to be loaded"):
+    with raises(UserError):
         custom_process.describe("mine:scaled", None, SHAPE, DDPM)
 
 
@@ -272,20 +272,20 @@ def test_a_network_that_can_not_be_used_is_refused(folder, name, told):
 
 
 def test_what_can_not_be_imported_is_told_from_what_it_lacks_itself(folder):
-    with pytest.raises(CustomCodeError, match=r"there is no module 'mien', neither in the current folder /.* nor on"):
+    with raises(CustomCodeError):
         describe("mien:scaled", None, SHAPE, DDPM)
     (folder / "mine.py").write_text("import no_such_library\n")
-    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library'"):
+    with raises(ModuleNotFoundError):
         describe("mine:scaled", None, SHAPE, DDPM)
 
 
 def test_a_function_that_takes_no_weights_is_told_so(folder):
-    with pytest.raises(CustomCodeError, match=r"one, the path model.weights, but: too many positional arguments"):
+    with raises(CustomCodeError):
         make("mine:plain", "some.pt")
 
 
 def test_the_users_own_error_is_left_as_it_is(folder):
-    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+    with raises(RuntimeError):
         describe("mine:failing_network", None, SHAPE, DDPM)
 
 
@@ -294,7 +294,7 @@ def test_weights_with_code_in_them_are_not_opened_and_torchs_advice_to_do_so_is_
     torch.save({"ema": torch.nn.Linear(1, 1)}, path)
     (folder / "mine.py").write_text(f"{SOURCE}\ndef of_its_own():\n    return scaled('module.pt')\n")
     for name, weights, shown in (("scaled", str(path), str(path)), ("of_its_own", None, "its file")):
-        with pytest.raises(CustomCodeError, match=f"can't open {shown} as tensors: it is a pickle") as error:
+        with raises(CustomCodeError) as error:
             describe(f"mine:{name}", weights, SHAPE, DDPM)
         assert "weights_only" not in str(error.value)
 
@@ -328,9 +328,9 @@ def test_plain_functions_are_left_alone(folder):
 def test_a_wrong_output_at_work_is_said_in_one_line():
     x = torch.zeros(5, 3, 4, 4)
     network = for_inference(lambda x, t: x[:1], "mine:late", "cpu")
-    with pytest.raises(CustomCodeError, match=r"^the network of mine:late returned the shape \(1, 3, 4, 4\) for x of "):
+    with raises(CustomCodeError):
         network(x, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(CustomCodeError, match=r"returned a tensor on meta for x on cpu$"):
+    with raises(CustomCodeError):
         checked(x.to("meta"), x, "mine:late")
 
 
@@ -339,16 +339,16 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     x = torch.ones(1, *SHAPE)
     assert load(found, "cpu")(x, at(0)).unique().tolist() == [0.25]
     save_weights(folder / "scale.pt", 0.5)
-    with pytest.raises(ContentMismatch, match=rf"{this_node()}: .*scale.pt has SHA-256 \w{{12}} .* \w{{12}} "):
+    with raises(ContentMismatch):
         load(found, "cpu")
     (folder / "scale.pt").unlink()
-    with pytest.raises(ContentMismatch, match=r"there is no file .*scale.pt;"):
+    with raises(ContentMismatch):
         load(found, "cpu")
     save_weights(folder / "found.pt", 0.25)
     found = described("mine:finds")
     load(found, "cpu")
     save_weights(folder / "found.pt", 0.5)
-    with pytest.raises(ContentMismatch, match="the network that mine:finds returns"):
+    with raises(ContentMismatch):
         load(found, "cpu")
     (folder / "mine.py").write_text("# a comment\n" + SOURCE)
     forget()
@@ -356,7 +356,7 @@ def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(fold
     load(found, "cpu")
     (folder / "mine.py").write_text(SOURCE + "\nCHANGED = 1\n")
     forget()
-    with pytest.raises(ContentMismatch, match=r"the source code of mine:finds \(/.*/mine.py differs\)"):
+    with raises(ContentMismatch):
         load(found, "cpu")
 
 
@@ -480,7 +480,7 @@ def test_a_network_is_described_once_however_long_the_grid(folder):
 
 
 def test_raw_weights_are_refused(folder):
-    with pytest.raises(UserError, match=r"^sample.weights is raw, .*; remove the key$"):
+    with raises(UserError):
         planned(sample={"weights": "raw", "seed": 0})
 
 
@@ -506,15 +506,7 @@ def test_times_between_whole_ones_are_tried(folder, name, takes, spacing):
     settings = {"num_samples": 4, "seed": 0, "steps": 7}
     assert described(f"mine:{name}", diffusion=DDPM.model_copy(update={"timesteps": 100})).takes_fractions is takes
     assert planned(**sections, sample=settings | {"spacing": "logsnr-int"})
-    with (
-        nullcontext()
-        if takes
-        else pytest.raises(
-            UserError,
-            match=rf"^model.callable: the network of mine:{name} takes whole time indices only, but spacing "
-            rf"{spacing} calls it at [\d.]+; choose another spacing or sampler",
-        )
-    ):
+    with nullcontext() if takes else raises(UserError):
         planned(**sections, sample=settings | {"spacing": spacing})
 
 
@@ -530,15 +522,15 @@ def test_weights_that_were_replaced_after_sampling_are_refused(folder):
     assert parquet.inspect(path).metadata["weights_sha256"] == file_sha256(weights)
     assert rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail, Listing(rundir)) == {0}
     save_weights(folder / "scale.pt", 0.5)
-    with pytest.raises(UserError, match=r"was made with weights \w{8}, but \w{10} has \w{8} now"):
+    with raises(UserError):
         rundir.sampled(cell, rundir.sample_metadata(cell), True, pytest.fail, Listing(rundir))
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled", "weights": "scale.pt"}}, "test")
     found = verify(Run(config, p, rundir), lambda count: None).damages
     steps = dict(zip((damage.path for damage in found), next_steps(found, Run(config, p, rundir)), strict=True))
     assert steps[weights].command is None
-    assert steps[weights].words.startswith("restore the old weights")
+    recorded(steps[weights].words, "restore")
     (folder / "scale.pt").unlink()
-    with pytest.raises(UserError, match=r"model.weights: there is no file"):
+    with raises(UserError):
         rundir.sample_metadata(cell)
     assert rundir.weights_file(cell.model, "ema") == weights
 
@@ -556,12 +548,12 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder):
     assert (after.id, after.image_shape) == (before.id, SHAPE)
     assert isinstance(after.source, Custom)
     assert replace(after.source.spec, unusable=None) == before.source.spec
-    with pytest.raises(UserError, match=r"^model.weights: there is no file .*scale.pt$"):
+    with raises(UserError):
         rundir.network(after, "ema")
     rundir.record_model(after)
     assert (rundir.models / before.id / "model.json").read_text() == record
     assert json.loads(record) == json.loads(json.dumps(before.source.spec.recorded))
-    with pytest.raises(UserError, match=r"^model.weights: there is no file"):
+    with raises(UserError):
         planned(rundir.describe_network, model=model, data={"name": "fashion-mnist"})
 
 
@@ -582,7 +574,7 @@ def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder
     rundir.record_model(found)
     (folder / "mine.py").write_text("# a comment\n" + SOURCE)
     forget()
-    with pytest.raises(ContentMismatch, match="the source code of mine:scaled"):
+    with raises(ContentMismatch):
         load(before, "cpu")
     [changed] = planned(rundir.describe_network, model=model).models
     assert changed.id == new.id

@@ -13,6 +13,7 @@ import torch
 from asking import forget_code_here
 from click.testing import CliRunner
 from in_process import drive, small_run
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import Config, validate
@@ -184,7 +185,7 @@ def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, t
 
 def test_a_module_that_turns_gradients_off_is_refused(here):
     (here / "mine.py").write_text(f"{BROKEN}\ntorch.set_grad_enabled(False)\n")
-    assert "mine:good changes torch's gradient mode for the whole process" in refused("mine:good")
+    recorded(refused("mine:good"), "gradient")
     assert torch.is_grad_enabled()
 
 
@@ -202,17 +203,13 @@ def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
     for name in (None, 3):
-        assert "sampler: must be text of the form diffusers:SchedulerClass or module:function, or ddim" in refused(name)
-    assert "there is no module 'mien', neither in the current folder" in refused("mien:good")
-    assert "sampler: must be module:function, as in my_sampler:sample" in refused("mine:f(x)")
-    assert refused("mine:with_options", sampler_options={"wait": 1}) == (
-        "sample.sampler_options of mine:with_options: it has no option wait (did you mean 'weight'?)"
-    )
-    assert "it has no options; remove weight" in refused("mine:good", sampler_options={"weight": 1})
-    assert "steps must be in 1..1000" in refused("mine:good", steps=1001)
-    assert "sampler_options: must be options whose values JSON can hold, without NaN and infinity, not {" in refused(
-        "mine:with_options", sampler_options={"weight": float("nan")}
-    )
+        recorded(refused(name), "diffusers")
+    recorded(refused("mien:good"), "neither")
+    recorded(refused("mine:f(x)"), "function")
+    recorded(refused("mine:with_options", sampler_options={"wait": 1}))
+    recorded(refused("mine:good", sampler_options={"weight": 1}), "options")
+    recorded(refused("mine:good", steps=1001), "steps")
+    recorded(refused("mine:with_options", sampler_options={"weight": float("nan")}), "infinity")
 
 
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder, monkeypatch):
@@ -221,8 +218,8 @@ def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceba
     assert [cell.nfe for cell in found.cells] == [4, 8, 10, 20]
     assert not {"my_sampler", "mine"} & sys.modules.keys(), "the driver has not imported it"
     told = refused("mine:fails")
-    assert told.startswith("sample.sampler: mine:fails can't be used: NameError: name 'undefined' is not defined\n")
-    assert f"\nfor the traceback, run: {sys.executable} -P -m taugrid.workers.custom.describe" in told
+    recorded(told, "undefined")
+    recorded(told, "traceback")
     (folder / "mine.py").write_text("import no_such_library\n")
     monkeypatch.setattr(description, "ask", lambda function, arguments, *_: describe.find(function)(**arguments))
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):  # which the other process reports like any error
@@ -236,9 +233,9 @@ def test_it_is_tried_on_the_networks_own_process(here, process, told):
     [cell] = planned(steps=2, **of).cells
     assert cell.sampler_description.times == pytest.approx(told)
     assert planned("my_sampler:renoised", **of).cells[0].nfe == 8
-    assert "makes another image of the same x alone" in refused("mine:own_generator", **of)
-    assert "calls the network at path[-1], which is time 0" in refused("mine:at_time_0", **of)
-    assert "must return increasing numbers above 0 and up to" in refused("mine:NotANumber", **of)
+    recorded(refused("mine:own_generator", **of), "another")
+    recorded(refused("mine:at_time_0", **of), "network")
+    recorded(refused("mine:NotANumber", **of), "increasing")
 
 
 def test_a_cell_knows_the_calls_that_were_counted(here):
@@ -299,7 +296,7 @@ def test_samples_in_memory_are_those_of_a_run_and_it_is_tried_too(here):
     apart = [taugrid.sample(indices=[n], sampler="my_sampler:renoised", **model) for n in range(5)]
     assert np.array_equal(images, np.concatenate(apart))
     assert not np.array_equal(images, taugrid.sample(indices=5, **model))
-    with pytest.raises(UserError, match="mine:randn draws from the global random numbers of torch"):
+    with raises(UserError):
         taugrid.sample(lambda x, t: x, 5, shape=(1, 4, 4), sampler="mine:randn")
 
 
@@ -318,11 +315,11 @@ def test_a_worker_with_other_code_is_refused(here):
     sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
-    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256"):
+    with raises(ContentMismatch):
         sampler.require_code("my_sampler:sample", expected)
     forget_code_here()
     (here / "my_sampler.py").unlink()
-    with pytest.raises(ContentMismatch, match="the code of the sampler my_sampler:sample has SHA-256 none there"):
+    with raises(ContentMismatch):
         sampler.require_code("my_sampler:sample", expected)
 
 
@@ -352,9 +349,7 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     assert command("compare", here / "run", here / "again")["result"] == "identical"
     assert "my_sampler" not in sys.modules
     (here / "run/plan.json").unlink()
-    with pytest.raises(
-        UserError, match=r"sampler: .*plan.json does not have all cells of my_sampler:\w+, and read-only"
-    ):
+    with raises(UserError):
         open_to_plan(str(here / "run"), (), None)
 
 
@@ -363,16 +358,16 @@ def test_a_run_whose_code_has_changed_is_not_continued(here):
         drive(opened, here / "run", LOCAL)
     (here / "my_sampler.py").write_text(SOURCE.replace("weight * (", "weight * 0.5 * ("))
     config = str(here / "small.yaml")
-    with pytest.raises(UserError, match=r"changed: the code of the sampler my_sampler:sample differs") as error:
+    with raises(UserError) as error:
         open_to_plan(config, (), str(here / "run"))
-    assert "give another --out, or remove" in str(error.value), "the directory's own config would be refused as well"
-    with pytest.raises(UserError, match="go on with the directory's own config"):
+    recorded(str(error.value), "another")
+    with raises(UserError):
         open_to_plan(config, ("sample.seed=5",), str(here / "run"))
 
 
 def test_the_judge_of_samplers_passes_options_on():
     assert overrides("mine:good", "{weight: 1}")[-1] == "sample.sampler_options={weight: 1}"
-    with pytest.raises(UserError, match="--sampler-options are those of --sampler; give both"):
+    with raises(UserError):
         overrides(None, "{weight: 1}")
 
 
@@ -392,12 +387,12 @@ def test_a_plan_names_its_only_sampler_and_cells_that_are_sampled_twice(here):
         for options in ("", " sampler_options='{\"weight\": 0.5}'")
     )
     assert same in remark
-    assert "S=3 spacing=linear sampler=my_sampler:sample and S=3 spacing=trailing" not in remark, "these times differ"
+    assert "spacing=linear sampler=my_sampler:sample" not in remark, "these times differ"
 
 
 def test_a_sampler_that_never_ends_is_announced_and_given_up(folder, monkeypatch, capsys):
     (folder / "mine.py").write_text("def loops(*given):\n    while True:\n        pass\n")
     monkeypatch.setattr(describe, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(describe, "TIMEOUT_SECONDS", 1.0)
-    assert "mine:loops took more than 1 seconds to sample two images of 8 x 8" in refused("mine:loops")
-    assert "waiting up to 1 seconds for sample.sampler: mine:loops to sample two images" in capsys.readouterr().err
+    recorded(refused("mine:loops"), "seconds")
+    recorded(capsys.readouterr().err, "waiting")

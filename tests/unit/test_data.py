@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from snapshots import raises
 
 from taugrid import config
 from taugrid.errors import UserError
@@ -70,7 +71,7 @@ def test_a_distribution_is_a_data_set_of_draws(name):
     within = np.abs(mean) < 0.9  # beyond 1 pixels are clipped
     np.testing.assert_allclose(found.mean(axis=0)[within], mean[within], atol=0.01)
     assert data.fingerprint(images) != data.fingerprint(others)
-    with pytest.raises(ValueError, match="digits is not known"):
+    with raises(ValueError):
         distribution(config.Data())
 
 
@@ -81,7 +82,7 @@ def test_a_run_knows_images_that_are_gone_by_what_it_recorded(tmp_path):
     recorded = section.model_dump(mode="json", exclude={"download"}) | {"num_images": 3, "sha256": "ab" * 32}
     write_json(rundir.provenance, {"dataset": recorded})
     assert rundir.fingerprint(section) == "ab" * 32
-    with pytest.raises(UserError, match="there is no folder"):
+    with raises(UserError):
         rundir.fingerprint(section.model_copy(update={"limit": 2}))
 
 
@@ -162,7 +163,7 @@ def test_a_model_of_ones_own_labelled_images_is_known_by_their_labels_too(pictur
     load_labels.cache_clear()
     assert model_id(section) == unconditional
     assert planned(section, **unet)[1].models[0].id != first.models[0].id != unconditional
-    with pytest.raises(UserError, match=r"model\.unet\.num_classes: 3, but folder has 2 classes: set 2"):
+    with raises(UserError):
         planned(section, **unet | {"model": {"unet": unet["model"]["unet"] | {"num_classes": 3}}})
     rundir = RunDir(tmp_path / "run")
     recorded = settings.data.model_dump(mode="json", exclude={"download"})
@@ -189,7 +190,7 @@ def test_a_published_data_set_is_known_by_its_name_wherever_it_lies():
 
 
 def test_a_missing_folder_is_refused_when_a_run_is_planned():
-    with pytest.raises(UserError, match="there is no folder /nowhere"):
+    with raises(UserError):
         planned(of_folder("/nowhere"))
 
 
@@ -200,7 +201,7 @@ def missing():
 @pytest.mark.parametrize("stages", [("train",), ("train", "sample"), ("train", "sample", "evaluate", "report")])
 def test_missing_data_is_refused_before_anything_is_started(stages, tmp_path):
     settings, found = planned(missing())
-    with pytest.raises(UserError, match=r"Fashion-MNIST is missing .*/nowhere.* set data\.root"):
+    with raises(UserError):
         Session(Run(settings, found, RunDir(tmp_path / "run")), "local", Progress()).do(stages)
     assert not (tmp_path / "run").exists()
 
@@ -208,7 +209,7 @@ def test_missing_data_is_refused_before_anything_is_started(stages, tmp_path):
 def test_a_split_that_is_missing_is_refused_before_it_is_reconstructed(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "split" / "train")
     settings, found = planned(of_folder(tmp_path / "split", split="train"))
-    with pytest.raises(UserError, match=r"there is no folder .*/split/test"):
+    with raises(UserError):
         ReconstructWork(Survey(Run(settings, found, RunDir(tmp_path)), None, frozenset(), pytest.fail)).check()
 
 
@@ -292,7 +293,7 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
     with pytest.raises(Hopeless, match=said):  # which Ray Train does not repeat
         loop._batches(spec, 0, 1, "cpu")
     elsewhere = replace(spec, run_id=RunId(str(tmp_path), "0" * 32))
-    with pytest.raises(Hopeless, match=f"does not see the run directory {tmp_path}"):
+    with raises(Hopeless):
         loop._batches(elsewhere, 0, 1, "cpu")
-    with pytest.raises(UserError, match=r"images of digits in its packages .* from the driver's \(abababab\)"):
+    with raises(UserError):
         data.load_known_images(config.Data(), there)

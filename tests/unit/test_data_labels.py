@@ -11,6 +11,7 @@ import pytest
 import torchvision
 from pictures import noise, write_picture
 from sklearn.datasets import load_digits
+from snapshots import raises, recorded
 
 from taugrid.config import Data
 from taugrid.errors import ContentMismatch, UserError
@@ -63,9 +64,9 @@ def test_labels_of_fashion_mnist_that_are_missing_or_not_its_own(tmp_path):
     section = Data(name="fashion-mnist", root=str(tmp_path), split="test")
     assert "t10k-labels-idx1-ubyte" in refused(section)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes(3))
-    assert "does not hold Fashion-MNIST's published labels" in refused(section)
+    recorded(refused(section), "published")
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 4) + bytes(3))
-    assert "not a complete IDX file of labels" in refused(section)
+    recorded(refused(section), "complete")
     assert number_of_classes(section) == 10, "known without a file"
 
 
@@ -81,7 +82,7 @@ def test_cifar10_has_the_labels_of_its_batches_in_order(tmp_path, monkeypatch):
     assert load_labels(section.model_copy(update={"split": "all"})).of_images.tolist() == [1, 2, 3]
     monkeypatch.setattr(type(section.dataset), "published_size", lambda *_: 4)
     load_labels.cache_clear()
-    assert "there are 1 labels" in refused(section)
+    recorded(refused(section), "labels")
 
 
 def test_the_classes_of_a_folder_are_its_subfolders(tmp_path):
@@ -100,7 +101,7 @@ def test_the_classes_of_a_folder_are_its_subfolders(tmp_path):
     assert number_of_classes(limited) == 3, "a limit is of images, not of classes"
     write_picture(tmp_path / "z.png", noise(1, 4, 4))
     load_labels.cache_clear()
-    assert "z.png is in no subfolder" in refused(section)
+    recorded(refused(section), "subfolder")
 
 
 def write_table(path, labels, metadata=None, name="label"):
@@ -152,7 +153,7 @@ def test_columns_that_are_no_labels_are_refused(labels, metadata, name, said, tm
 
 def test_a_data_set_without_labels_says_which_have_them():
     line = refused(Data(name="celeba"))
-    assert "celeba has no labels (digits, classes, fashion-mnist, cifar10, folder, parquet can have them)" in line
+    recorded(line, "classes")
 
 
 def test_a_workers_labels_must_be_the_drivers(tmp_path):
@@ -160,7 +161,7 @@ def test_a_workers_labels_must_be_the_drivers(tmp_path):
     assert load_known_labels(Data(split="test"), labels.sha256) is labels
     changed = labels._replace(of_images=labels.of_images[::-1])
     for other in (changed, labels._replace(classes=(*labels.classes, "x"))):
-        with pytest.raises(ContentMismatch, match="has different labels of digits"):
+        with raises(ContentMismatch):
             load_known_labels(Data(split="test"), other.sha256)
-    with pytest.raises(ContentMismatch, match="celeba has no labels"):
+    with raises(ContentMismatch):
         load_known_labels(Data(name="celeba"), labels.sha256)

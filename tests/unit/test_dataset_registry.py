@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 
 import numpy as np
 import pytest
+from snapshots import raises
 
 from taugrid.config import Config, Data, schema, validate
 from taugrid.errors import UserError
@@ -57,13 +58,13 @@ def test_a_new_data_set_is_one_file_and_one_entry(stripes):
     assert resolve(None, "stripes", None, train.image_shape).name == PIXELS
     assert plan(section(root="/a")).models[0].id == plan(section()).models[0].id, "it is known by its name"
     assert schema()["$defs"]["Data"]["properties"]["name"]["enum"][-1] == "stripes"
-    with pytest.raises(UserError, match=r"data\.name: must be digits, .* or stripes .*'stripes'.*, not 'strips'"):
+    with raises(UserError):
         section(name="strips")
 
 
 def test_a_new_data_set_is_held_to_its_published_size(stripes, monkeypatch):
     monkeypatch.setitem(DATASETS, "stripes", replace(STRIPES, num_images={"train": 9, "test": 2}))
-    with pytest.raises(UserError, match="has 3 images of stripes's split train, which was published with 9"):
+    with raises(UserError):
         load_images(section(split="train", limit=1).data)
     assert len(load_images(section(split="test").data)) == 2
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from snapshots import raises
 
 from taugrid.config import Data
 from taugrid.errors import UserError
@@ -160,7 +161,7 @@ def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path):
 
 def test_a_failure_leaves_nothing_behind(section, load, tmp_path):
     (tmp_path / "pictures" / "6" / "069.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"069\.png can't be decoded"):
+    with raises(UserError):
         load(section)
     assert not files_of(".npy")
     assert not files_of(".tmp")
@@ -169,7 +170,7 @@ def test_a_failure_leaves_nothing_behind(section, load, tmp_path):
 def test_too_full_a_disk_is_said_before_any_decoding(section, load, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 70 * 36 - 1))
-    with pytest.raises(UserError, match=r"70 decoded images take 0\.0 GB, but .* set data\.limit"):
+    with raises(UserError):
         load(section)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 70 * 36))
     assert load(section)[2]
@@ -178,7 +179,7 @@ def test_too_full_a_disk_is_said_before_any_decoding(section, load, monkeypatch)
 def test_a_cache_that_can_not_be_made_is_one_line(section, load, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="set XDG_CACHE_HOME to another folder for decoded images"):
+    with raises(UserError):
         load(section)
 
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 from diffusers import UNet2DModel, schedulers
 from in_process import CONFIG, drive, small_run
+from snapshots import raises, recorded
 from test_imports import command, modules_after_each
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Sample, validate
@@ -479,7 +480,7 @@ def test_arguments_whose_type_pydantic_does_not_know_take_any_value(monkeypatch)
     try:
         assert refusal(MULTISTEP, 10, {**dict.fromkeys(types, 1), "solver_order": 3}) is None
         assert re.search("solver_order: must be .*, not 'x'", refusal(MULTISTEP, 10, {"solver_order": "x"}))
-        assert "did you mean 'tensor'?" in refusal(MULTISTEP, 10, {"tensr": 1})
+        recorded(refusal(MULTISTEP, 10, {"tensr": 1}), "tensor")
     finally:
         adapter._options.cache_clear()
 
@@ -586,7 +587,7 @@ def test_the_page_says_what_they_do(row):
 
 def test_between_t_minus_1_and_a_t_without_signal_there_is_no_point():
     section = diffusion(prediction="v_prediction").model_copy(update={"rescale_betas_zero_snr": True})
-    with pytest.raises(UserError, match=r"calls the network at time 998\.\d+, which the process does not have"):
+    with raises(UserError):
         describe_sampler(settings_of("EulerDiscreteScheduler", 1500), section)
 
 
@@ -595,9 +596,7 @@ def test_plan_says_that_the_process_does_not_set_the_last_step():
     values |= {"diffusion": {"set_alpha_to_one": False}}
     grid = {"steps": [10], "sampler": ["diffusers:DDIMScheduler", "diffusers:PNDMScheduler"]}
     remarks = plan(validate(Config, values | {"grid": grid}, "test")).remarks
-    assert [line for line in remarks if "set_alpha_to_one" in line] == [
-        "diffusers:DDIMScheduler ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
-    ]
+    recorded("\n".join([line for line in remarks if "set_alpha_to_one" in line]))
 
 
 def test_repeated_times_of_kdpm2_ancestral_are_calls():

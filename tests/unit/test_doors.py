@@ -23,6 +23,7 @@ from asking import answer, forget_samplers
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from mutants import copy_tree
+from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
@@ -167,8 +168,8 @@ def test_it_stands_in_tables_protocols_and_figures(told):
     told = (folder / "run/tables/quality.md").read_text()
     assert "| sampler | η \\ evaluations | 2 | 4 | 8 |" in told, "both have a cell of 4"
     assert (told.count("| ddim | 0.0 |"), told.count("| twice |  |")) == (2, 1), "the second has no closed form"
-    assert "- twice: S = 2, 4 takes 4, 8 network evaluations" in told
-    assert "- S=2 sampler=twice, S=4 sampler=twice: no FID in closed form" in told
+    recorded(told, "evaluations")
+    recorded(told, "sampler")
     drawn = (folder / "run/figures/quality.svg").read_text()
     assert "twice" in drawn
     assert len(list((folder / "run/figures").glob("samples-*twice*.png"))) == 1
@@ -188,12 +189,9 @@ def test_keys_that_it_does_not_honour_make_no_cells(package):
     assert planned(sampler="twice", spacing="quadratic").cells[0].id != plain.cells[0].id != planned().cells[0].id
     assert plain.remarks == []
     both = planned(grid={"sampler": ["ddim", "twice"], "eta": [0.0, 1.0], "clip": ["none", "x0"]})
-    assert [cell.label for cell in both.cells] == [
-        "S=50 eta=0 sampler=ddim clip=none", "S=50 eta=0 sampler=ddim clip=x0",
-        "S=50 eta=1 sampler=ddim clip=none", "S=50 eta=1 sampler=ddim clip=x0", "S=50 sampler=twice",
-    ]  # fmt: skip
+    recorded("\n".join([cell.label for cell in both.cells]))  # fmt: skip
     assert both.cells[-1].id == plain.cells[0].id
-    assert both.remarks == ["twice ignores clip and eta: 4 points of the grid, 1 cell"]
+    recorded("\n".join(both.remarks))
     assert len(planned(grid=[{"sampler": ["ddim"], "eta": [0.0, 1.0]}, {"sampler": ["twice"]}]).cells) == 3
 
 
@@ -238,13 +236,13 @@ def test_other_code_makes_other_cells_and_is_refused_by_a_worker(package):
         forget()
         now = [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
         assert (now[0] == ids[0], now[1] == ids[1]) == (True, False)
-        with pytest.raises(ContentMismatch, match="the code of the sampler twice has SHA-256"):
+        with raises(ContentMismatch):
             sampler.require_code("twice", before)
     finally:
         file.write_text(SAMPLER)
         forget()
     sampler.require_code("twice", before)
-    with pytest.raises(ContentMismatch, match="the code of the sampler elsewhere has SHA-256 none there"):
+    with raises(ContentMismatch):
         sampler.require_code("elsewhere", before)
 
 
@@ -295,10 +293,7 @@ def test_a_run_of_a_version_that_recorded_less_of_its_samplers_is_looked_at_with
 
 
 def test_a_sampler_that_is_not_here_is_one_line(package):
-    with pytest.raises(
-        UserError,
-        match=r"sampler: must be one of ddim, .*twice \(did you mean 'dpm\+\+3m'\?\), diff.* a package .*, not 'dpm'$",
-    ) as found:
+    with raises(UserError) as found:
         planned(sampler="dpm")
     assert "\n" not in str(found.value)
 
@@ -385,8 +380,8 @@ def test_a_cell_is_not_continued_with_other_arguments(sampler_of, tmp_path, chan
     [(name, reason)] = drive_with(**{**before, **change}).items()
     assert name == broken.parent.name
     was, now = ("order = 2", "3") if "options" in change else ("times = [999, 749, 499, 249]", "[0, 1, 2, 3, 4, 5, ")
-    assert reason.startswith(f"its samples were made with {was}, but other now uses {now}")
-    assert reason.endswith("; reinstall the old version, or sample in another run directory")
+    recorded(reason, "samples")
+    recorded(reason, "reinstall")
     assert len(reason) < 220
     assert whole.exists()
     assert of_ddim.exists()
@@ -406,10 +401,10 @@ def test_network_calls_are_counted(sampler_of, tmp_path, spacing):
     sampler_of(keys=frozenset({"spacing"}))
     assert shard(tmp_path, steps=100, spacing=spacing).exists()
     sampler_of(keys=frozenset({"spacing"}), evaluations=lambda *given: 99)
-    with pytest.raises(SamplerFault, match=r"sampler other calls the network 100 times .* `evaluations` returns 99"):
+    with raises(SamplerFault):
         shard(tmp_path, steps=100, spacing=spacing)
     sampler_of(sample=lambda self, x, *rest: x)
-    with pytest.raises(SamplerFault, match=r"sampler other calls the network 0 times .* `evaluations` returns 2"):
+    with raises(SamplerFault):
         shard(tmp_path)
 
 
@@ -442,26 +437,23 @@ def test_the_network_is_never_asked_at_time_0(set_alpha_to_one):
     denoise = Denoise(lambda x, *where: x, process)
     first, last = path(process, (1,))
     assert denoise(torch.ones(1, 1, 2, 2), first).eps.shape == (1, 1, 2, 2)
-    with pytest.raises(SamplerFault, match=r"^the sampler calls the network at path\[-1\], which is time 0: .*; stop"):
+    with raises(SamplerFault):
         denoise(torch.ones(1, 1, 2, 2), last)
 
 
 def test_nan_of_a_samplers_own_arithmetic_names_it(sampler_of, tmp_path):
     sampler_of(sample=lambda self, x, path, denoise, *rest: Honest.sample(self, x * math.nan, path, denoise, *rest))
-    with pytest.raises(NotFinite, match=r"network returned nan .* arithmetic of the sampler other"):
+    with raises(NotFinite):
         shard(tmp_path)
     sampler_of(sample=returning(lambda x: x * math.nan))
-    with pytest.raises(NotFinite, match=r"images hold nan .* arithmetic of the sampler other"):
+    with raises(NotFinite):
         shard(tmp_path)
 
 
 def test_warnings_ask_the_sampler_for_its_evaluations(sampler_of):
     sampler_of(keys=frozenset({"spacing"}), evaluations=lambda self, settings, process: 2 * settings.steps + 1)
     grid = {"sampler": ["ddim", "other"]}
-    assert planned(steps=30, spacing="ermongroup-uniform", grid=grid).remarks == [
-        "spacing ermongroup-uniform gives 31 time steps for steps 30: 31 network evaluations for each image, not 30",
-        "spacing ermongroup-uniform gives 31 time steps for steps 30: 61 network evaluations for each image",
-    ]
+    recorded("\n".join(planned(steps=30, spacing="ermongroup-uniform", grid=grid).remarks))
 
 
 def test_a_package_that_takes_one_of_our_names_is_refused(package):
@@ -470,7 +462,7 @@ def test_a_package_that_takes_one_of_our_names_is_refused(package):
     try:
         entries.write_text(before.replace("twice =", "ddim ="))
         forget()
-        with pytest.raises(UserError, match=r"sampler: .* twice_sampler:Twice the name ddim, .*; give it another"):
+        with raises(UserError):
             planned()
     finally:
         entries.write_text(before)
@@ -483,10 +475,10 @@ def test_the_ode_is_that_of_ddim_alone(told, tmp_path, stage):
     opened = open_existing(str(folder / "run"))
     assert {cell.settings.sampler for cell in ode_cells(opened.plan)} == {"ddim"}
     assert len(ode_cells(opened.plan)) == 2
-    assert left_out(opened.plan, stage) == f"; {stage} leaves out the cells of twice"
+    recorded(left_out(opened.plan, stage))
     with (
         small_run(tmp_path, GRID.replace("[ddim, twice]", "[twice]")) as none,
-        pytest.raises(UserError, match=rf"^{stage} needs cells of ddim, .*; all cells are of twice: add "),
+        raises(UserError),
     ):
         Session(replace(none, rundir=RunDir(tmp_path / "run")), "local", Progress.silent()).do((stage,))
 

@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from hub import serving
 from nights import CELLS, CONFIG, UNET, checkpoint, taugrid, write_config
 from safetensors.numpy import load_file, save_file
+from snapshots import raises, recorded
 
 import taugrid as api
 from taugrid.config import Config, Unet, validate
@@ -141,7 +142,7 @@ def test_labels_that_are_missing_are_said_where_a_network_would_learn_them(tmp_p
     config = CONFIG | {"data": {"name": "fashion-mnist", "root": str(tmp_path)}, "model": {"unet": {"num_classes": 10}}}
     config |= {"evaluate": {"extractor": "pixels"}, "sample": CONFIG["sample"] | {"labels": "balanced"}}
     _, said = planned(config, tmp_path / "run")
-    assert "no train-labels-idx1-ubyte.gz or train-labels-idx1-ubyte in" in said
+    recorded(said, "labels")
     _, said = planned(config | {"model": {"unet": {}}, "sample": CONFIG["sample"]}, tmp_path / "other")
     assert "labels" not in said
 
@@ -153,7 +154,7 @@ def test_a_reference_that_is_missing_is_asked_for_by_its_own_key(tmp_path, user_
     assert "evaluate.reference.root" in said
     assert "data.root" not in said
     _, said = planned(config, tmp_path / "run", f"evaluate.reference={tmp_path}/no")
-    assert f"there is no {tmp_path}/no; give a folder" in said
+    recorded(said, "folder")
 
 
 def test_the_bytes_of_images_of_several_shapes_are_those_of_each(tmp_path):
@@ -181,14 +182,14 @@ def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_b
     assert (line in said, missed.count(line)) == (False, 1), "only where something is left to sample, and once"
     [damage] = verified["damaged"]
     assert damage["path"].startswith(str(made / "network"))
-    assert "put it back" in damage["next"]
+    recorded(damage["next"], "back")
     assert verified["images"] == 200 * CELLS
 
 
 def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(copy):
     _, said = planned(CONFIG | {"model": {"checkpoint": "absent"}}, copy / "run")
     assert "S0002-eta1-" in said, "one of the folders that it holds"
-    assert "while an id is pending" in said
+    recorded(said, "pending")
 
 
 def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):
@@ -209,14 +210,14 @@ def test_no_more_samples_than_features_is_said_by_plan_run_and_table(made, tmp_p
 
 def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
     _, said = taugrid("export", made / "c.yaml", "--to", made / "images", code=2)
-    assert "c.yaml is a file" in said
+    recorded(said, "file")
     assert "runs/night" in said
 
 
 def test_status_of_a_config_is_that_of_its_directory(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, said = taugrid("status", made / "c.yaml", code=2)
-    assert "runs/night is not a run directory" in said
+    recorded(said, "directory")
     shutil.copytree(made / "run", tmp_path / "runs/night")
     for given in (made / "c.yaml", tmp_path / "runs/night/config.json"):
         found = json.loads(taugrid("status", given, "--json")[0])
@@ -225,7 +226,7 @@ def test_status_of_a_config_is_that_of_its_directory(made, tmp_path, monkeypatch
 
 def test_report_says_that_run_makes_what_is_missing(made, tmp_path):
     _, said = taugrid("report", made / "c.yaml", "--out", tmp_path / "run", code=4)
-    assert f"`taugrid run {tmp_path / 'run'}` to finish" in said
+    recorded(said, "taugrid")
 
 
 @pytest.mark.parametrize(("num_samples", "is_few"), [(159, True), (160, False)])
@@ -242,11 +243,11 @@ def test_plan_takes_the_workers_of_the_run(made, tmp_path):
 @pytest.mark.parametrize("more", [[], ["report.by=label"]])
 def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, more):
     _, said = planned(made / "c.yaml", tmp_path, "evaluate.metrics=[fid, agreement]", *more)
-    assert "no agreement: it needs the label of each sample, and these images have none" in said
+    recorded(said, "agreement")
     assert ("report.by: label, but no network of this grid takes labels" in said) == bool(more)
     assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
     for command in (api.plan, api.run):
-        with pytest.raises(UserError, match=r"evaluate.metrics: none of them can be computed at any N \(agreement: it"):
+        with raises(UserError):
             command(made / "c.yaml", tmp_path / "run", ["evaluate.metrics=[agreement]"])
     assert planned(CONFIG | {"model": {"checkpoint": "no/such"}}, tmp_path / "run", "evaluate.metrics=[agreement]")
 
@@ -345,7 +346,7 @@ def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypat
     np.savez(tmp_path / "m.npz", mu=np.zeros(9), sigma=np.eye(9), taugrid_precision="bf16")
     config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
     asked = ("evaluate.extractor=inception-v3-compat", f"evaluate.reference={tmp_path}/m.npz")
-    assert "moments of 9 features, but inception-v3-compat has 2048" in planned(config, tmp_path / "run", *asked)[1]
+    recorded(planned(config, tmp_path / "run", *asked)[1], "inception")
 
 
 def test_status_reads_the_events_once(made, monkeypatch):
@@ -371,7 +372,7 @@ def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_p
     config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "cluster": {"gpus_per_worker": 1}}
     found, said = planned(config, tmp_path / "run")
     [tip] = found["tips"]
-    assert "sample.precision: tf32 would be about 2.5 times as fast as float32, bf16 3.5 times" in tip
+    recorded(tip, "would")
     assert f"tip: {tip}" in plan_text(found)
     assert tip not in said
     found, _ = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
@@ -389,7 +390,7 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
     config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
     found, said = planned(config, tmp_path / "run")
     assert found["worker_weights_bytes"] == {"network": 4 * count}
-    assert f"weights on each worker: {quantity(4 * count)}B, beside what a batch takes" in plan_text(found)
+    recorded(plan_text(found), "weights")
     assert "weights of" not in said
     pickled = (tmp_path / "pickled/diffusion_pytorch_model.bin").stat().st_size
     for name, size in (("half", 4 * count), ("pickled", pickled // 4 * 4)):
@@ -405,8 +406,8 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
     assert found["worker_weights_bytes"] == {}
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.get)
     _, said = planned(config, tmp_path / "run", "cluster.workers=2")
-    assert f"the weights of 2 workers take an estimated {quantity(8 * count)}B" in said
-    assert "has 1,000B; use nodes with more" in said
+    recorded(said, "estimated")
+    recorded(said, "nodes")
 
 
 def test_a_vae_counts_among_the_weights(made, tmp_path):
@@ -446,7 +447,7 @@ def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypa
     config = write_config(tmp_path / "c.yaml", made / "network")
     monkeypatch.setattr(session, "too_large", lambda weights, nodes: f"{list(weights)} on {nodes}")
     _, said = taugrid("sample", config, "--out", tmp_path / "run")
-    assert "warning: ['network'] on [(1, inf)]" in said
+    recorded(said, "warning")
 
 
 def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
@@ -455,7 +456,7 @@ def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
     config = write_config(tmp_path / "c.yaml", place, grid={"steps": [2], "eta": [0.0]}, evaluate={"metrics": ["kid"]})
     taugrid("run", config, "--out", out)
     assert DRAWN["quality"](open_existing(str(out))).axes[0].get_ylabel().startswith("KID"), "there is no FID"
-    assert "no cell has an FID" not in (out / "figures/quality.svg").read_text() + (out / "report.html").read_text()
+    assert "cell has" not in (out / "figures/quality.svg").read_text() + (out / "report.html").read_text()
     place.rename(tmp_path / "gone")
 
     def recorded():
@@ -465,7 +466,7 @@ def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
     before = recorded()
     assert {"config.json", "plan.json", "quality.csv"} <= before.keys()
     said = taugrid("run", config, "--out", out, "--set", "sample.num_samples=300", code=2)[1]
-    assert f"there is no {place}" in said
+    recorded(said, "there")
     assert recorded() == before
     taugrid("run", config, "--out", out)
 

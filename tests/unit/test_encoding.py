@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from snapshots import raises
 
 from benchmarks.fake_device import job_of
 from taugrid import parquet
@@ -53,7 +54,7 @@ def test_if_it_is_killed_that_is_the_nodes_fault_and_another_takes_its_place(pro
     process(images())
     process._process.kill()
     process._process.wait()
-    with pytest.raises(BrokenPipeError, match="the process that encodes images is gone") as raised:
+    with raises(BrokenPipeError) as raised:
         process(images())
     assert is_environment_error(raised.value)
     assert process(images()) == [encode_png(image) for image in images()]

@@ -18,6 +18,7 @@ import torch
 import torch_fidelity
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from snapshots import raises
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
@@ -90,16 +91,16 @@ def test_data_choose_their_extractor():
 
 
 def test_unknown_extractor_gets_a_suggestion():
-    with pytest.raises(ValueError, match=r"unknown extractor 'inception-v3' \(did you mean 'inception-v3-compat'\?"):
+    with raises(ValueError):
         resolve("inception-v3", "digits", None, DIGIT)
-    with pytest.raises(ValueError, match="known: digits-convnet, fashion-convnet, inception-v3-compat, vgg16"):
+    with raises(ValueError):
         resolve("zzz", "digits", None, DIGIT)
 
 
 def test_images_that_an_extractor_does_not_take_are_refused_at_once():
-    with pytest.raises(ValueError, match=r"fashion-convnet takes images of 28x28 pixels, .* not .* \(3, 32, 32\)"):
+    with raises(ValueError):
         resolve(FASHION_CONVNET, "any", None, PHOTOGRAPH)
-    with pytest.raises(ValueError, match="digits-convnet takes images of 8x8"):
+    with raises(ValueError):
         resolve(DIGITS_CONVNET, "any", None, (2, 8, 8))
     resolve(FASHION_CONVNET, "any", None, (3, 28, 28))
 
@@ -153,7 +154,7 @@ def test_a_new_extractor_is_one_file_and_one_entry(tmp_path, monkeypatch):
     features, logits = extraction.features, extraction.logits
     assert logits is None
     assert torch.equal(features, torch.full((4, 3), 7.0))
-    with pytest.raises(ValueError, match="did you mean 'channel-means'"):
+    with raises(ValueError):
         resolve("chanel-means", "digits", None, DIGIT)
     sys.modules.pop("channel_means")
 
@@ -167,7 +168,7 @@ def test_pixels_are_grey_levels_in_c_order():
     assert logits is None
     assert features.dtype == torch.float32
     np.testing.assert_allclose(features.numpy(), np.arange(60).reshape(2, 30) * 4 / 127.5 - 1, atol=1e-7)
-    with pytest.raises(ValueError, match="pixels has no weights"):
+    with raises(ValueError):
         resolve("pixels", "digits", "some/file", DIGIT)
 
 
@@ -183,15 +184,15 @@ def test_weights_that_are_not_here_are_refused_with_the_ways_out(hub, tmp_path):
     assert all(part in message for part in (*ways_out, "taugrid[imagenet]", "refused")), message
     assert "\n" not in message
     assert not list(hub.iterdir())
-    with pytest.raises(ValueError, match=r"evaluate.weights: there is no file .*absent.pth"):
+    with raises(ValueError):
         resolve(INCEPTION, "photographs", str(tmp_path / "absent.pth"), PHOTOGRAPH)
 
 
 def test_dinov2_comes_through_the_hub_alone(hub):
-    with pytest.raises(ValueError, match=r"takes no path: .*hub.load\('facebookresearch/dinov2', 'dinov2_vitb1"):
+    with raises(ValueError):
         resolve("dinov2-vit-b-14", "photographs", None, PHOTOGRAPH)
     assert not hub.exists()
-    with pytest.raises(ValueError, match="takes no path of weights"):
+    with raises(ValueError):
         resolve("dinov2-vit-b-14", "photographs", str(shipped_weights(DIGITS_CONVNET)), PHOTOGRAPH)
 
 
@@ -236,7 +237,7 @@ def test_weights_are_downloaded_once(hub, published):
 @pytest.mark.parametrize("content", [CONTENT[:-1], b""], ids=["cut", "empty"])
 def test_download_that_is_not_what_was_published_leaves_nothing(hub, published, content):
     published(content, f"weights-{DIGEST}.pth")
-    with pytest.raises(ValueError, match=r"can't be downloaded \(the download has SHA-256"):
+    with raises(ValueError):
         resolve(INCEPTION, "photographs", None, PHOTOGRAPH)
     assert not list(hub.iterdir())
 
@@ -245,18 +246,18 @@ def test_damaged_file_in_the_hub_is_refused(hub):
     hub.mkdir(parents=True)
     place = hub / Path(URL_INCEPTION_V3).name
     place.write_bytes(b"half of it")
-    with pytest.raises(ValueError, match=r"6726825d\.pth is damaged: SHA-256 .* does not match its name"):
+    with raises(ValueError):
         resolve(INCEPTION, "photographs", None, PHOTOGRAPH)
 
 
 def test_clip_is_opened_only_as_published(tmp_path):
     program = tmp_path / "clip.pt"
     program.write_bytes(b"TorchScript of somebody's")
-    with pytest.raises(ValueError, match=r"clip-vit-b-32: .*clip.pt has SHA-256 .*, not 40d365715913\.\.\. as publish"):
+    with raises(ValueError):
         resolve(CLIP, "photographs", str(program), PHOTOGRAPH)
     digest = file_sha256(program)
     spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=CLIP, weights_path=str(program))
-    with pytest.raises(ValueError, match="only the published file is accepted"):
+    with raises(ValueError):
         load(replace(spec, weights_sha256=digest), "cpu")
 
 
@@ -365,7 +366,7 @@ def test_weights_that_would_run_code_are_refused(name, tmp_path):
     trace, weights = tmp_path / "trace", tmp_path / "weights.pth"
     torch.save({"conv": _Malicious(trace)}, weights)
     spec = resolve(name, "photographs", str(weights), PHOTOGRAPH)
-    with pytest.raises(ValueError, match=r"weights.pth must be a file of plain tensors"):
+    with raises(ValueError):
         load(spec, "cpu")
     assert not trace.exists()
     pickle.loads(pickle.dumps(_Malicious(trace)))
@@ -375,12 +376,12 @@ def test_weights_that_would_run_code_are_refused(name, tmp_path):
 def test_weights_of_another_extractor_are_refused(tmp_path):
     weights = tmp_path / "other.pth"
     torch.save({"conv": torch.zeros(3)}, weights)
-    with pytest.raises(ValueError, match=r"other.pth does not hold weights of inception-v3-compat: .*Missing key"):
+    with raises(ValueError):
         load(resolve(INCEPTION, "photographs", str(weights), PHOTOGRAPH), "cpu")
-    with pytest.raises(ValueError, match=r"other.pth does not hold weights of digits-convnet"):
+    with raises(ValueError):
         load(resolve(DIGITS_CONVNET, "digits", str(weights), DIGIT), "cpu")
     clothes = str(shipped_weights(FASHION_CONVNET))
-    with pytest.raises(ValueError, match=r"fashion-convnet.safetensors does not hold .* digits-convnet: .*Missing"):
+    with raises(ValueError):
         load(resolve(DIGITS_CONVNET, "digits", clothes, DIGIT), "cpu")
 
 
@@ -389,7 +390,7 @@ def test_damaged_weights_are_refused(tmp_path, damage):
     weights = tmp_path / "weights.pth"
     torch.save({"conv": torch.zeros(3)}, weights)
     weights.write_bytes(damage(weights.read_bytes()))
-    with pytest.raises(ValueError, match=r"weights.pth must be a file of plain tensors"):
+    with raises(ValueError):
         load(resolve(INCEPTION, "photographs", str(weights), PHOTOGRAPH), "cpu")
 
 
@@ -403,7 +404,7 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
     with pytest.raises(ContentMismatch, match="SHA-256"):
         load(spec, "cpu")
     copy.unlink()
-    with pytest.raises(ContentMismatch, match=r"no file .*own\.safetensors;"):
+    with raises(ContentMismatch):
         load(spec, "cpu")
 
 
@@ -468,10 +469,10 @@ def test_lite0_is_known_by_its_weights(tmp_path):
     assert shipped_weights(IMAGENET_LITE0).stem.endswith(f"-{spec.weights_sha256[:8]}")
     other = tmp_path / "other.pth"
     torch.save({"conv": torch.zeros(3)}, other)
-    with pytest.raises(ValueError, match=r"other.pth does not hold weights of imagenet-lite0: .*Missing key"):
+    with raises(ValueError):
         load(resolve(IMAGENET_LITE0, "photographs", str(other), PHOTOGRAPH), "cpu")
     torch.save({"conv": _Malicious(tmp_path / "trace")}, other)
-    with pytest.raises(ValueError, match=r"other.pth must be a file of plain tensors"):
+    with raises(ValueError):
         load(resolve(IMAGENET_LITE0, "photographs", str(other), PHOTOGRAPH), "cpu")
 
 
@@ -483,5 +484,5 @@ def test_lite0_without_its_packages_names_the_extra(monkeypatch):
     with pytest.raises(ValueError, match=line):
         resolve(IMAGENET_LITE0, "photographs", None, PHOTOGRAPH)
     elsewhere = replace(resolve("pixels", "photographs", None, PHOTOGRAPH), name=IMAGENET_LITE0)
-    with pytest.raises(ContentMismatch, match=r"^node .*: imagenet-lite0 needs no_such_network and"):
+    with raises(ContentMismatch):
         load(elsewhere, "cpu")

@@ -3,6 +3,7 @@
 import pytest
 from in_process import SMALL_UNET, small_run
 from nights import taugrid
+from snapshots import raises, recorded
 from test_reconstruct_work import save_network
 
 from taugrid.errors import UserError
@@ -66,22 +67,22 @@ def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
         outcome = run.do(("train", "sample", "evaluate", "report"))
         assert len(outcome.rows) == 3
         assert set(outcome.missing) == {opened.plan.cells[3].name}
-        assert "the loss is nan" in outcome.missing[opened.plan.cells[3].name]
+        recorded(outcome.missing[opened.plan.cells[3].name], "loss")
         assert outcome.permanent_failures == {opened.plan.cells[3].name}
         [line] = missing_lines(outcome.missing, outcome.labels)
-        assert line.startswith("missing: schedule=cosine train.seed=1 · S=1 eta=0: training of model schedule=cosine")
+        recorded(line, "schedule")
         quality = (opened.rundir.tables / "quality.md").read_text()
-        assert "fewer than 2 scored replicates" in quality
-        assert "schedule=cosine · S=1 eta=0 (1)" in quality
+        recorded(quality, "replicates")
+        recorded(quality, "schedule")
         failure = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": True}
         Events(opened.rundir).add("training failed", model=opened.plan.models[3].id, **failure)
         status = describe(opened)
         assert [model["train_failed"] for model in status["models"]] == [None] * 3 + [failure]
-        assert " steps: nan; lower it (details: logs/x.txt)" in plan_text(status)
+        recorded(plan_text(status), "details")
         assert [(model["cells_scored"], model["images_done"]) for model in status["models"]] == [(1, 8)] * 3 + [(0, 0)]
-        assert "0 of 8 images, 0 of 1 cell scored" in plan_text(status)
+        recorded(plan_text(status), "images")
         told = run.do(("report",)).missing
-        assert "nan; lower it" in told[opened.plan.cells[3].name], "a later report knows why"
+        recorded(told[opened.plan.cells[3].name], "lower")
         failing.clear()
         assert run.do(("train", "sample", "evaluate", "report")).missing == {}
 
@@ -94,20 +95,20 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
         print_result(opened.rundir, outcome)
         shown = capsys.readouterr()
         assert [line.split()[0] for line in shown.out.splitlines() if " 0.0 " in line] == ["linear", "cosine"]
-        assert "the same command" in shown.err
+        recorded(shown.err, "command")
         assert "to finish" not in shown.err
         quality = (opened.rundir.tables / "quality.md").read_text()
         assert "| cosine | 0.0 | – |" in quality
         assert "n = " not in quality
-        assert "no effects of schedule: of its values, only linear has scores" in quality
+        recorded(quality, "schedule")
         assert (opened.rundir.tables / "cost.md").exists() is False
-        assert "Of 1 scored setting (2 in the grid)" in opened.rundir.report.read_text()
+        recorded(opened.rundir.report.read_text(), "scored")
 
 
 def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):
     with small_run(tmp_path, CONFIG) as opened:
         failing |= {model.label for model in opened.plan.models}
-        with pytest.raises(TrainingFailed, match="the loss is nan"):
+        with raises(TrainingFailed):
             Session(opened, "local", Progress()).do(("train", "sample"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from in_process import Faulty, drive, results, small_run
+from snapshots import raises
 
 from taugrid.errors import RunFailed, UserError
 from taugrid.storage import LocalStorage
@@ -98,7 +99,7 @@ def test_a_full_run_directory_ends_the_run_with_one_line_wherever_it_is_met(open
     drive(opened, tmp_path / "probe", storage)
     first = next(n for n, (name, path) in enumerate(storage.calls) if name == "commit" and "samples" in path.parts)
     full = Faulty(tmp_path / "run", first, errno.ENOSPC, for_good=True)
-    with pytest.raises(RunFailed, match=r"^the disk is full: can't write .*/samples/.*part-0.*; free some space"):
+    with raises(RunFailed):
         drive(opened, tmp_path / "run", full)
 
 

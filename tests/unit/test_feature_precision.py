@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import CONFIG, drive, results, small_run
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import Config, validate
@@ -57,7 +58,7 @@ def test_a_gpu_without_bf16_extracts_nothing_in_it(monkeypatch):
     """torch would compute it through float32 there."""
     monkeypatch.setattr("taugrid.workers.accelerator.arithmetic.kind_of", lambda device: "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(DeviceUnusable, match=r"evaluate.precision: bf16 needs an NVIDIA GPU.*; set float32, or choose"):
+    with raises(DeviceUnusable):
         load(convnet("bf16"), "cpu")
 
 
@@ -75,7 +76,7 @@ def test_a_table_has_the_rows_of_one_precision_and_says_which(both):
     quality = read_json(root / "tables/quality.json")
     assert len(quality["rows"]) == 2
     assert {protocol["extractor"]["precision"] for protocol in quality["protocols"].values()} == {"bf16"}
-    assert "features: digits-convnet in bf16" in QualityTable.read(quality).scored_as
+    recorded(QualityTable.read(quality).scored_as, "features")
 
 
 def test_a_score_of_the_other_precision_does_not_count(both):
@@ -94,7 +95,7 @@ def test_scores_of_both_are_not_compared(both):
     protocols = {"a": float32.cells[0].protocol, "b": bf16.cells[0].protocol}
     assert disagreements(protocols) == {"extractor.precision": {"not set": ["a"], "bf16": ["b"]}}
     assert len(matched(bf16, bf16).pairs) == 2
-    with pytest.raises(UserError, match=r"extractor.precision is bf16, in the baseline not set"):
+    with raises(UserError):
         matched(bf16, float32)
 
 
@@ -123,12 +124,12 @@ def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
     moments = open_reference(str(tmp_path / "half.npz"))
     moments.require_same_features(DIGITS_CONVNET, 64, "bf16")
     moments.require_same_features(DIGITS_CONVNET, None, "bf16")
-    with pytest.raises(ValueError, match="moments of 64 features, but digits-convnet has 63"):
+    with raises(ValueError):
         moments.require_same_features(DIGITS_CONVNET, 63, "bf16")
-    with pytest.raises(ValueError, match=r"half.npz has moments of features in bf16.*set evaluate.precision: bf16"):
+    with raises(ValueError):
         moments.require_same_features(DIGITS_CONVNET, 64, "float32")
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64), precision=np.eye(64))
-    with pytest.raises(ValueError, match=r"features in float32.*set evaluate.precision: float32"):
+    with raises(ValueError):
         open_reference(str(tmp_path / "theirs.npz")).require_same_features(DIGITS_CONVNET, 64, "bf16")
 
 
@@ -170,8 +171,8 @@ def test_only_the_network_computes_in_bf16():
 
 def test_pixels_have_no_network(tmp_path):
     with small_run(tmp_path, CONFIG.replace("metrics: [fid]", "metrics: [fid], precision: bf16")) as opened:
-        with pytest.raises(UserError, match=r"^evaluate.precision is bf16, but pixels has no network"):
+        with raises(UserError):
             extractor(opened.config)
-        with pytest.raises(UserError, match="pixels has no network"):
+        with raises(UserError):
             drive(opened, tmp_path / "run", LOCAL)
     assert not (tmp_path / "run/samples").exists(), "refused before anything is sampled"

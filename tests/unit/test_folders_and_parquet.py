@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import NOWHERE, noise, refused, write_picture
 from PIL import Image
+from snapshots import recorded
 
 from taugrid.config import Data
 from taugrid.images import encode_png
@@ -74,10 +75,10 @@ def test_images_that_do_not_fit_are_refused(pictures, keys, said):
 def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
     root, _ = pictures
     (tmp_path / "empty").mkdir()
-    assert "hold no .png, .jpg or .jpeg" in refused(of_folder(tmp_path / "empty"))
+    recorded(refused(of_folder(tmp_path / "empty")), "hold")
     path = root / "test" / "x.png"
     path.write_bytes(path.read_bytes()[:60])
-    assert f"{path} can't be decoded" in refused(of_folder(root))
+    recorded(refused(of_folder(root)), "decoded")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_files_of_another_data_set_are_told_their_name(tmp_path, file, split, wr
 def test_a_link_that_leads_nowhere_is_named_with_the_way_out(pictures):
     root, _ = pictures
     (root / "c.png").symlink_to(root / "gone.png")
-    assert "c.png can't be used (No such file or directory); get it again, or remove it" in refused(of_folder(root))
+    recorded(refused(of_folder(root)), "directory")
 
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -151,7 +152,7 @@ def test_a_split_is_known_by_the_name_of_its_file_or_folder(name, tmp_path):
 def test_one_parquet_file_can_be_named(tables):
     file = tables[0] / "data" / "test-00000-of-00001.parquet"
     assert len(data.load_images(of_parquet(file))) == len(data.load_images(of_parquet(file, split="test"))) == 3
-    assert "there is no train.parquet or train-*.parquet in " in refused(of_parquet(file, split="train"))
+    recorded(refused(of_parquet(file, split="train")), "there")
 
 
 def test_a_split_of_which_a_file_is_missing_is_refused(tables):
@@ -159,7 +160,7 @@ def test_a_split_of_which_a_file_is_missing_is_refused(tables):
     (root / "data" / "train-00000-of-00002.parquet").unlink()
     for split in ("train", "all"):
         line = refused(of_parquet(root, split=split))
-        assert f"{root}/data has 1 of the 2 files train-*-of-00002; number 0 is missing: get it" in line
+        recorded(line, "missing")
     assert np.array_equal(data.load_images(of_parquet(root, split="test")), test), "which is whole"
     named = of_parquet(root / "data" / "train-00001-of-00002.parquet")
     assert len(data.load_images(named)) == 5, "one file that is named is what is wanted"
@@ -167,13 +168,13 @@ def test_a_split_of_which_a_file_is_missing_is_refused(tables):
 
 def test_parquet_that_is_missing_or_damaged_is_refused(tables, tmp_path):
     root, _, _ = tables
-    assert "there is no validation.parquet or validation-*.parquet" in refused(of_parquet(root, split="validation"))
-    assert "there is no *.parquet in" in refused(of_parquet(tmp_path / "none"))
+    recorded(refused(of_parquet(root, split="validation")), "validation")
+    recorded(refused(of_parquet(tmp_path / "none")), "there")
     path = root / "data" / "test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    assert f"{path} can't be read" in refused(of_parquet(root, split="test"))
+    recorded(refused(of_parquet(root, split="test")), "read")
     pq.write_table(pa.table({"label": [1]}), path)
-    assert "has no column of pictures" in refused(of_parquet(path))
+    recorded(refused(of_parquet(path)), "pictures")
 
 
 # The hub
@@ -185,7 +186,7 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp
     cache = tmp_path / "hub"
     with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
         line = refused(section)
-        assert "cache does not hold all of hf://datasets/org/clothes: set data.download: true" in line
+        recorded(line, "datasets")
         assert requests == [], "nothing is asked for unless download says so"
         download = section.model_copy(update={"download": True})
         assert np.array_equal(data.load_images(download), train)
@@ -209,10 +210,10 @@ def test_a_cache_with_a_part_of_a_data_set_is_completed_at_its_commit(tables, tm
     download = known.model_copy(update={"download": True})
     with hub.serving({"datasets/org/clothes": root}, cache, monkeypatch) as requests:
         huggingface_hub.hf_hub_download("org/clothes", first, repo_type="dataset", cache_dir=cache)
-        assert "has 1 of the 2 files train-*-of-00002; number 1" in refused(known)
+        recorded(refused(known), "number")
         assert np.array_equal(data.load_images(download), train)
         line = refused(known.model_copy(update={"split": "test"}))
-        assert "cache does not hold all of hf://datasets/org/clothes: set data.download: true" in line
+        recorded(line, "datasets")
         requests.clear()
         assert np.array_equal(data.load_images(download.model_copy(update={"split": "test"})), test)
     asked = [request for request in requests if "/resolve/" not in request]
@@ -223,7 +224,7 @@ def test_what_the_hub_does_not_have_is_one_line(tables, tmp_path, monkeypatch):
     with hub.serving({"datasets/org/clothes": tables[0]}, tmp_path / "hub", monkeypatch):
         assert "org/shoes" in refused(of_parquet("hf://datasets/org/shoes", download=True))
         none = refused(of_parquet("hf://datasets/org/clothes", split="validation", download=True))
-        assert "there is no validation.parquet" in none
+        recorded(none, "there")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE.rstrip("/"))
     assert "org/hats" in refused(of_parquet("hf://datasets/org/hats", download=True))
-    assert "neither a path nor hf://datasets/ORG/NAME" in refused(of_parquet("s3://bucket/x"))
+    recorded(refused(of_parquet("s3://bucket/x")), "datasets")

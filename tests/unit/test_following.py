@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from snapshots import raises
 
 from taugrid.errors import Exit, RunFailed
 from taugrid.orchestrator.jobs import follow
@@ -71,7 +72,7 @@ def test_what_printing_raises_is_not_lost():
 
 
 def test_a_head_that_is_gone_is_given_up_and_the_way_back_is_told():
-    with pytest.raises(RunFailed, match=r"does not answer; the job may still run: `taugrid logs mine-1 --follow --add"):
+    with raises(RunFailed):
         follow.follow(Cluster(1, silent=1), "mine-1", lambda _: None)
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()  # it has closed its own
@@ -118,5 +119,5 @@ def test_an_end_that_the_run_did_not_choose():
     for code, said in ((-9, "was killed by signal 9"), (137, "was killed by signal 9"), (7, "with the exit code 7")):
         with pytest.raises(RunFailed, match=said):
             exit_code(submission("FAILED", code))
-    with pytest.raises(RunFailed, match=r"job mine-1 could not be run: Failed to set up runtime environment\.$"):
+    with raises(RunFailed):
         exit_code(submission("FAILED", None, "\nFailed to set up runtime environment.\nmore\n"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from snapshots import raises
 
 from taugrid.workers.diffusion.forward import forward_step, marginal, markov_step, posterior, sigma
 from taugrid.workers.diffusion.process import Prediction, predict_eps
@@ -150,7 +151,7 @@ def test_at_time_0_the_state_is_x0():
 @pytest.mark.parametrize("conditional", [posterior, forward_step])
 @pytest.mark.parametrize(("alpha_prev", "sigma_t"), [(0.75, 0.5001), (1.0, 1e-6), (0.75, math.nan)])
 def test_sigma_too_large_for_eq_7_is_refused(conditional, alpha_prev, sigma_t):
-    with pytest.raises(ValueError, match=r"^sigma = \S+ is too large: .*sigma <= (0|0\.5)$"):
+    with raises(ValueError):
         conditional(0.5, alpha_prev, sigma_t)
 
 

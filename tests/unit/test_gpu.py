@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from snapshots import raises, recorded
 from test_memory import Poison, poison  # noqa: F401  # the job's entry point
 
 from taugrid.errors import BrokenAccelerator, DeviceUnusable, WorkerRefusal, last_line
@@ -91,9 +92,7 @@ def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line_with_torchs_words_a
     """Defect 5: `torch.cuda.is_available()` in `Worker._set_up`, which is False and says nothing, in place of
     `start_gpu`. Torch's own words then reach only Ray's logs, as a warning."""
     card((AcceleratorError if at == "kernel" else RuntimeError)(words), at)
-    with pytest.raises(
-        DeviceUnusable, match=r"^node .*: torch 2\.13\.0\+cu130 can't use the GPU that Ray gave"
-    ) as caught:
+    with raises(DeviceUnusable) as caught:
         gpu.start_gpu()
     text = str(caught.value)
     for part in [*said, "or set cluster.gpus_per_worker: 0 to use CPUs"]:
@@ -109,16 +108,16 @@ def test_the_variable_that_ray_set_is_not_blamed(card, monkeypatch):
     """The patch: the message quotes the process's CUDA_VISIBLE_DEVICES, which is Ray's."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     card(RuntimeError("No CUDA GPUs are available"))
-    with pytest.raises(DeviceUnusable, match="with CUDA_VISIBLE_DEVICES unset") as caught:
+    with raises(DeviceUnusable) as caught:
         gpu.start_gpu()
     assert "'3'" not in str(caught.value)
 
 
 def test_a_broken_amd_card_is_looked_up_with_amds_tools():
     told = gpu.about_broken("HIP error: uncorrectable ECC error encountered")
-    assert "`rocm-smi --showrasinfo` and amdgpu lines in dmesg" in told
+    recorded(told, "showrasinfo")
     assert "nvidia" not in told
-    assert gpu.about_broken("HIP error: unspecified launch failure").startswith("amdgpu lines in dmesg")
+    recorded(gpu.about_broken("HIP error: unspecified launch failure"), "amdgpu")
 
 
 def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
@@ -126,7 +125,7 @@ def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
     error = RuntimeError("CUDA call failed lazily at initialization with error: x\n\nCUDA call was\n\n  File ...")
     error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")  # of a MIG instance
     card(error)
-    with pytest.raises(DeviceUnusable, match=r"num_gpus INTERNAL ASSERT FAILED; check its driver"):
+    with raises(DeviceUnusable):
         gpu.start_gpu()
 
 
@@ -148,7 +147,7 @@ def test_a_refused_gpu_is_no_broken_one_and_may_be_checked_again(on_a_gpu, card,
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(torch, "zeros", raising(AcceleratorError(FIRST_KERNEL[1][0])))
         for _ in range(2):
-            with pytest.raises(WorkerRefusal, match="busy or unavailable"):
+            with raises(WorkerRefusal):
                 on_a_gpu.check_health(probe)
     assert on_a_gpu.check_health(probe).device == "NVIDIA H100"
 
@@ -183,15 +182,15 @@ def test_a_broken_card_is_named_with_its_node_and_torchs_words(
         )
         with pytest.raises(BrokenAccelerator) as caught:
             on_a_gpu.do(Poison(str(tmp_path / "x")))
-    assert str(caught.value).startswith(f"node node-7: AcceleratorError: CUDA error: {words}; ")
+    recorded(str(caught.value), "error")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_what_torch_adds_to_each_error_of_cuda_is_not_the_error():
     error = AcceleratorError(CUDA.format("uncorrectable ECC error encountered"))
-    assert last_line(error) == "CUDA error: uncorrectable ECC error encountered"
+    recorded(last_line(error))
     failure = Failed("worker-0", error, "traceback", "task")
-    assert failure.summary == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+    recorded(failure.summary)
     assert last_line(ValueError("two\nlines\n")) == "lines"
     assert last_line(ValueError()) == "ValueError"

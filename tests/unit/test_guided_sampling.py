@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from in_process import drive, results, small_run
+from snapshots import raises, recorded
 from torch import nn
 
 import taugrid
@@ -149,7 +150,7 @@ def test_an_image_does_not_depend_on_its_batch():
 def test_calls_that_are_guided_less_often_than_planned_are_a_fault_of_the_sampler():
     spec = spec_of(guidance=SCALE, guidance_interval=[0.1, 2.0])
     wrong = spec._replace(guidance=spec.guidance._replace(interval=(0.1, 1.0)))
-    with pytest.raises(SamplerFault, match=r"calls of the sampler ddim are in sample.guidance_interval, but"):
+    with raises(SamplerFault):
         sample_batch(toy([], "net", 0.1), torch.arange(2), wrong, torch.tensor([0, 1]))
 
 
@@ -239,7 +240,7 @@ def test_a_part_of_a_guided_shard_is_gone_on_with_to_the_same_bytes(done, folder
 def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
     with small_run(tmp_path, text(folders, guide="broken", grid="{guidance: [2]}")) as run:
         outcome, printed = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
-    assert "the network returned nan or infinity for images 0 to 1" in " ".join(outcome.missing.values()) + printed
+    recorded(" ".join(outcome.missing.values()) + printed, "returned")
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
 
 
@@ -271,7 +272,7 @@ def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers
     def guide(x, at, condition=None, /):
         return x * torch.inf if at.time == last else x
 
-    with pytest.raises(NotFinite, match="the network returned nan or infinity for images 0 to 1"):
+    with raises(NotFinite):
         sample_shard(job, toy([], "net", 0.1), Device("cpu"), guide=guide)
 
 
@@ -330,9 +331,9 @@ def test_what_can_not_be_guided_in_memory_is_refused(given, message):
 
 
 def test_a_network_in_memory_without_a_null_class_is_refused(folders):
-    with pytest.raises(UserError, match="the network has no null class"):
+    with raises(UserError):
         taugrid.sample(str(folders / "classes"), 2, steps=3, labels="balanced", guidance=2)
-    with pytest.raises(UserError, match="guide needs labels of 3 classes, but the model is unconditional"):
+    with raises(UserError):
         taugrid.sample(lambda x, t: x, 2, shape=(1, 4, 4), guide=Net(), guidance=2)
 
 
@@ -340,5 +341,5 @@ def test_a_transformer_of_latents_in_memory_is_refused():
     """It is conditional, and was called unconditional; its VAE is not with it."""
     sizes = {"num_attention_heads": 1, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4, "norm_num_groups": 1}
     network = DiTTransformer2DModel(in_channels=4, patch_size=2, num_embeds_ada_norm=3, **sizes)
-    with pytest.raises(UserError, match="DiTTransformer2DModel needs its pipeline's VAE; give the pipeline's folder"):
+    with raises(UserError):
         taugrid.sample(network, 2, labels=1, steps=2)

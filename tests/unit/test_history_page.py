@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from in_process import PoolHere
 from nights import CELLS, checkpoint, taugrid, write_config
+from snapshots import raises, recorded
 
 import taugrid as taugrid_api
 from taugrid.errors import UserError
@@ -127,7 +128,7 @@ def test_the_page_has_the_nights_with_their_verdicts_newest_first(history):
         ("2", "identical", "4 identical"),
         ("1", "no baseline", "–"),
     ]
-    assert rows[2][3].startswith("2 not worse; 2 of 4 baseline cells compared")
+    recorded(rows[2][3], "baseline")
     hashes = {score["weights_sha256"] for score in verdict_of(history, "5")["scores"]}
     assert {rows[1][5]} == {each[:10] for each in hashes}
     assert "nan" not in (history / "index.html").read_text().lower().replace("canary", "")
@@ -186,7 +187,7 @@ def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
     assert row[4] == f"runs/{planted}/step-900"
     assert row[5] == "c0ffeec0ff"
     remarks = f"{planted} is too bluntsampler not checked: {planted} is another device"
-    assert row[3] == f"4 worse; 3 of 12 baseline cells compared{remarks}"
+    recorded(row[3])
 
 
 def test_an_early_verdict_is_read(history):
@@ -250,7 +251,7 @@ def test_report_writes_the_files_of_a_history_again(history):
 @pytest.mark.parametrize("options", [("--out", "x"), ("--set", "name=x"), ("--rows", "eta"), ("--workers", 2)])
 def test_report_of_a_history_refuses_options_for_runs(history, options):
     before = every_file(history)
-    with pytest.raises(click.UsageError, match=f"{options[0]} has no meaning for .*, which is a history of nights"):
+    with raises(click.UsageError):
         taugrid("report", history, *options)
     assert every_file(history) == before
 
@@ -277,7 +278,7 @@ def test_status_names_the_checkpoint_and_what_was_not_judged(history):
 
     rewritten(history, "3", change)
     line = taugrid("status", history)[0].splitlines()[2]
-    assert line.endswith("4 not worse  runs/x/step-1, runs/x/step-2 and 1 more  (3 of 4 cells are too blunt)")
+    recorded(line, "worse")
 
 
 def test_status_as_json(history):
@@ -293,7 +294,7 @@ def test_status_as_json(history):
 
 
 def test_a_history_is_not_watched(history):
-    with pytest.raises(click.UsageError, match="give the run of a night"):
+    with raises(click.UsageError):
         taugrid("status", history, "--watch")
 
 
@@ -303,7 +304,7 @@ def test_open_gives_the_nights_their_table_and_their_runs(history):
     assert [(night.id, night.verdict) for night in found.nights[3:]] == [
         ("4", "not worse"), ("5", "worse"), ("6", "unfinished"),
     ]  # fmt: skip
-    assert repr(found) == f"<history of 6 nights in {history}; newest verdict: worse (5)>"
+    recorded(repr(found))
     assert found.table.groupby("night").size().to_dict() == {"1": 4, "2": 4, "3": 4, "4": 2, "5": 4}
     run = found.open("5")
     assert run.directory == str(history / "nights/5/run")
@@ -312,25 +313,25 @@ def test_open_gives_the_nights_their_table_and_their_runs(history):
         found.table.query("night == '5'").set_index("cell").fid.sort_index(),
     )
     assert len(found.open("6").cells) == CELLS, "of an unfinished night too"
-    with pytest.raises(UserError, match="has no night '7'; its newest are 2, 3, 4, 5, 6"):
+    with raises(UserError):
         found.open("7")
     assert every_file(history) == before
 
 
 def test_a_table_that_is_not_written_yet_is_told(history):
     (history / "history.parquet").unlink()
-    with pytest.raises(UserError, match=f"`taugrid report {history}` writes it"):
+    with raises(UserError):
         _ = taugrid_api.open(history).table
 
 
 def test_a_run_stays_a_run_and_a_folder_of_something_else_an_error(history, tmp_path):
     run = history / "nights/1/run"
-    assert repr(taugrid_api.open(run)).startswith("<run tonight in ")
+    recorded(repr(taugrid_api.open(run)), "tonight")
     assert json.loads(taugrid("status", run, "--json")[0])["cells"]
     (tmp_path / "other/nights/1").mkdir(parents=True)
     for place in (tmp_path / "other", tmp_path / "none"):
-        assert "is not a run directory" in taugrid("status", place, code=2)[1]
-        with pytest.raises(UserError, match="is not a run directory"):
+        recorded(taugrid("status", place, code=2)[1], "directory")
+        with raises(UserError):
             taugrid_api.open(place)
     assert not (tmp_path / "none").exists()
 
@@ -341,7 +342,7 @@ def test_a_history_whose_first_night_is_unfinished_has_a_page(history):
     taugrid("report", history)
     assert [row[0] for row in page(history).rows[1:]] == ["6"]
     assert taugrid("status", history)[0] == "6    unfinished\n"
-    assert repr(taugrid_api.open(history)) == f"<history of 1 night in {history}; no verdict yet>"
+    recorded(repr(taugrid_api.open(history)))
 
 
 def test_a_complete_night_without_a_page_gets_one_from_the_same_command(made, history):
@@ -389,4 +390,4 @@ def test_a_long_history_shows_its_newest_nights(rendered):
     assert len(text) < 2_000_000
     assert lights(found) == ["green"] * 60
     assert [row[0] for row in found.rows[1:3]] == ["night-1199-of-many", "night-1198-of-many"]
-    assert "200 older nights are left out" in text
+    recorded(text, "nights")

@@ -6,6 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from PIL import Image
+from snapshots import raises
 
 from taugrid.errors import DamagedFile, NotFinite
 from taugrid.images import decode_png, encode_png, to_uint8
@@ -45,10 +46,10 @@ def of_format(name, mode="L"):
 @pytest.mark.parametrize("name", ["GIF", "BMP", "TIFF", "JPEG", "WEBP", "PPM", "ICO"])
 def test_samples_are_png_and_nothing_else(name):
     """Each further format is a parser that a file from somebody else could reach."""
-    with pytest.raises(DamagedFile, match="it is no PNG"):
+    with raises(DamagedFile):
         decode_png(of_format(name))
     if name != "JPEG":
-        with pytest.raises(DamagedFile, match="neither PNG nor JPEG"):
+        with raises(DamagedFile):
             decode_image(EncodedImage("a.png", of_format(name)))
 
 
@@ -86,5 +87,5 @@ def test_no_flipped_byte_of_a_png_is_other_pixels():
             silent += [bytes(data)] if not np.array_equal(np.asarray(picture), slope) else []
     assert len(silent) > 3
     for data in silent:
-        with pytest.raises(DamagedFile, match=r"^a\.png can't be decoded: .*checksum.*; replace or remove it$"):
+        with raises(DamagedFile):
             decode_image(EncodedImage("a.png", data))

@@ -22,6 +22,7 @@ from diffusers import (
 )
 from latents import save_dit, save_ldm
 from nights import taugrid
+from snapshots import raises, recorded
 
 import taugrid as api
 from taugrid.config.load import load
@@ -150,7 +151,7 @@ def test_data_take_the_shape_of_the_checkpoint_or_are_refused(checkpoints, tmp_p
     config, *_ = made(tmp_path, "--checkpoint", checkpoints / "ldm", "--data", "celeba")
     assert config.data.image_shape == (3, 16, 16)
     refused = taugrid("init", "--checkpoint", checkpoints / "v", "--data", "digits", code=2)[1]
-    assert refused.startswith("--data digits: its images are 1x8x8, but ")
+    recorded(refused, "digits")
     assert "makes 1x28x28" in refused
 
 
@@ -175,11 +176,11 @@ def test_what_is_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
     text = new_config("org/network", None, False, None)
     config = load(yaml.safe_load(text))
     assert (config.model.checkpoint, config.name, config.data.name) == ("org/network", "network", "folder")
-    assert "not here yet" in text
-    assert "The process is the checkpoint's" in text
+    recorded(text, "here")
+    recorded(text, "checkpoint")
     assert api.plan(yaml.safe_load(text), tmp_path / "run")["cells"]
     images = "parquet:hf://datasets/org/images"
-    assert "cache does not hold all of hf://" in taugrid("init", "--data", images, code=2)[1]
+    recorded(taugrid("init", "--data", images, code=2)[1], "cache")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_full_disk_leaves_no_empty_file(small_disk):
     with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(2**20))
-    with pytest.raises(RunFailed, match=r"the disk is full: can't write .*my\.yaml; free some"), user_errors():
+    with raises(RunFailed), user_errors():
         taugrid("init", "--to", small_disk / "my.yaml")
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
     (small_disk / "ballast").unlink()
@@ -226,4 +227,4 @@ def test_a_checkpoint_that_is_broken_is_one_line(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints / "bare", tmp_path / "bare")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"_class_name": "UNet2DConditionModel"}))
-    assert "holds a UNet2DConditionModel, but taugrid loads" in taugrid("init", "--checkpoint", folder, code=2)[1]
+    recorded(taugrid("init", "--checkpoint", folder, code=2)[1], "taugrid")

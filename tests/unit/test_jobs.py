@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import of_time
+from snapshots import raises
 
 from taugrid import parquet, retries
 from taugrid.config import Config, Data, validate
@@ -194,7 +195,7 @@ def test_images_of_another_cell_are_not_extracted(tmp_path):
     job = run.tasks("extract")[-1].job
     other = next(p for p in run.rundir.samples.glob("*/*.parquet") if p.parent != Path(job.images).parent)
     Path(job.images).write_bytes(other.read_bytes())
-    with pytest.raises(DamagedFile, match="images of cell"):
+    with raises(DamagedFile):
         do(job)
     assert not Path(job.path).exists()
 
@@ -269,7 +270,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with pytest.raises(RunDirectoryNotVisible, match="a different one is there"):
+    with raises(RunDirectoryNotVisible):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 
@@ -318,7 +319,7 @@ def test_a_commit_that_the_driver_does_not_see_is_none(tmp_path, monkeypatch, fa
         "a network file system may answer from its cache for a while"
     )
     (tmp_path / "run").rename(tmp_path / "aside")
-    with pytest.raises(RunFailed, match="moved or removed"):
+    with raises(RunFailed):
         confirm(job, result)
 
 

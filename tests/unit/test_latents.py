@@ -14,6 +14,7 @@ from diffusers import VQModel
 from hub import serving
 from latents import SETTINGS, STEPS, by_diffusers, edit, other_vae, save_dit, save_ldm
 from safetensors.torch import load_file, save_file
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid import config
@@ -93,7 +94,7 @@ def test_a_dits_pictures_are_those_of_diffusers_parts_without_its_learned_sigma(
     assert model.source.conditions == (10, 10), "ten classes, and the null class"
     said = model.source.description(model.diffusion, [])
     latents = "latents of 4x8x8 by a DiTTransformer2DModel, whose learned sigma is dropped"
-    assert f"{latents}, decoded to 3x16x16 by an AutoencoderKL" in said
+    recorded(said, "decoded")
 
 
 def test_batches_and_slices_change_no_picture(ldm):
@@ -145,9 +146,7 @@ def test_a_pipeline_on_the_hub_comes_with_its_vae_and_one_of_prompts_without_wei
         found = read_checkpoint("a/dit")
         assert sum(WEIGHTS_FILE in line and line.startswith("GET") for line in requests) == 2
         requests.clear()
-        with pytest.raises(
-            UserError, match=r"a/prompts takes prompts \(text_encoder\), which taugrid does not support"
-        ):
+        with raises(UserError):
             read_checkpoint("a/prompts")
         assert not any(WEIGHTS_FILE in line for line in requests)
         of = read_checkpoint(str(dit[0])).vae
@@ -184,7 +183,7 @@ def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit,
     found = again()
     assert found.cells == before.cells
     survey = Survey(Run(config.validate(config.Config, values, "test"), found, rundir), None, frozenset({"sample"}), 0)
-    with pytest.raises(MissingInput, match=r"the VAE of .*/vae is gone: there is no"):
+    with raises(MissingInput):
         [*SampleWork(survey).tasks()]
 
 
@@ -211,9 +210,7 @@ def planned(folder, vae=None, **sections):
 def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
     [before] = planned(ldm[0]).models
     assert before.image_shape == (3, 16, 16)
-    assert "latents of 3x8x8 by a UNet2DModel, decoded to 3x16x16 by a VQModel (scaling factor 100)" in (
-        before.source.description(before.diffusion, [])
-    )
+    recorded(before.source.description(before.diffusion, []), "latents")
     place = shutil.copytree(ldm[0], tmp_path / "rescaled")
     edit(place / "vqvae/config.json", scaling_factor=0.25)
     [rescaled] = planned(place).models
@@ -332,7 +329,7 @@ def test_keys_of_a_vae_are_refused_for_networks_of_pixels(key, value):
 
 
 def test_the_stages_along_the_ode_are_refused_for_latents(ldm):
-    with pytest.raises(UserError, match=r"reconstruct is for networks that sample pixels, and .* samples latents"):
+    with raises(UserError):
         require_ode_cells(planned(ldm[0]), "reconstruct")
 
 
@@ -374,9 +371,7 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     monkeypatch.setattr(preflight, "free_bytes", lambda device: free[0])
     monkeypatch.setattr(preflight, "LIBRARIES_BYTES", 0)
     for size in (4, 8):
-        with pytest.raises(
-            NotEnoughMemory, match=f"decoding {size} latents at once needs an estimated 0.0 GB beside the"
-        ):
+        with raises(NotEnoughMemory):
             device.decoder(vae, settings_of(batch_size=8, decode_batch=size))
         needed[size] = list(device._needed.values())[-1]
     assert needed[8] > needed[4] > 8 * 3 * 16 * 16 * 4
@@ -384,10 +379,10 @@ def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypa
     device.decoder(vae, settings_of(batch_size=8, decode_batch=4))
     decode = device.decoding(vae, settings_of(batch_size=8))
     advice = smaller_slice(decode, vae.network_shape, 8, "cpu")
-    assert "sample.decode_batch: the VAE can't decode 8 images at once in this memory, but 4" in advice
+    recorded(advice, "decode")
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
     of_many = device.decoding(vae, settings_of(batch_size=1000))
-    assert "set a smaller sample.batch_size" in smaller_slice(of_many, vae.network_shape, 4, "cpu")
+    recorded(smaller_slice(of_many, vae.network_shape, 4, "cpu"), "smaller")
 
 
 def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
@@ -496,9 +491,9 @@ def test_shards_that_finished_before_latents_were_kept_are_said(ldm, tmp_path):
     for task in [*tasks_of(ldm[0], tmp_path / "run", sample={"keep_latents": False, "decode_batch": 32}).values()][:2]:
         run_job(task.job, Device("cpu"))
     [line] = said()
-    assert "2 of 3 shards are finished without latents" in line
+    recorded(line, "finished")
     folder = Path(task.job.path).parent
-    assert f"remove samples/{folder.name} and sample again" in line
+    recorded(line, "samples")
     shutil.rmtree(folder)
     for task in tasks_of(ldm[0], tmp_path / "run", sample={"decode_batch": 32}).values():
         run_job(task.job, Device("cpu"))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid import retries
@@ -113,18 +114,18 @@ def test_status_says_who_is_at_work(tmp_path):
         printed = CliRunner().invoke(cli, ["status", str(root), *more], catch_exceptions=False)
         return json.loads(printed.stdout) if more else printed.stdout
 
-    assert "driver: none is running here" in said().splitlines()
+    recorded(said().splitlines(), "running")
     assert said("--json")["driver"] is None
     assert said().splitlines()[1].startswith("driver: "), "below the name of the run"
     with held(root) as holder:
-        assert f"driver: process {holder.pid} on {socket.gethostname()} is running" in said().splitlines()
+        recorded(said().splitlines(), "process")
         at_work = said("--json")
         assert list(at_work)[-1] == "driver"
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
         assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
         assert "driver" not in taugrid.plan("gaussian", root)
     last = f"the last one was killed, or lost this directory (process {holder.pid} on "
-    assert f"driver: none is running here; {last}" in said()
+    recorded(said(), "running")
     assert said("--json")["driver"] is None
 
 
@@ -135,7 +136,7 @@ def test_status_of_a_directory_that_a_driver_lost_does_not_call_the_driver_kille
         (root / "config.json").write_text(load("gaussian").model_dump_json())
         root.rename(moved)
     printed = CliRunner().invoke(cli, ["status", str(moved)], catch_exceptions=False).stdout
-    assert "driver: none is running here; the last one was killed, or lost this directory (process " in printed
+    recorded(printed, "directory")
 
 
 def test_a_second_interrupt_of_a_notebook_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_second_interrupt_of_a_notebook_leaves_nothing_behind(tmp_path, monkey
 
 
 def test_a_second_driver_in_one_process_is_refused(tmp_path):
-    with RunDir(tmp_path).lock(), pytest.raises(UserError, match="another taugrid command"), RunDir(tmp_path).lock():
+    with RunDir(tmp_path).lock(), raises(UserError), RunDir(tmp_path).lock():
         raise AssertionError
     with RunDir(tmp_path).lock():
         pass
@@ -189,7 +190,7 @@ def test_a_run_that_may_only_be_read_is_a_user_error_that_does_not_say_again(tmp
     with pytest.raises(UserError, match=os.strerror(code)) as caught, RunDir(tmp_path).lock():
         raise AssertionError
     assert "writable" in str(caught.value)
-    assert "run the same command again" not in str(caught.value)
+    assert "command again" not in str(caught.value)
     assert not list(tmp_path.glob("lease.json"))
 
 
@@ -201,7 +202,7 @@ def test_a_killed_driver_is_replaced_at_once(tmp_path, monkeypatch):
     with RunDir(tmp_path).lock(say=said.append):
         pass
     assert (len(said), sum(slept)) == (1, lease.POLL_SECONDS), "it does not wait"
-    assert "took the run directory over from process" in said[0]
+    recorded(said[0], "directory")
 
 
 def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, monkeypatch):
@@ -214,7 +215,7 @@ def test_a_lease_from_elsewhere_that_is_refreshed_is_respected(tmp_path, quick, 
         leave = json.loads(rundir.lease.read_text())
         rundir.lease.write_text(json.dumps(leave | {"heartbeat": "2020-01-01T00:00:00+00:00"}))
 
-    with pytest.raises(UserError, match=r"on elsewhere, last seen"), rundir.lock(say=beats):
+    with raises(UserError), rundir.lock(say=beats):
         raise AssertionError
 
 
@@ -283,7 +284,7 @@ def test_of_two_that_take_a_directory_in_one_moment_one_goes_on(tmp_path, quick,
         return True
 
     monkeypatch.setattr(lease.Lease, "_put", put_and_lose)
-    with pytest.raises(UserError, match="another taugrid command"), rundir.lock():
+    with raises(UserError), rundir.lock():
         raise AssertionError
     assert json.loads(rundir.lease.read_text())["session"] == "the other"
 
@@ -311,7 +312,7 @@ def test_break_lock_takes_a_live_one_and_the_other_driver_stops(tmp_path):
         with RunDir(tmp_path).lock(break_lock=True) as ours:
             assert ours.began is None, "the other one may still write: nothing of it is removed"
             assert holder.wait(60) != 0
-        assert f"RunFailed: {tmp_path} was taken over by process {os.getpid()} " in holder.stderr.read()
+        recorded(holder.stderr.read(), "process")
     with RunDir(tmp_path).lock() as ours:
         assert ours.began is not None
 
@@ -320,7 +321,7 @@ def test_a_driver_that_was_taken_over_says_so_even_if_it_can_end_only_by_force(t
     with held(tmp_path, "stuck") as holder, RunDir(tmp_path).lock(break_lock=True):
         assert holder.wait(60) == Exit.FAILED
         said = holder.stderr.read()
-    assert said.startswith(f"taugrid: {tmp_path} was taken over by process {os.getpid()} ")
+    recorded(said, "taugrid")
     assert said.count("\n") == 1
 
 
@@ -397,6 +398,6 @@ def test_a_taken_lease_ends_the_driver_that_had_it(tmp_path, quick):
                 theirs.replace(rundir.lease)
                 time.sleep(lease.HEARTBEAT_SECONDS)
 
-    with pytest.raises(RunFailed, match="taken over by process 7 on elsewhere"):
+    with raises(RunFailed):
         drive()
     assert json.loads(rundir.lease.read_text())["session"] == "another"

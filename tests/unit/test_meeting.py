@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from ray.train import WorkerGroupError
+from snapshots import raises, recorded
 from torch import distributed
 
 from taugrid.jobs import Hopeless
@@ -63,7 +64,7 @@ def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     command = [sys.executable, "-c", NO_FLOCK, str(tmp_path), str(FLOCK[platform.machine()])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     torchs, ours = done.stdout.splitlines()
-    assert torchs == "torch: Function not implemented", "torch names no file and no cause"
+    recorded(torchs)
     assert ours.startswith("Hopeless node ")
     for part in (f"can't lock files in {tmp_path} (flock: Function not implemented)", "-o flock", "train.workers: 1"):
         assert part in ours
@@ -87,7 +88,7 @@ def test_each_way_of_having_no_locks_is_known_and_a_broken_disk_is_none_of_them(
 def test_a_node_that_does_not_see_the_folder_says_so_and_does_not_wait_for_the_file(tmp_path, monkeypatch):
     """FileStore waits half an hour for a file in a folder that is not there."""
     monkeypatch.setattr(meeting, "broadcast_from_rank_zero", lambda _: ("meeting-0", None))
-    with pytest.raises(OSError, match=rf"^node .* does not see {tmp_path}/gone; every training worker must see it"):
+    with raises(OSError):
         Meeting(tmp_path / "gone", 1, 2)
 
 
@@ -113,7 +114,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path):
     """A rank without a GPU could not join NCCL's. Two processes and torch's own store."""
     done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert sorted(done.stdout.splitlines()) == ["0 node b: no GPU", "1 node b: no GPU"], done.stderr
+    recorded("\n".join(sorted(done.stdout.splitlines())))
     assert done.returncode == 0
     with pytest.raises(Hopeless, match="alone"):
         Meeting(tmp_path, 0, 1).stop_together("device", "alone")
@@ -164,16 +165,16 @@ def test_nccl_that_can_not_connect_says_why_and_which_variable_names_the_interfa
     with pytest.raises(ConnectionError) as caught:
         connect(None, 0, 2, "cuda")
     text = str(caught.value)
-    assert f"NCCL can't connect the training workers: {kind}: {last}; set NCCL_SOCKET_IFNAME to the network" in text
-    assert "in front of `ray start` on every node, or set train.workers: 1" in text
+    recorded(text, "training")
+    recorded(text, "front")
     assert "\n" not in text
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
-    assert "other nodes (it is 'eth7' there), as" in unconnected(nccl(kind, what, last))
+    recorded(unconnected(nccl(kind, what, last)), "other")
 
 
 def test_another_error_of_nccl_is_not_taken_for_the_network(unreachable):
     unreachable(nccl("ncclUnhandledCudaError", "unhandled cuda error", "Cuda failure 2 'out of memory'"))
-    with pytest.raises(distributed.DistBackendError, match="out of memory"):
+    with raises(distributed.DistBackendError):
         connect(None, 0, 2, "cuda")
 
 
@@ -188,4 +189,4 @@ def test_ranks_that_could_not_connect_are_one_line():
     line = fit._in_one_line(WorkerGroupError("all of it", failures))
     assert REFUSED in line
     assert line.count("NCCL_SOCKET_IFNAME") == 1
-    assert line.endswith("train.workers: 1 (worker 1)")
+    recorded(line, "worker")

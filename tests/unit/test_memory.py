@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from snapshots import raises, recorded
 
 from taugrid.errors import BrokenAccelerator, DoesNotFit, NotFinite
 from taugrid.eval.extract import InBatches
@@ -73,9 +74,9 @@ def test_what_would_fit_is_found_by_trying(room, fits):
     assert batch_that_fits(card.network, (1, 2, 2), 16, "cpu") == fits
     said = smaller_batch(card.network, (1, 2, 2), 16, "cpu", OutOfMemoryError())
     if fits:
-        assert f"sample.batch_size: 16 does not fit into memory, {fits} does" in said
+        recorded(said, "memory")
     else:
-        assert "not even one image fits" in said
+        recorded(said, "image")
 
 
 def test_what_would_fit_is_tried_as_the_sampler_calls_a_network_without_gradients():
@@ -95,7 +96,7 @@ def test_a_network_that_can_not_be_loaded_leaves_nothing_that_fits():
     def loading(x, t):
         raise OutOfMemoryError("CUDA out of memory")
 
-    assert "not even one image fits" in smaller_batch(loading, (1, 2, 2), 256, "cpu", OutOfMemoryError())
+    recorded(smaller_batch(loading, (1, 2, 2), 256, "cpu", OutOfMemoryError()), "image")
 
 
 def test_another_error_is_not_taken_for_lack_of_memory():
@@ -164,7 +165,7 @@ def test_a_job_is_tried_again_in_its_turn_alone(attempts):
     device = Device("cpu")
     with device.compute_lock:
         assert run_in_memory(Writing("x"), device).created_file
-    assert attempts == ["begins", "the next job has computed", "begins"]
+    recorded("\n".join(attempts))
 
 
 def test_what_earlier_jobs_left_goes_first_and_the_job_is_tried_once_more(attempts):
@@ -189,7 +190,7 @@ def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_would(attempts):
 def test_a_convolution_without_an_engine_is_told_with_the_batch_that_works(attempts):
     """Defect 3: cuDNN's last word, for which the task was blamed. Patch: `_PERHAPS_OUT_OF_MEMORY` lacks it."""
     job = Hungry("x", most=0, fault=RuntimeError, says=str(NO_ENGINE))
-    with pytest.raises(DoesNotFit, match=r"256 does not work here, 64 does.*unable to find an engine"):
+    with raises(DoesNotFit):
         run_in_memory(job, Device("cpu"))
     assert len(attempts) == 2
 
@@ -197,11 +198,11 @@ def test_a_convolution_without_an_engine_is_told_with_the_batch_that_works(attem
 def test_a_convolution_without_an_engine_for_one_image_fails_with_its_own_words(attempts):
     """A type that the device lacks, say: neither memory nor a broken process, so no other task suffers."""
     job = Hungry("x", most=0, room=0, fault=RuntimeError, says=str(NO_ENGINE))
-    with pytest.raises(RuntimeError, match="unable to find an engine") as caught:
+    with raises(RuntimeError) as caught:
         run_in_memory(job, Device("cpu"))
     assert _fault(caught.value) is Fault.TASK
     assert "in work\n" in "".join(caught.value.__notes__), "the log has where it was raised"
-    with pytest.raises(RuntimeError, match="unable to find an engine"):
+    with raises(RuntimeError):
         run_in_memory(ExtractJobOfOne("x"), Device("cpu"))
 
 
@@ -318,6 +319,6 @@ def test_a_worker_that_met_a_cuda_error_does_no_more_work(tmp_path, attempts, wr
     """Even if whoever caught the error first has made another of it; Ray passes on only the last one."""
     worker = Worker(1)
     for _ in range(2):
-        with pytest.raises(BrokenAccelerator, match="illegal memory access"):
+        with raises(BrokenAccelerator):
             worker.do(Poison(str(tmp_path / "x"), wrapped=wrapped))
     assert len(attempts) == 1, "the second job was not begun"

@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snapshots import raises, recorded
 from test_grid import planned
 
 from taugrid.errors import UserError
@@ -21,7 +22,7 @@ def test_models_and_cells_are_named_by_the_grids_keys_in_its_order():
         "schedule=linear learning_rate=0.001", "schedule=linear learning_rate=0.0002",
         "schedule=cosine learning_rate=0.001", "schedule=cosine learning_rate=0.0002",
     ]  # fmt: skip
-    assert plan.cells[5].label == "schedule=cosine learning_rate=0.001 · S=50 eta=0"
+    recorded(plan.cells[5].label)
 
 
 def test_a_key_whose_texts_are_those_of_another_is_left_out_and_numbers_that_agree_are_kept():
@@ -35,7 +36,7 @@ def test_the_only_model_is_called_by_its_id_and_cells_by_what_differs():
     one = {"steps": [10], "weights": ["ema"]}
     plan = planned(grid=[one | {"eta": [0.5]}, one | {"eta": ["sigma_hat"], "clip": ["x0"]}])
     assert (plan.models[0].label, plan.models[0].called) == ("", plan.models[0].id)
-    assert [cell.label for cell in plan.cells] == ["S=10 eta=0.5 clip=none", "S=10 eta=sigma_hat clip=x0"]
+    recorded("\n".join([cell.label for cell in plan.cells]))
 
 
 @pytest.mark.parametrize(
@@ -126,23 +127,20 @@ def test_a_selector_that_names_no_single_cell_says_which_there_are(selector, tol
 def test_a_part_of_a_plan_has_the_cells_that_any_selector_fits_and_their_models():
     plan = planned(grid=TWO_KEYS)
     part = select(plan, ["schedule=cosine,S=10", "learning_rate=0.001 S=50"])
-    assert [cell.label for cell in part.cells] == [
-        "schedule=linear learning_rate=0.001 · S=50 eta=0", "schedule=cosine learning_rate=0.001 · S=10 eta=0",
-        "schedule=cosine learning_rate=0.001 · S=50 eta=0", "schedule=cosine learning_rate=0.0002 · S=10 eta=0",
-    ]  # fmt: skip
+    recorded("\n".join([cell.label for cell in part.cells]))  # fmt: skip
     assert [model.label for model in part.models] == [plan.models[i].label for i in (0, 2, 3)]
     assert select(plan, []) is plan
 
 
 @pytest.mark.parametrize("selector", ["", "schedule", "train.learning_rate", "steps"])
 def test_a_key_without_a_value_selects_nothing(selector):
-    with pytest.raises(UserError, match=r"a value is missing; write KEY=VALUE"):
+    with raises(UserError):
         select(planned(grid=TWO_KEYS), [selector])
 
 
 def test_a_sampling_seed_that_is_meant_as_one_of_training_is_told_so():
     plan = planned(grid={"train.seed": [0, 1], "steps": [3]})
-    with pytest.raises(UserError, match=r"seed is 0, not 1; did you mean train\.seed=1\?"):
+    with raises(UserError):
         find_cell(plan, "seed=1")
     assert find_cell(plan, "train.seed=1") is plan.cells[1]
 
@@ -171,7 +169,7 @@ def test_options_are_selected_as_tables_write_them():
     assert chosen("S_churn=40 S_noise=1.003", points, short) == chosen("S_churn=40", points, short) == [0]
     assert chosen("S_churn=4", points, short) == [1]
     assert chosen(f"sampler_options={value_text(points[0]['sampler_options'])}", points, short) == [0]
-    with pytest.raises(UserError, match=r"there, S_churn is 40, 4, null, not 5"):
+    with raises(UserError):
         chosen("S_churn=5", points, short)
-    with pytest.raises(UserError, match=r"no key 'order' in this grid"):
+    with raises(UserError):
         chosen("order=3", points, short)

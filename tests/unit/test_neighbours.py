@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from snapshots import raises
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from taugrid.eval.metrics import neighbours
@@ -88,20 +89,20 @@ def test_sets_apart_and_sets_alike():
 def test_too_few_samples_for_the_neighbourhood_are_refused():
     few, many = gaussian(3, 4, 1), gaussian(50, 4, 2)
     for features, reference in ((few, many), (many, few)):
-        with pytest.raises(ValueError, match=r"3 feature vectors have no neighbour number 3: .* at least .* 4 vectors"):
+        with raises(ValueError):
             covered(features, reference, 3)
     assert covered(few, many, 2) is not None
-    with pytest.raises(ValueError, match="no neighbour number 0"):
+    with raises(ValueError):
         ball_radii(many, 0)
 
 
 def test_features_that_cannot_be_compared_are_refused():
     features, reference = gaussian(30, 4, 1), gaussian(30, 5, 2)
-    with pytest.raises(ValueError, match="4 features of a sample can't be compared with 5 of the reference"):
+    with raises(ValueError):
         covered(features, reference, 3)
     features[7, 1] = np.nan
     for pair in ((features, reference[:, :4].copy()), (reference[:, :4].copy(), features)):
-        with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
+        with raises(ValueError):
             covered(*pair, 3)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import at
+from snapshots import raises
 
 from taugrid import config
 from taugrid.errors import ContentMismatch
@@ -61,7 +62,7 @@ def test_files_hold_no_pickle(tmp_path):
 
 def test_a_name_on_the_hub_is_never_asked_for():
     name = "google/ddpm-cifar10-32"
-    with pytest.raises(ContentMismatch, match=f"there is no file {name}/"):
+    with raises(ContentMismatch):
         load_network(SavedNetwork(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
 
 

@@ -17,6 +17,7 @@ from denoisers import of_time
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
+from snapshots import raises
 
 from taugrid.workers.diffusion.forward import generative, posterior, sigma_hat
 from taugrid.workers.diffusion.objective import j_sigma, l_gamma
@@ -285,7 +286,7 @@ def test_star_by_sigma_hat_would_grow_without_bound():
 @pytest.mark.parametrize(("eta", "sigma_1", "t"), [(0.0, 0.1, 4), (1.0, 0.0, 2), (1.0, math.nan, 2), (1.0, -0.1, 2)])
 def test_sigma_that_is_not_positive_is_refused(eta, sigma_1, t):
     alpha = np.array([1.0, 0.9, 0.7, 0.4, 0.3])
-    with pytest.raises(ValueError, match=rf"^sigma is \S+ at t = {t}, .*eta > 0 and sigma_1 > 0$"):
+    with raises(ValueError):
         theorem1_weights(alpha, (2, 4), theorem1_sigma(alpha, (2, 4), eta, sigma_1))
 
 
@@ -293,13 +294,13 @@ def test_sigma_above_eq_7s_bound_is_refused_on_the_chain_alone():
     alpha = np.array([1.0, 0.9, 0.7, 0.4])
     sigma = np.array([0.0, 5.0, 5.0, 0.31])
     theorem1_weights(alpha, (1, 3), sigma)
-    with pytest.raises(ValueError, match=r"^sigma = 0.32 is too large"):
+    with raises(ValueError):
         theorem1_weights(alpha, (1, 3), sigma + 0.01)
 
 
 @pytest.mark.parametrize("times", [(), (1, 2), (2, 2, 3), (0, 3), (2, 1, 3)])
 def test_tau_that_theorem_1_does_not_cover_is_refused(times):
-    with pytest.raises(ValueError, match=rf"increase strictly from above 0 to 3; tau is \[{str(list(times))[1:-1]}\]$"):
+    with raises(ValueError):
         theorem1_weights(np.array([1.0, 0.9, 0.7, 0.4]), times, np.full(4, 0.1))
 
 
@@ -311,7 +312,7 @@ def test_alpha_of_0_is_refused():
 @pytest.mark.parametrize(("alpha_T", "sigma_1", "times"), [(0.0, 0.1, (1, 2)), (0.3, 0.0, (1, 2)), (0.3, 0.1, (1,))])
 def test_j_sigma_refuses_what_has_no_weights(alpha_T, sigma_1, times):
     alpha, sigma, x0 = np.array([1.0, 0.5, alpha_T]), np.array([0.0, sigma_1, 0.1]), torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=r"^(alpha_T is 0|sigma is 0 at t = 1|Theorem 1 needs times)"):
+    with raises(ValueError):
         j_sigma(of_time(lambda x, t: x), x0, lambda t: x0, alpha, times, sigma)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from snapshots import raises, recorded
 from test_differences import cell, evidence, indistinguishable, spread
 from test_tables import latex, markdown, table, table_rows
 
@@ -83,7 +84,7 @@ def test_cells_that_cannot_be_compared_stay_apart_under_what_tells_them_apart():
 
 def test_two_cells_in_one_place_are_refused_by_name():
     rows = [cell("first", 10, 0.0, 1.0), cell("second", 10, 0.0, 2.0)]
-    with pytest.raises(ValueError, match=r"cells first and second are both at eta 0\.0, S 10"):
+    with raises(ValueError):
         tables(rows)
 
 
@@ -95,9 +96,9 @@ def test_seeds_of_trainings_are_no_rows_but_means_with_their_spread():
         ["linear", "0.0", "12.0 ± 1.2 (2.0)"],
         ["cosine", "0.0", "**10.5 ± 1.3 (2.2)**"],
     ]
-    assert "mean of 3 trainings (train.seed), ± its standard error" in text
-    assert "standard deviation between trainings (in brackets)" in text
-    assert "± is one standard error of sampling" not in text
+    recorded(text, "trainings")
+    recorded(text, "deviation")
+    assert "standard error" not in text
     assert "(2.0)" in latex(rows)
     assert not [row for row in differences(rows, evidence(rows, {})) if row["along"] == TRAINING]
 
@@ -128,7 +129,7 @@ def test_marks_among_means_pair_the_trainings_by_their_seeds():
     known = evidence(rows, {row["cell"]: spread(0.01) for row in rows})
     assert indistinguishable(rows, known) == {"near-None-0-10"}
     text = markdown(rows, known.protocols, {"near-None-0-10"})
-    assert "≈ not distinguishable from the best of its column by Student's t" in text
+    recorded(text, "distinguishable")
     assert indistinguishable([], known) == frozenset()
 
 
@@ -171,7 +172,7 @@ def test_means_of_fewer_replicates_say_of_how_many():
     del values["cosine", None, 2, 10]
     rows = ablation(values)
     assert [line[-1] for line in text_of(rows)[1:]] == ["6.00 ± 0.58 (1.00)", "**5.50 ± 0.50 (0.71) (n = 2)**"]
-    assert "mean of 3 trainings (train.seed), or of n where it says so" in markdown(rows)
+    recorded(markdown(rows), "trainings")
     single = [row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)]
     assert "| **5.00 (n = 1)** |" in markdown(single)
-    assert "no difference from it is tested" in markdown(single)
+    recorded(markdown(single), "difference")

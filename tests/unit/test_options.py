@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from snapshots import raises
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
@@ -40,12 +41,12 @@ def test_the_walk_finds_what_there_is():
 )
 def test_an_option_given_twice_is_refused_in_one_line(words, option):
     once = [option.opts[-1]] if option.is_flag else [option.opts[-1], "2"]
-    with pytest.raises(UserError, match=rf"^{option.opts[0]}\S* is given twice, .*give it once$"):
+    with raises(UserError):
         cli.main([*words, *once, *once], standalone_mode=False)
 
 
 def test_a_flag_and_its_opposite_are_one_option():
-    with pytest.raises(UserError, match=r"^--follow/--no-follow is given twice"):
+    with raises(UserError):
         cli.main(["submit", "digits", "--follow", "--no-follow"], standalone_mode=False)
 
 
@@ -64,17 +65,17 @@ def test_options_that_are_lists_may_be_repeated(words, tmp_path, monkeypatch):
 
 
 def test_a_number_is_not_called_an_integer_range():
-    with pytest.raises(click.BadParameter, match="'two' is not a valid whole number"):
+    with raises(click.BadParameter):
         cli.main(["run", "digits", "--workers", "two"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])
 def test_commands_that_look_take_the_name_of_a_shipped_config(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^runs/digits-v2 is not a run directory;"):
+    with raises(UserError):
         cli.main([command, "digits"], standalone_mode=False)
     Path("nothing").mkdir()
-    with pytest.raises(UserError, match=r"^nothing is not a run directory;"):
+    with raises(UserError):
         cli.main([command, "nothing"], standalone_mode=False)
 
 
@@ -82,9 +83,9 @@ def test_a_dry_run_checks_until(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     until = ["run", "gaussian", "--max", "100000", "--dry-run", "--until"]
     cli.main([*until, "told-apart=steps"], standalone_mode=False)
-    with pytest.raises(UserError, match=r"^--max 100 is below sample.num_samples"):
+    with raises(UserError):
         cli.main(["run", "gaussian", "--max", "100", "--dry-run", "--until", "told-apart"], standalone_mode=False)
-    with pytest.raises(UserError, match=r"^--until: there is no key 'foo' in this grid"):
+    with raises(UserError):
         cli.main([*until, "told-apart=foo"], standalone_mode=False)
 
 
@@ -97,5 +98,5 @@ def test_a_reader_that_has_gone_changes_no_exit_code():
 
 
 def test_two_values_for_one_key_are_refused():
-    with pytest.raises(click.UsageError, match=r"--set sample\.seed is given twice"):
+    with raises(click.UsageError):
         cli.main(["plan", "digits", "--set", "sample.seed=1", "--set", "sample.seed=2"], standalone_mode=False)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from denoisers import at, decode, sample
 from scipy import stats
+from snapshots import raises
 
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.images import to_uint8
@@ -194,7 +195,7 @@ def test_a_told_network_is_the_conditional_expectation(process, network, times, 
 
 
 def test_classes_without_labels_are_no_class():
-    with pytest.raises(AssertionError, match="classes take labels"):
+    with raises(AssertionError):
         optimum.expected_x0(classes(SHAPE), "cpu")(torch.zeros(2, *SHAPE), 1.0, 1.0, None)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from snapshots import recorded
 
 from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
@@ -43,9 +44,7 @@ def test_one_device_and_one_software_are_no_mixture():
 
 
 def test_two_shards_of_two_devices_are_one():
-    assert mixtures(*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1")) == [
-        "mixed: sampled on a100, cpu"
-    ]
+    recorded("\n".join(mixtures(*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1"))))
 
 
 @pytest.mark.parametrize(
@@ -58,15 +57,13 @@ def test_two_shards_of_two_devices_are_one():
 def test_a_driver_killed_between_commit_and_event_loses_no_device(later):
     """Shard 0 lies there, made on an a100, and no event says so."""
     killed = [*session("a100", "cpu"), assigned(0, "a100"), assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]
-    assert mixtures(*killed, *later) == ["mixed: sampled on a100, cpu"]
+    recorded("\n".join(mixtures(*killed, *later)))
 
 
 def test_a_file_that_was_there_is_told_of_who_had_it_before():
     """Worker 0 committed and died; worker 1 did the shard again and found the file."""
     lost = [*session("a100", "cpu"), assigned(0, "a100"), assigned(0, "cpu", "worker-1")]
-    assert mixtures(*lost, shard(0, "cpu", "worker-1", own=False), shard(1, "cpu", "worker-1")) == [
-        "mixed: sampled on a100, cpu"
-    ]
+    recorded("\n".join(mixtures(*lost, shard(0, "cpu", "worker-1", own=False), shard(1, "cpu", "worker-1"))))
 
 
 def test_a_shard_made_again_forgets_who_made_it_before():
@@ -79,7 +76,7 @@ def test_a_shard_made_again_forgets_who_made_it_before():
 def test_a_shard_that_grew_keeps_those_who_made_what_was_copied():
     first = [*session("a100"), assigned(0, "a100"), shard(0, "a100", images=12, seconds=3.0)]
     grown = [*session("cpu"), assigned(0, "cpu"), shard(0, "cpu", images=4, seconds=1.0, own=True, copied=8)]
-    assert mixtures(*first, *grown) == ["mixed: sampled on a100, cpu"]
+    recorded("\n".join(mixtures(*first, *grown)))
     assert origins([*first, *grown])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
 
 
@@ -87,7 +84,7 @@ def test_who_made_the_latents_has_made_what_is_decoded_from_them():
     """Put back by leaving the field out: a GPU's latents that a CPU decodes would count as the CPU's."""
     sampled, decoded = shard(0, "a100"), shard(0, "cpu", cell="d", evaluations=0, latents_of="c")
     found = origins([*session("a100"), sampled, *session("cpu"), decoded])
-    assert found["d"].mixtures == ["mixed: sampled on a100, cpu"]
+    recorded("\n".join(found["d"].mixtures))
     assert found["c"].mixtures == []
     assert devices_of(origins([*session("cpu"), decoded])["d"].makers) == ["cpu"], "the other's are not recorded"
 
@@ -96,7 +93,7 @@ def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not
     one = [*session("cpu", torch="2.9"), shard(0, "cpu")]
     other = [*session("cpu", torch="2.10"), shard(1, "cpu")]
     other[1]["versions"]["ray"] = "2.61"
-    assert mixtures(*one, *other) == ["mixed: sampled with torch 2.10, 2.9"]
+    recorded("\n".join(mixtures(*one, *other)))
 
 
 def test_events_of_the_first_version_are_read():
@@ -139,9 +136,7 @@ def gpu(name="a100", **libraries):
 
 def test_other_libraries_of_a_gpu_are_a_mixture_and_events_without_them_are_not():
     assert mixtures(*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")) == []
-    assert mixtures(*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100")) == [
-        "mixed: sampled with cudnn 91002, 92000"
-    ]
+    recorded("\n".join(mixtures(*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100"))))
     assert mixtures(*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")) == [], "earlier versions lack them"
 
 

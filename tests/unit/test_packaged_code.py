@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import Config
@@ -69,7 +70,7 @@ def test_what_is_installed_or_gone_stays_behind(modules, tmp_path):
 def test_too_much_is_refused(modules, tmp_path, monkeypatch):
     (modules / "lonely.py").write_text("#" * 1000)
     monkeypatch.setattr(source, "MAX_PACKED_BYTES", 900)
-    with pytest.raises(UserError, match=r"take 1,0\d\d bytes, most of them .*lonely.py, but only 900 are sent"):
+    with raises(UserError):
         pack(find_source("network").files, tmp_path / "packed")
 
 
@@ -96,7 +97,7 @@ def test_a_job_takes_its_config_and_the_modules_that_it_names_along(modules, tmp
         *("python3", "on_the_head.py", taugrid.__version__, "run", "mine.yaml", "--address", "auto"),
         *("--out", "/shared/a run", "--only", "steps=50,schedule=cosine", "--break-lock"),
     ]
-    with pytest.raises(UserError, match=r"evaluate.extractor: there is no module 'nowhere'"):
+    with raises(UserError):
         pack_job(Config(name="mine", evaluate={"extractor": "nowhere:Class"}), tmp_path / "job", ships=False)
 
 
@@ -134,13 +135,13 @@ def test_a_shipped_taugrid_is_whole_and_is_used_before_an_installed_one(tmp_path
     assert (ours.returncode, ours.stdout) == (0, f"taugrid, version {taugrid.__version__}\n")
     other = subprocess.run([*version, "0.0", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert other.returncode == 2
-    assert f"has taugrid {taugrid.__version__}, but the job was submitted with taugrid 0.0" in other.stderr
+    recorded(other.stderr, "submitted")
     none = subprocess.run(
         [sys.executable, "-S", "-P", "on_the_head.py", "0.0"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert none.returncode == 2
-    assert "has no taugrid" in none.stderr
+    recorded(none.stderr, "taugrid")
 
 
 def test_a_taugrid_that_was_sent_along_names_the_libraries_that_it_misses(tmp_path):

@@ -1,6 +1,7 @@
 """The points of grids with keys that vary together and points that are left out."""
 
 import pytest
+from snapshots import raises, recorded
 from test_grid import planned
 
 from taugrid.errors import UserError
@@ -13,13 +14,9 @@ def labels(grid):
 
 
 def test_zipped_keys_vary_together_and_the_rest_is_their_product():
-    assert labels({"zip": {"train.steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}, "steps": [5, 6]}) == [
-        "train.steps=10 schedule=linear · S=5 eta=0", "train.steps=10 schedule=linear · S=6 eta=0",
-        "train.steps=20 schedule=cosine · S=5 eta=0", "train.steps=20 schedule=cosine · S=6 eta=0",
-    ]  # fmt: skip
+    recorded("\n".join(labels({"zip": {"train.steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}, "steps": [5, 6]})))  # fmt: skip
     two = {"zip": [{"steps": [5, 6], "batch_size": [1, 2]}, {"eta": [0.0, 1.0], "clip": ["none", "x0"]}]}
-    assert labels(two)[:3] == ["S=5 eta=0 batch_size=1 clip=none", "S=5 eta=1 batch_size=1 clip=x0",
-                               "S=6 eta=0 batch_size=2 clip=none"]  # fmt: skip
+    recorded("\n".join(labels(two)[:3]))  # fmt: skip
 
 
 def test_excluded_points_make_no_cell_and_the_others_keep_their_ids():
@@ -70,5 +67,5 @@ def test_zipped_keys_are_keys_everywhere(tmp_path):
     with pytest.raises(UserError, match="changes nothing"):
         load(str(file), ["sample.steps=7"])
     file.write_text(f"name: c\ngrid: {{zip: {{model.checkpoint: ['{tmp_path}/step-*'], steps: [5]}}}}\n")
-    with pytest.raises(UserError, match="no checkpoint matches"):
+    with raises(UserError):
         resolve_patterns(load(str(file)), [])

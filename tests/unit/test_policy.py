@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 from denoisers import at
+from snapshots import raises, recorded
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -183,16 +184,16 @@ def test_a_custom_modules_weights_are_cast_and_its_frequencies_are_not():
 
 
 def test_a_custom_network_that_can_not_compute_in_bf16_weights_is_refused_in_one_line():
-    with pytest.raises(CustomCodeError, match=r"mine:net does not compute .* bf16 .* x\.dtype.*bf16, which"):
+    with raises(CustomCodeError):
         custom(Custom(casts=False))(torch.randn(2, *SHAPE), at(900))
-    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*bf16-weights.* or set bf16$"):
+    with raises(CustomCodeError):
         custom(lambda x, t: x)
-    with pytest.raises(CustomCodeError, match=r"mine:net returns a function: .*reduce-overhead.* or set default$"):
+    with raises(CustomCodeError):
         for_inference(lambda x, t: x, "mine:net", "cpu", policy("cuda", "float32", "reduce-overhead"))
 
 
 def test_half_precision_is_still_refused_of_a_custom_network_in_float32():
-    with pytest.raises(CustomCodeError, match=r"returned torch.bfloat16, but must return torch.float32"):
+    with raises(CustomCodeError):
         custom(lambda x, t: x.bfloat16(), "float32")(torch.randn(2, *SHAPE), at(900))
 
 
@@ -244,7 +245,7 @@ def test_the_gpu_that_computes_is_asked_for_its_generation_and_not_the_first_one
     monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: lambda x, at, c: x)
     try:
         Device("cuda:1").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
-        with pytest.raises(DeviceUnusable, match="precision: bf16 needs"):
+        with raises(DeviceUnusable):
             Device("cuda:0").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
     finally:
         arithmetic.configure()
@@ -279,13 +280,10 @@ def test_what_is_offered_instead_can_be_computed_there():
 def test_what_is_faster_is_said_of_plans_with_one_setting():
     on = "on an NVIDIA GPU of the A100's generation or later, sample.precision: "
     end = " (estimated for a U-Net of CIFAR-10's size on an H100); each is a different cell"
-    assert faster([("float32", "none")] * 2) == (
-        f"{on}tf32 would be about 2.5 times as fast as float32, bf16 3.5 times, bf16-weights 4.7 times, "
-        f"bf16 with sample.compile: default 6.3 times{end}"
-    )
+    recorded(faster([("float32", "none")] * 2))
     compiled = f"{on}bf16-weights with sample.compile: default would be about"
-    assert faster([("bf16-weights", "none")]) == f"{compiled} 1.4 times as fast as bf16-weights{end}"
-    assert faster([("fp16", "none")]).startswith(f"{on}bf16-weights would be about 1.3 times as fast as fp16")
+    recorded(faster([("bf16-weights", "none")]))
+    recorded(faster([("fp16", "none")]), "weights")
     assert faster([("float32", "none"), ("bf16", "none")]) is None, "it compares them itself"
     for fastest in (("bf16", "default"), ("bf16", "reduce-overhead"), ("bf16-weights", "default")):
         assert faster([fastest]) is None, "nothing is faster"
@@ -294,5 +292,5 @@ def test_what_is_faster_is_said_of_plans_with_one_setting():
 
 
 def test_graphs_are_refused_on_a_cpu_in_one_line():
-    with pytest.raises(DeviceUnusable, match=r"reduce-overhead needs an NVIDIA or AMD GPU.*a CPU; set default"):
+    with raises(DeviceUnusable):
         arithmetic.prepare("float32", "cpu", "a CPU", "reduce-overhead")

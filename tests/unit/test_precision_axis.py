@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from in_process import CONFIG, drive, small_run
+from snapshots import raises, recorded
 
 from taugrid.config import Config, Sample, validate
 from taugrid.errors import UserError
@@ -110,7 +111,7 @@ def test_what_is_unusual_has_a_column_without_a_grid_too():
 
 def test_an_oracle_is_not_compiled():
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    with pytest.raises(UserError, match=r"sample.compile is default, but an oracle is not a torch network"):
+    with raises(UserError):
         plan(validate(Config, values | {"sample": {"seed": 0, "compile": "default"}}, "test"))
 
 
@@ -122,14 +123,12 @@ def test_reconstructions_are_computed_in_float32():
 
 def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
     require_no_gpu(planned(precision="bf16"))
-    with pytest.raises(
-        UserError, match=r"^sample.precision: tf32 needs an NVIDIA GPU.*set float32, bf16, bf16-weights or fp16"
-    ):
+    with raises(UserError):
         require_no_gpu(planned(precision="tf32"))
 
 
 def test_what_is_faster_on_gpus_is_said_of_networks_alone():
-    assert "tf32 would be about 2.5 times as fast" in faster_on_gpus(planned())
+    recorded(faster_on_gpus(planned()), "would")
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     assert faster_on_gpus(plan(validate(Config, values | {"sample": {"seed": 0}}, "test"))) is None
 
@@ -137,7 +136,7 @@ def test_what_is_faster_on_gpus_is_said_of_networks_alone():
 def test_graphs_and_cast_weights_are_refused_of_an_oracle():
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     for setting in ({"precision": "bf16-weights"}, {"compile": "reduce-overhead"}):
-        with pytest.raises(UserError, match=r"an oracle is not a torch network; remove the key"):
+        with raises(UserError):
             plan(validate(Config, values | {"sample": {"seed": 0} | setting}, "test"))
 
 

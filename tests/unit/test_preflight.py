@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cards import NO_ENGINE, STICKY, Card
+from snapshots import raises, recorded
 from tiny import UNET
 from torch import nn
 
@@ -102,8 +103,8 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_is_computed(job, free, l
     with Card() as card, pytest.raises(DoesNotFit) as caught:
         run_in_memory(job, device)
     said = str(caught.value)
-    assert f"sample.batch_size: {BATCH} does not fit into memory, {BATCH // 2} does" in said
-    assert "NVIDIA Simulated: a batch of 16 needs an estimated 0.0 GB beside the network's weights, and" in said
+    recorded(said, "memory")
+    recorded(said, "Simulated")
     assert card.convolutions > 0, "a batch of 8 was tried"
     assert card.memory.peak < needs(job, BATCH)
 
@@ -137,7 +138,7 @@ def test_a_network_is_traced_once_and_compared_for_each_job(job, free, monkeypat
         device.network(job.network, job.diffusion, PLAIN, shape)
     assert len(traced) == 1
     free.append(0)
-    with pytest.raises(NotEnoughMemory, match=r"and 0\.0 GB are free"):
+    with raises(NotEnoughMemory):
         device.network(job.network, job.diffusion, PLAIN, shape)
     assert len(traced) == 1
 
@@ -213,12 +214,12 @@ def test_memory_that_runs_out_on_the_way_is_told_with_the_batch_that_fits(job):
     """A card's own faults, met by the code that workers run."""
     with Card() as all_fits:
         run_in_memory(replace(job, path=job.path + ".first"), Device("cpu"))
-    with Card(room=all_fits.memory.peak * 0.6), pytest.raises(DoesNotFit, match="16 does not fit into memory, 8 does"):
+    with Card(room=all_fits.memory.peak * 0.6), raises(DoesNotFit):
         run_in_memory(job, Device("cpu"))
 
 
 def test_a_convolution_without_an_engine_above_some_batch_names_the_batch(job):
-    with Card(engine_for=5), pytest.raises(DoesNotFit, match=f"16 does not work here, 4 does.*{NO_ENGINE}"):
+    with Card(engine_for=5), raises(DoesNotFit):
         run_in_memory(job, Device("cpu"))
 
 
@@ -284,5 +285,5 @@ def test_sampling_in_memory_says_it_too(job, free, tmp_path):
     free.append(0)
     in_memory = UNet2DModel.from_pretrained(job.network.folder)
     for model in (job.network.folder, in_memory):
-        with pytest.raises(UserError, match=r"a batch of 8 needs an estimated 0.5 GB .* set a smaller batch_size"):
+        with raises(UserError):
             taugrid.sample(model, 2, batch_size=8, steps=2)

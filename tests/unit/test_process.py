@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from snapshots import raises
 
 from taugrid.workers.diffusion.process import diffuse, predict_eps, predict_x0, predicted, velocity
 from taugrid.workers.diffusion.schedule import alpha_bar
@@ -93,5 +94,5 @@ def test_zero_terminal_snr_is_no_trouble_without_epsilon(prediction):
 
 
 def test_unknown_prediction_is_named():
-    with pytest.raises(ValueError, match=r"'eps'.*epsilon, sample, v_prediction"):
+    with raises(ValueError):
         predicted(images(1), images(2), 0.5, "eps")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from snapshots import raises
 
 from taugrid.eval.metrics import projections
 from taugrid.eval.metrics.projections import monge_distance
@@ -104,5 +105,5 @@ def test_the_references_influences_are_those_of_the_sides_exchanged():
 def test_features_that_are_not_finite_are_refused():
     features = gaussian(30, 4, 1)
     features[7, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
+    with raises(ValueError):
         monge_distance(features, gaussian(30, 4, 2), 3, 0)

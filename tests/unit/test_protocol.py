@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from snapshots import raises, recorded
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
@@ -55,12 +56,12 @@ def test_another_reference_or_metric_is_another_evaluation():
 
 
 def test_what_no_number_of_samples_can_give_is_refused_before_any_work():
-    with pytest.raises(UserError, match=r"evaluate.metrics: .* \(isc: pixels has no layer of logits\)"):
+    with raises(UserError):
         evaluated(ORACLE, metrics=["isc"])
 
 
 def test_a_reference_of_another_shape_is_refused():
-    with pytest.raises(UserError, match=r"the reference has images of \(1, 8, 8\)"):
+    with raises(UserError):
         evaluated(ORACLE, reference={"name": "digits"})
 
 
@@ -94,14 +95,7 @@ def test_the_fields_of_a_protocol_keep_their_order_and_values():
     spelled = scoring.protocol(cell).as_dict()
     assert set(spelled.pop("versions")) == {"torch", "torch-fidelity", "numpy", "scipy"}
     sha256 = spelled["reference"].pop("sha256")
-    assert json.dumps(spelled) == (
-        '{"reference": {"dataset": "gaussian", "split": "all", "num_images": 10000, "preprocessing": "8 bits, 1x4x4"}, '
-        '"num_samples": 100, "weights": "ema", "tau": [200, 400, 600, 800, 1000], "clip": "none", '
-        '"precision": "float32, no TF32", "rounding": "8 bits, to nearest", "extractor": {"name": "pixels", '
-        '"weights_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", '
-        '"feature_layer": "pixels", "logits_layer": null}, "metrics": ["fid", "kid", "prc"], "seed": 2020, '
-        '"kid_subsets": 100, "kid_subset_size": 100, "prc_neighborhood": 3, "scoring": 1}'
-    )
+    recorded(json.dumps(spelled))
     assert sha256 == scoring.reference.sha256
 
 

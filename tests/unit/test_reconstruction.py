@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from snapshots import raises, recorded
 
 from taugrid.eval.tables.console import reconstruction_to_console
 from taugrid.eval.tables.reconstruction import (
@@ -57,8 +58,8 @@ def test_a_row_for_each_setting_that_differs_and_the_best_of_each_column_bold():
         ["spacing = linear", "**14.00 ± 0.42**", "6.50 ± 0.20", "0.1000 ± 0.0030"],
         ["spacing = quadratic", "20.0 ± 1.0", "**3.0 ± 1.0**", "–"],
     ]
-    assert "weights = ema, num_images = 1000" in text
-    assert "Bold is the best of its column." in text
+    recorded(text, "weights")
+    recorded(text, "Bold")
 
 
 @pytest.mark.parametrize(
@@ -82,16 +83,14 @@ def test_models_are_named_by_what_tells_them_apart_or_by_their_ids():
     by_id = [*paper(model="m1"), *paper(model="m2")]
     assert [line[0] for line in table_rows(markdown(by_id))] == ["S", "model = m1", "model = m2"]
     both = [*paper(model="m1"), *paper(model="m1", weights="raw"), *paper(model="m2")]
-    assert [line[0] for line in table_rows(markdown(both))] == [
-        "S", "weights = ema, model = m1", "weights = raw, model = m1", "weights = ema, model = m2"
-    ]  # fmt: skip
+    recorded("\n".join([line[0] for line in table_rows(markdown(both))]))  # fmt: skip
 
 
 def test_different_numbers_of_images_are_said_in_the_rows():
     rows = [row(10, 0.014, 0.001, num_images=64), row(20, 0.0065, 0.001, num_images=1000)]
     text = markdown(rows)
     assert [line[0] for line in table_rows(text)] == ["S", "num_images = 64", "num_images = 1000"]
-    assert "weights = ema, spacing = linear\n" in text
+    recorded(text, "weights")
 
 
 def test_a_bar_in_a_setting_splits_no_cell_of_the_table():
@@ -100,7 +99,7 @@ def test_a_bar_in_a_setting_splits_no_cell_of_the_table():
 
 
 def test_two_rows_in_one_place_are_an_error():
-    with pytest.raises(ValueError, match="both at spacing = linear, S = 10"):
+    with raises(ValueError):
         markdown([row(10, 0.014), row(10, 0.015), row(10, 0.016, spacing="quadratic")])
 
 
@@ -108,13 +107,13 @@ def test_the_text_below_the_table_says_what_the_numbers_are(tmp_path):
     write_reconstruction(paper(), tmp_path, ABOUT, ["1 image is missing"])
     text = (tmp_path / "reconstruction.md").read_text(encoding="utf-8")
     blocks = text.split("\n\n")
-    assert blocks[0] == "## Reconstruction error × 1000 (lower is better)"
+    recorded(blocks[0])
     assert blocks[1].startswith("| S | 10 |")
     assert blocks[2:4] == [ABOUT, "weights = ema, spacing = linear, num_images = 1000"]
     for words in ("per dimension", "scaled to [0, 1]", "nothing clipped", "target time", "± is one standard error"):
         assert words in blocks[4]
     assert "Bold" not in text  # with a single row there is nothing to choose from
-    assert text.endswith("## Notes\n\n- 1 image is missing\n")
+    recorded(text, "missing")
     assert "±" not in markdown([row(10, 0.014)])
 
 
@@ -181,4 +180,4 @@ def test_the_terminal_has_the_table_and_its_notes():
     assert lines[1].split() == ["S", *(str(steps) for steps in sorted({row["steps"] for row in paper()}))]
     assert lines[3].split()[0] == "Error"
     assert "|" not in pipe.getvalue(), "it is no Markdown"
-    assert "1 image is missing" in lines
+    recorded(lines, "missing")

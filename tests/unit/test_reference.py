@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from snapshots import raises
 
 from taugrid.errors import ContentMismatch, DamagedFile
 from taugrid.eval.metrics import reference_statistics
@@ -153,7 +154,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
     assert (file.path, file.dimensions) == (path, 4)
     distance = frechet_distance(samples, read_moments(file))
     moments_file(tmp_path / "a.npz", mu=mean, sigma=2 * covariance)
-    with pytest.raises(ContentMismatch, match=r"a\.npz has SHA-256"):
+    with raises(ContentMismatch):
         read_moments(file)
     expected = Frechet.of(samples, Moments.of(real)).distance
     assert distance == pytest.approx(expected, rel=1e-12 if dtype is np.float64 else 1e-5)
@@ -161,7 +162,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
 
 def test_a_reference_without_features_says_so():
     moments = Moments.of(features())
-    with pytest.raises(ValueError, match="only its mean and covariance"):
+    with raises(ValueError):
         _ = ReferenceStatistics(moments, symmetric_root(moments.covariance), None).features
 
 
@@ -228,7 +229,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "array.npy", np.eye(3))
     for content in (b"", b"no zip", (tmp_path / "array.npy").read_bytes()):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(DamagedFile, match=r"a\.npz is not a complete \.npz") as caught:
+        with raises(DamagedFile) as caught:
             open_reference(str(tmp_path / "a.npz"))
         assert "\n" not in str(caught.value)
 
@@ -236,7 +237,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
 def test_pickles_and_torn_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, mu=np.array([{}]), sigma=np.eye(1))
-    with pytest.raises(DamagedFile, match="can't be read"):
+    with raises(DamagedFile):
         open_reference(str(path))
     np.savez(path, mu=np.zeros(100), sigma=np.eye(100))
     whole = path.read_bytes()
@@ -244,5 +245,5 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
     with pytest.raises(DamagedFile, match="not a complete"):
         open_reference(str(path))
     path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
-    with pytest.raises(DamagedFile, match="can't be read"):
+    with raises(DamagedFile):
         open_reference(str(path))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from snapshots import raises
 
 from taugrid.config import Data
 from taugrid.errors import UserError
@@ -55,7 +56,7 @@ def test_a_path_comes_before_a_data_set_of_its_name(tmp_path, monkeypatch):
 def test_a_folder_of_idx_files_is_fashion_mnist(idx):
     of_test = Data(name="fashion-mnist", root=str(idx), split="test")
     assert resolve_reference(f"{idx}/test") == ResolvedReference(of_test, "fashion-convnet")
-    with pytest.raises(UserError, match=f"{idx}/train or {idx}/test"):
+    with raises(UserError):
         resolve_reference(str(idx))
     (idx / FILES["train"]).unlink()
     assert resolve_reference(str(idx)) == ResolvedReference(of_test, "fashion-convnet")
@@ -80,7 +81,7 @@ def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
     of_another = config(tmp_path / "d", evaluate={"reference": of_files})
     assert resolve_reference(of_another) == ResolvedReference("some.npz", "digits-convnet")
     of_itself = config(tmp_path / "e", evaluate={"reference": str(tmp_path / "e")})
-    with pytest.raises(UserError, match="leads back to itself"):
+    with raises(UserError):
         resolve_reference(of_itself)
 
 
@@ -112,5 +113,5 @@ def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_or_the_argument
 
 
 def test_what_is_nothing_is_refused_with_all_that_it_could_be():
-    with pytest.raises(SourceError, match=r"no nowhere; .*run directory.*fashion-mnist/train"):
+    with raises(SourceError):
         open_source("nowhere")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from snapshots import raises
 
 from taugrid.config import Cluster, Config, validate
 from taugrid.config.load import load
@@ -99,7 +100,7 @@ def test_a_worker_with_a_gpu_keeps_its_cpus(node, size, cpus, fit):
 def test_labels_that_no_node_has_are_named(monkeypatch):
     monkeypatch.setattr(capacity, "nodes", lambda selector=None: [] if selector else [Node("a", 8, 1)])
     labels = {"ray.io/accelerator-type": "A100"}
-    with pytest.raises(UserError, match=r"no node with the labels .*A100'} has as much; .*cluster.label_selector$"):
+    with raises(UserError):
         capacity.embedded_workers(Cluster(gpus_per_worker=1, label_selector=labels))
 
 
@@ -119,7 +120,7 @@ def test_training_may_take_other_resources(monkeypatch):
     assert capacity.trainers(Cluster(), 8) == (2, 1, 1)
     own = Cluster(train={"cpus_per_worker": 4, "gpus_per_worker": 0})
     assert capacity.trainers(own, 8) == (3, 4, 0)
-    with pytest.raises(UserError, match=r"^no worker fits on the cluster: each takes 9 CPUs and 1 GPU, and no node"):
+    with raises(UserError):
         capacity.trainers(Cluster(train={"cpus_per_worker": 9}), 8)
 
 
@@ -155,7 +156,7 @@ def test_a_training_on_nodes_with_labels_has_as_many_workers_as_fit_or_else_as_w
 def test_training_workers_never_share_a_gpu(monkeypatch, workers):
     """NCCL would refuse them only once they have started, as duplicates."""
     four_nodes(monkeypatch, torch_uses_gpus=True)
-    with pytest.raises(UserError, match=r"gpus_per_worker: with 0\.5, .* set cluster.train.gpus_per_worker: 1"):
+    with raises(UserError):
         capacity.trainers(Cluster(gpus_per_worker=0.5), workers)
     assert capacity.trainers(Cluster(gpus_per_worker=0.5), 1) == (1, 1, 0.5)
     assert capacity.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
@@ -177,7 +178,7 @@ def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of
     """Defect 14: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
     section, key = {"gpus_per_worker": gpus}, "cluster.train." if of_training else "cluster."
     section = {"train": section} if of_training else section
-    with pytest.raises(UserError, match=rf"^x: {key}gpus_per_worker: must be {expected}.*, not {gpus}$"):
+    with raises(UserError):
         validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")
 
 
@@ -188,5 +189,5 @@ def test_a_run_that_was_made_with_two_gpus_for_a_worker_can_still_be_read(tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(values))
     found = load(str(tmp_path)).cluster
     assert (found.gpus_per_worker, found.train.gpus_per_worker) == (1, 1)
-    with pytest.raises(UserError, match="must be at most 1"):
+    with raises(UserError):
         load(str(tmp_path), ["cluster.gpus_per_worker=2"])

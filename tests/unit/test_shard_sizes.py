@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from snapshots import recorded
 
 from taugrid.config import Config, validate
 from taugrid.orchestrator.cli.text.runs import plan_text
@@ -87,8 +88,8 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
     keys = ("worker_seconds_remaining", "seconds_remaining", "workers_at_a_time")
     assert [foretold(8)[key] for key in keys] == [102.4, 44.8, 3]
     assert [foretold(2)[key] for key in keys] == [102.4, 57.6, 2]
-    assert "1 min 42 s on one worker, 45 s on 3, at 100 network" in plan_text(foretold(8))
-    assert "1 min 42 s on one worker, at" in plan_text(foretold(1))
+    recorded(plan_text(foretold(8)), "network")
+    recorded(plan_text(foretold(1)), "worker")
 
 
 def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cards import Card
+from snapshots import raises
 from test_memory import OUT_OF_MEMORY, Hungry, Thing, attempts  # noqa: F401
 from test_preflight import job  # noqa: F401
 from test_reconstruct_work import GAUSSIAN, reconstruct
@@ -59,7 +60,7 @@ def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts
     device = gpu()
     device.extractor("taken", lambda: 0)
     monkeypatch.setattr(Hungry, "remedy", pytest.fail)
-    with pytest.raises(BrokenAccelerator, match=r"a new one takes its place.*Tried to allocate"):
+    with raises(BrokenAccelerator):
         run_in_memory(Hungry("x"), device)
     assert len(attempts) == 1
 
@@ -68,7 +69,7 @@ def test_a_process_that_is_replaced_says_why(tmp_path, attempts):  # noqa: F811
     worker = Worker(1)
     worker._set_up().kind = "cuda"
     for _ in range(2):
-        with pytest.raises(BrokenAccelerator, match=r"^node \S+: after its GPU ran out of memory .*GiB\.\)$"):
+        with raises(BrokenAccelerator):
             worker.do(Hungry(str(tmp_path / "x"), most=0))
     assert len(attempts) == 1
 
@@ -90,7 +91,7 @@ def test_a_cpu_keeps_its_caches_although_a_task_failed_before(attempts):  # noqa
 
 
 def test_a_job_that_does_not_fit_into_empty_memory_names_the_batch_that_does(attempts):  # noqa: F811
-    with pytest.raises(DoesNotFit, match=r"sample.batch_size: 256 does not fit into memory, 64 does"):
+    with raises(DoesNotFit):
         run_in_memory(Hungry("x", most=0, failed_before=True), gpu())
     assert len(attempts) == 1
 
@@ -111,7 +112,7 @@ def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
         counted.append("by loading")
         raise OUT_OF_MEMORY
 
-    with pytest.raises(NotEnoughMemory, match=r"Tried to allocate 2.00 GiB"):
+    with raises(NotEnoughMemory):
         device.extractor("large", load)
     device.computed()
 
@@ -124,7 +125,7 @@ def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts
         counted.append("while the job ran") or worker.do(Hungry(str(tmp_path / "x"), most=0))
     assert not counted_before
     begun = len(attempts)
-    with pytest.raises(BrokenAccelerator, match="a new one takes its place") as caught:
+    with raises(BrokenAccelerator) as caught:
         worker.do(Hungry(str(tmp_path / "y")))
     assert len(attempts) == begun
     assert "Xid" not in str(caught.value), "the card is well"
@@ -140,7 +141,7 @@ def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, co
     Path(job.path).unlink()
     with Card(room=all_fits.memory.peak * 0.3, hides=True) as card:
         counted.append(lambda: card.shortages)
-        with pytest.raises(DoesNotFit, match=r"16 does not fit into memory, 2 does.*went on with other kernels"):
+        with raises(DoesNotFit):
             run_in_memory(job, Device("cpu"))
     assert not Path(job.path).exists()
 
@@ -200,7 +201,7 @@ def test_sampling_in_memory_says_what_to_set(counted, hides, says):
             raise OUT_OF_MEMORY
         return x
 
-    with pytest.raises(UserError, match=rf"{says}.*; set a smaller batch_size, or restart Python"):
+    with raises(UserError):
         taugrid.sample(network, 8, shape=(1, 8, 8), steps=2, batch_size=8)
 
 

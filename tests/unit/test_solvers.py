@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from orders import CLAIMED, ORACLES, PROCESS, measured
+from snapshots import raises, recorded
 
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.errors import UserError
@@ -371,10 +372,7 @@ def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, s
     with pytest.raises(UserError) as refused:
         sampled(name, spacing=spacing, steps=steps, process=process)
     shown = spacing if isinstance(spacing, str) else "1,500"
-    assert str(refused.value) == (
-        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} has a step of length 0 at time "
-        f"{time}; set {remedy}, or choose another spacing"
-    )
+    recorded(str(refused.value))
     if remedy == SET_ALPHA:
         assert sampled(name, spacing=spacing, steps=steps).isfinite().all()
         return
@@ -393,10 +391,7 @@ def test_a_first_call_where_x_should_be_mostly_signal_is_refused(name, spacing, 
     steps, shown = (1, spacing) if isinstance(spacing, str) else (len(spacing), ",".join(map(str, spacing)))
     with pytest.raises(UserError) as refused:
         sampled(name, spacing=spacing, steps=steps)
-    assert str(refused.value) == (
-        f"sample.steps, sample.spacing: {name} with steps {steps} and spacing {shown} first calls the network at time "
-        f"{steps - 1}, where 100% of the variance should be signal, but x_T is noise; {remedy}choose another spacing"
-    )
+    recorded(str(refused.value))
     if remedy:
         sampled(name, spacing=spacing, steps=2)
 
@@ -420,8 +415,6 @@ def test_what_the_plan_accepts_gives_images(name, process, spacing):
 
 
 def test_logsnr_needs_signal_at_the_last_time():
-    with pytest.raises(
-        UserError, match=r"^sample.steps, sample.spacing: spacing logsnr needs signal at T, .*; choose"
-    ) as said:
+    with raises(UserError) as said:
         sampled("dpm++2m", process="jsd", spacing="logsnr")
     assert "\n" not in str(said.value)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from snapshots import raises, recorded
 
 from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
@@ -159,7 +160,7 @@ def test_jpeg_is_taken_with_a_warning_whatever_it_is_called(tmp_path):
     (tmp_path / "x.png").write_bytes(file_bytes(picture, "JPEG"))
     source = open_source(str(tmp_path))
     assert source.num_images == 4
-    assert source.warnings[0].startswith(f"1 of 4 images in {tmp_path} are JPEG")
+    recorded(source.warnings[0], "images")
 
 
 def test_a_reference_of_guided_diffusion_is_taken_for_its_images(tmp_path):
@@ -168,13 +169,13 @@ def test_a_reference_of_guided_diffusion_is_taken_for_its_images(tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=batch.transpose(0, 2, 3, 1), mu=np.zeros(4), sigma=np.eye(4))
     source = open_source(str(tmp_path / "a.npz"))
     assert np.array_equal(read(source), batch)
-    assert "mu and sigma" in source.warnings[0]
+    recorded(source.warnings[0], "sigma")
 
 
 def test_splits_in_one_folder_are_said(tmp_path):
     for split in ("test", "train"):
         as_huggingface(tmp_path / f"{split}-00000-of-00001.parquet", pictures(2))
-    assert "splits test, train" in open_source(str(tmp_path)).warnings[0]
+    recorded(open_source(str(tmp_path)).warnings[0], "splits")
 
 
 def refused(path, error, *parts):
@@ -396,7 +397,7 @@ def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
     assert np.array_equal(read(source), batch), "a source knows where it lies"
     moved = replace(source, path=str(tmp_path))
-    with pytest.raises(SourceError, match="cifar10-val is not in"):
+    with raises(SourceError):
         list(batches(moved, 2))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import Data
@@ -227,7 +228,7 @@ def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path,
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     samples = as_npz(tmp_path / "a.npz", cell[:10])
     missing = replace(spec, weights_path=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"stats.npz has moments of 2048 features, but digits-convnet has 64"):
+    with raises(ValueError):
         evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, MetricSettings(), versions=VERSIONS)
 
 
@@ -256,13 +257,13 @@ def test_risks_are_said(tmp_path, spec, cell, digits):
     def found(one, other):
         return " | ".join(standalone.warnings(one, as_reference(other), spec))
 
-    assert "40 samples for 64 features" in found(samples, coloured)
-    assert "40 references for 64 features" in found(samples, coloured)
-    assert "samples are 1x8x8, the reference 3x8x8" in found(samples, coloured)
+    recorded(found(samples, coloured), "features")
+    recorded(found(samples, coloured), "references")
+    recorded(found(samples, coloured), "reference")
     assert "same images" in found(samples, samples)
     assert "same images" not in found(samples, coloured)
     every = as_npz(tmp_path / "c.npz", digits)
-    assert f"40 samples against {len(digits)} references" in found(samples, every)
+    recorded(found(samples, every), "references")
     clean = as_npz(tmp_path / "d.npz", digits[::-1])
     assert standalone.warnings(every, as_reference(clean), spec) == []
     lossy = replace(samples, warnings=("JPEG",))
@@ -283,27 +284,27 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     of_kernels = {"kid_mean", "kid_std", "kid", "kid_reference_se", "cmmd", "cmmd_reference_se", "cmmd_biased"}
     others = {"precision", "precision_se", "recall", "mind", "mind_reference_se"}
     assert set(result["metrics"]) == {"fid"} | of_kernels | others
-    with pytest.raises(ValueError, match=r"none of the metrics can be given \(isc: pixels has no layer of logits\)"):
+    with raises(ValueError):
         evaluate(samples, reference, pixels, MetricSettings(("isc",)), versions=VERSIONS)
     one = as_npz(tmp_path / "one.npz", cell[:1])
-    with pytest.raises(ValueError, match="at least 2 images on both sides"):
+    with raises(ValueError):
         evaluate(one, reference, spec, MetricSettings(), versions=VERSIONS)
-    with pytest.raises(ValueError, match="unknown metric ppl; known metrics: fid"):
+    with raises(ValueError):
         evaluate(samples, reference, pixels, MetricSettings(("ppl",)), versions=VERSIONS)
     coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
-    with pytest.raises(ValueError, match="samples are 1x8x8, the reference 3x8x8"):
+    with raises(ValueError):
         evaluate(samples, coloured, pixels, MetricSettings(), versions=VERSIONS)
 
 
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path, spec, cell):
     samples = as_npz(tmp_path / "a.npz", cell)
-    with pytest.raises(ValueError, match="can't keep references"):
+    with raises(ValueError):
         evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS, cache=tmp_path / "a.npz" / "cache")
 
 
 def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
     samples = as_npz(tmp_path / "a.npz", np.zeros((20, 3, 9, 9), np.uint8))
-    with pytest.raises(ValueError, match="takes uint8 images of shape"):
+    with raises(ValueError):
         evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS)
 
 
@@ -339,7 +340,7 @@ def test_runs_depend_on_no_cut_of_the_stream(cuts):
 
 @pytest.mark.parametrize("count", [8999, 9001])
 def test_a_stream_of_another_length_is_refused(count):
-    with pytest.raises(ValueError, match=f"must be {count} feature vectors, not 9000"):
+    with raises(ValueError):
         list(statistics.runs([FEATURES], count))
 
 
@@ -381,7 +382,7 @@ def test_no_influence_where_there_is_no_standard_error():
     scores = scored(FEATURES[:59], FEATURES, 10, MetricSettings(("fid",)))
     assert scores.influences == {}
     assert "fid_se" not in scores.values
-    assert scores.notes[0].startswith("no fid_se: 59 samples for 6 varying features")
+    recorded(scores.notes[0], "features")
 
 
 @pytest.mark.parametrize("wanted", ["isc", "kid", "mind"])
@@ -395,13 +396,13 @@ def test_no_error_that_rests_on_few_samples(wanted):
     assert column.sampling_error not in scores.values
     assert scores.influences == {}
     [note] = scores.notes
-    assert note.startswith(f"no {column.sampling_error}: it would rest on fewer than 5 of 600 samples; a larger N")
+    recorded(note, "samples")
 
 
 def test_features_that_are_not_finite_are_refused():
     damaged = FEATURES.copy()
     damaged[7000, 3] = np.nan
-    with pytest.raises(ValueError, match="1 of 4096 feature vectors hold nan"):
+    with raises(ValueError):
         scored(damaged, FEATURES, 1000, MetricSettings(("fid",)))
     with pytest.raises(ValueError, match="nan"):
         scored(damaged, FEATURES, 1000, MetricSettings(("kid",)))

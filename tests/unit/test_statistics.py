@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snapshots import raises, recorded
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -70,7 +71,7 @@ def test_moments_of_float32_are_accumulated_in_float64():
 
 
 def test_moments_refuse_what_has_none():
-    with pytest.raises(ValueError, match="1 of 3 feature vectors hold nan"):
+    with raises(ValueError):
         Moments.of(np.array([[1.0], [np.nan], [2.0]]))
     with pytest.raises(ValueError, match="non-empty"):
         Moments.of(np.empty((0, 4)))
@@ -204,10 +205,7 @@ def test_no_standard_error_without_enough_samples_for_each_feature():
     reference = Moments.of(correlated(500, 12, seed=2))
     enough = correlated(SAMPLES_PER_DIMENSION * 12, 12, seed=1)
     assert Frechet.of(Moments.of(enough), reference).no_standard_error is None
-    assert Frechet.of(Moments.of(enough[:-1]), reference).no_standard_error == (
-        "119 samples for 12 varying features: a standard error of FID needs 10 samples for each, "
-        "that is N of at least 120"
-    )
+    recorded(Frechet.of(Moments.of(enough[:-1]), reference).no_standard_error)
     # Fewer samples than features: S is singular, which must not read as few varying features.
     assert Frechet.of(Moments.of(enough[:8]), reference).no_standard_error is not None
 
@@ -221,7 +219,7 @@ def test_directions_that_never_vary_need_no_samples():
 
 def test_no_standard_error_for_samples_that_are_all_the_same():
     frechet = Frechet.of(Moments.of(np.ones((200, 12))), Moments.of(correlated(500, 12, seed=2)))
-    assert frechet.no_standard_error == "no feature varies both in the samples and in the reference"
+    recorded(frechet.no_standard_error)
 
 
 def test_what_carries_an_error_is_n_over_the_kurtosis():
@@ -232,7 +230,7 @@ def test_what_carries_an_error_is_n_over_the_kurtosis():
     share = np.arange(1000.0) < 4
     assert too_few_carry(share).startswith(few.format("1,000"))
     assert too_few_carry(np.arange(1000.0) < 6) is None
-    assert too_few_carry(np.arange(3.0)) == "it needs more than 3 images"
+    recorded(too_few_carry(np.arange(3.0)))
     for nothing in (np.ones(1000), np.zeros(1), share * 1e-200):
         assert too_few_carry(nothing) is not None
 
@@ -291,11 +289,11 @@ def test_inception_score_refuses_what_it_cannot_divide():
     for count, said in ((5, "5 samples can't be divided into 10 splits"), (1, "1 sample can't be divided")):
         with pytest.raises(ValueError, match=said):
             inception_splits(count, 10, seed=0)
-    with pytest.raises(ValueError, match="has no samples"):
+    with raises(ValueError):
         InceptionSums.of(np.zeros((3, 10)), np.array([0, 0, 1]), 3).scores()
-    with pytest.raises(ValueError, match="nan or infinity"):
+    with raises(ValueError):
         InceptionSums.of(np.full((3, 10), np.nan), np.array([0, 1, 2]), 3)
-    with pytest.raises(ValueError, match="don't fit 4 samples"):
+    with raises(ValueError):
         InceptionSums.of(np.zeros((3, 10)), np.array([0, 1, 2, 2]), 3)
 
 
@@ -346,14 +344,14 @@ def test_subsets_become_as_small_as_the_smaller_side(num_samples, num_reference,
 def test_kernel_distance_subset_sizes():
     a = correlated(30, 4, seed=1)
     for size in (1, 31):
-        with pytest.raises(ValueError, match=f"subsets of {size} can't be drawn from 30 samples"):
+        with raises(ValueError):
             kernel_distance(a, a, subsets=3, subset_size=size, seed=0)
 
 
 def test_kernel_distance_refuses_features_that_are_not_finite():
     a = correlated(30, 4, seed=1)
     a[3, 2] = np.inf
-    with pytest.raises(ValueError, match="1 of 30 feature vectors hold nan or infinity"):
+    with raises(ValueError):
         kernel_distance(a, correlated(30, 4, seed=2), subsets=3, subset_size=10, seed=0)
 
 
@@ -483,7 +481,7 @@ def test_two_images_have_no_kid_of_the_whole_set():
     statistics = of_features(lambda: iter([x]), 2, None, "", lambda: x)
     found = score(lambda: iter([x]), None, 2, statistics, MetricSettings(("kid",), kid_subset_size=2))
     assert found.values.keys() == {"kid_mean", "kid_std"}
-    assert found.notes == ("no kid: it needs at least 3 images on both sides",)
+    recorded("\n".join(found.notes))
 
 
 def test_the_standard_error_divides_by_n_minus_1():

@@ -14,6 +14,7 @@ from threading import Barrier
 from typing import NamedTuple
 
 import pytest
+from snapshots import raises, recorded
 
 from taugrid import errors, parquet, retries
 from taugrid.errors import DamagedFile
@@ -573,7 +574,7 @@ def test_an_error_names_its_file_and_a_full_disk_is_said():
     with pytest.raises(OSError) as caught, errors.naming(Path("/run/part")), open("/dev/full", "w") as file:  # noqa: PTH123
         file.write("x" * 100_000)
     said = errors.in_one_line(pickle.loads(pickle.dumps(caught.value)))
-    assert "disk is full" in said
+    recorded(said, "disk")
     assert "/run/part" in said
     assert "\n" not in said
     assert "damaged" not in errors.in_one_line(PermissionError(errno.EACCES, "x", "y")).split(";")[0]
@@ -876,6 +877,6 @@ def test_a_full_disk_names_the_file_that_is_appended_to():
     """Python writes what it has kept back when it closes the file."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
+    with raises(OSError) as caught:
         LocalStorage().append(Path("/dev/full"), b"line\n")
     assert caught.value.filename == "/dev/full"

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from snapshots import raises, recorded
 
 from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
@@ -176,7 +177,7 @@ def test_a_broken_image_is_the_same_line_with_and_without_threads(side, broken, 
             told.add(str(caught.value))
         [said] = told
         assert str(name) in said
-        assert "can't be decoded: " in said
+        recorded(said, "decoded")
         assert "\n" not in said
 
 
@@ -231,7 +232,7 @@ def test_a_job_leaves_no_threads_behind(fails, tmp_path):
     if fails == "nothing":
         assert extract.run(job, device).images == 1200
     else:
-        with pytest.raises((RuntimeError, DamagedFile), match=r"the extractor fails|can't be decoded"):
+        with raises((RuntimeError, DamagedFile)):
             extract.run(job, device)
     assert gone(before)
 

@@ -8,6 +8,7 @@ import pytest
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
+from snapshots import raises, recorded
 
 from taugrid.workers.diffusion.processes.discrete import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar
@@ -105,9 +106,7 @@ def test_ermongroup_uniform_is_a_range():
     times = tau("ermongroup-uniform", 30, 1000)
     assert times == tuple(1 + 33 * i for i in range(31))
     assert remarks("ermongroup-uniform", 10, tau("ermongroup-uniform", 10, 1000)) == []
-    assert remarks("ermongroup-uniform", 30, times) == [
-        "spacing ermongroup-uniform gives 31 time steps for steps 30: 31 network evaluations for each image, not 30"
-    ]
+    recorded("\n".join(remarks("ermongroup-uniform", 30, times)))
 
 
 def test_ermongroup_quad_repeats_times_and_ends_at_four_fifths():
@@ -117,10 +116,7 @@ def test_ermongroup_quad_repeats_times_and_ends_at_four_fifths():
     times = tau("ermongroup-quad", 100, 1000)
     assert times[:9] == (1, 1, 1, 1, 2, 3, 3, 4, 6)
     assert times[-1] == 801
-    assert remarks("ermongroup-quad", 100, times) == [
-        "spacing ermongroup-quad repeats times for steps 100: "
-        "100 network evaluations for each image, at 96 different times"
-    ]
+    recorded("\n".join(remarks("ermongroup-quad", 100, times)))
 
 
 @given(steps_and_timesteps())
@@ -159,12 +155,12 @@ def test_a_list_that_is_no_tau_is_refused(times, steps, message):
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 @pytest.mark.parametrize("spacing", [*SPACINGS, []])
 def test_impossible_number_of_steps_is_refused(spacing, steps):
-    with pytest.raises(ValueError, match=rf"^{steps} sampling steps can't be chosen from 1000 .*$"):
+    with raises(ValueError):
         tau(spacing, steps, 1000)
 
 
 def test_unknown_spacing_is_named():
-    with pytest.raises(ValueError, match=r"'uniform'.*linear, quadratic, leading, trailing, linspace"):
+    with raises(ValueError):
         tau("uniform", 10, 1000)
 
 
@@ -193,9 +189,9 @@ def test_log_snr_times_are_the_same_where_logarithms_differ_in_the_last_bit(monk
 
 def test_log_snr_needs_signal_at_the_last_time():
     process = DiscreteVP(alpha_bar("jsd", 1000, 0, 0))
-    with pytest.raises(ValueError, match="needs signal at T, but alpha_T is 0 here"):
+    with raises(ValueError):
         times("logsnr", 10, process.alpha_bar)
-    with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
+    with raises(ValueError):
         times("logsnr", 1001, process.alpha_bar)
 
 

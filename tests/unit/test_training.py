@@ -22,6 +22,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 from rich.console import Console
+from snapshots import raises, recorded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from taugrid import config
@@ -506,7 +507,7 @@ def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, keys):
     """The loss of a step is that before its update. (A checkpoint outside of Ray Train would be another error.)"""
     spec = a_spec(tmp_path, learning_rate=1e39, warmup_steps=0, **keys)
-    with pytest.raises(Hopeless, match=r"^the weights after step 1 are not finite"):
+    with raises(Hopeless):
         run_loop(spec, new_state(spec, "cpu"))
 
 
@@ -519,7 +520,7 @@ def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is
         state.unet.conv_out.weight.fill_(1e17)  # the loss is 1e34, the gradient of the layers before it 1e34 times more
     clip = r"lower train.gradient_clip \(1\)" if gradient_clip else "set train.gradient_clip"
     left = f"its last good checkpoint, of step 4, stays in {spec.running}"
-    with pytest.raises(Hopeless, match=rf"^the gradient of step 5 is not finite;.* or {clip}, .*{left}$"):
+    with raises(Hopeless):
         run_loop(spec, state)
 
 
@@ -539,7 +540,7 @@ def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is
 )
 def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys, reason):
     spec = dataclasses.replace(a_spec(tmp_path), unet=UNET.model_copy(update=keys))
-    with pytest.raises(Hopeless, match=rf"model.unet does not work for images of shape \(1, 8, 8\): .*{reason}"):
+    with raises(Hopeless):
         new_state(spec, "cpu")
 
 
@@ -590,10 +591,10 @@ def test_tensorboard_has_each_logged_step_once_after_a_restart_too(tmp_path):
 def test_tensorboard_that_is_not_installed_is_said_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(UserError, match=r"pip install 'taugrid\[tensorboard\]'"):
+    with raises(UserError):
         a_run(tmp_path / "run", tensorboard=True).do(["train"])
     assert not (tmp_path / "run").exists()
-    with pytest.raises(Hopeless, match="needs the package tensorboard on every node"):
+    with raises(Hopeless):
         Log(tmp_path, 0, tensorboard=True)
 
 
@@ -661,9 +662,7 @@ def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
     log.checkpointed(200)
     status = describe(session.run)
     assert (status["train_steps_remaining"], status["train_worker_seconds_remaining"]) == (800, 800.0)
-    assert "to be trained for 1,000 steps on digits/all (200 done, and 49 since its last checkpoint)" in plan_text(
-        status
-    )
+    recorded(plan_text(status), "checkpoint")
 
 
 def watched(tmp_path, monkeypatch, may_grow=False, **train):
@@ -733,7 +732,7 @@ def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_p
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update it.")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    with pytest.raises(DeviceUnusable, match=r"^node .*: torch .* the GPU that Ray gave a training worker: .* too old"):
+    with raises(DeviceUnusable):
         loop._device(dataclasses.replace(a_spec(tmp_path), gpus_per_worker=1.0))
 
 
@@ -755,9 +754,9 @@ def test_the_line_is_of_the_worker_that_failed_and_not_of_those_that_lost_it():
     cause = "Traceback:\n  at line 1\nOSError: [Errno 28] No space left on device\n"
     failures = {2: RuntimeError(lost), 1: OSError(cause), 3: OSError(cause), 0: RuntimeError(lost)}
     error = WorkerGroupError("all of it", failures)
-    assert fit._in_one_line(error) == "OSError: [Errno 28] No space left on device (worker 1, 3)"
+    recorded(fit._in_one_line(error))
     only = WorkerGroupError("all of it", {0: RuntimeError(lost)})
-    assert fit._in_one_line(only).endswith("Connection closed by peer [127.0.0.1]:1234 (worker 0)")
+    recorded(fit._in_one_line(only), "Connection")
     assert fit._in_one_line(ControllerError(ValueError("no node"))) == "no node"
 
 
@@ -768,18 +767,18 @@ def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
     started = fit._in_one_line(ControllerError(WorkerGroupStartupFailedError("At least one failed to initialize.")))
     memory = OutOfMemoryError("Task was killed due to the node running low on memory.\nSee the docs")
     short = fit._in_one_line(WorkerGroupError("all of it", {1: memory}))
-    assert "a training worker died, killed from outside" in died
-    assert "died as it started" in started
-    assert "low on memory" in short
+    recorded(died, "training")
+    recorded(started, "started")
+    recorded(short, "memory")
     assert "(worker 1)" in short
     for told in (died, started, short):
-        assert "run the same command again" in told
+        recorded(told, "command")
 
 
 def test_a_cosine_needs_a_step_after_the_warm_up():
     keys = {"steps": 5, "learning_rate_schedule": "cosine"}
     assert config.Train(**keys, warmup_steps=4).warmup_steps == 4
-    with pytest.raises(ValueError, match="warmup_steps must be less than steps"):
+    with raises(ValueError):
         config.Train(**keys, warmup_steps=5)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from snapshots import raises, recorded
 
 from taugrid.config import Config, validate
 from taugrid.errors import UserError
@@ -136,11 +137,11 @@ def test_a_custom_sampler_needs_trust_as_well_and_looking_runs_none(mark, asked_
     root = sent(tmp_path / "sent", config_of({"unet": {}}, sampler="mine:sample"))
     for command in looking(root):
         assert command[0] == "config" or ends(*command) is not None
-    assert "plan.json does not have all cells of mine:sample, and read-only commands" in str(ends("status", root))
+    recorded(str(ends("status", root)), "commands")
     for command in WORKING:
         assert all(fact in str(ends(command, root)) for fact in ("sample.sampler", "mine:sample", "--trust-code"))
     assert not mark.exists()
-    with pytest.raises(UserError, match="the module mine has no 'sample'"):
+    with raises(UserError):
         open_config(str(root), (), None, runs_code=True, trust_code=True)
     assert mark.exists(), "the flag is for running it"
 
@@ -148,7 +149,7 @@ def test_a_custom_sampler_needs_trust_as_well_and_looking_runs_none(mark, asked_
 def test_a_module_that_is_gone_is_no_matter_of_trust(mark, asked_here, tmp_path):
     root = sent(tmp_path / "sent", config_of({"oracle": "gaussian"}, sampler="gone:sample"))
     said = str(ends("run", root))
-    assert "names gone:sample, but there is no module gone in the current folder" in said
+    recorded(said, "current")
     assert "--trust-code" not in said
 
 
@@ -241,7 +242,7 @@ def test_a_record_of_an_extractor_that_can_not_be_read_is_one_line(mark, tmp_pat
     [record] = (root / "extractors").iterdir()
     record.write_text(content)
     said = str(ends("report", root))
-    assert "has no record of mine:Extractor" in said
+    recorded(said, "Extractor")
     assert not mark.exists()
 
 

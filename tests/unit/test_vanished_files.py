@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from in_process import PoolHere
 from nights import CONFIG, checkpoint, taugrid, write_config
+from snapshots import recorded
 
 from taugrid.errors import RunFailed, user_errors
 from taugrid.images import encode_png
@@ -84,7 +85,7 @@ def test_a_data_set_that_is_trained_on_or_reconstructed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PoolHere, "submit", given)
     told = taugrid("reconstruct", config, "--out", tmp_path / "run", code=2)[1].splitlines()[-1]
-    assert f"there is no folder {root}" in told
+    recorded(told, "folder")
 
 
 def test_whatever_else_a_command_opens():

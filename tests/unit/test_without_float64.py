@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from snapshots import raises
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -123,7 +124,7 @@ def test_so_are_interpolations(apple):
 
 
 def test_the_simulated_device_refuses_float64_as_apples_does():
-    with Apple(), pytest.raises(TypeError, match="doesn't support float64"):
+    with Apple(), raises(TypeError):
         torch.arange(3, device="meta").double()
 
 
@@ -133,5 +134,5 @@ def test_apples_devices_are_known_to_have_none():
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
 def test_where_there_is_none_one_line_says_so():
-    with pytest.raises(UserError, match=r"^device: mps can't be used: .* no Apple GPU; use device='cpu'$"):
+    with raises(UserError):
         taugrid.sample(network, 5, shape=SHAPE, steps=4, device="mps")

@@ -17,6 +17,7 @@ import pytest
 from in_process import Faulty
 from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
+from snapshots import raises, recorded
 
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import (
@@ -329,7 +330,7 @@ def test_accelerators_that_are_all_broken_end_the_run(scripted):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_queue_of_which_every_task_kills_its_worker_ends_after_some(scripted, behaviour, workers):
     run = scripted([behaviour] * 200, {"n0": 2, "n1": 2}, workers=workers)
-    with pytest.raises(RunFailed, match="no task was done"):
+    with raises(RunFailed):
         run.run()
     assert run.pool.started < 60
 
@@ -349,7 +350,7 @@ def test_a_network_that_returns_nan_costs_its_cell_one_task_and_other_cells_noth
     assert len(d.quarantined) == 20
     assert run.pool.now < 220, "20 tasks of 10 s; the other 20 are not tried"
     [problem] = run.problems.values()
-    assert problem.startswith("paint/0: NotFinite: NaN in image 0")
+    recorded(problem, "paint")
     assert run.loop.permanent_failures == set(run.problems), "the same command would meet the same NaN"
 
 
@@ -394,7 +395,7 @@ def test_a_worker_on_an_unfit_node_is_replaced_elsewhere(scripted):
 
 def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(scripted):
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
-    with pytest.raises(RunDirectoryNotVisible, match=r"^node n0 does not see /run$"):
+    with raises(RunDirectoryNotVisible):
         run.run()
     assert (
         run.said("waiting for room for a worker of 1 CPU and 0 GPUs: 1 node that is fit and large enough is full") > 8
@@ -414,7 +415,7 @@ def test_room_elsewhere_that_is_found_in_time_is_used(scripted):
 
 def test_the_reason_of_each_unfit_node_is_told_once(scripted):
     run = scripted(["good"] * 2, {"n0": 1, "n1": 1}, {"n0": "unseen", "n1": "unseen"}, workers=2)
-    with pytest.raises(Exception, match=r"^node n0 does not see /run; node n1 does not see /run$"):
+    with raises(Exception):
         run.run()
 
 
@@ -426,7 +427,7 @@ def test_a_health_check_that_hangs_ends_its_worker_only(scripted):
 
 def test_health_checks_that_all_hang_end_the_run(scripted):
     run = scripted(["good"], node_is={"n0": "mute"})
-    with pytest.raises(RunFailed, match="has not answered its health check"):
+    with raises(RunFailed):
         run.run()
 
 
@@ -552,7 +553,7 @@ def test_a_run_that_loses_its_last_node_waits_for_another(scripted):
 def test_a_run_that_loses_its_last_node_for_good_can_be_continued_and_blames_no_config(scripted):
     run = scripted(["good"] * 10, workers=None)
     run.pool.then(42.0, lambda: run.pool.lose("n0"))
-    with pytest.raises(RunFailed, match=r"in 10 min 00 s \(cluster.max_wait_seconds\); run the same command again"):
+    with raises(RunFailed):
         run.run()
     assert run.pool.now == pytest.approx(42 + MAX_WAIT_SECONDS, abs=loop.POLL_SECONDS)
 
@@ -673,7 +674,7 @@ def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scr
 def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripted):
     run = beside_gpus(scripted(["good"] * 20 + ["count"] * 400, {"g": 1, "c": 2}, workers=None))
     run.pool.then(30.0, lambda: run.pool.lose("g"))
-    with pytest.raises(RunFailed, match=r"^no worker fits on the cluster any more: each takes 1 CPU and 1 GPU, "):
+    with raises(RunFailed):
         run.run()
     assert run.pool.now == pytest.approx(30 + MAX_WAIT_SECONDS, abs=loop.POLL_SECONDS)
     assert run.said("waiting for room for a worker of 1 CPU and 1 GPU") > 8
@@ -682,7 +683,7 @@ def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripte
 def test_workers_without_gpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     run = scripted(["good"] * 3, {"g": 1, "c": 1}, {"g": "unseen"}, workers=None)
     run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
-    with pytest.raises(RunDirectoryNotVisible, match="node g does not see"):
+    with raises(RunDirectoryNotVisible):
         run.run()
 
 
@@ -720,7 +721,7 @@ def test_scoring_workers_of_a_node_are_limited_and_workers_with_gpus_score_witho
 def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     """They finish what they can; then the run ends. It never would if `broken_nodes` asked all workers of a node."""
     run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True)
-    with pytest.raises(DeviceUnusable, match="can't use its GPU"):
+    with raises(DeviceUnusable):
         with_spare_cpus(run).run()
     assert run.loop._dispatcher.done == {f"count/{number}" for number in range(1, 5)}
 
