@@ -43,7 +43,7 @@ def plain(text):
 
 
 def recorded(text, about=None):
-    """Assert that a text is the recorded one; with `about`, the lines of it that hold this word, of which there is one."""
+    """Assert that a text is the recorded one; with `about`, its lines that hold this word, of which there is one."""
     if about is not None:
         lines = [line for line in text.splitlines() if about in line]
         assert lines, f"no line holds {about!r}:\n{text}"

@@ -4,7 +4,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from snapshots import recorded
 
 
 @pytest.fixture
@@ -16,6 +15,6 @@ def benchmark(monkeypatch):
 def test_the_first_cell_is_no_part_of_the_later_ones_median(benchmark, capsys):
     slow, fast = ({benchmark.THEIRS: 9.0, benchmark.OURS: seconds} for seconds in (9.0, 6.0))
     benchmark.report("kid", [slow, fast])
-    recorded(capsys.readouterr().out, "ratio")
+    assert "ratio 1.50" in capsys.readouterr().out
     benchmark.report("kid", [slow])
-    recorded(capsys.readouterr().out, "ratio")
+    assert "ratio 1.00" in capsys.readouterr().out

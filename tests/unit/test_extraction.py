@@ -155,7 +155,7 @@ def test_on_a_gpu_images_go_and_features_come_back_without_waiting(monkeypatch):
             calls.append("event")
 
         def record(self, stream):
-            calls.append(f"recorded {stream}")
+            calls.append(stream)
 
     def to(self, device, non_blocking=False):
         calls.append((str(self.device), str(device), self.dtype, non_blocking))
@@ -185,7 +185,7 @@ def test_on_a_gpu_images_go_and_features_come_back_without_waiting(monkeypatch):
         ("cpu", "cuda", torch.uint8, True),
         ("cuda:0", "cpu", torch.float32, True),
         "event",
-        "recorded of cuda:0",
+        "of cuda:0",
     ]
     assert (found.features.shape, found.features.device.type) == ((4, 192), "cpu")
     assert isinstance(found.copied, Event)

@@ -158,7 +158,7 @@ def test_nearly_equal_values_do_not_look_far_apart():
         pytest.param(grid(steps=(50,)), id="one S"),
         pytest.param(grid(etas=(0.0,)), id="one eta"),
         pytest.param(grid(etas=("sigma_hat",), steps=(50,)), id="one cell"),
-        pytest.param(grid(error=1.5), id="bars below zero"),
+        pytest.param(grid(error=1.5), id="wide bars"),
     ],
 )
 def test_small_grids_and_wide_bars_show_all_their_points(rows):

@@ -60,16 +60,11 @@ def test_jpeg_files_are_taken_as_pillow_decodes_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"shape": (1, 6, 7)}, "b.png is RGB, but data.shape has 1 channel"),
-        ({"shape": (3, 7, 7)}, "a-grey.png is 6x7, smaller than data.shape (7x7)"),
-        ({"split": "validation"}, "pictures/validation: set data.root to the folder above it, or data.split: all"),
-        ({"root": "/nowhere"}, "there is no folder /nowhere"),
-    ],
+    "keys",
+    [{"shape": (1, 6, 7)}, {"shape": (3, 7, 7)}, {"split": "validation"}, {"root": "/nowhere"}],
 )
-def test_images_that_do_not_fit_are_refused(pictures, keys, said):
-    assert said in refused(of_folder(**{"root": pictures[0]} | keys))
+def test_images_that_do_not_fit_are_refused(pictures, keys):
+    recorded(refused(of_folder(**{"root": pictures[0]} | keys)))
 
 
 def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
@@ -82,21 +77,21 @@ def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "split", "write"),
+    ("file", "split"),
     [
-        ("train-images-idx3-ubyte", "all", "{name: fashion-mnist, root: ROOT}"),
-        ("train-images-idx3-ubyte.gz", "train", "{name: fashion-mnist, split: train, root: ROOT}"),
-        ("FashionMNIST/raw/t10k-images-idx3-ubyte", "validation", "{name: fashion-mnist, root: ROOT/FashionMNIST/raw}"),
-        ("cifar-10-batches-py/data_batch_1", "all", "{name: cifar10, root: ROOT}"),
-        ("bedroom_train_lmdb/data.mdb", "train", "{name: lsun, split: train, category: bedroom, root: ROOT}"),
-        ("deep/x.parquet", "all", "{name: parquet, shape: [CHANNELS, HEIGHT, WIDTH], root: ROOT}"),
+        ("train-images-idx3-ubyte", "all"),
+        ("train-images-idx3-ubyte.gz", "train"),
+        ("FashionMNIST/raw/t10k-images-idx3-ubyte", "validation"),
+        ("cifar-10-batches-py/data_batch_1", "all"),
+        ("bedroom_train_lmdb/data.mdb", "train"),
+        ("deep/x.parquet", "all"),
     ],
 )
-def test_files_of_another_data_set_are_told_their_name(tmp_path, file, split, write):
+def test_files_of_another_data_set_are_told_their_name(tmp_path, file, split):
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    assert f"write data: {write.replace('ROOT', str(tmp_path))}" in refused(of_folder(tmp_path, split=split))
+    recorded(refused(of_folder(tmp_path, split=split)))
 
 
 def test_a_link_that_leads_nowhere_is_named_with_the_way_out(pictures):

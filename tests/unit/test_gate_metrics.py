@@ -96,7 +96,7 @@ def test_a_healthy_night_of_few_images_is_green_and_says_its_sharpness_in_kid(fe
     assert found["comparison"]["sharpness"] is None, "FID judged nothing"
     line = (history / "nights/2/summary.md").read_text().splitlines()[0]
     share = found["comparison"]["sharpnesses"]["kid"]["loss"]
-    recorded(line, "regressions")
+    assert f"{100 * share:.2g} % of {KID.title}" in line
     assert f"of {KID.title}" in taugrid("plan", few / "same.yaml", "--history", history)[0]
 
 
@@ -111,7 +111,7 @@ def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, hist
     assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
     case = ElementTree.fromstring((history / "nights/2/junit.xml").read_text()).find("*/testcase/failure")
     assert case.text.startswith(f"{KID.title} ")
-    recorded((history / "nights/2/summary.md").read_text(), "baseline")
+    recorded((history / "nights/2/summary.md").read_text(), "| verdict |")
     row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
     assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])
     assert row["kid_se"] > 0
@@ -125,17 +125,15 @@ def test_images_that_repeat_or_no_longer_vary_are_collapsed_by_their_influences_
 ):
     repeat_the_first_batch(monkeypatch)
     cell = only_cell(night(history, few / "nearby.yaml", "2", code=3))
-    assert (cell["result"], cell["note"]) == (
-        "collapsed", "images repeat; distinct images: 50 % (the baseline: 100 %)"
-    )  # fmt: skip
+    assert cell["result"] == "collapsed"
+    recorded(cell["note"])
     monkeypatch.undo()
     from test_night_faults import collapsed
 
     white = write_config(tmp_path / "white.yaml", collapsed(tmp_path / "white"), grid=ONE, sample=FEW, **BOTH)
     cell = only_cell(night(history, white, "3", code=3))
-    assert (cell["result"], cell["note"]) == (
-        "collapsed", "images repeat; distinct images: 0.667 % (the baseline: 100 %)"
-    )  # fmt: skip
+    assert cell["result"] == "collapsed"
+    assert " 0.667 %" in cell["note"]
 
 
 def changed(few, **fields):
@@ -182,7 +180,8 @@ def test_a_fault_that_no_canary_shows_is_red_because_kid_of_fresh_samples_denies
     darken_later_batches(monkeypatch)
     found = night(history, few / "nearby.yaml", "2", code=3)
     assert (found["result"], only_cell(found)["by"]) == ("worse", "kid")
-    assert re.search(rf"the second stage does not count, because .*{KID.title} ", found["comparison"]["rule"])
+    _, because = found["comparison"]["rule"].split("second stage")
+    assert f"{KID.title} " in because
 
 
 def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch):
@@ -205,7 +204,8 @@ def test_fid_and_kid_share_alpha_and_the_worst_of_them_is_the_cells(both, tmp_pa
     critical = json.loads(alone)["critical"]
     assert norm.isf(0.01) <= critical <= norm.isf(0.005), "between one test and Bonferroni's two"
     line = (history / "nights/2/summary.md").read_text().splitlines()[0]
-    assert re.search(rf"detects regressions of \S+ % of FID and \S+ % of {KID.title} with 80 %", line)
+    assert "% of FID" in line
+    assert f"% of {KID.title}" in line
     blunt = healthy["comparison"]["sharpnesses"]
     asked = 1.01 * min(found["loss"] for found in blunt.values())
     told = json.loads(taugrid(
@@ -239,7 +239,7 @@ def test_trainings_of_a_recipe_are_judged_by_kid(few, tmp_path):
         taugrid("run", config, "--out", runs[-1])
     file = tmp_path / "recipe.json"
     shown, _ = taugrid("baseline", "accept", *runs, "--to", file, "--reason", "three trainings")
-    assert re.search(rf"{KID.title} \S+ ± \S+; the mean of the trainings is", shown)
+    assert re.search(rf"{KID.title} \S+ ± \S+; the mean", shown)
     kids = [json.loads(path.read_text())["metrics"]["kid"] for run in runs for path in (run / "scores").glob("*.json")]
     far = write_config(tmp_path / "far.yaml", checkpoint(tmp_path / "far", 1.0), grid=ONE, sample=FEW, **BOTH)
     cell = only_cell(night(tmp_path / "history", far, "1", "--baseline", file, code=3))
@@ -260,26 +260,26 @@ def test_a_baseline_without_kid_is_judged_by_fid_and_says_so_if_kid_was_asked_fo
     assert found["comparison"]["notes"] == [note]
     alone = ("--set", "gate.metrics=[kid]")
     told = taugrid("nightly", both / "nearby.yaml", "--history", tmp_path / "h", "--id", "1", *words, *alone, code=2)[1]
-    recorded(told, "sides")
+    assert f"has no {KID.title}" in told
     silent = night(tmp_path / "history", both / "nearby.yaml", "2", *words, "--set", "gate.metrics=null")
     assert (only_cell(silent)["by"], silent["comparison"]["notes"]) == ("fid", [])
 
 
 @pytest.mark.parametrize(
-    ("computed", "judging", "told"),
+    ("computed", "judging"),
     [
-        (["fid"], "null", "a night needs at least 160, or kid in evaluate.metrics"),
-        (["fid", "kid"], "[fid]", "a night needs at least 160, or kid in evaluate.metrics and gate.metrics"),
-        (["fid"], "[kid]", "gate.metrics: kid is not among evaluate.metrics (fid); add it there"),
-        (["prc"], "null", "evaluate.metrics lacks fid and kid, one of which a night is judged by"),
-        (["fid"], "[x]", "gate.metrics: must be fid"),
-        (["fid"], "[]", "gate.metrics: must be a list of one or more"),
+        (["fid"], "null"),
+        (["fid", "kid"], "[fid]"),
+        (["fid"], "[kid]"),
+        (["prc"], "null"),
+        (["fid"], "[x]"),
+        (["fid"], "[]"),
     ],
 )
-def test_a_night_that_nothing_can_judge_is_refused(few, tmp_path, computed, judging, told):
+def test_a_night_that_nothing_can_judge_is_refused(few, tmp_path, computed, judging):
     changes = ("--set", f"evaluate.metrics={json.dumps(computed)}", "--set", f"gate.metrics={judging}")
     found = taugrid("nightly", few / "same.yaml", "--history", tmp_path / "h", "--id", "1", *changes, code=2)[1]
-    assert told in found.splitlines()[-1]
+    recorded(found.splitlines()[-1])
 
 
 def scored(value, spread=0.1, n=100, seed=0):
@@ -326,10 +326,10 @@ def test_kid_by_third_moments_is_that_of_all_pairs():
 def test_the_floor_of_margins_is_the_configs_and_each_metric_says_what_it_says(both, tmp_path):
     history = shutil.copytree(both / "history", tmp_path / "history")
     found = night(history, both / "worse.yaml", "2", "--set", "gate.margin_floor=500", code=3)
-    recorded = read_baseline(history / "baseline.json").cells[0].metrics
+    accepted = read_baseline(history / "baseline.json").cells[0].metrics
     metrics = only_cell(found)["metrics"]
-    assert metrics["kid"]["margin"] == pytest.approx(500 * recorded["kid_se"], rel=0.01)
-    assert metrics["fid"]["margin"] == pytest.approx(0.02 * recorded["fid"])
+    assert metrics["kid"]["margin"] == pytest.approx(500 * accepted["kid_se"], rel=0.01)
+    assert metrics["fid"]["margin"] == pytest.approx(0.02 * accepted["fid"])
     assert (metrics["fid"]["verdict"], metrics["kid"]["verdict"]) == ("worse", "not worse")
     row = next(line for line in (history / "nights/2/summary.md").read_text().splitlines() if "**worse**" in line)
     recorded(row, "worse")
@@ -429,5 +429,5 @@ def test_a_few_samples_far_from_all_others_are_not_judged_and_named(few):
         found = compare_snapshots(replace(new, cells=(moved,)), old, GateSettings(metrics=("kid",)))
         (judged,) = found.cells
         assert judged.result == result, index
-        recorded(judged.note, "images")
+        assert " 141, 3, " in judged.note
         assert found.exit == (5, 3)[index]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from snapshots import raises
 
 from taugrid.config import Config, validate
 from taugrid.config.load import load, merge
@@ -144,25 +145,23 @@ def test_an_axis_named_in_one_mapping_alone_has_its_default_in_the_others():
 
 
 @pytest.mark.parametrize(
-    ("grid", "message"),
+    "grid",
     [
-        ({"step": [1]}, "did you mean 'steps'"),
-        ({"sample.steps": [1]}, "without the section: 'steps'"),
-        ({"evaluate.seed": [1]}, "unknown key 'evaluate.seed'"),
-        ({"steps": [10, 10]}, "appears twice"),
-        ([{"steps": [10], "eta": [0]}, {"steps": [10]}], "is a grid of its own"),
-        ({"train.workers": [1, 2]}, "train.workers does not make a different cell"),
-        ({"num_samples": [1, 2]}, "num_samples does not make a different cell"),
-        ({"steps": [2000]}, "can't be chosen from 1000 time steps"),
-        ({"eta": [2]}, "eta"),
-        ({"diffusion.schedule": ["lineal"]}, "schedule"),
+        {"step": [1]},
+        {"sample.steps": [1]},
+        {"evaluate.seed": [1]},
+        {"steps": [10, 10]},
+        [{"steps": [10], "eta": [0]}, {"steps": [10]}],
+        {"train.workers": [1, 2]},
+        {"num_samples": [1, 2]},
+        {"steps": [2000]},
+        {"eta": [2]},
+        {"diffusion.schedule": ["lineal"]},
     ],
 )
-def test_a_wrong_grid_is_one_line(grid, message):
-    with pytest.raises(UserError) as caught:
+def test_a_wrong_grid_is_one_line(grid):
+    with raises(UserError):
         planned(grid=grid)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def of_classes(num_classes=10, **sections):
@@ -185,23 +184,18 @@ def test_classes_make_another_model_and_so_does_the_share_of_dropped_labels():
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    "sections",
     [
-        (of_classes(9), "model.unet.num_classes: 9, but digits has 10 classes: set 10"),
-        (of_classes(11, data={"name": "cifar10"}), "model.unet.num_classes: 11, but cifar10 has 10 classes: set 10"),
-        (of_classes(2, data={"name": "gaussian"}), "model.unet.num_classes: 2, but gaussian has no labels (digits, "),
-        (of_classes(40, data={"name": "celeba"}), "model.unet.num_classes: 40, but celeba has no labels"),
-        (
-            {"train": {"label_dropout": 0.1}},
-            "train.label_dropout: 0.1 drops labels, but the network takes none: set model.unet.num_classes, or remove",
-        ),
+        of_classes(9),
+        of_classes(11, data={"name": "cifar10"}),
+        of_classes(2, data={"name": "gaussian"}),
+        of_classes(40, data={"name": "celeba"}),
+        {"train": {"label_dropout": 0.1}},
     ],
 )
-def test_classes_that_a_data_set_does_not_have_are_refused(sections, said):
-    with pytest.raises(UserError) as error:
+def test_classes_that_a_data_set_does_not_have_are_refused(sections):
+    with raises(UserError):
         planned(**sections)
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_dropout_masks_need_one_worker():
@@ -289,26 +283,22 @@ def test_a_scheduler_gives_its_settings_and_the_config_overrides_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "unet", "message"),
+    ("scheduler", "unet"),
     [
-        ({"thresholding": True}, {}, "thresholding: True"),
-        (
-            {"prediction_type": "flow"},
-            {},
-            "must be epsilon, sample, v_prediction, .* or null, not 'flow'",
-        ),
-        ({"variance_type": "learned_range"}, {}, "variance_type"),
-        ({"trained_betas": [0.1, 0.2, 1.5]}, {}, "trained_betas"),
-        ({}, {"out_channels": 2}, "channels"),
-        ({}, {"class_embed_type": "timestep"}, "class labels"),
-        ({"num_train_timesteps": 0}, {}, "timesteps: must be a positive whole number, or null, not 0"),
-        ({}, {"sample_size": None}, "sample_size"),
-        ({}, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ({"thresholding": True}, {}),
+        ({"prediction_type": "flow"}, {}),
+        ({"variance_type": "learned_range"}, {}),
+        ({"trained_betas": [0.1, 0.2, 1.5]}, {}),
+        ({}, {"out_channels": 2}),
+        ({}, {"class_embed_type": "timestep"}),
+        ({"num_train_timesteps": 0}, {}),
+        ({}, {"sample_size": None}),
+        ({}, {"_class_name": "UNet2DConditionModel"}),
     ],
 )
-def test_what_can_not_be_honoured_is_refused_by_name(tmp_path, scheduler, unet, message):
+def test_what_can_not_be_honoured_is_refused_by_name(tmp_path, scheduler, unet):
     folder = checkpoint_folder(tmp_path / "c", scheduler, **unet)
-    with pytest.raises(UserError, match=message):
+    with raises(UserError):
         read_checkpoint(str(folder))
 
 
@@ -344,39 +334,28 @@ def test_an_oracle_is_a_model_of_its_data():
 
 
 @pytest.mark.parametrize(
-    ("sections", "message"),
+    "sections",
     [
-        ({"model": {"oracle": "gaussian"}}, "model.oracle: gaussian is the optimum for data.name: gaussian"),
-        (
-            {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "diffusion": {"prediction": "sample"}},
-            "model.oracle predicts epsilon",
-        ),
-        ({"diffusion": {"schedule": "jsd"}}, "jsd leaves no signal at T"),
-        ({"sample": {"spacing": [10, 5], "steps": 2}}, "sample.spacing"),
-        ({"sample": {"spacing": [10, 50], "steps": 3}}, "sample.spacing"),
-        ({"sample": {"spacing": [10, 2000], "steps": 2}}, "sample.spacing"),
-        ({"data": {"shape": [1, 8, 8]}}, "shape is not for digits"),
-        ({"train": {"loss_weights": {"eta": 0, "sigma_1": 0.1}}}, "train.loss_weights.eta"),
-        ({"train": {"loss_weights": {"eta": 1}}}, "train.loss_weights.sigma_1 is missing"),
-        ({"train": {"loss_weights": {"sigma_1": 0.1, "steps": 2000}}}, "train.loss_weights: 2000 sampling steps"),
-        (
-            {"train": {"loss_weights": {"sigma_1": 0.1, "spacing": "leading", "steps": 10}}},
-            "train.loss_weights: Theorem 1 needs",
-        ),
-        (
-            {"train": {"loss_weights": {"sigma_1": 0.1}}, "diffusion": {"process": "flow"}},
-            "train.loss_weights: Theorem 1's weights are for process: ddpm, not flow",
-        ),
-        ({"diffusion": {"schedule": "constant", "beta_end": 0.9}}, "reaches 0 before the last"),
-        ({"diffusion": {"beta_start": 1e-17}}, "alpha does not fall"),
-        ({"data": {"name": "gaussian", "shape": [2, 8, 8]}}, "1 channel (grey) or 3 (RGB)"),
+        {"model": {"oracle": "gaussian"}},
+        {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "diffusion": {"prediction": "sample"}},
+        {"diffusion": {"schedule": "jsd"}},
+        {"sample": {"spacing": [10, 5], "steps": 2}},
+        {"sample": {"spacing": [10, 50], "steps": 3}},
+        {"sample": {"spacing": [10, 2000], "steps": 2}},
+        {"data": {"shape": [1, 8, 8]}},
+        {"train": {"loss_weights": {"eta": 0, "sigma_1": 0.1}}},
+        {"train": {"loss_weights": {"eta": 1}}},
+        {"train": {"loss_weights": {"sigma_1": 0.1, "steps": 2000}}},
+        {"train": {"loss_weights": {"sigma_1": 0.1, "spacing": "leading", "steps": 10}}},
+        {"train": {"loss_weights": {"sigma_1": 0.1}}, "diffusion": {"process": "flow"}},
+        {"diffusion": {"schedule": "constant", "beta_end": 0.9}},
+        {"diffusion": {"beta_start": 1e-17}},
+        {"data": {"name": "gaussian", "shape": [2, 8, 8]}},
     ],
 )
-def test_what_the_mathematics_does_not_allow_is_one_line(sections, message):
-    with pytest.raises(UserError) as caught:
+def test_what_the_mathematics_does_not_allow_is_one_line(sections):
+    with raises(UserError):
         planned(**sections)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_jsd_is_allowed_where_the_network_predicts_v():

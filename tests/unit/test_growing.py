@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from in_process import results, small_run
 from rich.console import Console
-from snapshots import recorded
+from snapshots import raises, recorded
 
 import taugrid
 from taugrid.errors import UserError
@@ -144,8 +144,7 @@ def test_an_interrupted_run_goes_on_where_it_was(opened, grown, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             do(opened, root, TO_200)
     assert read_sizes(RunDir(root)) == dict.fromkeys(ids(opened, 2), 100)
-    unfinished = {damage.reason for damage in verify(at(opened, root), lambda count: None).unfinished}
-    assert unfinished == {"not sampled yet", "not made yet"}, "the shards, and the report"
+    recorded("\n".join(sorted({damage.reason for damage in verify(at(opened, root), lambda count: None).unfinished})))
     if between:
         assert do(opened, root)[0].missing == {}
         assert (root / "tables" / "quality-N100.csv").exists()
@@ -183,7 +182,7 @@ def test_neighbours_along_a_key_grow(opened, tmp_path):
     recorded("\n".join(lines(printed, "look", "no cell")))
     assert not (root / "grown.json").exists()
     _, printed = do(opened, root, Until("eta", 100), only=["steps=10"])
-    recorded("\n".join(lines(printed, "look")))  # fmt: skip
+    recorded("\n".join(lines(printed, "look")))
     assert len(read_sizes(RunDir(root))) == 2
 
 
@@ -192,8 +191,8 @@ def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
         tmp_path, CONFIG.replace("[1, 2, 2]", "[1, 4, 4]").replace("num_samples: 50", "num_samples: 150")
     ) as opened:
         outcome, printed = do(opened, tmp_path / "run", Until(None, 150))
-    [said] = lines(printed, "cells are told apart by KID: FID has no standard error at N = 150")
-    assert "16 varying features" in said
+    [said] = [line for line in printed.splitlines() if "by KID:" in line]
+    recorded(said)
     assert outcome.growth.as_dict()["metric"] == "kid"
 
 
@@ -214,24 +213,22 @@ def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
 
 
 @pytest.mark.parametrize(
-    ("changes", "until", "said"),
+    ("changes", "until"),
     [
-        ((), Until(None, 40), "--max 40 is below sample.num_samples: 50"),
-        ((), Until("sampler", 100), "--until: there is no key 'sampler' in this grid; its keys are steps, eta"),
-        (("[2, 10]", "[2]"), Until("S", 100), "--until: the cells have no neighbours along S"),
-        (("[fid, kid]", "[kid]"), Until("num_samples", 100), "there is no key 'num_samples'"),
-        (("eta: [", "seed: [0, 1], eta: ["), TO_200, "--until: the cells differ in seed"),
-        (("[fid, kid]", "[fid]", "num_samples: 50", "num_samples: 39"), TO_200, "FID's begins at N = 40 with pixels"),
+        ((), Until(None, 40)),
+        ((), Until("sampler", 100)),
+        (("[2, 10]", "[2]"), Until("S", 100)),
+        (("[fid, kid]", "[kid]"), Until("num_samples", 100)),
+        (("eta: [", "seed: [0, 1], eta: ["), TO_200),
+        (("[fid, kid]", "[fid]", "num_samples: 50", "num_samples: 39"), TO_200),
     ],
 )
-def test_what_can_not_be_told_apart_is_refused_before_any_work(tmp_path, changes, until, said):
+def test_what_can_not_be_told_apart_is_refused_before_any_work(tmp_path, changes, until):
     text = CONFIG
     for old, new in zip(changes[::2], changes[1::2], strict=True):
         text = text.replace(old, new)
-    with small_run(tmp_path, text) as opened, pytest.raises(UserError) as refused:
+    with small_run(tmp_path, text) as opened, raises(UserError):
         do(opened, tmp_path / "run", until)
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -246,18 +243,18 @@ def test_cells_of_several_sizes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words",
     [
-        (["run", "digits", "--until", "told-apart"], "--until needs --max"),
-        (["run", "digits", "--max", "900"], "--max needs --until"),
-        (["run", "digits", "--until", "done", "--max", "900"], "--until done: give told-apart"),
-        (["run", "digits", "--until", "told-apart=", "--max", "900"], "--until told-apart=: give told-apart"),
-        (["evaluate", "digits", "--until", "told-apart"], "No such option '--until'"),
+        ["run", "digits", "--until", "told-apart"],
+        ["run", "digits", "--max", "900"],
+        ["run", "digits", "--until", "done", "--max", "900"],
+        ["run", "digits", "--until", "told-apart=", "--max", "900"],
+        ["evaluate", "digits", "--until", "told-apart"],
     ],
 )
-def test_options_that_mean_nothing_are_refused(words, said):
+def test_options_that_mean_nothing_are_refused(words):
     done = CliRunner().invoke(cli, words)
-    assert said in f"{done.output}{done.exception}"
+    recorded(f"{done.output}{done.exception}", "--until")
     assert isinstance(done.exception, UserError) or done.exit_code == 2
 
 

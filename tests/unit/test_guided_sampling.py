@@ -206,9 +206,8 @@ def test_a_run_of_two_networks_counts_both_and_records_the_guide(done, folders):
     guided = next(cell for cell in plan["cells"] if "guide" in cell)
     part = next(done.glob(f"samples/*{guided['id']}/*.parquet"))
     metadata = json.loads(pq.read_schema(part).metadata[b"taugrid"])
-    assert metadata["conditions"] == {
-        "guidance": {"scale": 2.0, "guide": guide["id"], "calls": "two, of one batch each"}
-    }
+    recorded(metadata["conditions"]["guidance"].pop("calls"))
+    assert metadata["conditions"] == {"guidance": {"scale": 2.0, "guide": guide["id"]}}
     assert "label" not in pq.read_schema(part).names
     evaluations = {cell["guidance"]: cell["network_evaluations"] for cell in taugrid.plan(done)["cells"]}
     assert evaluations == {1.0: 6 * 3, 2.0: 6 * 6}
@@ -239,8 +238,9 @@ def test_a_part_of_a_guided_shard_is_gone_on_with_to_the_same_bytes(done, folder
 
 def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
     with small_run(tmp_path, text(folders, guide="broken", grid="{guidance: [2]}")) as run:
-        outcome, printed = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
-    recorded(" ".join(outcome.missing.values()) + printed, "returned")
+        outcome, _ = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    [told] = outcome.missing.values()
+    recorded(told.partition("NotFinite: ")[2].partition(" (")[0])
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
 
 
@@ -318,16 +318,18 @@ def test_the_api_samples_a_checkpoint_with_a_guide_as_a_run_does(done, folders):
     assert np.array_equal(images, taugrid.open(done).cell("guidance=2").images(range(6)))
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"guidance": 2, "labels": 0, "guidance_interval": [1e6, 1e7]}, "sample.guidance_interval: "),
-    ({"guidance": 2, "labels": 0, "guidance_channels": 2}, "sample.guidance_channels: 2 is more than the 1 channels"),
-    ({"labels": 0, "guide": Net()}, "guide has no effect with guidance 1"),
-    ({"labels": 0, "guidance": 2, "guide": "a/folder"}, "guide must be a network in memory, as the model is, not 'a/"),
-])  # fmt: skip
-def test_what_can_not_be_guided_in_memory_is_refused(given, message):
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guidance": 2, "labels": 0, "guidance_interval": [1e6, 1e7]},
+        {"guidance": 2, "labels": 0, "guidance_channels": 2},
+        {"labels": 0, "guide": Net()},
+        {"labels": 0, "guidance": 2, "guide": "a/folder"},
+    ],
+)
+def test_what_can_not_be_guided_in_memory_is_refused(given):
+    with raises(UserError):
         taugrid.sample(Net(), 2, shape=(1, 4, 4), steps=4, **given)
-    assert str(caught.value).startswith(message)
 
 
 def test_a_network_in_memory_without_a_null_class_is_refused(folders):

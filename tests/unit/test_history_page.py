@@ -186,7 +186,6 @@ def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
     assert text.count("<script>") == 1
     assert row[4] == f"runs/{planted}/step-900"
     assert row[5] == "c0ffeec0ff"
-    remarks = f"{planted} is too bluntsampler not checked: {planted} is another device"
     recorded(row[3])
 
 
@@ -390,4 +389,4 @@ def test_a_long_history_shows_its_newest_nights(rendered):
     assert len(text) < 2_000_000
     assert lights(found) == ["green"] * 60
     assert [row[0] for row in found.rows[1:3]] == ["night-1199-of-many", "night-1198-of-many"]
-    recorded(text, "nights")
+    assert "200 older" in text

@@ -87,5 +87,5 @@ def test_no_flipped_byte_of_a_png_is_other_pixels():
             silent += [bytes(data)] if not np.array_equal(np.asarray(picture), slope) else []
     assert len(silent) > 3
     for data in silent:
-        with raises(DamagedFile):
+        with pytest.raises(DamagedFile):
             decode_image(EncodedImage("a.png", data))

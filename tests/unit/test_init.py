@@ -139,8 +139,10 @@ def test_a_config_fits_the_checkpoint(kind, checkpoints, tmp_path):
     assert (config.sample.clip, "# vae: FOLDER" in text) == (
         ("none", True) if kind in ("ldm", "dit") else (None, False)
     )
-    assert ("the checkpoint does not say it" in text) == (kind in ("bare", "classes"))
-    assert ("The process is flow, told 1000 t, predicts velocity, shift 3." in text) == (kind == "flow")
+    assert ("not say" in text) == (kind in ("bare", "classes"))
+    assert ("is flow," in text) == (kind == "flow")
+    if kind == "flow":
+        recorded(text, "is flow,")
     assert not any("images of" in remark for remark in plan["remarks"]), "the reference has the pictures' shape"
     assert max(steps for row in config.grid for steps in row["steps"]) == {"v": 20, "consistency": 4, "lcm": 8}.get(
         kind, 50
@@ -184,30 +186,24 @@ def test_what_is_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    "words",
     [
-        (
-            ["--checkpoint", "absent"],
-            "model.checkpoint: no folder 'absent'; give a diffusers folder, or an id on the hub",
-        ),
-        (["--data", "fashion"], "must be digits, gaussian, .* (did you mean 'fashion-mnist'?), not 'fashion'"),
-        (["--data", "folder"], "--data folder: say where the images are, as in folder:DIR"),
-        (["--data", "folder:absent"], "data: there is no folder .*absent"),
-        (["--data", "lsun"], "--data lsun: say which category"),
-        (["--data", "digits:somewhere"], "root is not for digits"),
-        (["--name", "a b"], "init: name: must be text of letters"),
-        (["--to", "my.json"], "--to my.json: a config is YAML"),
-        (["--to", "there.yaml"], "--to there.yaml exists and is not this config; give a new file"),
-        (["--to", "there.yaml/my.yaml"], "can't write to there.yaml: File exists"),
+        ["--checkpoint", "absent"],
+        ["--data", "fashion"],
+        ["--data", "folder"],
+        ["--data", "folder:absent"],
+        ["--data", "lsun"],
+        ["--data", "digits:somewhere"],
+        ["--name", "a b"],
+        ["--to", "my.json"],
+        ["--to", "there.yaml"],
+        ["--to", "there.yaml/my.yaml"],
     ],
 )
-def test_a_mistake_is_one_line(words, told, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.yaml").write_text("name: mine\n")
-    _, said = taugrid("init", *words, code=2)
-    assert "\n" not in said
-    for part in told.split(".*"):
-        assert part in said
+    recorded(taugrid("init", *words, code=2)[1])
     assert (tmp_path / "there.yaml").read_text() == "name: mine\n"
     assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
 

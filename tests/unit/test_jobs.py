@@ -270,7 +270,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with raises(RunDirectoryNotVisible):
+    with pytest.raises(RunDirectoryNotVisible, match="different one"):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 

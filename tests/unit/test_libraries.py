@@ -81,5 +81,5 @@ def test_events_and_provenance_name_them(tmp_path, monkeypatch, accelerator):
     [worker] = [event for event in read_events(RunDir(root)) if event["event"] == "worker"]
     [machine] = json.loads((root / "provenance.json").read_text())["machines"]
     assert worker.get("accelerator") == machine.get("accelerator") == accelerator
-    assert ("(cuda 13.0, cudnn 91002, driver 580.65.06)" in shown) is bool(accelerator)
+    assert ("driver 580.65.06" in shown) is bool(accelerator)
     assert [*machine] == ["node", "device", *(["accelerator"] if accelerator else [])]

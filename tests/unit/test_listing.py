@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from buckets import quick_retries
 from in_process import CONFIG, drive, small_run
+from snapshots import recorded
 
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.cells import Cell
@@ -247,10 +248,10 @@ def test_what_was_damaged_missing_foreign_or_replaced_is_found_as_before(opened,
     storage.delete(others[1])
     found, damages = survey(opened, root, storage)
     states = {state.cell.id: state for state in found.found.cells}
-    assert {damage.path: damage.reason.partition(":")[0] for damage in damages} == {
-        part: "its bytes have changed since it was written",
-        others[0]: "it starts at image 10, not 0",
-    }
+    reasons = {damage.path: damage.reason.partition(":")[0] for damage in damages}
+    assert reasons.keys() == {part, others[0]}
+    recorded(reasons[part])
+    recorded(reasons[others[0]])
     assert (states[cell.id].sampled, states[other.id].sampled) == ({1}, set())
     assert all(state.to_score for state in states.values())
     assert storage.list(root / "scores", "*.json") == [], "they were made of images that are gone"

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -97,8 +96,8 @@ def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
         assert waits == []
         for said in (str(rundir.root), "--out", "--break-lock"):
             assert said in str(caught.value)
-        assert re.search(rf"process {holder.pid} on .*, last seen \d+ s ago", str(caught.value))
-        assert "\n" not in str(caught.value)
+        assert f" {holder.pid} on " in str(caught.value)
+        recorded(str(caught.value))
     with rundir.lock():
         pass
     assert not rundir.lease.exists()
@@ -114,17 +113,16 @@ def test_status_says_who_is_at_work(tmp_path):
         printed = CliRunner().invoke(cli, ["status", str(root), *more], catch_exceptions=False)
         return json.loads(printed.stdout) if more else printed.stdout
 
-    recorded(said().splitlines(), "running")
+    recorded(said(), "running")
     assert said("--json")["driver"] is None
     assert said().splitlines()[1].startswith("driver: "), "below the name of the run"
     with held(root) as holder:
-        recorded(said().splitlines(), "process")
+        recorded(said(), "process")
         at_work = said("--json")
         assert list(at_work)[-1] == "driver"
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
         assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
         assert "driver" not in taugrid.plan("gaussian", root)
-    last = f"the last one was killed, or lost this directory (process {holder.pid} on "
     recorded(said(), "running")
     assert said("--json")["driver"] is None
 

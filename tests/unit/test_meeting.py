@@ -65,9 +65,8 @@ def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     torchs, ours = done.stdout.splitlines()
     recorded(torchs)
-    assert ours.startswith("Hopeless node ")
-    for part in (f"can't lock files in {tmp_path} (flock: Function not implemented)", "-o flock", "train.workers: 1"):
-        assert part in ours
+    assert ours.startswith("Hopeless ")
+    recorded(ours)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".lock")] == []
 
 
@@ -165,9 +164,7 @@ def test_nccl_that_can_not_connect_says_why_and_which_variable_names_the_interfa
     with pytest.raises(ConnectionError) as caught:
         connect(None, 0, 2, "cuda")
     text = str(caught.value)
-    recorded(text, "training")
-    recorded(text, "front")
-    assert "\n" not in text
+    recorded(text)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
     recorded(unconnected(nccl(kind, what, last)), "other")
 

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -84,12 +83,12 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
     assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
     usual = night_row(started, "2")
     assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
-    recorded = night_row(started, "1").set_index("label")["fid"]
+    accepted = night_row(started, "1").set_index("label")["fid"]
     for cell in found["comparison"]["cells"]:
-        margin = 0.02 * recorded[cell["name"].rsplit("-", 1)[0]]
+        margin = 0.02 * accepted[cell["name"].rsplit("-", 1)[0]]
         assert cell["t"] * cell["se"] == pytest.approx(cell["difference"] - margin), "of the FID that was recorded"
     text = (started / "nights/2/summary.md").read_text()
-    recorded(text, "night")
+    recorded(text, "# night")
     (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
     assert (suite.get("tests"), suite.get("failures")) == ("4", "4")
     case = suite.find("testcase")
@@ -134,7 +133,7 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     recorded(found["comparison"]["rule"], "because")
     recorded(found["comparison"]["checks"]["sampler"]["reason"], "baseline")
     shown = (tmp_path / "history/nights/2/summary.md").read_text()
-    recorded(shown.lower(), "baseline")
+    recorded(shown.lower(), "sampler not")
 
 
 def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
@@ -187,7 +186,8 @@ def test_a_complete_night_does_not_answer_for_another_n(begun, started):
     before = every_file(started)
     more = ("--set", "sample.num_samples=400")
     _, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "2", *more, code=2)
-    assert re.search(r"night 2 is complete with N = \d+, not N = 400", told)
+    assert "N = 400" in told
+    recorded(told)
     assert every_file(started) == before
 
 
@@ -265,7 +265,7 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
     checkpoint(network, 1e-4)
     if jobs:
         _, told = taugrid("nightly", config, "--history", started, "--id", "yesterday", code=2)
-        recorded(told, "another")
+        assert "--id NAME" in told
         assert "--out" not in told
     out, told = taugrid("nightly", config, "--history", started, "--json")
     assert json.loads(out)["night"] != "yesterday"
@@ -333,7 +333,7 @@ def test_an_unfinished_second_look_leaves_its_cells_undecided_and_exits_with_4(b
         found = night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=4)
     assert {cell["result"] for cell in found["comparison"]["cells"]} == {"undecided"}
     assert all(name.startswith("fresh/") for name in found["missing"])
-    recorded((started / "nights/2/summary.md").read_text(), "unfinished")
+    assert "is unfinished" in (started / "nights/2/summary.md").read_text()
     assert not (started / "nights/2/grown").exists()
     assert night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=3)["result"] == "worse"
 
@@ -434,7 +434,7 @@ def test_an_n_without_a_standard_error_is_refused_before_anything_starts(begun, 
     _, told = taugrid("nightly", config, "--history", tmp_path / "history", "--id", "1", code=2)
     recorded(told, "night")
     assert not (tmp_path / "history/nights/1/run/samples").exists()
-    recorded(taugrid("plan", config, "--history", tmp_path / "history")[0], "night")
+    recorded(taugrid("plan", config, "--history", tmp_path / "history")[0], "at least")
 
 
 def test_a_growth_to_no_more_than_there_is_is_refused(begun, tmp_path):
@@ -467,8 +467,7 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
     words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
     _, told = taugrid(*words, code=2)
-    assert re.search(r"images of gaussian/test .*, in the baseline 10,000 images of gaussian/all", told)
-    recorded(told, "baseline")
+    recorded(told.partition(" (S0002")[0])
     assert not (started / "nights/2/run/samples").exists()
 
 
@@ -488,24 +487,23 @@ def test_a_history_in_a_bucket(begun, s3):
     assert all(storage.exists(root / f"trend.{kind}") for kind in ("png", "svg"))
     assert "removed" in taugrid("status", f"{history}/nights/1/run")[0]
     shown, _ = taugrid("plan", begun / "old.yaml", "--history", history)
-    recorded(shown, "measured")
+    assert "in night 2" in shown
     assert not Path("s3:").exists()
 
 
 @pytest.mark.parametrize(
-    ("prepare", "words"),
+    "prepare",
     [
-        (lambda place: place.write_text("x"), "is a file"),
-        (lambda place: (place / "thesis").mkdir(parents=True), "is not empty and no history"),
-        (lambda place: place.mkdir() or (place / "config.json").write_text("{}"), "is a run directory"),
-        (lambda place: [(place / name).mkdir(parents=True) for name in ("baseline.json", "src")], "it holds baseline"),
+        lambda place: place.write_text("x"),
+        lambda place: (place / "thesis").mkdir(parents=True),
+        lambda place: place.mkdir() or (place / "config.json").write_text("{}"),
+        lambda place: [(place / name).mkdir(parents=True) for name in ("baseline.json", "src")],
     ],
 )
-def test_a_place_that_is_no_history_is_refused_and_left_alone(begun, tmp_path, prepare, words):
+def test_a_place_that_is_no_history_is_refused_and_left_alone(begun, tmp_path, prepare):
     place = tmp_path / "place"
     prepare(place)
     before = sorted(tmp_path.rglob("*"))
     for command in (("nightly", begun / "old.yaml"), ("plan", begun / "old.yaml")):
-        _, told = taugrid(*command, "--history", place, code=2)
-        assert words in told
+        recorded(taugrid(*command, "--history", place, code=2)[1])
     assert sorted(tmp_path.rglob("*")) == before

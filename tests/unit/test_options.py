@@ -41,7 +41,7 @@ def test_the_walk_finds_what_there_is():
 )
 def test_an_option_given_twice_is_refused_in_one_line(words, option):
     once = [option.opts[-1]] if option.is_flag else [option.opts[-1], "2"]
-    with raises(UserError):
+    with pytest.raises(UserError, match=rf"^{option.opts[0]}\S* .* given twice, "):
         cli.main([*words, *once, *once], standalone_mode=False)
 
 

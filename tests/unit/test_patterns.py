@@ -79,7 +79,7 @@ def test_folders_still_being_written_are_passed_over_and_taken_next_time(trainin
     settled(training / "x/step-2000")
     found = opened(training, str(training / "x/step-*"))
     assert shown(found) == ["step-90", "step-100", "step-1000"]
-    assert any("step-2000 is the same network as step-1000" in remark for remark in found.plan.remarks)
+    assert any("same network" in remark for remark in found.plan.remarks)
     shutil.rmtree(training / "x/step-1000")
     assert "step-2000" in shown(opened(training, str(training / "x/step-*")))
 
@@ -92,7 +92,7 @@ def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(train
     shutil.rmtree(training / "x/step-100")
     settled(checkpoint(training / "x/step-2000", 0.05))
     _, told = taugrid("run", path, "--out", training / "run")
-    assert "2 shards to sample" in told or "4 shards to sample" in told
+    assert "2 shards" in told or "4 shards" in told
     table = pd.read_csv(training / "run/tables/quality.csv")
     names = [name.rsplit("/", 1)[1] for name in dict.fromkeys(table["model.checkpoint"])]
     assert names == ["step-100", "step-1000", "step-2000"]

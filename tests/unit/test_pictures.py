@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from snapshots import raises
 
 from taugrid.eval.figures import pictures
 
@@ -205,20 +206,20 @@ def test_equal_images_give_equal_bytes(function, arguments, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "message"),
+    ("function", "arguments"),
     [
-        (pictures.consistency, [{}], "found .* none"),
-        (pictures.consistency, [{10: digits(0)}], "found .* 0 x 8 x 8"),
-        (pictures.consistency, [{10: digits(4), 20: digits(3)}], "found .* 3 x 8 x 8 and 4 x 8 x 8"),
-        (pictures.consistency, [{10: digits(4), 20: digits(4, (8, 6))}], "found .* 4 x 8 x 6 and 4 x 8 x 8"),
-        (pictures.reconstructions, [digits(4), {10: digits(5)}], "found .* 4 x 8 x 8 and 5 x 8 x 8"),
-        (pictures.interpolations, [digits(0).reshape(0, 3, 8, 8)], "found .* none"),
-        (pictures.interpolations, [digits(2).reshape(2, 1, 8, 8)], "at least 2 images, its ends, not 1"),
-        (pictures.interpolation_grid, [digits(6).reshape(2, 3, 8, 8)], "not 2 x 3"),
-        (pictures.interpolation_grid, [digits(1).reshape(1, 1, 8, 8)], "at least 2 images, its ends, not 1"),
+        (pictures.consistency, [{}]),
+        (pictures.consistency, [{10: digits(0)}]),
+        (pictures.consistency, [{10: digits(4), 20: digits(3)}]),
+        (pictures.consistency, [{10: digits(4), 20: digits(4, (8, 6))}]),
+        (pictures.reconstructions, [digits(4), {10: digits(5)}]),
+        (pictures.interpolations, [digits(0).reshape(0, 3, 8, 8)]),
+        (pictures.interpolations, [digits(2).reshape(2, 1, 8, 8)]),
+        (pictures.interpolation_grid, [digits(6).reshape(2, 3, 8, 8)]),
+        (pictures.interpolation_grid, [digits(1).reshape(1, 1, 8, 8)]),
     ],
 )
-def test_images_that_make_no_table_are_refused(function, arguments, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_images_that_make_no_table_are_refused(function, arguments, tmp_path):
+    with raises(ValueError):
         function(*arguments, tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())

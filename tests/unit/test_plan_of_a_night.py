@@ -44,8 +44,7 @@ def test_cells_that_are_not_compared_are_listed(base, tmp_path):
     assert (found["compared"], found["only_new"]) == (1, ["S0005-eta0"])
     assert found["only_baseline"] == ["S0003-eta0", "S0002-eta1", "S0003-eta1"]
     text, _ = taugrid("plan", config, "--out", tmp_path / "out", "--baseline", base / "baseline.json")
-    recorded(text, "baseline")
-    recorded(text, "baseline")
+    recorded(text, "not compared")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_what_is_not_here_leaves_it_unknown_and_downloads_nothing(base, tmp_path
     )
     found = planned(config, base / "baseline.json")
     assert found["compared"] is None
-    assert "a model is not here" in found["unknown"] or "fashion-mnist" in found["unknown"]
+    recorded(found["unknown"])
     text, _ = taugrid("plan", config, "--out", tmp_path / "out", "--baseline", base / "baseline.json")
     recorded(text, "compared")
 
@@ -137,20 +136,16 @@ def test_a_dry_run_of_a_night_is_the_plan_of_the_night_in_its_own_folder(base, t
 def test_a_dry_run_of_images_from_elsewhere_is_refused(base, tmp_path):
     night = taugrid("nightly", "--samples", tmp_path, "--history", tmp_path / "history", "--dry-run", code=2)[1]
     scores = taugrid("evaluate", "--samples", tmp_path, "--reference", base / "run", "--dry-run", code=2)[1]
-    recorded(night, "nights")
-    assert "--dry-run are for a run" in scores
+    recorded(night)
+    recorded(scores)
 
 
 def test_compare_of_folders_that_are_no_runs_says_which_command_compares_what(base, tmp_path):
     for name in ("A", "B"):
         (tmp_path / name).mkdir()
-    ways = ("compare DIR CELL CELL", "compare DIR BASELINE", "compare A B --reference R")
     for words in ((base / "run", tmp_path / "B"), (tmp_path / "A", "x", "y")):
         told = taugrid("compare", *words, code=2)[1]
-        assert [way for way in ways if way not in told] == []
-        assert "\n" not in told
-        wrong = next(place for place in words if place != base / "run")
-        recorded(told, "directory")
+        recorded(told)
 
 
 def test_compare_of_a_run_that_has_lost_its_config_says_how_to_write_it_again(base, tmp_path):

@@ -7,7 +7,6 @@ test_fault_table.py has the table of faults.
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -83,7 +82,8 @@ def test_another_reference_split_is_refused(folder):
     words = ("nightly", config(folder, LAST[-1]), "--history", folder / "history", "--id", "e", *other)
     _, told = taugrid(*words, code=2)
     print(f"\n(e) {told.splitlines()[-1]}")
-    assert re.search(r"digits/test .*, in the baseline .* of digits/train", told)
+    assert "digits/test" in told
+    assert "digits/train" in told
 
 
 ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"

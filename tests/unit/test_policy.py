@@ -1,5 +1,6 @@
 """The policy of arithmetic: what is decided for each kind of device and precision, and that networks obey it."""
 
+import re
 from collections import Counter
 from typing import get_args
 
@@ -278,12 +279,14 @@ def test_what_is_offered_instead_can_be_computed_there():
 
 
 def test_what_is_faster_is_said_of_plans_with_one_setting():
-    on = "on an NVIDIA GPU of the A100's generation or later, sample.precision: "
-    end = " (estimated for a U-Net of CIFAR-10's size on an H100); each is a different cell"
-    recorded(faster([("float32", "none")] * 2))
-    compiled = f"{on}bf16-weights with sample.compile: default would be about"
-    recorded(faster([("bf16-weights", "none")]))
-    recorded(faster([("fp16", "none")]), "weights")
+    for plan, times in (
+        ([("float32", "none")] * 2, ["2.5", "3.5", "4.7", "6.3"]),
+        ([("bf16-weights", "none")], ["1.4"]),
+        ([("fp16", "none")], ["1.3"]),
+    ):
+        said = faster(plan)
+        recorded(said)
+        assert re.findall(r"\d\.\d", said)[: len(times)] == times
     assert faster([("float32", "none"), ("bf16", "none")]) is None, "it compares them itself"
     for fastest in (("bf16", "default"), ("bf16", "reduce-overhead"), ("bf16-weights", "default")):
         assert faster([fastest]) is None, "nothing is faster"

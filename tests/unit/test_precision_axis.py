@@ -47,9 +47,7 @@ def test_precisions_stand_in_one_table_and_are_compared(scored):
     assert sorted(frame["sample_precision"]) == ["bf16", "float32"]
     assert frame["protocol"].nunique() == 2
     quality = read_json(scored / "tables/quality.json")
-    assert {protocol["precision"] for protocol in quality["protocols"].values()} == {
-        "float32, no TF32", "bf16 autocast, no TF32",
-    }  # fmt: skip
+    recorded("\n".join(sorted(protocol["precision"] for protocol in quality["protocols"].values())))
     differences = pd.read_csv(scored / "tables/differences.csv")
     assert len(differences) == 1
     assert frame["fid"].nunique() == 2, "bf16 makes other images"
@@ -128,7 +126,8 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
 
 
 def test_what_is_faster_on_gpus_is_said_of_networks_alone():
-    recorded(faster_on_gpus(planned()), "would")
+    recorded(faster_on_gpus(planned()))
+    assert " 2.5 times" in faster_on_gpus(planned())
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
     assert faster_on_gpus(plan(validate(Config, values | {"sample": {"seed": 0}}, "test"))) is None
 

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import tomllib
@@ -180,8 +181,10 @@ def test_what_is_under_way_is_not_named_as_what_comes_next():
     session.beat("w0", 0.2)
     session.beat("w0", 0.4)
     recorded(session.left)
+    assert session.left.startswith("3 s left")
     session.give("w1", "extract/a/0")
     recorded(session.left)
+    assert session.left.startswith("3 s left")
 
 
 def test_the_rate_of_one_kind_of_work_is_not_shown_for_the_next():
@@ -295,9 +298,9 @@ def test_workers_of_a_node_cool_down_with_it():
         session.tell("starting", worker=worker)
         session.tell("worker", worker=worker, device="cpu", node=node)
     session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
-    assert any(line.endswith("2 cooling down, 1 idle") for line in session.drawn())
+    assert any(re.search("2 cooling .*, 1 idle$", line) for line in session.drawn())
     session.tell("assigned", worker="w1", task="sample/a/0", node="a")
-    assert any(line.endswith("1 cooling down, 1 sampling, 1 idle") for line in session.drawn())
+    assert any(re.search(" 1 cooling .*, 1 s.*, 1 idle$", line) for line in session.drawn())
 
 
 def test_what_is_given_up_is_not_left_to_do():
@@ -392,6 +395,7 @@ def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
     lines = printed.getvalue().splitlines()
     recorded(lines[0], "training")
     recorded(lines[-1])
+    assert " 4 min 50 s left" in lines[-1]
 
 
 def test_plain_lines_come_seldom_and_not_before_work_starts():
@@ -423,8 +427,8 @@ def test_plain_lines_of_a_session_say_the_same_as_its_bar():
         clock.now += display.PLAIN_INTERVAL_SECONDS / 2
         shown.heard("w0", fraction)
     line = printed.getvalue().splitlines()[0]
-    recorded(line, "evaluations")
-    recorded(line, "worker")
+    recorded(line)
+    assert " 3 min 10 s left" in line
 
 
 def test_a_plain_line_says_that_workers_compile():
@@ -459,7 +463,7 @@ def test_a_terminal_has_a_view_that_goes_away_and_messages_that_stay():
         shown.say("x" * 100)
         shown.update(3)
     said = printed.getvalue()
-    recorded(said, "judging")
+    assert "judging [2]: 3 of 4" in said
     assert said.count("x" * 100) == 1, "as one line, for the terminal to wrap"
     assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l"), "the cursor is shown again"
     assert "\x1b[2K" in said[said.rindex("judging") :], "the view is erased"
@@ -476,7 +480,7 @@ def test_what_was_last_known_stays_after_a_failure():
 
     with pytest.raises(RuntimeError):
         work()
-    recorded(printed.getvalue().rstrip(), "judging")
+    assert printed.getvalue().rstrip().endswith(": 3 of 4 cells")
 
 
 @pytest.mark.parametrize(
@@ -572,7 +576,7 @@ except SystemExit as end:
     print("goes on after", int(end.code))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    recorded(done.stdout)
+    assert done.stdout.split()[-1] == str(code)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -594,7 +598,7 @@ except KeyboardInterrupt:
     print("as before")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    recorded(done.stdout)
+    assert done.stdout.splitlines() == ["True", "as before"]
 
 
 @pytest.mark.parametrize("module", ["click", "yaml"])

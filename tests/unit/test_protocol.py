@@ -96,6 +96,7 @@ def test_the_fields_of_a_protocol_keep_their_order_and_values():
     assert set(spelled.pop("versions")) == {"torch", "torch-fidelity", "numpy", "scipy"}
     sha256 = spelled["reference"].pop("sha256")
     recorded(json.dumps(spelled))
+    assert spelled["extractor"]["weights_sha256"].startswith("e3b0c44298fc1c149afbf4c8")
     assert sha256 == scoring.reference.sha256
 
 

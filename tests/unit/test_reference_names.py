@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from snapshots import raises
+from snapshots import raises, recorded
 
 from taugrid.config import Data
 from taugrid.errors import UserError
@@ -40,9 +40,9 @@ def test_a_data_set_is_named_with_its_split(text, values, extractor):
     assert resolve_reference(text) == ResolvedReference(Data(**values), extractor)
 
 
-@pytest.mark.parametrize(("text", "words"), [("digits/tset", "is not a split of digits"), ("lsun/train", "category")])
-def test_a_wrong_split_is_refused(text, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize("text", ["digits/tset", "lsun/train"])
+def test_a_wrong_split_is_refused(text):
+    with raises(UserError):
         resolve_reference(text)
 
 
@@ -92,21 +92,17 @@ def test_code_that_a_run_directory_names_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "text", "ways"),
-    [
-        (flag, "fashion-mnist/train", ["--reference: ", "give --reference DIR/train", "dataset-fashion-mnist"]),
-        (flag, "cifar10/test", ["--reference: ", "datasets"]),
-        (str, "fashion-mnist/train", ["reference: ", 'pass reference="DIR/train"', "dataset-fashion-mnist"]),
-    ],
+    ("names", "text"),
+    [(flag, "fashion-mnist/train"), (flag, "cifar10/test"), (str, "fashion-mnist/train")],
 )
 def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_or_the_argument_takes_it(
-    names, text, ways, user_cache, tmp_path, monkeypatch
+    names, text, user_cache, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError) as caught:
         score_images([np.zeros((2, 28, 28), np.uint8)], text, {}, (), Progress.silent(), names)
     said = str(caught.value)
-    assert [way for way in [*ways, "run directory"] if way not in said] == []
+    recorded(said)
     assert "data.root" not in said, "no config is read here"
     assert "data.download" not in said
     assert ("--" in said) == (names is flag)

@@ -201,8 +201,7 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished):
     finally:
         table.write_text(whole)
         write_page(opened)
-    label = opened.plan.cells[0].label.replace("eta", "η")
-    recorded(warnings, "workers")
+    assert "killed its" in warnings
 
 
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
@@ -214,7 +213,7 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
     lines = capsys.readouterr().err.splitlines()
     assert lines[: len(warnings)] == [f"warning: {text}" for text in warnings]
     lines = lines[len(warnings) :]
-    assert lines[0].split() == ["report:", f"{finished}/report.html", *f"({len(warnings)} warnings at its end)".split()]
+    assert lines[0].split()[:4] == ["report:", f"{finished}/report.html", f"({len(warnings)}", "warnings"]
     assert [line.partition(":")[0] for line in lines] == ["report", "samples", "tables", "figures"]
 
 
@@ -254,9 +253,9 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
         return " ".join(e["text"] for e in page.all("p") if "header" in e["within"]).replace("\u00a0", " ")
 
     text = head({"p": scored_by(extractor)})
-    for part in ("N = 100 ", "digits/train (1,437 images)", f"features: {extractor}"):
+    for part in ("N = 100 ", "digits/train", "1,437 images", f"features: {extractor}"):
         assert part in text
-    assert ("not comparable with published FIDs" in text) == (extractor != INCEPTION)
+    assert ("not comparable" in text) == (extractor != INCEPTION)
     unknown = head(PROTOCOLS)
     assert "N = 100 " in unknown
     assert "features" not in unknown
@@ -361,7 +360,7 @@ def test_a_page_of_many_large_images_stays_small():
     assert 0.5 * LARGEST < len(text.encode()) <= LARGEST < 5_000_000
     page = Parsed(text)
     assert len(page.all("img")) >= 100, "some of each cell"
-    recorded(page.all("main")[0]["text"], "figures")
+    assert ": figures/p.png" in page.all("main")[0]["text"]
 
 
 def test_images_are_reduced_before_cells_lose_them():
@@ -381,6 +380,7 @@ def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
     first, second = answer(cells_of(ROWS, {"50-0.0"}), 4)
     recorded(first)
     recorded(second)
+    assert [re.findall(r"\d+\.0 ± 1\.0", text) for text in (first, second)] == [["8.0 ± 1.0"], ["20.0 ± 1.0"]]
 
 
 def test_the_answer_claims_nothing_without_errors_or_across_protocols():
@@ -474,7 +474,9 @@ def test_the_number_at_the_top_is_that_of_the_best_cell():
     assert number([one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]) == []
     assert number([]) == []
     alone = [ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}]
-    recorded("\n".join(number(alone)))
+    [shown] = number(alone)
+    recorded(shown)
+    assert shown.endswith(" 9.00"), "higher is better"
 
 
 def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
@@ -498,7 +500,8 @@ def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
 def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
     text = Parsed((finished / "report.html").read_text()).all("header")[0]["text"]
     line = next(line for line in text.splitlines() if " · " in line)
-    assert re.fullmatch(r"20\d\d-\d\d-\d\d · taugrid \S+ · cpu .+ · model: gaussian oracle", line)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d · taugrid \S+ · cpu .+", line)
+    assert line.endswith(": gaussian oracle")
 
 
 def test_what_says_nothing_is_left_out():
@@ -523,7 +526,7 @@ def test_eta_is_a_letter_everywhere_but_in_the_config():
     assert config in page.all("pre")[-1]["text"]
     main = page.all("main")[0]["text"].replace(config, "")
     assert not re.search(r"(?<!\\)\beta\b", main), "but LaTeX for the clipboard"
-    recorded(main, "score")
+    assert "S=10 η=0.5 has" in main
 
 
 @pytest.fixture(scope="module")
@@ -552,7 +555,9 @@ def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
 
     samples = "document.querySelector('#samples .scroll')"
     state = f"[{samples}.classList.contains('more'), getComputedStyle({samples}, '::before').content]"
-    assert tab.run(state) == [True, '"Scroll sideways for more →"']
+    is_wide, hint = tab.run(state)
+    assert is_wide
+    recorded(hint)
     tab.run(f"{samples}.scrollLeft = 10000; showMore({samples})")
     assert not tab.run(state)[0]
     tab.run(f"Object.assign({samples}.style, {{width: '900px', maxWidth: 'none'}}); updateScrolling()")

@@ -163,20 +163,13 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "expected"),
-    [
-        (0.00001, "0 or at least 0.0001"),
-        (
-            1.5,
-            r"at most 1 \(a worker computes on one GPU: more workers use more; networks larger than .* not supported\)",
-        ),
-        (2, "at most 1 "),
-    ],
+    "gpus",
+    [0.00001, 1.5, 2],
 )
 @pytest.mark.parametrize("of_training", [False, True])
-def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, expected, of_training):
+def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(gpus, of_training):
     """Defect 14: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
-    section, key = {"gpus_per_worker": gpus}, "cluster.train." if of_training else "cluster."
+    section = {"gpus_per_worker": gpus}
     section = {"train": section} if of_training else section
     with raises(UserError):
         validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")

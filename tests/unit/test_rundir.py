@@ -65,7 +65,7 @@ def test_damaged_files_are_set_aside_without_a_clash(tmp_path):
     folder = rundir.models / "abc"
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text("{}")
-    assert (rundir.set_aside(Damage(folder, "its weights are missing")) / "unet" / "config.json").read_text() == "{}"
+    assert (rundir.set_aside(Damage(folder, "no weights")) / "unet" / "config.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(("removed", "done"), [(3, 0), (4, 1), (9, 2), (24, 6), (25, 7)])

@@ -1,6 +1,7 @@
 """Nights of several samplers: canaries, gate, history and price, and what a changed sampler does to them."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -86,14 +87,14 @@ def test_another_version_of_diffusers_is_compared_and_named(begun, history, monk
     )
     found = night(history, begun / "same.yaml", "2")
     assert found["result"] == "identical"
-    recorded(json.dumps(found), "diffusers")
+    assert re.search(r"with diffusers \S+ -> 0\.99\.0", json.dumps(found))
 
 
 BLOCK = [
-    ("options", {"solver_order": 3}, "sampler.options.solver_order is 3, in the baseline not set"),
-    ("times", [999.0, 10.0], "sampler.times is [999.0, 10.0], in the baseline "),
-    ("last_sigma", 0.01, "sampler.last_sigma is 0.01, in the baseline 0.0"),
-    ("clip", "x0", "sampler.clip is x0, in the baseline none"),
+    ("options", {"solver_order": 3}, "solver_order is 3,"),
+    ("times", [999.0, 10.0], "times is [999.0, 10.0],"),
+    ("last_sigma", 0.01, "last_sigma is 0.01,"),
+    ("clip", "x0", "clip is x0,"),
 ]
 
 
@@ -110,9 +111,8 @@ def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_diffe
 
     monkeypatch.setattr(Cell, "sampler_block", property(changed))
     _, by_night = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
-    recorded(by_night, "different")
+    recorded(re.sub(r"-[0-9a-f]{10}", "", by_night), "measured")
     assert "(S0002-heun-" in by_night
-    recorded(by_night, "measured")
     words = ("--baseline", history / "baseline.json", "--out", history / "nights/2/run")
     assert said in taugrid("plan", begun / "same.yaml", *words, code=2)[1]
 
@@ -130,12 +130,10 @@ def test_other_code_of_a_sampler_leaves_its_cells_out_and_the_others_are_judged(
     assert [cell["label"] for cell in comparison["cells"]] == [name for name in LABELS if "heun" not in name]
     assert {cell["result"] for cell in comparison["cells"]} == {"identical"}
     [note] = comparison["notes"]
-    recorded(note, "baseline")
-    recorded(note, "change")
-    recorded(note, "baseline")
-    recorded(found["next"], "baseline")
+    recorded(note)
+    recorded(found["next"])
     planned, _ = taugrid("plan", begun / "same.yaml", "--baseline", history / "baseline.json")
-    recorded(planned, "baseline")
+    recorded(planned, "code of")
 
 
 def test_an_altered_block_of_a_recorded_score_is_seen(begun, history):
@@ -145,4 +143,5 @@ def test_an_altered_block_of_a_recorded_score_is_seen(begun, history):
     score["protocol"]["sampler"]["last_sigma"] = 0.5
     write_sealed(scores[0], score, LOCAL)
     _, said = taugrid("compare", run, history / "baseline.json", code=2)
-    recorded(said, "baseline")
+    recorded(said, "last_sigma")
+    assert "last_sigma is 0.5," in said

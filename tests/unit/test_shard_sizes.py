@@ -88,8 +88,10 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
     keys = ("worker_seconds_remaining", "seconds_remaining", "workers_at_a_time")
     assert [foretold(8)[key] for key in keys] == [102.4, 44.8, 3]
     assert [foretold(2)[key] for key in keys] == [102.4, 57.6, 2]
-    recorded(plan_text(foretold(8)), "network")
-    recorded(plan_text(foretold(1)), "worker")
+    recorded(plan_text(foretold(8)), "on one worker")
+    recorded(plan_text(foretold(1)), "on one worker")
+    assert [part in plan_text(foretold(8)) for part in (" 1 min 42 s on ", " 45 s on 3")] == [True, True]
+    assert " 1 min 42 s on " in plan_text(foretold(1))
 
 
 def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
@@ -99,7 +101,7 @@ def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
     other = part.parent.with_name(part.parent.name.replace(found.cells[0].id, "0123456789")) / part.name
     other.parent.mkdir(parents=True)
     other.touch()
-    assert any("in a new directory" in said for said in describe_plan(Run(config, found, rundir))["remarks"])
+    assert any("new directory" in said for said in describe_plan(Run(config, found, rundir))["remarks"])
 
 
 @pytest.mark.parametrize(("rate", "minutes"), [(None, None), (70, None), (40, "4 min 16 s"), (10, "17 min 04 s")])

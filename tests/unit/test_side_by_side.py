@@ -5,6 +5,7 @@ the real one.
 """
 
 import io
+import re
 import threading
 from dataclasses import replace
 
@@ -170,7 +171,7 @@ def test_one_at_a_time_they_begin_in_the_configs_order(opened, monkeypatch, clus
     _, printed = do(opened, monkeypatch, lambda spec: (begun.append(spec.model_id), trained(spec)), **cluster)
     assert begun == [model.id for model in opened.plan.models]
     assert events(opened) == ["train", "trained"] * 3
-    assert printed.count("training 1 model at a time") == told
+    assert printed.count("1 model at") == told
 
 
 def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
@@ -213,7 +214,7 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
     monkeypatch.setattr(stage.TrainingScheduler, "_show", shown)
     outcome, printed = do(opened, monkeypatch, train)
     assert (tries.count(late), outcome.missing) == (4, {})
-    assert printed.count("train.seed=2 was interrupted at step 2") == 1
+    assert len(re.findall("seed=2 .* step 2", printed)) == 1
     own = [event for event in read_events(opened.rundir) if event.get("model") == late]
     assert [event["event"] for event in own] == ["train", "training waits"] * 3 + ["train", "trained"]
     assert [event.get("step") for event in own] == [None, None, 2, None, 2, None, 2, None]
@@ -266,7 +267,7 @@ def test_one_that_leaves_its_nodes_goes_on_elsewhere_at_once_and_before_those_th
 
     outcome, printed = do(opened, monkeypatch, train, trainings=1)
     assert (tries, outcome.missing) == ([first] * 3 + others, {})
-    assert [printed.count(f"left its nodes, which will be taken away, at step {at}; it") for at in (3, 6)] == [1, 1]
+    assert [len(re.findall(f"nodes, .* step {at};", printed)) for at in (3, 6)] == [1, 1]
     assert events(opened) == ["train", "training waits"] * 2 + ["train", "trained"] * 3
 
 
@@ -292,7 +293,7 @@ def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened,
 
     def said(self, text):
         say(self, text)
-        if "no worker fits" in text:
+        if "worker fits" in text:
             told.set()
 
     def train(spec):
@@ -330,7 +331,7 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
             do(opened, patched, train)
     stay.set()
     _, printed = do(opened, monkeypatch, trained)
-    assert printed.count("was interrupted at step 4; it begins again") == 3
+    assert len(re.findall("interrupted .* 4; ", printed)) == 3
     assert events(opened) == ["train"] * 6 + ["trained"] * 3
 
 
@@ -361,6 +362,8 @@ def test_a_bar_says_which_training_it_is_of_or_how_many():
     assert note_of_trainings(one, 1, 0) == "loss 0.5000"
     recorded(note_of_trainings(one, 3, 2))
     recorded(note_of_trainings(at, 4, 1))
+    assert "loss 0.5000," in note_of_trainings(one, 3, 2)
+    assert "loss 0.2500 to 0.5000," in note_of_trainings(at, 4, 1)
 
 
 def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
@@ -371,5 +374,5 @@ def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
     with pytest.raises(stage.TrainingFailed, match="nan"):
         do(opened, monkeypatch, train)
     _, printed = do(opened, monkeypatch, trained)
-    assert printed.count("failed at step 4; it begins again, because it has no checkpoint") == 3
+    assert len(re.findall("failed .* 4; .* checkpoint", printed)) == 3
     assert "interrupted" not in printed

@@ -9,7 +9,6 @@ import time
 import pytest
 from browser import CHROMIUM, page
 from pages import PAGES, ROOT, anchors
-from snapshots import recorded
 
 pytest.importorskip("mkdocs", reason="pip install 'taugrid[docs]'")
 pytest.importorskip("material", reason="pip install 'taugrid[docs]'")
@@ -52,7 +51,7 @@ def test_the_site_has_the_lists_tables_and_blocks_that_github_shows(site):
 def test_links_out_of_docs_and_to_notebooks_lead_to_pages(site):
     assert 'href="source/workers/samplers/ddim.py.html"' in shown(site, ROOT / "docs/mathematics.md")
     assert "class DDIM(Sampler)" in re.sub("<[^>]+>", "", (site / "source/workers/samplers/ddim.py.html").read_text())
-    recorded(shown(site, ROOT / "docs/python.md"), "href")
+    assert 'href="look-at-a-run.html">Look' in shown(site, ROOT / "docs/python.md")
     assert "data:image/png;base64," in (site / "look-at-a-run.html").read_text()
 
 
@@ -89,5 +88,5 @@ def test_the_search_works_from_the_disk(site, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.05)
         requested = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
-    recorded(found, "Your")
+    assert "Your own" in found
     assert [url for url in requested if not url.startswith(("file:", "data:"))] == []

@@ -216,12 +216,11 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     )
     given = {"fid", "fid_se", "isc_mean", "isc_std", "isc_se", "fid_infinity"}
     assert result["metrics"] == pytest.approx({k: whole["metrics"][k] for k in given}, rel=1e-9)
-    reason = "only mean and covariance of the reference are known"
-    assert result["notes"] == [*(f"no {m}: {reason}" for m in ("kid", "kid_mean", "prc", "cmmd", "mind")), NO_ERROR]
+    recorded("\n".join(result["notes"]))
     assert result["reference"]["num_images"] is None
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
-    assert any("most published FIDs" in warning for warning in result["warnings"])
+    assert any("published FIDs" in warning for warning in result["warnings"])
 
 
 def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path, spec, cell):
@@ -257,9 +256,7 @@ def test_risks_are_said(tmp_path, spec, cell, digits):
     def found(one, other):
         return " | ".join(standalone.warnings(one, as_reference(other), spec))
 
-    recorded(found(samples, coloured), "features")
-    recorded(found(samples, coloured), "references")
-    recorded(found(samples, coloured), "reference")
+    recorded(found(samples, coloured))
     assert "same images" in found(samples, samples)
     assert "same images" not in found(samples, coloured)
     every = as_npz(tmp_path / "c.npz", digits)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_lcm
+from snapshots import recorded
 from tiny import UNET
 
 import taugrid
@@ -158,11 +159,9 @@ def test_an_lcm_folders_options_are_those_of_lcm_unless_set(folder, tmp_path):
     [cell] = planned(model=model, sample=given).cells
     assert cell.settings.sampler_options == {"original_inference_steps": 50, "timestep_scaling": 5.0}
     assert with_settings(cell, {"num_samples": 2}).settings.sampler_options == cell.settings.sampler_options
-    said = 'diffusers:LCMScheduler ignores the loaded pipeline\'s sampler_options: {"original_inference_steps": 20'
-    assert [said in line for line in planned(model=model, grid=grid).notes] == [True]
-    assert "lcm's original_inference_steps 20, timestep_scaling 5" in cell.model.source.description(
-        cell.model.diffusion, [cell.settings]
-    )
+    [note] = planned(model=model, grid=grid).notes
+    recorded(note)
+    recorded(cell.model.source.description(cell.model.diffusion, [cell.settings]))
 
 
 MEAN, VARIANCE = 0.3, 0.2
@@ -257,22 +256,20 @@ def refusal(**sections):
 
 
 @pytest.mark.parametrize(
-    ("sample", "parts"),
+    "sample",
     [
-        ({"steps": 51}, ["takes 51 of the times", "original_inference_steps is 50"]),
-        ({"steps": 4, "sampler_options": {"original_inference_steps": 2000}}, ["must be from 4 to T = 1000"]),
-        ({"sampler_options": {"original_inference_steps": 5.0}}, ["must be a whole number above 0, not 5.0"]),
-        ({"sampler_options": {"timestep_scaling": True}}, ["timestep_scaling must be a number above 0, not True"]),
-        ({"sampler_options": {"timesteps": [1]}}, ["no option timesteps"]),
-        ({"spacing": "trailing"}, ["lcm has no spacing trailing", "list the times"]),
-        ({"steps": 2, "spacing": [3, 5]}, ["lcm first calls", "list later times"]),
-        ({"eta": 0.5}, ["sample.eta: 0.5 has no effect"]),
+        {"steps": 51},
+        {"steps": 4, "sampler_options": {"original_inference_steps": 2000}},
+        {"sampler_options": {"original_inference_steps": 5.0}},
+        {"sampler_options": {"timestep_scaling": True}},
+        {"sampler_options": {"timesteps": [1]}},
+        {"spacing": "trailing"},
+        {"steps": 2, "spacing": [3, 5]},
+        {"eta": 0.5},
     ],
 )
-def test_a_mistake_with_lcm_is_one_line(sample, parts):
-    said = refusal(sample={"sampler": "lcm"} | sample)
-    for part in parts:
-        assert part in said, said
+def test_a_mistake_with_lcm_is_one_line(sample):
+    recorded(refusal(sample={"sampler": "lcm"} | sample))
 
 
 ANY = {"ddim", "dpm++2m", "heun", "unipc", "euler"}

@@ -58,8 +58,8 @@ def table(
     rows, protocols=MappingProxyType({}), indistinguishable=frozenset(), joined=frozenset(), layout=USUAL, notes=()
 ):
     """The quality table of `rows`, with marks that are given."""
-    evidence, recorded = Evidence({}, {}, dict(protocols)), {"fid": indistinguishable}
-    return QualityTable(rows, evidence, notes, joined, layout, recorded=recorded)
+    evidence, alike = Evidence({}, {}, dict(protocols)), {"fid": indistinguishable}
+    return QualityTable(rows, evidence, notes, joined, layout, recorded=alike)
 
 
 def markdown(rows, *given, **more):
@@ -160,12 +160,14 @@ def test_rows_stand_in_the_order_of_eta_whatever_steps_or_settings_they_have():
     (pivot,) = pivot_tables(long_form(rows))
     assert list(pivot.values.index) == ["0.0", "1.0", "σ̂"]
     recorded("\n".join(pivot.notes))
+    assert [part in pivot.notes[0] for part in (" quadratic (0.0)", " linear (1.0, σ̂)")] == [True, True]
 
 
 def test_a_clip_that_goes_with_the_row_is_noted_and_splits_nothing():
     (pivot,) = pivot_tables(long_form(paper_grid()))
     assert pivot.settings == {}
     recorded("\n".join(pivot.notes))
+    assert " none (0.0, 0.2, 0.5, 1.0)," in pivot.notes[0]
 
 
 def test_a_clip_that_is_crossed_with_eta_splits():
@@ -233,7 +235,7 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
 def test_checkpoints_of_one_name_and_one_that_is_not_set_stay_apart():
     given = [None, "/runs/a/unet", "/runs/b/unet"]
     rows = [cell(10, 0.0, 5.0, model=str(path), **{"model.checkpoint": path}) for path in given]
-    recorded("\n".join([pivot.heading for pivot in pivot_tables(long_form(rows))]))  # fmt: skip
+    recorded("\n".join([pivot.heading for pivot in pivot_tables(long_form(rows))]))
 
 
 @pytest.mark.parametrize(
@@ -310,12 +312,12 @@ def test_bold_follows_the_direction_of_each_metric_and_kid_is_as_it_is():
     ]
     written = markdown(rows)
     headings = [line for line in written.splitlines() if line.startswith("#")]
-    recorded("\n".join(headings))  # fmt: skip
+    recorded("\n".join(headings))
     assert [row[1] for row in table_rows(written) if row[0] == "0.0"] == ["**0.00120 ± 0.00020**", "**4.00**",
                                                                           "**9.100 ± 0.050**"]  # fmt: skip
     assert [row[1] for row in table_rows(written) if row[0] == "1.0"] == ["0.00340 ± 0.00020", "5.00", "8.400 ± 0.050"]
     recorded(written, "deviation")
-    assert written.count("± is one standard error") == 1  # no FID here has one
+    assert written.count("standard error") == 1  # no FID here has one
 
 
 def test_a_large_kid_is_not_scaled():
@@ -501,12 +503,12 @@ def test_the_terminal_says_once_why_there_is_no_standard_error(tmp_path, capsys)
     rows = [cell(s, 0.0, 5.0, 0.1 if s == 50 else None) for s in (10, 20, 50)] + [cell(100, 0.0)]
     spelled = {row["protocol"]: {"seed": 1} for row in rows}
     few = "100 samples for 64 varying features [2 for each]"
-    for scored, said in ((rows, "2 of 3 FIDs"), (rows[:2], "any FID")):
+    for scored in (rows, rows[:2]):
         evidence = Evidence({}, {row["cell"]: 0 for row in rows}, spelled, {row["cell"]: few for row in rows})
         print_result(RunDir(tmp_path), SessionResult({}, scored, QualityTable(scored, evidence)))
         printed_to = capsys.readouterr()
-        recorded("\n".join(printed_to.err.splitlines()))
-        assert few not in printed_to.out
+        recorded(printed_to.err)
+        assert "varying features" not in printed_to.out
     print_result(RunDir(tmp_path), SessionResult({}, rows[2:3], QualityTable(rows[2:3], evidence)))
     assert capsys.readouterr().err == ""
 
@@ -530,7 +532,7 @@ def test_the_best_of_a_column_is_bold_in_the_terminal():
 def test_the_best_of_a_column_has_a_star_where_nothing_is_bold(draw):
     said = draw(paper_grid())
     assert re.findall(r"(\S+ ± \S+) \*", said) == ["13.36 ± 0.10", "3.170 ± 0.012"]
-    recorded(said.splitlines(), "best")
+    recorded(said, "best")
 
 
 def test_a_table_without_a_choice_has_no_star():
@@ -572,7 +574,7 @@ def test_latex_marks_take_no_width_and_are_explained_in_the_caption():
     assert tex.isascii()
     assert r"0.2 & $14.04 \pm 0.10$\rlap{$^{\approx}$} & $4.09 \pm 0.10$ \\" in tex
     captions = [line for line in tex.splitlines() if r"\caption" in line]
-    assert [r"$\approx$ not distinguishable from the best of its column" in line for line in captions] == [True, False]
+    assert ["not distinguishable" in line for line in captions] == [True, False]
     assert r"95 \% jointly" in captions[0]
     for line in tex.splitlines():
         bare = line.replace(r"\$", "")
@@ -627,11 +629,11 @@ def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     assert {steps: pivot.settings for steps, pivot in by_steps.items()} == {
         10: {"protocol": comparability_key(spelled["p10"])}, 1000: {"protocol": comparability_key(spelled["p1000"])},
     }  # fmt: skip
-    recorded(by_steps[10].notes[-1])
-    recorded(by_steps[1000].notes[-1])
+    assert by_steps[10].notes[-1].endswith("torch 2.9.1")
+    assert by_steps[1000].notes[-1].endswith("torch 2.10.0")
     for text in (markdown(rows, spelled), latex(rows, spelled)):
         assert text.count("versions.torch 2.9.1") == text.count("versions.torch 2.10.0") == 1
-    assert printed(rows, spelled).count("FID (lower is better): protocol=") == 2
+    assert printed(rows, spelled).count("better): protocol=") == 2
 
 
 def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_does_already():
@@ -684,13 +686,9 @@ def test_rows_that_must_not_be_joined_are_refused_with_fields_values_and_cells()
         "old": {"reference": reference, "versions": {"torch": "2.9.1"}},
         "new": {"reference": reference | {"sha256": "cd" * 32}, "versions": {"torch": "2.10.0"}},
     }
-    with pytest.raises(ValueError) as refusal:
+    with raises(ValueError) as refusal:
         check_joinable(rows, spelled)
-    told = (
-        "reference.sha256 is ababababab (cells c1, c2, c4 and 2 more), cdcdcdcdcd (cell c3); "
-        "versions.torch is 2.9.1 (cells c1, c2, c4 and 2 more), 2.10.0 (cell c3)"
-    )
-    recorded(str(refusal.value))
+    assert [part in str(refusal.value) for part in ("2.9.1 (cells c1", "2.10.0 (cell c3)")] == [True, True]
     joining = check_joinable(rows, spelled, override=True)
     recorded("\n".join(joining.notes))
     assert joining.cells == {"c3"}

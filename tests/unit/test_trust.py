@@ -45,11 +45,11 @@ def config_of(model, extractor=None, sampler="ddim"):
     return validate(Config, values, "test")
 
 
-def sent(folder, config, recorded=True):
+def sent(folder, config, with_record=True):
     """A run directory as somebody sent it, perhaps with records of what its code gives."""
     folder.mkdir()
     (folder / "config.json").write_text(config.model_dump_json())
-    if recorded:
+    if with_record:
         network = {
             "callable": config.model.callable, "weights": config.model.weights, "weights_sha256": "a" * 64,
             "source_sha256": "b" * 64, "tensors_sha256": "c" * 64, "image_shape": [1, 8, 8], "summary": "a function",
@@ -97,17 +97,17 @@ WORKING = ("run", "train", "sample", "evaluate", "reconstruct", "interpolate")
 EXECUTES_WEIGHTS = {"callable": "runpy:run_path", "weights": "code.py"}
 
 
-@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("with_record", [True, False])
 def test_looking_at_a_directory_runs_none_of_the_code_that_its_config_names(
-    mark, asked_here, tmp_path, recorded, capsys
+    mark, asked_here, tmp_path, with_record, capsys
 ):
     model = EXECUTES_WEIGHTS | {"weights": str(tmp_path / "code.py")}
-    root = sent(tmp_path / "sent", config_of(model, "mine:Extractor"), recorded)
+    root = sent(tmp_path / "sent", config_of(model, "mine:Extractor"), with_record)
     for command in looking(root):
         said = ends(*command)
-        assert recorded or command[0] == "config" or said is not None
+        assert with_record or command[0] == "config" or said is not None
         assert not mark.exists(), command
-    if recorded:
+    if with_record:
         assert ends("status", root) is None
         assert ": runpy:run_path" in capsys.readouterr().out
     else:

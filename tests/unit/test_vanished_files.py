@@ -47,7 +47,7 @@ def test_images_that_are_scored(side, kind, tmp_path, monkeypatch):
     given = [word for name, place in sides.items() for word in (f"--{name}", place)]
     told = taugrid("evaluate", *given, "--extractor", "pixels", "--metrics", "fid", code=2)[1].splitlines()[-1]
     assert str(sides[side]) in told
-    assert "no such file" in told.lower() or f"there is no {sides[side]} any more: put it back" in told
+    recorded(told)
 
 
 @pytest.mark.parametrize("victim", ["reference", "checkpoint", "one image"])

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 
@@ -132,7 +131,7 @@ def test_the_next_step_mends_the_damage(pattern, harm, command, opened, copy):
     assert line.startswith(f"`taugrid {command} {copy}` solves {'all' if len(damages) > 1 else 'it'}")
     printed = do(opened, command, copy)
     is_moved = harm is not delete and pattern.startswith(("samples", "features", "scores", "scorer"))
-    assert ("moved to damaged/" in printed) == is_moved
+    assert ("to damaged/" in printed) == is_moved
     assert said(opened, copy) == ([], [])
 
 
@@ -181,7 +180,6 @@ def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
     out, err = taugrid("verify", copy, code=1)
     for told in (out, taugrid("status", copy)[0], taugrid("run", copy, code=2)[1]):
         recorded(told, "changed")
-        recorded(told, "taugrid")
     recorded(err, "continues")
     config.write_text(whole)
     taugrid("verify", copy)
@@ -199,8 +197,7 @@ def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
 )
 def test_a_folder_that_has_the_name_of_a_file_is_told_in_one_line(copy, name, command):
     make_folder(copy / name)
-    said = re.escape(f"{copy / name} is a folder, but a file belongs there; move it away")
-    with pytest.raises(RunFailed, match=f"^{said}"), user_errors():
+    with raises(RunFailed), user_errors():
         taugrid(command, copy)
 
 
@@ -209,8 +206,8 @@ def test_a_folder_in_place_of_a_file_is_to_be_moved_away_first(name, command, op
     """Once: "`taugrid run` solves it", which refused the folder."""
     make_folder(copy / name)
     [damage], [step] = said(opened, copy)
-    mends = f"move it away, and `taugrid {command} {copy}` makes the file"
-    assert (damage.path, step.command, mends in step.words) == (copy / name, None, True)
+    assert (damage.path, step.command) == (copy / name, None)
+    recorded(step.words)
     with raises(RunFailed), user_errors():
         do(opened, command, copy)
     (copy / name).rmdir()
@@ -231,9 +228,8 @@ def test_a_report_that_a_stopped_session_never_made_is_unfinished(copy):
     recorded(out, "intact")
     recorded(err, "figures")
     unfinished = json.loads(taugrid("verify", copy, "--json", code=4)[0])["unfinished"]
-    assert {lack["path"]: lack["reason"] for lack in unfinished} == dict.fromkeys(
-        ("figures", "report.html"), "not made yet"
-    )
+    assert {lack["path"] for lack in unfinished} == {"figures", "report.html"}
+    recorded("\n".join(lack["reason"] for lack in unfinished))
     taugrid("report", copy)
     recorded(taugrid("verify", copy)[0], "everything")
 
@@ -250,7 +246,8 @@ def test_what_was_never_made_is_not_damage(opened, tmp_path):
     shutil.rmtree(root / "events")
     damages, unfinished = verify(replace(opened, rundir=rundir), lambda count: None)
     assert damages == []
-    assert {lack.reason for lack in unfinished} == {"not sampled yet"}
+    [reason] = {lack.reason for lack in unfinished}
+    recorded(reason)
     [line] = unfinished_in_words(unfinished, rundir)
     recorded(line, "sampled")
     assert f"taugrid run {root}" in line
@@ -312,7 +309,8 @@ def test_images_that_are_of_no_cell_are_for_the_user_to_decide(opened, copy):
     shutil.copytree(part.parent, copy / "samples/S0003-eta0-0123456789")
     [damage], [step] = said(opened, copy)
     assert damage.path == copy / "samples"
-    assert (step.command, "remove their folders" in step.words) == (None, True)
+    assert step.command is None
+    recorded(step.words)
 
 
 @pytest.mark.parametrize("kind", [ReconstructWork, InterpolateWork], ids=lambda kind: kind.name)
@@ -324,7 +322,9 @@ def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, cop
         (copy / kind.folder / folder / "part-000000.parquet").write_text("none")
     damages, steps = said(opened, copy)
     advice = {damage.path.parent.name[:5]: step for damage, step in zip(damages, steps, strict=True)}
-    assert advice["S0003"] == (None, "the present config does not use it; delete it")
+    command, words = advice["S0003"]
+    assert command is None
+    recorded(words)
     assert advice[first[:5]] == (f"taugrid {kind.stage} {copy}", "")
 
 
@@ -398,7 +398,8 @@ def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_t
     assert "remove" in step.words
     fill_with_garbage(events)
     [damage], [step] = said(opened, copy)
-    assert damage == (events, "1 line can't be read", step.words)
+    assert damage == (events, damage.reason, step.words)
+    recorded(damage.reason)
 
 
 def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continues(copy):
@@ -415,7 +416,7 @@ def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continue
 def test_status_does_not_deny_shards_that_no_driver_lived_to_time(opened, copy, tmp_path):
     def expected(root):
         described = plan_text(describe(replace(opened, rundir=RunDir(root))))
-        return next(line for line in described.splitlines() if line.startswith("expected sampling time"))
+        return next(line for line in described.splitlines() if line.startswith("expected sampling"))
 
     shutil.rmtree(copy / "events")
     delete(sorted(copy.glob("samples/*/part-000000.parquet"))[0])

@@ -242,6 +242,7 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         watched.poll()
         only = progress._stage.snapshot().line
         recorded(only)
+        assert only.endswith("loss 0.0500")
         assert progress.state.trainings == {second.id}
         session.add("trained", model=second.id, seconds=1.0)
         watched.poll()
@@ -266,10 +267,12 @@ def test_a_training_that_waits_is_not_at_work(tmp_path):
         recorded(shown())
         log(rundir, first, 41)
         recorded(shown())
+        assert shown().endswith("loss 0.0244")
         log(rundir, second, 15)  # from its last checkpoint
         recorded(shown(), "workers")
         log(rundir, second, 20)
         recorded(shown(), "workers")
         session.add("training waits", model=second.id)
         recorded(shown())
+        assert shown().endswith("loss 0.0244")
         assert progress.state.trainings == {first.id}

@@ -232,8 +232,8 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
     run = Painting(tmp_path / "run", "broken")
     problems = run.do()
     assert len(problems) == 2
-    assert all("ValueError: is broken" in reason for reason in problems.values())
-    assert run.printed.getvalue().count("will be retried") == 2
+    assert all("is broken" in reason for reason in problems.values())
+    assert run.printed.getvalue().count("be retried") == 2
     assert run.printed.getvalue().count("given up") == 2
 
 
@@ -255,7 +255,7 @@ class Startless(PoolHere):
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (RunDirectoryNotVisible("node n does not see d"), RunDirectoryNotVisible),
+        (RunDirectoryNotVisible("not seen"), RunDirectoryNotVisible),
         (FileNotFoundError("libcuda"), RunFailed),
     ],
 )
