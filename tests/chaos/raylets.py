@@ -171,9 +171,9 @@ class Cluster:
     def wait(self, name: str, seconds: float = 90) -> None:
         """Wait for a node to join. `ray start` itself looks only every 5 s; the raylet's log tells at once."""
         end = time.monotonic() + seconds
-        while "Ray runtime started" not in (said := self._log(name).read_text()):
+        while "runtime started" not in (said := self._log(name).read_text()):
             logs = self._folders[name].glob("session_*/logs/raylet.out")
-            if any("Raylet consists of" in log.read_text() for log in logs):
+            if any("Raylet consists" in log.read_text() for log in logs):
                 return
             assert self._nodes[name].poll() is None, f"{name} did not start:\n{said}"
             assert time.monotonic() < end, f"{name} did not start in {seconds:.0f} s:\n{said}"

@@ -12,7 +12,6 @@ import pytest
 from command import events
 from experiment import Counts, compare, parts, write_checkpoint
 from raylets import LOST, READ_ONLY
-from snapshots import recorded
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -218,7 +217,7 @@ def test_the_head_dies(lab, root, check):
         lab.cluster.kill("head")
         assert driver.process.wait(90) == 1, driver.output
         assert "Traceback" not in driver.output
-        recorded(driver.output, "cluster")
+        assert "the head" in driver.output
     for node in NODES:
         lab.plant(node)
     lab.another_cluster()
@@ -237,7 +236,7 @@ def test_a_head_that_is_replaced_at_its_address(lab, root, check):
         lab.cluster.kill("head")
         lab.cluster.head()
         assert driver.process.wait(90) == 1, driver.output
-        recorded(driver.output.splitlines()[-1], "cluster")  # died, if the new one comes late
+        assert "the head" in driver.output.splitlines()[-1]  # died, if the new one comes late
         assert "Stack" not in driver.output
         assert "Traceback" not in driver.output
     for node in NODES:

@@ -25,7 +25,6 @@ import yaml
 from command import COMMAND, TINY, Started, command_line, descendants, events, sample_files, taugrid_alone
 from ray_head import free_port, started_head
 from shared import taugrid
-from snapshots import recorded
 
 import taugrid as package
 from taugrid.config import Config, validate
@@ -142,7 +141,7 @@ def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them
     assert "working_dir_files" in network
     assert installed == package.__file__
     done = taugrid("submit", "mine.yaml", "--out", mine / "run", "--ship", *at)
-    recorded(done.stdout, "better")
+    assert "FID (lower" in done.stdout
     assert all("working_dir_files" in file for file in imported_from(mine)), "taugrid as well"
     assert events(mine / "run")[-1]["missing"] == {}
 
@@ -158,14 +157,15 @@ def test_the_doctor_examines_each_node(head, tmp_path):
 
 
 def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
-    def raises(about):
+    def broken_there(about):
         raise ValueError(f"{about} is broken")
 
     [slow] = ask_nodes(lambda seconds: time.sleep(seconds), 60, 1)
-    [broken] = ask_nodes(raises, "torch", 60)
+    [broken] = ask_nodes(broken_there, "torch", 60)
     [fine] = ask_nodes(lambda number: number + 1, 1, 60)
-    assert (slow.value, slow.error) == (None, "no answer within 1 s")
-    assert (broken.value, broken.error) == (None, "ValueError: torch is broken")
+    assert (slow.value, broken.value) == (None, None)
+    assert "no answer" in slow.error
+    assert "ValueError" in broken.error
     assert (fine.value, fine.error) == (2, "")
     offset, error = fine.clock
     assert abs(offset) <= error + 0.01, "it is this machine's clock"
@@ -196,7 +196,8 @@ def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
 def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
     monkeypatch.setattr(package, "__version__", "99.0")
     done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
-    recorded(done.stdout, "submitted")
+    assert "taugrid 99.0" in done.stdout
+    assert "--ship" in done.stdout
 
 
 def test_any_exit_code_of_a_command_comes_back(head, at):
@@ -208,7 +209,7 @@ def test_any_exit_code_of_a_command_comes_back(head, at):
     assert done.stdout.splitlines()[-2:] == ["one", "two"]
     assert taugrid("logs", "three-1", *at).stdout == done.stdout
     killed = taugrid("logs", "killed-1", "--follow", *at, code=1)
-    recorded(killed.stderr, "continue")
+    assert "signal 9" in killed.stderr
 
 
 @pytest.mark.chaos
@@ -230,9 +231,11 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
             words = command.replace("HEAD:6379", head.gcs).replace("/shared", str(tmp_path)).split()[1:]
             joins = words[0] == "run"  # a process has one Ray, and this one may have it
             done[command] = taugrid_alone(*words) if joins else taugrid(*words)
-    recorded("\n".join(list(done)))
-    assert "FID" in done["taugrid submit my.yaml --out /shared/runs/mine"].stdout
-    assert done["taugrid submit my.yaml --out /shared/runs/mine --no-follow"].stdout == "mine-2\n"
+    kinds = [command.split()[1] for command in done]
+    assert kinds == ["run", "submit", "jobs", "logs", "stop", "submit"]
+    _, followed, *_, unfollowed = done.values()
+    assert "FID" in followed.stdout
+    assert unfollowed.stdout == "mine-2\n"
     assert sample_files(tmp_path / "runs/mine") == sample_files(finished)
     assert sum(event["event"] == "worker" for event in events(tmp_path / "runs/mine", 0)) == 2
     taugrid("logs", "mine-2", "--follow")  # until it has ended: two jobs can't work in one run directory
@@ -282,8 +285,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path)
         run.wait_until(lambda: "starting 1 worker" in run.output)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait(code=130, timeout=30)
-        recorded(run.output, "endless")
-        recorded(run.output, "taugrid")
+        assert f"`taugrid stop endless-1 --address {head.dashboard}`" in run.output
     at_terminal(("\x03", "Stop it?"), ("\x03", "` stops it"), "logs", "endless-1", "--follow", *at)
     assert status(at, "endless-1") == "RUNNING"
     with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
@@ -294,9 +296,9 @@ def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path)
             follower.wait(code=130, timeout=10)
     with Started(tmp_path / "log", "logs", "endless-1", "--follow", *at) as follower:
         follower.wait_until(lambda: "starting 1 worker" in follower.output)
-        recorded(taugrid("stop", "endless-1", *at).stderr, "endless")
+        assert "is stopped" in taugrid("stop", "endless-1", *at).stderr
         follower.wait(code=130, timeout=30)
-    recorded(taugrid("stop", "endless-1", *at).stderr, "endless")
+    assert "(STOPPED)" in taugrid("stop", "endless-1", *at).stderr
     assert not [pid for pid in descendants(1) if str(out) in command_line(pid)], "its driver is gone"
 
 
@@ -360,33 +362,31 @@ def test_mistakes_are_one_line(at, mine, monkeypatch):
         [line] = done.stderr.splitlines()
         return line
 
-    recorded(said("logs", "nothing-1", "--follow", *at), "nothing")
-    recorded(said("stop", "nothing-1", *at), "nothing")
+    assert "no job" in said("logs", "nothing-1", "--follow", *at)
+    assert "no job" in said("stop", "nothing-1", *at)
     for out in ((), ("--out", "relative")):
-        recorded(said("submit", "mine.yaml", *out, *at), "absolute")
-    recorded(said("submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at), "module")
-    recorded(said("jobs", "--address", f"http://127.0.0.1:{free_port()}"), "Connection")
-    recorded(said("jobs", "--address", "127.0.0.1:8265"), "must")
+        assert "absolute path" in said("submit", "mine.yaml", *out, *at)
+    assert "'not_mine'" in said("submit", "mine.yaml", "--out", "/x", "--set", "model.callable=not_mine:load", *at)
+    assert "Connection refused" in said("jobs", "--address", f"http://127.0.0.1:{free_port()}")
+    assert "http://HOST:8265" in said("jobs", "--address", "127.0.0.1:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    recorded(said("jobs", *at), "accept")
+    assert "not accept" in said("jobs", *at)
     monkeypatch.setenv("HOME", str(mine))
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    recorded(said("jobs", *at), "demands")
-    recorded(said("jobs", "--address", "http://192.0.2.1:8265"), "cluster")
+    assert "demands" in said("jobs", *at)
+    assert "must have" in said("jobs", "--address", "http://192.0.2.1:8265")
 
 
 def test_a_head_without_a_job_server_is_told_from_one(head):
     done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
-    recorded(done.stderr, "server")
+    assert "job server" in done.stderr
 
 
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(head):
     assert not accepts_token(head.gcs, None)
 
 
-@pytest.mark.parametrize(
-    ("token", "said"), [("0" * 64, "does not accept the token in RAY_AUTH_TOKEN"), ("", "demands")]
-)
+@pytest.mark.parametrize(("token", "said"), [("0" * 64, "not accept"), ("", "demands")])
 def test_a_wrong_or_missing_token_is_one_line_at_once(head, config, tmp_path, monkeypatch, token, said):
     """Ray itself prints 20 lines of C++ over 22 seconds."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray is asked"))
@@ -402,7 +402,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_p
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
     monkeypatch.setattr(ray_compat, "node_ids_here", lambda: {"0" * 56})
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
-    recorded(done.stderr.splitlines()[-1], "machine")
+    assert "this machine" in done.stderr.splitlines()[-1]
     assert "`taugrid submit`" in done.stderr
 
 

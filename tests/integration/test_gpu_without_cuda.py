@@ -15,7 +15,6 @@ pytestmark = pytest.mark.skipif(
 SCRIPT = """
 import dataclasses, json, sys, threading
 from pathlib import Path
-from snapshots import recorded
 from taugrid.orchestrator.dispatch.cluster import prepare_embedded
 prepare_embedded()
 import ray
@@ -63,8 +62,7 @@ def test_a_worker_and_a_training_say_once_that_torch_has_no_cuda(tmp_path):
     assert done.returncode == 0, done.stderr
     (kind, worker), (failure, training) = json.loads(done.stdout.splitlines()[-1])
     assert (kind, failure) == ("DeviceUnusable", "FailsAgain")
-    said = "Torch not compiled with CUDA enabled; install a torch"
-    for text, who in ((worker, "this worker"), (training, "a training worker")):
-        recorded(text, "that")
-        assert text.endswith("or set cluster.gpus_per_worker: 0 to use CPUs")
+    for text, who in ((worker, "this worker"), (training, "training worker")):
+        assert who in text
+        assert "cluster.gpus_per_worker: 0" in text
         assert "\n" not in text

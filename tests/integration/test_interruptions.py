@@ -134,8 +134,7 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
         assert listening(run.process.pid) <= LOOPBACK
         assert interrupt(run) < MOST_SECONDS
         assert "Traceback" not in run.output
-        recorded(run.output, "interrupted")
-        kept = int(re.search(r": (\d+) images kept, .* lost; run the same command again", run.output)[1])
+        kept = int(re.search(r"interrupted; 1 shard .*: (\d+) images kept", run.output)[1])
     calls.unlink()
     assert (token.read_bytes() if token.exists() else None) == before
     assert 16 <= kept < 320
@@ -155,7 +154,7 @@ def test_when_ray_itself_dies_the_run_ends_and_says_so(slow, root, tmp_path):
         raylets = [pid for pid in descendants(run.process.pid) if "raylet/raylet" in command_line(pid)]
         os.kill(raylets[0], signal.SIGKILL)
         run.wait(code=1, timeout=60)
-        recorded(run.output, "machine")
+        assert "has died" in run.output
         assert "Traceback" not in run.output
 
 
@@ -169,11 +168,10 @@ def test_sigterm_while_ray_starts(slow, tmp_path):
 def test_an_interrupt_that_python_drops_is_not_shown():
     """SIGTERM in a fork of Ray's start printed "Exception ignored in: <function _releaseLock" and a traceback."""
     done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=True)
-    recorded("\n".join(re.findall(r"\w+: planted \w+", done.stderr)))
+    assert re.findall(r"(\w+): planted", done.stderr) == ["ValueError", "KeyboardInterrupt"]
 
 
 DROPPED = """
-from snapshots import recorded
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli.main import _interruptible
 

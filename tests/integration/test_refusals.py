@@ -104,7 +104,7 @@ def test_an_extractor_without_logits_gives_no_inception_score(refused, few, held
         taugrid("evaluate", "--samples", few, "--reference", held_out, *pixels, "isc,fid", "--json").stdout
     )
     assert set(found["metrics"]) == {"fid"}
-    recorded(found["notes"], "pixels")
+    recorded("\n".join(found["notes"]), "pixels")
 
 
 def test_a_kid_subset_size_above_n_elsewhere_is_reduced_and_recorded(few, held_out):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from command import TINY, events, sample_files, scores, write_config
 from shared import taugrid
-from snapshots import recorded
 
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
@@ -130,7 +129,7 @@ def test_stages_one_by_one_end_as_run_does_and_two_schedules_are_two_models_in_o
     next(linear.glob("unet/*.safetensors")).unlink()
     assert "not trained" in taugrid("sample", config, *two, code=2).stderr
     said = taugrid("train", config, *two, "--set", "train.workers=[1, 1]").stderr  # elastic, with as many as before
-    recorded(said, "weights")
+    assert "weights are" in said
     assert f"trained model {planned[linear.name].called}" in said
     assert f"trained model {planned[other].called}" not in said
     assert not (copy / "samples").exists()
@@ -188,7 +187,7 @@ def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     rows = json.loads(done.stdout)["cells"]
     assert {row["num_samples"] for row in rows} == {1}
     assert {row["fid"] for row in rows} == {row["isc_mean"] for row in rows} == {None}
-    recorded((copy / "tables/quality.md").read_text(), "images")
+    assert "2 images" in (copy / "tables/quality.md").read_text()
 
 
 def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finished, tmp_path):

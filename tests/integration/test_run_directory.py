@@ -1,12 +1,12 @@
 """A run directory that is there: looked at, run again, damaged, changed under its config."""
 
 import json
+import re
 import shutil
 
 import pytest
 from command import events, sample_files, scores, taugrid_alone
 from shared import taugrid
-from snapshots import recorded
 
 from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -56,7 +56,7 @@ def test_damaged_and_deleted_shards_alone_are_redone_to_the_same_bytes(config, c
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("sample.spacing=quadratic", "sample.spacing: linear -> quadratic"),
+        ("sample.spacing=quadratic", "sample.spacing:"),
         ("train.steps=13", "train.steps: 12 -> 13"),
         ("grid={steps: [2]}", "grid:"),
     ],
@@ -78,21 +78,21 @@ def test_other_weights_under_a_cell_are_refused(config, copy):
     tensors = load_file(path)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
     done = taugrid("run", config, "--out", copy, code=2)
-    recorded(done.stderr, "weights")
+    assert "with weights" in done.stderr
     verified = taugrid("verify", copy, code=1)
-    recorded(verified.stdout, "weights")
+    assert "with weights" in verified.stdout
     assert "600 images decoded" in verified.stderr, "the images can be read without the weights"
 
 
 def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
     """As after an edit of one's own network, or of a checkpoint's files."""
-    recorded = json.loads((copy / "config.json").read_text())
-    recorded["train"]["learning_rate"] *= 2
-    (copy / "config.json").write_text(json.dumps(recorded))
-    recorded(taugrid("status", copy).stdout, "config")
+    config = json.loads((copy / "config.json").read_text())
+    config["train"]["learning_rate"] *= 2
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "this config" in taugrid("status", copy).stdout
     verified = taugrid("verify", copy, code=1)
-    recorded(verified.stdout, "config")
-    recorded(verified.stderr, "trained")
+    assert "this config" in verified.stdout
+    assert "1 model" in verified.stderr
     assert "600 images decoded" in verified.stderr
 
 
@@ -103,7 +103,7 @@ def test_damaged_scores_are_noticed_and_computed_again(config, copy):
     wrong.write_text("{}")
     folder.unlink()
     folder.mkdir()
-    assert taugrid("verify", copy, code=1).stdout.count("changed since it was written") == 3
+    assert taugrid("verify", copy, code=1).stdout.count("changed since") == 3
     assert len(json.loads(taugrid("report", config, "--out", copy, "--json", code=4).stdout)["cells"]) == CELLS - 3
     taugrid("status", copy)
     taugrid("run", config, "--out", copy)
@@ -139,9 +139,7 @@ def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
 
 
 @pytest.mark.parametrize("command", [("run", "CONFIG", "--out", "PLACE"), ("plan", "PLACE"), ("status", "PLACE")])
-@pytest.mark.parametrize(
-    ("place", "said"), [("x" * 300, "File name too long"), ("circle/run", "Too many levels of symbolic links")]
-)
+@pytest.mark.parametrize(("place", "said"), [("x" * 300, "too long"), ("circle/run", "Too many")])
 def test_a_path_that_can_be_none_is_one_line(config, tmp_path, command, place, said):
     (tmp_path / "circle").symlink_to("circle")
     words = {"CONFIG": config, "PLACE": tmp_path / place}
@@ -150,26 +148,26 @@ def test_a_path_that_can_be_none_is_one_line(config, tmp_path, command, place, s
     assert done.stderr.splitlines()[-1].startswith("taugrid: ")
     # `plan` takes a name as well, and a place that is not there for one.
     is_taken_for_a_name = command[0] == "plan" and place == "circle/run"
-    assert ("no config file, run directory or shipped config" if is_taken_for_a_name else said) in done.stderr
+    assert ("no config" if is_taken_for_a_name else said) in done.stderr
 
 
 def test_plan_status_verify_and_export(config, finished, tmp_path):
     plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
     assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]
     assert plan["worker_seconds_remaining"] is None
-    recorded(taugrid("plan", config, "--out", tmp_path / "new").stdout, "expected")
+    assert "time: unknown" in taugrid("plan", config, "--out", tmp_path / "new").stdout
     assert not (tmp_path / "new").exists()
     status = json.loads(taugrid("status", finished, "--json").stdout)
     assert status["network_evaluations_remaining"] == 0
     little = {"network_evaluations_remaining": 1, "worker_seconds_remaining": 0.2}
-    recorded(plan_text(status | little), "expected")
+    assert "less than 1 s" in plan_text(status | little)
     assert status["evaluations_per_second_and_worker"] > 0
-    recorded(taugrid("verify", finished).stdout, "everything")
+    assert re.search("600 images.*intact", taugrid("verify", finished).stdout)
     taugrid("export", finished, "S0002-eta0-", "--to", tmp_path / "png")
     files = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert files == [*(f"{i:07d}.png" for i in range(100)), "SHA256SUMS"]
-    recorded(taugrid("export", finished, "S0002-eta0-", "--to", finished, code=2).stderr, "directory")
-    recorded(taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr, "more")
+    assert "run directory" in taugrid("export", finished, "S0002-eta0-", "--to", finished, code=2).stderr
+    assert "more than" in taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr
 
 
 def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
@@ -189,7 +187,7 @@ def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
     found = {entry["path"]: entry["reason"] for entry in json.loads(done.stdout)["damaged"]}
     damaged = (part, cut, gone, beyond, copy / "provenance.json", copy / "run.json")
     assert set(found) == {str(path.relative_to(copy)) for path in damaged}
-    recorded(found[str(cut.relative_to(copy))])
+    assert "is missing" in found[str(cut.relative_to(copy))]
     assert part.read_bytes() == bytes(data)
 
 
@@ -197,7 +195,7 @@ def test_a_finished_run_that_may_only_be_read_can_be_looked_at(copy):
     (copy / "lease.json").symlink_to(copy / "nowhere" / "lease")  # even root can't write there
     for command in ("run", "report"):
         error = taugrid(command, copy, code=2).stderr
-        recorded(error, "write")
+        assert "can't write" in error
         assert f"`taugrid status {copy}`" in error
     assert "600 images" in taugrid("status", copy).stdout
 
@@ -209,7 +207,7 @@ def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
         assert "config.json" in error
         assert f"--out {copy}" in error
     error = taugrid("plan", config, "--out", copy, "--set", "grid={steps: [2]}", code=2).stderr
-    recorded(error, "missing")
+    assert "is missing" in error
     assert "taugrid itself" not in error
     taugrid("report", config, "--out", copy)
     assert "6 cells" in taugrid("status", copy).stdout
@@ -217,4 +215,4 @@ def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
 
 def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
     with RunDir(copy).lock():
-        recorded(taugrid_alone("run", config, "--out", copy, code=2).stderr, "another")
+        assert "another taugrid" in taugrid_alone("run", config, "--out", copy, code=2).stderr

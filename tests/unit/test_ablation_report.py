@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from in_process import small_run
-from snapshots import recorded
+from snapshots import raises, recorded
 from test_grid import planned
 
 from taugrid.config import Config, validate
@@ -70,9 +70,11 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert len(samples) == 4, "of replicates only the first is shown"
     assert all("seed=0" in name for name in samples)
     page = opened.rundir.report.read_text()
-    recorded(page, "schedule")
+    assert "beta_end = 0.02" in page
+    assert "seed = 0" in page
     assert not re.search(r"(?<=[ >])η=|<caption>[^<]*\w=", page)
-    assert "standard error" not in page
+    assert "3 sampling" in page
+    assert "± is one" not in page
     assert "8 settings" in page, "each is three cells"
 
 
@@ -96,24 +98,22 @@ def test_report_takes_rows_and_columns_from_the_command_line(run):
 
 
 @pytest.mark.parametrize(
-    ("report", "words"),
+    "report",
     [
-        ({"base": {"schedule": "sigmoid"}}, ["report.base", "schedule: sigmoid", "linear, cosine"]),
-        ({"base": {"rate": 1}}, ["report.base", "'rate'", "schedule, steps, eta"]),
-        ({"base": {"train.seed": 1}}, ["report.base", "train.seed", "average"]),
-        ({"rows": ["schedule", "weights"]}, ["report.rows", "'weights'"]),
-        ({"rows": ["eta", "schedule"], "columns": "eta"}, ["report.rows", "twice"]),
-        ({"columns": "schedule,steps"}, ["report.columns", "schedule,steps", "report.rows"]),
-        ({"columns": "train.seed"}, ["report.columns", "train.seed", "quality.csv"]),
+        {"base": {"schedule": "sigmoid"}},
+        {"base": {"rate": 1}},
+        {"base": {"train.seed": 1}},
+        {"rows": ["schedule", "weights"]},
+        {"rows": ["eta", "schedule"], "columns": "eta"},
+        {"columns": "schedule,steps"},
+        {"columns": "train.seed"},
     ],
 )
-def test_what_the_grid_does_not_have_is_refused_in_a_line(report, words):
+def test_what_the_grid_does_not_have_is_refused_in_a_line(report):
     plan = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [3], "train.seed": [0, 1]})
-    with pytest.raises(UserError) as refused:
+    with raises(UserError) as refused:
         requested.check(validate(Config, {"name": "x", "report": report}, "test"), plan)
     assert "\n" not in str(refused.value)
-    for word in words:
-        assert word in str(refused.value)
 
 
 def test_a_base_is_found_by_short_names_and_numbers_as_people_write_them():
@@ -136,8 +136,7 @@ def test_plan_suggests_replicates_and_names_unequal_ones(tmp_path):
     assert not [line for line in remarks({"steps": [3, 4]}) if "luck" in line]
     uneven = [grid | {"train.seed": [0, 1]}, {"diffusion.schedule": ["linear"], "train.seed": [2], "steps": [3]}]
     [said] = [line for line in remarks(uneven) if "replicates" in line]
-    recorded(said, "replicates")
-    recorded(said, "schedule")
+    recorded(said)
 
 
 def test_the_experiment_of_the_docs_is_one():

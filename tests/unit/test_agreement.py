@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from snapshots import recorded
 
 from taugrid.config import Data
 from taugrid.eval.features.load import load
@@ -12,7 +13,7 @@ from taugrid.eval.metrics.agreement import binomial_error
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.orchestrator.plan.scoring import per_sample
-from taugrid.registry.extractors import IMAGENET_1K, IMAGENET_LITE0, INCEPTION, ExtractorSpec
+from taugrid.registry.extractors import IMAGENET_LITE0, INCEPTION, ExtractorSpec
 from taugrid.registry.metrics import COLUMNS, UNLABELLED, MetricSettings, PerSample
 from taugrid.workers.data.load import load_images
 
@@ -53,31 +54,32 @@ def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
 
 
 @pytest.mark.parametrize(
-    ("extractor", "samples", "reason"),
+    ("extractor", "samples", "is_left_out"),
     [
-        (spec("digits-convnet"), per_sample(DIGITS, 10), None),
-        (spec("digits-convnet"), per_sample(DIGITS, None), "it needs the label of each sample, and these images have"),
-        (spec("digits-convnet"), UNLABELLED, "it needs the label of each sample"),
-        (spec("digits-convnet"), PerSample(()), "it needs the label of each sample"),
-        (spec("fashion-convnet"), per_sample(DIGITS, 10), "the classes of fashion-convnet are those of fashion-mnist"),
-        (spec("digits-convnet", None), per_sample(DIGITS, 10), "digits-convnet has no layer of logits"),
-        (spec(INCEPTION, 1008), per_sample(DIGITS, 10), "the classes of inception-v3-compat are not known to be in"),
-        (spec("my:Own"), per_sample(DIGITS, 10), "the classes of my:Own are not known to be in the order"),
-        (spec(IMAGENET_LITE0, 1000), per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 1000), None),
-        (spec(IMAGENET_LITE0, 1000), per_sample(DIGITS, 10), f"are those of {IMAGENET_1K}, and the labels are digits"),
-        (spec(IMAGENET_LITE0, 1000), per_sample(Data(), 1000), None),
-        (spec("digits-convnet"), per_sample(DIGITS, 11), "are those of digits, and the labels are others"),
+        (spec("digits-convnet"), per_sample(DIGITS, 10), False),
+        (spec("digits-convnet"), per_sample(DIGITS, None), True),
+        (spec("digits-convnet"), UNLABELLED, True),
+        (spec("digits-convnet"), PerSample(()), True),
+        (spec("fashion-convnet"), per_sample(DIGITS, 10), True),
+        (spec("digits-convnet", None), per_sample(DIGITS, 10), True),
+        (spec(INCEPTION, 1008), per_sample(DIGITS, 10), True),
+        (spec("my:Own"), per_sample(DIGITS, 10), True),
+        (spec(IMAGENET_LITE0, 1000), per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 1000), False),
+        (spec(IMAGENET_LITE0, 1000), per_sample(DIGITS, 10), True),
+        (spec(IMAGENET_LITE0, 1000), per_sample(Data(), 1000), False),
+        (spec("digits-convnet"), per_sample(DIGITS, 11), True),
         (
             spec(IMAGENET_LITE0, 1000),
             per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 10),
-            f"are those of {IMAGENET_1K}, and the labels are others",
+            True,
         ),
     ],
 )
-def test_it_is_left_out_with_a_reason_where_logits_and_labels_have_no_common_order(extractor, samples, reason):
+def test_it_is_left_out_with_a_reason_where_logits_and_labels_have_no_common_order(extractor, samples, is_left_out):
     found = feasible(WANTED, extractor, 100, 100, samples)
-    assert found.settings.metrics == (("agreement",) if reason is None else ())
-    assert (reason or "") in found.reasons.get("agreement", "")
+    assert found.settings.metrics == (() if is_left_out else ("agreement",))
+    if is_left_out:
+        recorded(found.reasons["agreement"])
 
 
 def test_the_convnets_classes_are_in_the_order_of_the_labels():

@@ -51,13 +51,11 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("word", "hint"), [("plann", "did you mean 'plan'?"), ("frobnicate", "commands: init, run, plan, ")]
-)
-def test_an_unknown_command_is_told_what_there_is(word, hint):
+@pytest.mark.parametrize("word", ["plann", "frobnicate"])
+def test_an_unknown_command_is_told_what_there_is(word):
     printed = CliRunner().invoke(cli, [word])
     assert printed.exit_code == 2
-    assert hint in printed.output
+    recorded(printed.output, "command")
 
 
 def test_a_shell_that_completes_behind_a_wrong_command_prints_no_usage():
@@ -82,7 +80,7 @@ def test_plan_says_which_images_a_run_would_miss(tmp_path, monkeypatch):
         return " ".join(taugrid.plan(CONFIG, tmp_path / "run", assignments)["remarks"])
 
     assert remarks() == ""
-    assert f"there is no {tmp_path / 'absent'}" not in remarks(f"evaluate.reference={tmp_path}")
+    assert "absent" not in remarks(f"evaluate.reference={tmp_path}")
     recorded(remarks(f"evaluate.reference={tmp_path / 'absent'}"), "there")
     celeba = f"{{name: celeba, root: {tmp_path}}}"
     assert "list_eval_partition.txt" in remarks(f"evaluate.reference={celeba}")
@@ -110,30 +108,26 @@ def test_a_folder_is_advised_how_to_mend_it_only_if_it_holds_some_of_a_run(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    "call",
     [
-        (lambda: taugrid.plan(None), "config must be text or a path or a mapping, not None"),
-        (lambda: taugrid.plan(CONFIG, 3), "out must be text or a path or None, not int"),
-        (lambda: taugrid.run(3), "config must be text or a path or a mapping, not int"),
-        (lambda: taugrid.run(CONFIG, out=3), "out must be text or a path or None, not int"),
-        (lambda: taugrid.run(CONFIG, address=3), "address must be text, not int"),
-        (lambda: taugrid.plan(CONFIG, assignments=3), "assignments must be a list of texts, not 3"),
-        (
-            lambda: taugrid.plan(CONFIG, assignments="samples"),
-            "--set takes key=value, as in --set sample.num_samples=2000, not 'samples'",
-        ),
-        (lambda: taugrid.run(CONFIG, stages=3), "stages must be a list of texts, not 3"),
-        (lambda: taugrid.run(CONFIG, only="steps=7"), "'steps=7' fits no cell: there, steps is 5, 10, 20, 50, not 7"),
-        (lambda: taugrid.open(3), "directory must be text or a path, not int"),
-        (lambda: taugrid.board(3), "a place must be text or a path, not int"),
-        (lambda: taugrid.board(), "give folders or URLs below which there are runs"),
+        lambda: taugrid.plan(None),
+        lambda: taugrid.plan(CONFIG, 3),
+        lambda: taugrid.run(3),
+        lambda: taugrid.run(CONFIG, out=3),
+        lambda: taugrid.run(CONFIG, address=3),
+        lambda: taugrid.plan(CONFIG, assignments=3),
+        lambda: taugrid.plan(CONFIG, assignments="samples"),
+        lambda: taugrid.run(CONFIG, stages=3),
+        lambda: taugrid.run(CONFIG, only="steps=7"),
+        lambda: taugrid.open(3),
+        lambda: taugrid.board(3),
+        lambda: taugrid.board(),
     ],
 )
-def test_an_argument_of_a_wrong_type_is_told_in_one_line(call, said, done, tmp_path, monkeypatch):
+def test_an_argument_of_a_wrong_type_is_told_in_one_line(call, done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
+    with raises(UserError):
         call()
-    assert str(caught.value) == said
     assert not list(tmp_path.iterdir())
 
 

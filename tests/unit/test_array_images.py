@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from snapshots import raises
 
 import taugrid
 from taugrid.errors import UserError
@@ -46,25 +47,30 @@ def test_floats_are_rounded_to_nearest_and_half_precision_only_where_it_can_not_
 
 
 @pytest.mark.parametrize(
-    ("images", "value_range", "said"),
+    ("images", "value_range"),
     [
-        (GREY / 255, None, r"samples: an array of float64 does not say .*; pass value_range=\(0, 1\) or .*, or uint8"),
-        (torch.zeros(2, 1, 4, 4), None, r"samples: an array of float32 does not say .*; pass value_range=\(0, 1\) or "),
-        (GREY / 128, (0, 1), r"samples: values are from 0 to 1.99219, beyond value_range=\(0, 1\); clip them"),
-        (np.full((2, 4, 4), np.nan), (0, 1), r"samples: values are from nan to nan, beyond value_range=\(0, 1\)"),
-        (GREY.astype(np.int64), None, r"samples: an array of images is uint8 or floats, not int64; convert it"),
-        (GREY[0], None, r"samples: an array of images is \(N, H, W\), .*, not of shape \(4, 5\)"),
-        (GREY[:0], None, r"samples: an array of images is \(N, H, W\), .*, not of shape \(0, 4, 5\)"),
-        (np.zeros((2, 4, 4, 4), np.uint8), None, r"samples: an array of images is .*, not of shape \(2, 4, 4, 4\)"),
-        (np.zeros((2, 3, 8, 3), np.uint8), None, r"samples: \(2, 3, 8, 3\) may be \(N, C, H, W\) or \(N, H, W, C\)"),
-        (GREY, (0, 1), r"value_range is for arrays of floats, and there are none; leave it out"),
+        (GREY / 255, None),
+        (torch.zeros(2, 1, 4, 4), None),
+        (np.full((2, 4, 4), np.nan), (0, 1)),
+        (GREY.astype(np.int64), None),
+        (GREY[0], None),
+        (GREY[:0], None),
+        (np.zeros((2, 4, 4, 4), np.uint8), None),
+        (np.zeros((2, 3, 8, 3), np.uint8), None),
+        (GREY, (0, 1)),
     ],
 )
-def test_what_would_be_a_guess_is_refused_in_one_line(images, value_range, said):
-    with pytest.raises(UserError, match=f"^{said}") as caught:
+def test_what_would_be_a_guess_is_refused_in_one_line(images, value_range):
+    with raises(UserError) as caught:
         taugrid.evaluate(images, GREY, value_range=value_range, **PIXELS)
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+def test_values_beyond_their_range_are_refused_with_those_that_there_are():
+    with raises(UserError) as caught:
+        taugrid.evaluate(GREY / 128, GREY, value_range=(0, 1), **PIXELS)
+    assert "1.99219" in str(caught.value)
 
 
 def test_tensors_are_scored_as_the_arrays_that_they_hold():
@@ -77,18 +83,18 @@ def test_tensors_are_scored_as_the_arrays_that_they_hold():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    "given",
     [
-        ({"reference": "/absent/place"}, r"reference: there is no /absent/place; "),
-        ({"samples": "/absent/place"}, r"samples: there is no /absent/place; "),
-        ({"metrics": ["fud"]}, r"metrics: must be fid, isc, "),
-        ({"metric": ["fid"]}, r"evaluate: unknown key 'metric' \(did you mean 'metrics'\?\)"),
-        ({"extractor": "inception-v3-compat", "weights": "/absent.pth"}, r"weights: there is no file /absent.pth"),
-        ({"keep_features": False}, r"reference and keep_features are for a run; leave them out here"),
-        ({"precision": "bf16"}, r"precision is bf16, but pixels has no network; remove the key"),
+        {"reference": "/absent/place"},
+        {"samples": "/absent/place"},
+        {"metrics": ["fud"]},
+        {"metric": ["fid"]},
+        {"extractor": "inception-v3-compat", "weights": "/absent.pth"},
+        {"keep_features": False},
+        {"precision": "bf16"},
     ],
 )
-def test_errors_name_arguments_and_no_options_of_the_command_line(given, said):
-    with pytest.raises(UserError, match=f"^{said}") as caught:
+def test_errors_name_arguments_and_no_options_of_the_command_line(given):
+    with raises(UserError) as caught:
         taugrid.evaluate(**{"samples": GREY[:20], "reference": GREY[20:]} | PIXELS | given)
     assert re.search(r"--[a-z]|\bevaluate\.", str(caught.value)) is None

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,11 +12,13 @@ from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
 from snapshots import recorded
 
 from taugrid.orchestrator.baseline import pixels
+from taugrid.orchestrator.baseline.compared import Situation
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
 
 GAUSSIAN = CONFIG["data"]
+SAME, OTHER, _ = get_args(Situation)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
@@ -44,7 +47,7 @@ def run(base, folder, network, **changes):
 def test_the_same_weights_make_the_same_pixels(base, tmp_path, baseline):
     found = compare(run(base, tmp_path, base / "old"), base / baseline)
     assert found["result"] == "identical"
-    assert [cell["situation"] for cell in found["cells"]] == ["same weights and setup"] * CELLS
+    assert [cell["situation"] for cell in found["cells"]] == [SAME] * CELLS
     assert {cell["pixels"]["differing"] for cell in found["cells"]} == {0}
     assert found["critical"] is None, "no cell takes part in the rule"
     assert "no cell" in found["rule"]
@@ -85,8 +88,8 @@ def test_the_same_weights_with_other_software_are_judged_by_their_difference(bas
     assert '"torch": "' in events.read_text()
     events.write_text(events.read_text().replace('"torch": "', '"torch": "9'))
     found = compare(root, base / "run", "--margin", 1.0)
-    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
-    assert any("sampled with torch" in mark for mark in found["marks"])
+    assert {cell["situation"] for cell in found["cells"]} == {OTHER}
+    assert any("with torch" in mark for mark in found["marks"])
     by_result = {cell["result"]: cell for cell in found["cells"]}
     assert set(by_result) == {"identical", "not worse"}
     assert by_result["not worse"]["pixels"]["largest"] >= 1
@@ -103,11 +106,11 @@ def test_threads_are_those_that_ran_not_those_of_the_config(base, tmp_path):
     root = shutil.copytree(base / "run", tmp_path / "run")
     rewrite(root / "config.json", '"cpus_per_worker": 1', '"cpus_per_worker": 4')
     found = compare(root, base / "run")
-    assert {cell["situation"] for cell in found["cells"]} == {"same weights and setup"}
+    assert {cell["situation"] for cell in found["cells"]} == {SAME}
     rewrite(next((root / "events").glob("*.jsonl")), '"threads": 1', '"threads": 4')
     found = compare(root, base / "run")
-    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
-    recorded(found["marks"], "sampled")
+    assert {cell["situation"] for cell in found["cells"]} == {OTHER}
+    recorded("\n".join(found["marks"]), "sampled")
 
 
 @pytest.mark.parametrize("first", ["one", "another"])
@@ -125,7 +128,7 @@ def test_of_cells_made_by_workers_of_several_kinds_the_first_shard_tells(base, t
                 event["device"] = kinds[int(number) > 0]
         path.write_text("".join(f"{json.dumps(event)}\n" for event in events))
     found = compare(root, before, "--margin", 1.0, code=3 if first == "one" else 0)
-    assert {cell["situation"] for cell in found["cells"]} == {"same weights, other setup"}
+    assert {cell["situation"] for cell in found["cells"]} == {OTHER}
     changed = {"changed sampler"} if first == "one" else {"not worse"}
     assert {cell["result"] for cell in found["cells"]} == {"identical"} | changed
     assert found["checks"]["sampler"]["result"] == ("changed" if first == "one" else "unknown")
@@ -157,24 +160,17 @@ def test_a_small_change_needs_a_margin(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    "changes",
     [
-        (
-            {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"limit": 500}}},
-            r"reference is 500 images of gaussian/all \(8 bits, 1x4x4.*, in the baseline 10,000 images of gaussian/all",
-        ),
-        ({"sample": CONFIG["sample"] | {"num_samples": 250}}, "num_samples is 250, in the baseline 200"),
-        (
-            {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"split": "test"}}},
-            "images of gaussian/test .*, in the baseline 10,000 images of gaussian/all",
-        ),
-        ({"diffusion": {"process": "flow", "prediction": "sample"}}, "process is flow, in the baseline ddpm .*tau is"),
+        {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"limit": 500}}},
+        {"sample": CONFIG["sample"] | {"num_samples": 250}},
+        {"evaluate": {"metrics": ["fid"], "reference": GAUSSIAN | {"split": "test"}}},
+        {"diffusion": {"process": "flow", "prediction": "sample"}},
     ],
 )
-def test_runs_measured_in_different_ways_are_refused(base, tmp_path, changes, field):
+def test_runs_measured_in_different_ways_are_refused(base, tmp_path, changes):
     root = run(base, tmp_path, base / "old", **changes)
     _, told = taugrid("compare", root, base / "baseline.json", code=2)
-    assert re.search(field, told)
     assert told.count("reference is") <= 1
     recorded(told, "baseline")
     assert len(told.strip().splitlines()) == 1
@@ -187,7 +183,6 @@ def test_cells_of_one_side_alone_are_listed(base, tmp_path):
     assert [name.rsplit("-", 1)[0] for name in found["only_new"]] == ["S0004-eta0"]
     assert len(found["only_baseline"]) == 3
     shown, _ = taugrid("compare", root, base / "run", code=5)
-    lacking = "not judged in full: cells of the baseline are missing (--allow-missing permits it)"
     recorded(shown, "identical")
     assert shown.splitlines()[0].endswith(f"{root} (new) - {base / 'run'}")
     shown, _ = taugrid("compare", root, base / "run", "--allow-missing")
@@ -231,8 +226,7 @@ def test_a_baseline_that_can_judge_nothing_or_is_damaged_is_not_accepted_in_sile
 def test_runs_of_different_data_are_not_to_be_scored_alike(base, tmp_path):
     data = {"name": "two-points", "shape": [1, 4, 4]}
     _, told = taugrid("compare", run(base, tmp_path, base / "old", data=data), base / "run", code=2)
-    recorded(told, "different")
-    recorded(told, "baseline")
+    recorded(told)
     assert "accept" not in told
 
 
@@ -272,7 +266,7 @@ def test_damaged_influences_are_missing_and_not_a_collapse(base, tmp_path):
 
 def test_two_cells_are_still_compared(base):
     shown, _ = taugrid("compare", base / "run", "S0002-eta0-", "S0003-eta0-")
-    assert shown.startswith("FID, S 2 -> 3 at eta 0:")
+    assert shown.startswith("FID, S 2 -> 3 ")
 
 
 @pytest.mark.parametrize(

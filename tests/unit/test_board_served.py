@@ -20,7 +20,7 @@ import pages
 import pytest
 import uvicorn
 from buckets import quick_retries
-from snapshots import raises, recorded
+from snapshots import recorded
 from test_board import RUN, change, look
 
 from taugrid import api
@@ -171,7 +171,7 @@ def test_without_the_token_nobody_reads_anything(runs):
 def test_a_taken_port_is_refused_in_one_line_and_the_next_one_is_found(monkeypatch):
     with server.listen(0) as taken:
         port = taken.getsockname()[1]
-        with raises(UserError):
+        with pytest.raises(UserError, match=f"{port}.*--port"):
             server.listen(port)
         monkeypatch.setattr(server, "PORTS", (port,))
         with server.listen(None) as other:

@@ -138,7 +138,6 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     assert cell.settings.clip_in_words == "x0_and_eps"
     told = announced(cell.model, [cell.settings])
     recorded(told, "config")
-    recorded(told, "config")
 
 
 def test_the_clipping_that_is_told_is_the_cells(pipeline):
@@ -184,20 +183,20 @@ def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "diffusion", "message"),
+    ("scheduler", "diffusion"),
     [
-        ({"trained_betas": BETAS}, {"timesteps": 10}, "diffusion.timesteps is 10, but there are 40 trained_betas"),
-        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}, "is 50, but there are 40 trained_betas"),
-        ({}, {"trained_betas": BETAS, "timesteps": 10}, "diffusion.timesteps is 10, but there are 40 trained_betas"),
-        ({}, {"trained_betas": BETAS, "schedule": "cosine"}, "diffusion: trained_betas replaces schedule"),
-        ({"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr leaves no signal at T"),
-        ({"trained_betas": [0.1, 1.0]}, {}, "diffusion.trained_betas leaves no signal at T"),
-        ({"trained_betas": [0.1, 1e-17, 0.2]}, {}, "3 trained_betas and timesteps 3, alpha does not fall"),
-        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, {}, "one time step can't be rescaled"),
+        ({"trained_betas": BETAS}, {"timesteps": 10}),
+        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}),
+        ({}, {"trained_betas": BETAS, "timesteps": 10}),
+        ({}, {"trained_betas": BETAS, "schedule": "cosine"}),
+        ({"rescale_betas_zero_snr": True}, {}),
+        ({"trained_betas": [0.1, 1.0]}, {}),
+        ({"trained_betas": [0.1, 1e-17, 0.2]}, {}),
+        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, {}),
     ],
 )
-def test_contradictions_are_one_line(pipeline, scheduler, diffusion, message):
-    assert message in refusal(planned, pipeline(scheduler), diffusion=diffusion, sample={"steps": 1})
+def test_contradictions_are_one_line(pipeline, scheduler, diffusion):
+    recorded(refusal(planned, pipeline(scheduler), diffusion=diffusion, sample={"steps": 1}))
 
 
 def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a_key(pipeline):
@@ -230,24 +229,22 @@ def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    "values",
     [
-        ({"clip_sample_range": 0}, "clip_range: must be a positive number, or null, not 0"),
-        ({"steps_offset": -1}, "steps_offset: must be a whole number of at least 0, or null, not -1"),
-        ({"trained_betas": []}, "trained_betas"),
-        ({"beta_start": "small"}, "beta_start"),
-        ({"set_alpha_to_one": 2}, "set_alpha_to_one"),
-        ({"beta_schedule": ["linear"]}, 'beta_schedule must be a name, not ["linear"]'),
-        ({"_class_name": ["DDPMScheduler"]}, '_class_name must be a name, not ["DDPMScheduler"]'),
-        ({"trained_betas": BETAS, "beta_start": "small"}, "beta_start: must be a number"),
-        ({"trained_betas": BETAS, "beta_start": -1}, "beta_start: must be a number greater than 0"),
-        ({"trained_betas": BETAS, "beta_end": [0.1]}, "beta_end: must be a number"),
+        {"clip_sample_range": 0},
+        {"steps_offset": -1},
+        {"trained_betas": []},
+        {"beta_start": "small"},
+        {"set_alpha_to_one": 2},
+        {"beta_schedule": ["linear"]},
+        {"_class_name": ["DDPMScheduler"]},
+        {"trained_betas": BETAS, "beta_start": "small"},
+        {"trained_betas": BETAS, "beta_start": -1},
+        {"trained_betas": BETAS, "beta_end": [0.1]},
     ],
 )
-def test_wrong_values_are_one_line_that_names_the_file(pipeline, values, message):
-    line = refusal(read_checkpoint, str(pipeline(values)))
-    assert message in line
-    assert "scheduler_config.json" in line
+def test_wrong_values_are_one_line_that_names_the_file(pipeline, values):
+    recorded(refusal(read_checkpoint, str(pipeline(values))), "scheduler_config.json")
 
 
 def test_what_a_schedulers_config_holds_as_null_is_as_if_it_were_not_there(pipeline):
@@ -277,46 +274,46 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("index", "unet", "message"),
+    ("index", "unet"),
     [
-        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}, "lacks its VAE: there is no"),
-        ({"safety_checker": ["a", "B"], "unet": ["diffusers", "UNet2DModel"]}, {}, "has safety_checker, but taugrid"),
-        ({"text_encoder": ["a", "B"], "tokenizer": ["a", "C"]}, {}, "takes prompts (text_encoder, tokenizer), which"),
-        ({}, {"_class_name": "UNet3DModel"}, "holds a UNet3DModel, but taugrid loads UNet2DModel and DiTTransformer2D"),
-        ({}, {"out_channels": 2}, "1 channels in and 2 out (learned variance?)"),
-        ({}, {"sample_size": [8]}, "unet/config.json: sample_size must be a whole number, or [height, width], not [8]"),
-        ({}, {"sample_size": "8"}, 'unet/config.json: sample_size must be a whole number, or [height, width], not "8"'),
-        ({}, {"sample_size": [8, 0]}, "sample_size must be a whole number, or [height, width], not [8, 0]"),
-        ({}, {"in_channels": "1"}, 'unet/config.json: in_channels must be a whole number, not "1"'),
-        ({}, {"in_channels": [1, 1]}, "in_channels must be a whole number, not [1, 1]"),
-        ({}, {"out_channels": True}, "unet/config.json: out_channels must be a whole number, not true"),
-        ({}, {"class_embed_type": "identity"}, "takes its condition as identity (class_embed_type)"),
-        ({}, {"num_class_embeds": "ten"}, "num_class_embeds must be a whole number"),
-        ({}, {"num_class_embeds": 11, "null_label": 3}, "null_label must be num_class_embeds - 1 = 10, not 3"),
-        ({}, {"time_embedding_type": "fourier"}, "fourier"),
-        ({}, {"in_channels": 3, "out_channels": 3}, "has in_channels 1, but config.json has 3"),
+        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}),
+        ({"safety_checker": ["a", "B"], "unet": ["diffusers", "UNet2DModel"]}, {}),
+        ({"text_encoder": ["a", "B"], "tokenizer": ["a", "C"]}, {}),
+        ({}, {"_class_name": "UNet3DModel"}),
+        ({}, {"out_channels": 2}),
+        ({}, {"sample_size": [8]}),
+        ({}, {"sample_size": "8"}),
+        ({}, {"sample_size": [8, 0]}),
+        ({}, {"in_channels": "1"}),
+        ({}, {"in_channels": [1, 1]}),
+        ({}, {"out_channels": True}),
+        ({}, {"class_embed_type": "identity"}),
+        ({}, {"num_class_embeds": "ten"}),
+        ({}, {"num_class_embeds": 11, "null_label": 3}),
+        ({}, {"time_embedding_type": "fourier"}),
+        ({}, {"in_channels": 3, "out_channels": 3}),
     ],
 )
-def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet, message):
+def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet):
     folder = pipeline()
     (folder / "model_index.json").write_text(json.dumps(index))
     file = folder / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | unet))
-    assert message in refusal(read_checkpoint, str(folder))
+    recorded(refusal(read_checkpoint, str(folder)))
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "name",
     [
-        ("diffusion_pytorch_model.fp16.safetensors", "only diffusion_pytorch_model.fp16.safetensors"),
-        ("diffusion_pytorch_model-00001-of-00002.safetensors", "in this one file"),
-        ("model.ckpt", "only model.ckpt"),
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "model.ckpt",
     ],
 )
-def test_other_files_of_weights_are_one_line(pipeline, name, message):
+def test_other_files_of_weights_are_one_line(pipeline, name):
     folder = pipeline() / "unet"
     (folder / WEIGHTS_FILE).rename(folder / name)
-    assert message in refusal(read_checkpoint, str(folder))
+    recorded(refusal(read_checkpoint, str(folder)))
 
 
 def test_damaged_and_divided_weights_are_one_line(pipeline):
@@ -385,21 +382,21 @@ def with_another_shape(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (without, "missing: conv_in.bias"),
-        (with_more, "unexpected: extra.weight"),
-        (with_another_shape, "of another shape: mid_block.resnets.0.conv1.weight [8, 8, 1, 1], not [8, 8, 3, 3]"),
+        without,
+        with_more,
+        with_another_shape,
     ],
 )
-def test_weights_of_another_network_are_one_line(pipeline, change, message):
+def test_weights_of_another_network_are_one_line(pipeline, change):
     """diffusers itself warns, and goes on with whatever lies in memory."""
     folder = pipeline() / "unet"
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_FILE)
     read_checkpoint(str(folder))
-    assert message in refusal(loaded, folder)
+    recorded(refusal(loaded, folder))
 
 
 def test_a_config_that_makes_no_network_is_one_line(pipeline):
@@ -426,7 +423,7 @@ def test_raw_weights_are_those_of_unet_raw(tmp_path):
 
 
 def test_raw_weights_of_a_model_made_elsewhere_are_refused_when_it_is_planned(pipeline):
-    assert "has no unet_raw/" in refusal(planned, pipeline(), sample={"weights": "raw"})
+    assert "unet_raw" in refusal(planned, pipeline(), sample={"weights": "raw"})
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(40, trained_betas=BETAS), DDIMScheduler(steps_offset=1), None])
@@ -482,8 +479,7 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
 def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
     with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
         line = refusal(read_checkpoint, "someone/else")
-        recorded(line, "someone")
-        recorded(line, "nothing")
+        recorded(line)
         recorded(refusal(read_checkpoint, "someone/something@v2"), "revision")
     line = refusal(read_checkpoint, "someone/something")
     assert "ConnectError" in line

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -188,7 +187,7 @@ def test_the_folder_says_its_null_class_to_taugrid_and_nothing_to_diffusers(fold
     cells = {name: planned(place, labels="balanced").cells[0] for name, place in (("net", folder), ("bare", bare))}
     assert cells["net"].model.source.conditions == Conditions(K, K)
     assert cells["bare"].model.source.conditions == Conditions(K + 1, None)
-    recorded(cells["net"].model.source.description(cells["net"].model.diffusion, []), "classes")
+    recorded(cells["net"].model.source.description(cells["net"].model.diffusion, []).partition("scheduler: ")[2])
     assert cells["net"].model.id != cells["bare"].model.id
     spec = cells["net"].model.source.network(None, "ema")
     logger = logging.getLogger("diffusers")
@@ -218,34 +217,35 @@ def test_labels_make_cells_and_a_columns_content_counts(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    "labels",
     [
-        (None, "sample.labels is missing: the network of FOLDER has 3 classes; set balanced, random, a class from 0 "
-         "to 2, a list of classes, or {parquet: FILE, column: NAME}"),
-        (4, "sample.labels has 4; the classes of the network of FOLDER are 0 to 2"),
-        ([0, 3], "sample.labels has 3, its null label, which no image is asked for; the classes of .* are 0 to 2"),
+        None,
+        4,
+        [0, 3],
     ],
-)  # fmt: skip
-def test_labels_that_the_network_does_not_take_are_refused(folder, labels, message):
-    found = refusal(folder, labels=labels).replace(str(folder), "FOLDER")
-    assert re.fullmatch(message.replace("{", r"\{"), found), found
+)
+def test_labels_that_the_network_does_not_take_are_refused(folder, labels):
+    recorded(refusal(folder, labels=labels))
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "column", "message"),
+    ("values", "kind", "column"),
     [
-        ((0.0, 1.0), None, "class", "holds double, but labels must be whole numbers, such as int32"),
-        ((0, None), None, "class", "has 1 nulls?, but each sample needs a label"),
-        ((0, 1), None, "klass", r"sample.labels.column: klass of .* is missing; the file's columns are class"),
-        ((0, -1), None, "class", "sample.labels.column: class has -1 in row 1; the classes of"),
-        ((0, 3), None, "class", "sample.labels.column: class has 3 in row 1, its null label"),
-        ((0, 2**64 - 1), pa.uint64(), "class", "has numbers beyond"),
-        ((0, 1), None, "class", "has 2 rows, but 5 samples need one each"),
+        ((0.0, 1.0), None, "class"),
+        ((0, None), None, "class"),
+        ((0, 1), None, "klass"),
+        ((0, -1), None, "class"),
+        ((0, 3), None, "class"),
+        ((0, 2**64 - 1), pa.uint64(), "class"),
     ],
 )
-def test_columns_that_are_no_labels_are_refused(folder, tmp_path, values, kind, column, message):
+def test_columns_that_are_no_labels_are_refused(folder, tmp_path, values, kind, column):
     given = labels_file(tmp_path / "a.parquet", values, kind) | {"column": column}
-    assert re.search(message, refusal(folder, labels=given, num_samples=5 if "rows" in message else 2))
+    recorded(refusal(folder, labels=given, num_samples=2))
+
+
+def test_a_column_of_fewer_labels_than_samples_is_refused(folder, tmp_path):
+    recorded(refusal(folder, labels=labels_file(tmp_path / "a.parquet", (0, 1)) | {"column": "class"}, num_samples=5))
 
 
 def test_a_file_that_is_missing_or_no_parquet_is_one_line(folder, tmp_path):
@@ -270,8 +270,7 @@ def test_a_checkpoint_that_is_not_here_is_priced_with_its_labels():
 
 
 def test_labels_of_an_unconditional_network_are_refused():
-    found = refusal({"oracle": "gaussian"}, labels=[0, 1])
-    assert re.fullmatch(r"sample.labels is \[0, 1\], but the gaussian oracle is unconditional; remove the key", found)
+    recorded(refusal({"oracle": "gaussian"}, labels=[0, 1]))
     with raises(UserError):
         taugrid.sample(lambda x, t: x, 2, shape=SHAPE, labels="random")
 
@@ -447,19 +446,19 @@ def test_a_callables_result_says_what_it_takes(mine, name, conditions):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "name",
     [
-        ("one_for_all", r"at a different time and of another class: is .*, or one t or label used for all images\?$"),
-        ("in_place", r"changed the labels in place, but sampling still needs it: use label.clone\(\)$"),
-        ("few_rows", r"fails at the time indices \[0, 999\] and the labels \[3, 0\]"),
-        ("too_many", r"fails at .* and the labels \[0, 8\] .* and its num_classes and null_label to the classes"),
-        ("null_is_a_class", r"null_label .* must be None or a whole number that is no class, such as .* = 3, not 1$"),
-        ("half_a_class", r"num_classes of the network .* must be a positive whole number, not 2.5$"),
-        ("says_nothing", r"takes three arguments: for labels, give .* the attributes num_classes and null_label"),
+        "one_for_all",
+        "in_place",
+        "few_rows",
+        "too_many",
+        "null_is_a_class",
+        "half_a_class",
+        "says_nothing",
     ],
 )
-def test_mistakes_with_labels_are_found_when_a_callable_is_tried(mine, name, message):
-    with pytest.raises(CustomCodeError, match=message):
+def test_mistakes_with_labels_are_found_when_a_callable_is_tried(mine, name):
+    with raises(CustomCodeError):
         mine(name)
 
 

@@ -24,62 +24,54 @@ def refusal(values: dict, cls=Config) -> str:
 
 
 @pytest.mark.parametrize(
-    ("values", "key", "allowed", "given"),
+    "values",
     [
-        ({"sample": {"steps": 0}}, "sample.steps", "a positive whole number", "0"),
-        ({"sample": {"steps": "10x"}}, "sample.steps", "a positive whole number", "'10x'"),
-        ({"sample": {"eta": 1.5}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "1.5"),
-        ({"sample": {"eta": "sigma"}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "'sigma'"),
-        ({"sample": {"eta": [1]}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "[1]"),
-        ({"sample": {"clip": "yes"}}, "sample.clip", "none, x0, x0_and_eps or null", "'yes'"),
-        ({"sample": {"clip_range": 0}}, "sample.clip_range", "a positive number, or null", "0"),
-        ({"sample": None}, "sample", "a mapping", "null"),
-        ({"name": "../x"}, "name", "text of letters, digits, dots, hyphens and underscores", "'../x'"),
-        ({"sample": {"steps": True}}, "sample.steps", "a positive whole number", "true"),
-        ({"sample": {"steps": "10"}}, "sample.steps", "a positive whole number", "'10'"),
-        ({"sample": {"eta": "0.5"}}, "sample.eta", "a number from 0 to 1, or sigma_hat", "'0.5'"),
-        ({"sample": {"spacing": [1, True]}}, "sample.spacing", "a list of one or more positive whole", "[1, True]"),
-        ({"train": {"flip": 1}}, "train.flip", "true or false", "1"),
-        ({"seed": 2**63}, "seed", "a whole number of at least 0 and less than 2^63", str(2**63)),
-        ({"seed": -1}, "seed", "a whole number of at least 0", "-1"),
-        ({"data": {"shape": [1, 2]}}, "data.shape", "a list of 3 positive whole numbers, or null", "[1, 2]"),
-        ({"data": {"shape": [1, 2, "a"]}}, "data.shape", "a list of 3 positive whole numbers", "[1, 2, 'a']"),
-        ({"data": {"shape": 5}}, "data.shape", "a list of 3 positive whole numbers", "5"),
-        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate", "a positive number", "inf"),
-        ({"train": {"ema_decay": 1}}, "train.ema_decay", "a number of at least 0 and less than 1", "1"),
-        ({"train": {"flip": 3}}, "train.flip", "true or false", "3"),
-        ({"train": {"workers": [0, 2]}}, "train.workers", "a positive whole number, or a list of 2 positive", "[0, 2]"),
-        ({"diffusion": {"trained_betas": []}}, "diffusion.trained_betas", "a list of one or more numbers", "[]"),
-        ({"diffusion": {"beta_end": 2}}, "diffusion.beta_end", "a number greater than 0 and less than 1, or null", "2"),
-        ({"cluster": {"gpus_per_worker": -1}}, "cluster.gpus_per_worker", "a number of at least 0, or null", "-1"),
-        (
-            {"model": {"unet": {"up_block_types": ["Foo"]}}},
-            "model.unet.up_block_types",
-            "a list of UpBlock2D",
-            "['Foo']",
-        ),
-        ({"evaluate": {"reference": 5}}, "evaluate.reference", "a mapping, text, or null", "5"),
-        ({"evaluate": {"reference": {"name": "foo"}}}, "evaluate.reference.name", "digits, gaussian", "'foo'"),
-        ({"evaluate": {"metrics": "fid"}}, "evaluate.metrics", "a list of fid, isc, kid", "'fid'"),
-        ({"evaluate": {"metrics": ["foo"]}}, "evaluate.metrics", "fid, isc, kid", "'foo'"),
-        ({"grid": [5]}, "grid", "a mapping, or a list of mappings", "[5]"),
-        ({"grid": 3}, "grid", "a mapping, or a list of mappings", "3"),
+        {"sample": {"steps": 0}},
+        {"sample": {"steps": "10x"}},
+        {"sample": {"eta": 1.5}},
+        {"sample": {"eta": "sigma"}},
+        {"sample": {"eta": [1]}},
+        {"sample": {"clip": "yes"}},
+        {"sample": {"clip_range": 0}},
+        {"sample": None},
+        {"name": "../x"},
+        {"sample": {"steps": True}},
+        {"sample": {"steps": "10"}},
+        {"sample": {"eta": "0.5"}},
+        {"sample": {"spacing": [1, True]}},
+        {"train": {"flip": 1}},
+        {"seed": 2**63},
+        {"seed": -1},
+        {"data": {"shape": [1, 2]}},
+        {"data": {"shape": [1, 2, "a"]}},
+        {"data": {"shape": 5}},
+        {"train": {"learning_rate": float("inf")}},
+        {"train": {"ema_decay": 1}},
+        {"train": {"flip": 3}},
+        {"train": {"workers": [0, 2]}},
+        {"diffusion": {"trained_betas": []}},
+        {"diffusion": {"beta_end": 2}},
+        {"cluster": {"gpus_per_worker": -1}},
+        {"model": {"unet": {"up_block_types": ["Foo"]}}},
+        {"evaluate": {"reference": 5}},
+        {"evaluate": {"reference": {"name": "foo"}}},
+        {"evaluate": {"metrics": "fid"}},
+        {"evaluate": {"metrics": ["foo"]}},
+        {"grid": [5]},
+        {"grid": 3},
     ],
 )
-def test_a_key_gives_one_sentence_however_many_branches_it_has(values, key, allowed, given):
+def test_a_key_gives_one_sentence_however_many_branches_it_has(values):
     message = refusal(values)
-    assert message.startswith(f"{key}: must be {allowed}")
-    assert message.endswith(f", not {given}")
     assert message.count("must be") == 1
-    assert ";" not in message
+    recorded(message)
 
 
 @pytest.mark.parametrize("spacing", ["cubic", [1, 0], [1, "a"], []])
 def test_a_spacing_is_a_name_or_times(spacing):
     message = refusal({"sample": {"spacing": spacing}})
     assert message.count("must be") == 1
-    recorded(message, "quadratic")
-    assert message.endswith(f"or time_uniform, not {spacing!r}")
+    recorded(message)
 
 
 def test_a_number_with_an_exponent_is_text_in_yaml_and_a_truth_in_a_grid_is_no_number():
@@ -101,18 +93,17 @@ def test_each_key_has_its_sentence():
 
 
 @pytest.mark.parametrize(
-    ("values", "facts"),
+    "values",
     [
-        ({"data": "/my/images"}, ["data: must be a mapping", "'/my/images'", "name: folder, root: /my/images"]),
-        ({"model": "/my/model"}, ["model: must be a mapping", "{checkpoint: /my/model}"]),
-        ({"data": {"root": "/x"}}, ["root is not for digits", "data.name is digits unless", "folder, parquet"]),
-        ({"data": {"name": "fashionmnist"}}, ["did you mean 'fashion-mnist'?"]),
-        ({"data": {"name": "fashion-mnist", "split": "valid"}}, ["data.split", "all, train or test", "'valid'"]),
+        {"data": "/my/images"},
+        {"model": "/my/model"},
+        {"data": {"root": "/x"}},
+        {"data": {"name": "fashionmnist"}},
+        {"data": {"name": "fashion-mnist", "split": "valid"}},
     ],
 )
-def test_a_section_in_short_is_told_how_to_be_written(values, facts):
-    message = refusal(values)
-    assert [fact for fact in facts if fact not in message] == []
+def test_a_section_in_short_is_told_how_to_be_written(values):
+    recorded(refusal(values))
 
 
 def test_the_only_mapping_of_a_list_is_not_one_of_each():
@@ -129,19 +120,15 @@ def test_a_missing_key_is_named():
 
 
 @pytest.mark.parametrize(
-    ("values", "key", "feature"),
+    "values",
     [
-        (
-            {"comet": {"project": "p"}},
-            "comet",
-            "experiment trackers beside mlflow, wandb and tensorboard (`track`; an observer package can follow a run)",
-        ),
-        ({"sample": {"condition": 1}}, "sample.condition", "conditions other than class labels"),
-        ({"prompts": ["a cat"]}, "prompts", "text prompts"),
-        ({"model": {"lora": "a/b"}}, "model.lora", "adapters"),
+        {"comet": {"project": "p"}},
+        {"sample": {"condition": 1}},
+        {"prompts": ["a cat"]},
+        {"model": {"lora": "a/b"}},
     ],
 )
-def test_a_key_of_what_is_not_supported_yet_is_no_unknown_one(values, key, feature):
+def test_a_key_of_what_is_not_supported_yet_is_no_unknown_one(values):
     message = refusal(values)
     recorded(message, "supported")
     assert "unknown key" not in message

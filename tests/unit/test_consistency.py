@@ -263,7 +263,8 @@ def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
     assert cell.model.diffusion == CONSISTENCY_DEFAULTS
     assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
     told = cell.model.source.description(cell.model.diffusion, [cell.settings])
-    recorded(told, "consistency")
+    recorded(told.partition("scheduler: ")[2])
+    assert "0.002 to 80" in told
     [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
     assert other.model.id != cell.model.id
     assert other.model.diffusion.sigma_max == 60.0
@@ -296,35 +297,27 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("sections", "parts"),
+    "sections",
     [
-        ({"sample": {"steps": 41}}, ["41 sampling steps", "1..40"]),
-        ({"sample": {"spacing": "trailing"}}, ["has no spacing trailing", "list the times"]),
-        ({"sample": {"spacing": [3, 12]}}, ["first calls the network", "list later times"]),
-        ({"sample": {"eta": 0.5}}, ["sample.eta: 0.5 has no effect"]),
-        ({"diffusion": {"schedule": "cosine"}}, ["diffusion.schedule", "no betas"]),
-        ({"diffusion": {"rescale_betas_zero_snr": True}}, ["diffusion.rescale_betas_zero_snr", "no betas"]),
-        (
-            {"diffusion": {"prediction": "epsilon"}},
-            ["diffusion.prediction: epsilon", "edm or sample or v_prediction or consistency"],
-        ),
-        ({"diffusion": {"sigma_max": 0.001}}, ["sigma_max larger than sigma_min"]),
-        ({"sample": {"labels": None}}, ["sample.labels is missing", "5 classes"]),
-        ({"sample": {"guidance": 2.0}}, ["guidance", "null"]),
-        (GAUSSIAN, ["is for process: edm", "network's is ddpm", "ddim"]),
-        ({**GAUSSIAN, "diffusion": {"sigma_max": 1.0}}, ["only process: edm"]),
-        ({**GAUSSIAN, "diffusion": {"process": "edm"}}, ["is for prediction: consistency", "network's is edm"]),
-        (
-            {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
-            ["trains networks", "not consistency"],
-        ),
-        ({"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}}, ["the sampler consistency"]),
+        {"sample": {"steps": 41}},
+        {"sample": {"spacing": "trailing"}},
+        {"sample": {"spacing": [3, 12]}},
+        {"sample": {"eta": 0.5}},
+        {"diffusion": {"schedule": "cosine"}},
+        {"diffusion": {"rescale_betas_zero_snr": True}},
+        {"diffusion": {"prediction": "epsilon"}},
+        {"diffusion": {"sigma_max": 0.001}},
+        {"sample": {"labels": None}},
+        {"sample": {"guidance": 2.0}},
+        GAUSSIAN,
+        {**GAUSSIAN, "diffusion": {"sigma_max": 1.0}},
+        {**GAUSSIAN, "diffusion": {"process": "edm"}},
+        {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
+        {"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}},
     ],
 )
-def test_a_mistake_is_one_line(folder, sections, parts):
-    said = refusal(planned, folder, **sections)
-    for part in parts:
-        assert part in said
+def test_a_mistake_is_one_line(folder, sections):
+    recorded(refusal(planned, folder, **sections))
 
 
 def test_there_is_nothing_to_reconstruct(folder):

@@ -116,9 +116,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(pipeline, scheduler, changes
     ("scheduler", "process"), [(FLOW(), "ddpm"), (FLOW(), "edm"), (diffusers.DDIMScheduler(), "flow")]
 )
 def test_a_network_of_another_process_than_the_configs_is_one_line(pipeline, scheduler, process):
-    folder, theirs = pipeline(scheduler), "flow" if scheduler.__class__ is FLOW else "ddpm"
     with raises(UserError):
-        planned(folder, diffusion={"process": process})
+        planned(pipeline(scheduler), diffusion={"process": process})
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
-from snapshots import recorded
+from snapshots import raises, recorded
 from test_solvers import halved
 
 from taugrid.config import CONSISTENCY_DEFAULTS, DIFFUSION_DEFAULTS, EDM_DEFAULTS, FLOW_DEFAULTS, Config, validate
@@ -302,80 +302,64 @@ def planned(process, sampler, diffusion=None, **settings):
 
 
 @pytest.mark.parametrize(
-    ("process", "sampler", "settings", "parts"),
+    ("process", "sampler", "settings"),
     [
         *(
             (
                 process,
                 "edm-heun",
                 {},
-                [
-                    f"edm-heun is for process: edm, but this network's is {process}; set sampler: ddim or dpm++2m or "
-                    "dpm++3m or euler or heun or unipc, or diffusion.process to what the network was trained with"
-                ],
             )
             for process in ("ddpm", "flow")
         ),
-        ("edm", "lcm", {}, ["network's is edm; set sampler: ddim or", "edm-heun or unipc (consistency for a consis"]),
-        ("edm", "flow-map", {}, ["is for process: flow, but this network's is edm"]),
-        ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}, ["it has no option S_chrn (did you mean 'S_churn'?)"]),
+        ("edm", "lcm", {}),
+        ("edm", "flow-map", {}),
+        ("edm", "edm-heun", {"sampler_options": {"S_chrn": 1}}),
         (
             "edm",
             "edm-heun",
             {"sampler_options": {"S_churn": -1}},
-            ["S_churn: -1 must be a number that is not negative"],
         ),
-        ("edm", "edm-heun", {"sampler_options": {"S_churn": "a"}}, ["S_churn: a must be a number"]),
-        ("edm", "edm-heun", {"sampler_options": {"S_churn": None}}, ["S_churn: None must be a number"]),
+        ("edm", "edm-heun", {"sampler_options": {"S_churn": "a"}}),
+        ("edm", "edm-heun", {"sampler_options": {"S_churn": None}}),
         (
             "edm",
             "edm-heun",
             {"sampler_options": {"S_noise": 1.0}},
-            ["S_noise without S_churn has no effect; set S_churn"],
         ),
         (
             "edm",
             "edm-heun",
             {"sampler_options": {"S_churn": 9, "S_min": 30, "S_max": 40}},
-            [
-                "sample.sampler_options of edm-heun: none of the noise levels 0.002 to 80 is",
-                "within S_min 30 and S_max 40; include the nearest, 17.5 and 80",
-            ],
         ),
         (
             "edm",
             "edm-heun",
             {"sampler_options": {"S_churn": 4, "S_min": 100}},
-            ["sample.sampler_options of edm-heun: none", "within S_min 100 and S_max inf; include the nearest, 80"],
         ),
-        ("edm", "euler", {"sampler_options": {"S_churn": 9}}, ["it has no options"]),
-        ("edm", "euler", {"eta": 1.0}, ["eta"]),
+        ("edm", "euler", {"sampler_options": {"S_churn": 9}}),
+        ("edm", "euler", {"eta": 1.0}),
         (
             "edm",
             "euler",
             {"diffusion": {"sigma_max": 0.8}},
-            ["should be signal", "set a larger diffusion.sigma_max, or"],
         ),
         *(
             (
                 process,
                 "diffusers:DPMSolverMultistepScheduler",
                 {},
-                [f"is for process: ddpm, but this network's is {process}"],
             )
             for process in ("edm", "flow")
         ),
-        ("edm", "diffusers:EDMEulerScheduler", {}, ["its steps are those of the sampler euler with process: edm"]),
-        ("flow", "diffusers:FlowMatchHeunDiscreteScheduler", {}, ["of the sampler heun with process: flow; use that"]),
+        ("edm", "diffusers:EDMEulerScheduler", {}),
+        ("flow", "diffusers:FlowMatchHeunDiscreteScheduler", {}),
     ],
 )
-def test_a_mistake_is_one_line(process, sampler, settings, parts):
-    with pytest.raises(UserError) as error:
+def test_a_mistake_is_one_line(process, sampler, settings):
+    with raises(UserError) as error:
         planned(process, sampler, **settings)
-    said = str(error.value)
-    assert "\n" not in said
-    for part in parts:
-        assert part in said, said
+    assert "\n" not in str(error.value)
 
 
 def test_the_plan_says_where_churn_is_cut_off():
@@ -383,6 +367,7 @@ def test_the_plan_says_where_churn_is_cut_off():
     assert not any("S_churn" in line for line in planned("edm", "edm-heun", steps=25, sampler_options=options).remarks)
     [said] = [line for line in planned("edm", "edm-heun", sampler_options=options).remarks if "S_churn" in line]
     recorded(said)
+    assert "as 2.07" in said
 
 
 def test_the_plan_says_that_one_step_is_the_same_in_all_solvers():
@@ -405,7 +390,7 @@ def test_one_step_is_another_with_other_settings(other):
     for ddim in ({}, other):
         grid = [{"steps": [1], "sampler": ["ddim"], **ddim}, {"steps": [1], "sampler": ["heun"]}]
         config = validate(Config, values | {"sample": {"seed": 0}, "grid": grid}, "test")
-        remarks.append(any("S = 1: ddim and heun make" in line for line in plan(config).remarks))
+        remarks.append(any("heun make" in line for line in plan(config).remarks))
     assert remarks == [True, False]
 
 
@@ -420,8 +405,7 @@ def test_one_step_is_the_same_in_all_solvers(process, path):
 def test_the_plan_says_that_a_path_begins_at_noise_alone_where_the_network_expects_more():
     assert planned("edm", "ddim", {"sigma_max": 5.0}).remarks == []
     [said] = planned("edm", "ddim", {"sigma_max": 4.9}).remarks
-    recorded(said, "times")
-    recorded(said, "variance")
+    recorded(said)
 
 
 @pytest.mark.parametrize("options", [{}, {"S_churn": 0, "S_noise": 1.007}])

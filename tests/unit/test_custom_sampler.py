@@ -118,7 +118,7 @@ def planned(name="my_sampler:sample", grid=None, diffusion=None, **settings):
 def refused(name, **settings):
     with pytest.raises(UserError) as error:
         planned(name, **settings)
-    assert "\n" not in str(error.value).partition("\nfor the traceback, run: ")[0]
+    assert "\n" not in str(error.value).partition("\nfor the ")[0]
     return str(error.value)
 
 
@@ -145,42 +145,40 @@ def here(folder, asked_here):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    "name",
     [
-        ("randn", "draws from the global random numbers of torch, so its images would be a matter of chance; draw with "
-         "noise(key), and with noise(key, 1)"),
-        ("numpys", "draws from the global random numbers of numpy,"),
-        ("pythons", "draws from the global random numbers of random,"),
-        ("float64", "changes torch's default dtype for the whole process, the network included; remove that"),
-        ("threads", "changes torch's number of threads for the whole process"),
-        ("deterministic", "changes torch's deterministic mode for the whole process"),
-        ("matmul", "changes torch's matmul precision for the whole process"),
-        ("NotANumber", "`tau` of mine:NotANumber must return increasing numbers in 1..1000, not (1.0, nan, 1000.0)"),
-        ("own_generator", "than in a batch, so images would depend on the batch; draw only with noise(key)"),
-        ("entropy", "returns two different results for the same x, so it keeps a state or draws random numbers"),
-        ("keeps_state", "returns two different results for the same x"),
-        ("mean", "makes another image of the same x alone than in a batch"),
-        ("shape", "returns (2, 1, 7, 8) torch.float32, but must return images like its x: (2, 1, 8, 8) torch.float32"),
-        ("dtype", "returns (2, 1, 8, 8) torch.float64, but must return images like its x"),
-        ("nothing", "returns NoneType, but must return images like its x"),
-        ("nan", "returns nan or infinity at steps 4: check its divisions"),
-        ("wrong_number", "calls the network 4 times for a batch, but its `evaluations` returns 8; state the number"),
-        ("no_number", "`evaluations` of mine:no_number must return a positive integer, not 4.0"),
-        ("at_time_0", "the sampler calls the network at path[-1], which is time 0"),
-        ("wrong_keys", "mine:wrong_keys declares unknown keys: spacings; known: eta, spacing,"),
-        ("text_as_keys", "the keys of mine:text_as_keys must be a set of names, such as {'eta'}, not a text"),
-        ("a_number", "`evaluations` of mine:a_number must be a function of settings and process, such as lambda"),
-        ("wrong_options", "the options of mine:wrong_options must be a dict from names to defaults that JSON can hold"),
-        ("too_few_arguments", "is called as sample(x, path, denoise, noise, settings), but: too many positional"),
-        ("NUMBER", "mine:NUMBER is int, not a taugrid.workers.samplers Sampler"),
-        ("goood", "mine:goood: the module mine has no 'goood' (did you mean 'good'?)"),
+        "randn",
+        "numpys",
+        "pythons",
+        "float64",
+        "threads",
+        "deterministic",
+        "matmul",
+        "NotANumber",
+        "own_generator",
+        "entropy",
+        "keeps_state",
+        "mean",
+        "shape",
+        "dtype",
+        "nothing",
+        "nan",
+        "wrong_number",
+        "no_number",
+        "at_time_0",
+        "wrong_keys",
+        "text_as_keys",
+        "a_number",
+        "wrong_options",
+        "too_few_arguments",
+        "NUMBER",
+        "goood",
     ],
-)  # fmt: skip
-def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name, told):
+)
+def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name):
     before = [get() for get, _ in trial.SETTINGS.values()]
-    assert told in refused(f"mine:{name}")
+    recorded(refused(f"mine:{name}"))
     assert [get() for get, _ in trial.SETTINGS.values()] == before
-    assert refused(f"mine:{name}").startswith("sample.sampler: ")
 
 
 def test_a_module_that_turns_gradients_off_is_refused(here):
@@ -380,14 +378,15 @@ def test_a_plan_names_its_only_sampler_and_cells_that_are_sampled_twice(here):
     told = command("plan", here / "my.yaml")
     assert {(cell["sampler"], cell["eta"]) for cell in told["cells"]} == {("my_sampler:sample", None)}
     assert all("sampler=my_sampler:sample" in cell["label"] for cell in told["cells"])
-    [remark] = [line for line in told["remarks"] if line.startswith("cells with the same times")]
+    [remark] = [line for line in told["remarks"] if "same times" in line]
     same = " and ".join(
         f"S=5 spacing={spacing}{options} sampler=my_sampler:sample"
         for spacing in ("linear", "trailing")
         for options in ("", " sampler_options='{\"weight\": 0.5}'")
     )
     assert same in remark
-    assert "spacing=linear sampler=my_sampler:sample" not in remark, "these times differ"
+    of_3 = [cells for cells in remark.split("; ") if "S=3" in cells]
+    assert not [cells for cells in of_3 if "linear" in cells and "trailing" in cells], "these times differ"
 
 
 def test_a_sampler_that_never_ends_is_announced_and_given_up(folder, monkeypatch, capsys):

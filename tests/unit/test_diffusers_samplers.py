@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -402,54 +401,52 @@ MULTISTEP, ANCESTRAL = "DPMSolverMultistepScheduler", "KDPM2AncestralDiscreteSch
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "options", "process", "message"),
+    ("name", "steps", "options", "process"),
     [
-        ("DPMSolverMultistpScheduler", 10, {}, {}, r"no scheduler .* \(did you mean diffusers:DPMSolverMultistepSched"),
-        ("DPMSolverMultistep", 10, {}, {}, r"\(did you mean diffusers:DPMSolverMultistepScheduler\?\)"),
-        ("DPMSolverSDEScheduler", 10, {}, {}, "can't be used: its noise comes from one Brownian tree"),
-        ("IPNDMScheduler", 10, {}, {}, "can't be used: its noise levels ignore the betas"),
-        ("EDMEulerScheduler", 10, {}, {}, "can't be used: .* the sampler euler with process: edm; use that$"),
-        ("FlowMatchEulerDiscreteScheduler", 10, {}, {}, "can't be used: .* the sampler euler with process: flow; use"),
-        ("CosineDPMSolverMultistepScheduler", 10, {}, {}, "can't be used: it is not for DDPM's process"),
-        ("CMStochasticIterativeScheduler", 10, {}, {}, "can't be used: .* the sampler consistency; use that$"),
-        (MULTISTEP, 10, {"solver_ordr": 3}, {}, r"unknown key 'solver_ordr' \(did you mean 'solver_order'\?\)$"),
-        (MULTISTEP, 10, {"clip_sample": True}, {}, "unknown key 'clip_sample'"),
-        ("DDIMScheduler", 10, {"eta": 0.5}, {}, r"unknown key 'eta' \(known keys: clip_sample, "),
-        (MULTISTEP, 10, {"solver_order": [2]}, {}, r"solver_order: must be a whole number, not \[2\]$"),
-        (MULTISTEP, 10, {"use_karras_sigmas": "yes"}, {}, "use_karras_sigmas: must be true or false, not 'yes'$"),
-        (MULTISTEP, 10, {"solver_type": "logrho"}, {}, "solver_type: must be midpoint or heun, not 'logrho'$"),
-        (MULTISTEP, 10, {"algorithm_type": "dpmsolver"}, {}, "`final_sigmas_type` zero is not supported for"),
-        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}, "remove use_flow_sigmas: it is for flows; set process: flow"),
-        (MULTISTEP, 10, {"variance_type": "learned"}, {}, "needs a network that predicts variances too$"),
-        (MULTISTEP, 10, {"solver_order": 0}, {}, "fails in a trial with 50 steps: list assignment index out of range$"),
-        ("UniPCMultistepScheduler", 10, {"predict_x0": False}, {}, "does not sample: .* came out with nan and nan"),
-        ("DDIMScheduler", 10, {"clip_sample_range": 0.0}, {}, "does not sample: .* came out with 0 and 0;"),
-        ("KDPM2DiscreteScheduler", 10, {}, {"prediction": "sample"}, "prediction_type not implemented yet: sample$"),
-        ("PNDMScheduler", 50, {"timestep_spacing": "linspace"}, {"schedule": "cosine"}, "does not sample: in a trial"),
-        ("EulerDiscreteScheduler", 1, {}, {}, "first calls the network at time 0, .* set steps to 2, or other"),
-        ("HeunDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
-        ("KDPM2DiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
-        ("LMSDiscreteScheduler", 1, {}, {}, "set steps to 2, or other sampler_options$"),
-        ("DDPMScheduler", 1, {}, {}, "100% of the variance should be signal, but x_T is noise; set steps to 2"),
-        ("PNDMScheduler", 3, {}, {}, r"^sample.steps: diffusers:PNDMScheduler with steps 3 fails \(.* set steps to 4"),
-        ("PNDMScheduler", 1, {"skip_prk_steps": True}, {}, "first calls the network at time 0"),
-        (ANCESTRAL, 2, {}, {}, "calls the network at time nan, which the process does not have .* set steps to 3"),
-        (MULTISTEP, 1000, {}, {}, "has a step of length 0 at time 500; set steps to 999"),
-        (MULTISTEP, 20, {"use_karras_sigmas": True}, {"schedule": "cosine"}, "has a step of length 0 .* steps to 5"),
-        ("LCMScheduler", 60, {}, {}, "set steps to 50, or other"),
-        ("TCDScheduler", 1000, {}, {}, "set steps to 50, or other"),
-        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}, "at time 1000, which the process does .* to 999"),
-        ("DDIMScheduler", 61, {"timestep_spacing": "trailing"}, {}, "at time -1, .* set steps to 60"),
-        ("DDIMScheduler", 2, {"timestep_spacing": "linspace"}, {}, "at time 0 for an x with 96 times the noise"),
-        ("EulerDiscreteScheduler", 10, {"interpolation_type": "log_linear"}, {}, "noise of that time; set other"),
+        ("DPMSolverMultistpScheduler", 10, {}, {}),
+        ("DPMSolverMultistep", 10, {}, {}),
+        ("DPMSolverSDEScheduler", 10, {}, {}),
+        ("IPNDMScheduler", 10, {}, {}),
+        ("EDMEulerScheduler", 10, {}, {}),
+        ("FlowMatchEulerDiscreteScheduler", 10, {}, {}),
+        ("CosineDPMSolverMultistepScheduler", 10, {}, {}),
+        ("CMStochasticIterativeScheduler", 10, {}, {}),
+        (MULTISTEP, 10, {"solver_ordr": 3}, {}),
+        (MULTISTEP, 10, {"clip_sample": True}, {}),
+        ("DDIMScheduler", 10, {"eta": 0.5}, {}),
+        (MULTISTEP, 10, {"solver_order": [2]}, {}),
+        (MULTISTEP, 10, {"use_karras_sigmas": "yes"}, {}),
+        (MULTISTEP, 10, {"solver_type": "logrho"}, {}),
+        (MULTISTEP, 10, {"algorithm_type": "dpmsolver"}, {}),
+        (MULTISTEP, 10, {"use_flow_sigmas": True}, {}),
+        (MULTISTEP, 10, {"variance_type": "learned"}, {}),
+        (MULTISTEP, 10, {"solver_order": 0}, {}),
+        ("UniPCMultistepScheduler", 10, {"predict_x0": False}, {}),
+        ("DDIMScheduler", 10, {"clip_sample_range": 0.0}, {}),
+        ("KDPM2DiscreteScheduler", 10, {}, {"prediction": "sample"}),
+        ("PNDMScheduler", 50, {"timestep_spacing": "linspace"}, {"schedule": "cosine"}),
+        ("EulerDiscreteScheduler", 1, {}, {}),
+        ("HeunDiscreteScheduler", 1, {}, {}),
+        ("KDPM2DiscreteScheduler", 1, {}, {}),
+        ("LMSDiscreteScheduler", 1, {}, {}),
+        ("DDPMScheduler", 1, {}, {}),
+        ("PNDMScheduler", 3, {}, {}),
+        ("PNDMScheduler", 1, {"skip_prk_steps": True}, {}),
+        (ANCESTRAL, 2, {}, {}),
+        (MULTISTEP, 1000, {}, {}),
+        (MULTISTEP, 20, {"use_karras_sigmas": True}, {"schedule": "cosine"}),
+        ("LCMScheduler", 60, {}, {}),
+        ("TCDScheduler", 1000, {}, {}),
+        ("DDIMScheduler", 1000, {"steps_offset": 1}, {}),
+        ("DDIMScheduler", 61, {"timestep_spacing": "trailing"}, {}),
+        ("DDIMScheduler", 2, {"timestep_spacing": "linspace"}, {}),
+        ("EulerDiscreteScheduler", 10, {"interpolation_type": "log_linear"}, {}),
     ],
-)  # fmt: skip
-def test_what_cannot_be_right_is_refused_in_one_line(name, steps, options, process, message):
+)
+def test_what_cannot_be_right_is_refused_in_one_line(name, steps, options, process):
     said = refusal(name, steps, options, **process)
-    assert re.search(message, said), said
-    assert said.startswith("sample.")
-    assert f"diffusers:{name}" in said or "did you mean" in said
     assert "\n" not in said
+    recorded(said)
 
 
 @pytest.mark.parametrize("key", adapter.FROM_DIFFUSION)
@@ -457,9 +454,7 @@ def test_options_do_not_restate_the_process(key):
     [given] = {"trained_betas": [[0.1] * 1000], "prediction_type": ["epsilon"], "beta_schedule": ["linear"]}.get(
         key, [1]
     )
-    assert re.search(
-        f"remove {key}: betas, T and prediction come from `diffusion`", refusal(MULTISTEP, 10, {key: given})
-    )
+    recorded(refusal(MULTISTEP, 10, {key: given}))
 
 
 def test_arguments_whose_type_pydantic_does_not_know_take_any_value(monkeypatch):
@@ -479,7 +474,7 @@ def test_arguments_whose_type_pydantic_does_not_know_take_any_value(monkeypatch)
     adapter._options.cache_clear()
     try:
         assert refusal(MULTISTEP, 10, {**dict.fromkeys(types, 1), "solver_order": 3}) is None
-        assert re.search("solver_order: must be .*, not 'x'", refusal(MULTISTEP, 10, {"solver_order": "x"}))
+        recorded(refusal(MULTISTEP, 10, {"solver_order": "x"}))
         recorded(refusal(MULTISTEP, 10, {"tensr": 1}), "tensor")
     finally:
         adapter._options.cache_clear()

@@ -75,10 +75,10 @@ def test_this_machine_is_ready_and_nothing_private_is_told(quick, tmp_path, monk
     found = {each["name"]: each for each in node["checks"]}
     assert {"software", "extras", "torch", "memory", "/dev/shm", "temporary folder", "weights", "token"} <= found.keys()
     assert node["node"] == "this machine"
-    assert found["run directory"]["found"].startswith("~/USER/run (new, in ~): ")
+    assert found["run directory"]["found"].startswith("~/USER/run (new, ")
     recorded(found["weights"]["found"])
-    assert found["token"] == {"name": "token", "state": "warning", "found": "others may read ~/.ray/auth_token",
-                              "fix": "chmod 600 ~/.ray/auth_token"}  # fmt: skip
+    assert (found["token"]["state"], found["token"]["fix"]) == ("warning", "chmod 600 ~/.ray/auth_token")
+    recorded(found["token"]["found"])
     text = json.dumps(node) + taugrid("doctor", "--out", home / "run")[0]
     assert not re.search(r"alice|secret|home of", text)
     assert ray.is_initialized() == had_ray
@@ -88,10 +88,9 @@ def test_this_machine_is_ready_and_nothing_private_is_told(quick, tmp_path, monk
 def test_what_stops_a_run_is_red_and_exits_with_1(quick):
     [node] = doctor("--out", "/proc/run", code=1)
     [red] = [each for each in node["checks"] if each["state"] == "error"]
-    assert (red["name"], red["fix"]) == ("run directory", "make it writable, or give another one: --out")
-    assert re.search(
-        r"error +run directory: .*\n +fix: make it writable", taugrid("doctor", "--out", "/proc/run", code=1)[0]
-    )
+    assert red["name"] == "run directory"
+    recorded(red["fix"])
+    assert re.search(r"error +run .*\n +fix: make", taugrid("doctor", "--out", "/proc/run", code=1)[0])
 
 
 def test_a_check_that_fails_says_so(monkeypatch, quick):
@@ -112,20 +111,20 @@ CARD = ("NVIDIA H100", 80 * 10**9, 79 * 10**9)
 
 
 @pytest.mark.parametrize(
-    ("gpus_here", "found", "expected", "said"),
+    ("gpus_here", "found", "expected"),
     [
-        (False, TorchFound("2.13.0+cpu", "cpu"), [("torch", "ok")], "no GPU is here"),
-        (False, OLD, [("torch", "ok")], "cuda 13.0); no GPU is here"),
-        (True, TorchFound("2.13.0+cpu", "cpu"), [("torch", "warning")], "no worker will use the GPU here"),
-        (True, OLD, [("torch", "error")], "is too old"),
-        (True, TorchFound("2.13", "cuda", {}, [CARD]), [("torch", "ok"), ("GPU 0", "ok")], "80GB, 79GB free"),
-        (True, TorchFound("2", "cuda", {}, [(*CARD[:2], 10**9)]), [("torch", "ok"), ("GPU 0", "warning")], "1GB free"),
+        (False, TorchFound("2.13.0+cpu", "cpu"), [("torch", "ok")]),
+        (False, OLD, [("torch", "ok")]),
+        (True, TorchFound("2.13.0+cpu", "cpu"), [("torch", "warning")]),
+        (True, OLD, [("torch", "error")]),
+        (True, TorchFound("2.13", "cuda", {}, [CARD]), [("torch", "ok"), ("GPU 0", "ok")]),
+        (True, TorchFound("2", "cuda", {}, [(*CARD[:2], 10**9)]), [("torch", "ok"), ("GPU 0", "warning")]),
     ],
-)  # fmt: skip
-def test_torch_beside_the_driver(gpus_here, found, expected, said):
+)
+def test_torch_beside_the_driver(gpus_here, found, expected):
     checks = list(devices(gpus_here, found))
     assert states(checks) == expected
-    assert said in checks[-1].found
+    recorded(checks[-1].found)
     assert all(each.fix for each in checks if each.state != "ok")
 
 
@@ -141,10 +140,8 @@ def test_torch_that_cannot_be_imported(monkeypatch):
 def test_torch_that_is_slow_is_a_warning(monkeypatch):
     monkeypatch.setattr(machine, "TORCH_SECONDS", 0.01)
     [found] = devices(False)
-    assert (found.state, found.found) == (
-        "warning", "can't be checked: torch took more than 0 seconds to find its devices"
-    )  # fmt: skip
-    recorded(found.fix, "watch")
+    assert found.state == "warning"
+    recorded(f"{found.found}\n{found.fix}")
 
 
 def test_a_dead_mount_does_not_hold_up_the_others(monkeypatch):
@@ -179,17 +176,19 @@ def test_gpus_that_torch_can_use(monkeypatch):
 def test_a_container_with_little_shared_memory(small_disk):
     [found] = shared_memory(small_disk)
     assert (found.state, "--shm-size" in found.fix) == ("warning", True)
-    recorded(found.found, "object")
+    recorded(found.found)
+    assert found.found.startswith("67.1MB, 67.1MB free")
     [found] = shared_memory(small_disk / "none")
     assert found.state == "ok"
 
 
 def test_disks(small_disk, tmp_path, monkeypatch, quick):
     [found] = disk("temporary folder", small_disk / "new", "TMPDIR")
-    assert (found.state, found.fix) == ("warning", "free some space, or give another disk: TMPDIR")
+    assert found.state == "warning"
+    recorded(found.fix)
     (small_disk / "ballast").write_bytes(bytes(61 * 2**20))
     [found] = disk("temporary folder", small_disk, "TMPDIR")
-    assert (found.state, "No space left" in found.found) == ("error", True)
+    assert (found.state, "No space" in found.found) == ("error", True)
     (small_disk / "ballast").unlink()
     assert states(disk("x", tmp_path, "--out")) == [("x", "ok")]
     monkeypatch.setattr(machine, "SLOW_BYTES", float("inf"))
@@ -214,7 +213,7 @@ def test_little_memory(tmp_path, monkeypatch):
 
 
 def test_a_bucket_with_all_rights(bucket_place, monkeypatch):
-    assert states(bucket(bucket_place)) == [("run directory", "ok"), ("clock of the bucket", "ok")]
+    assert [state for _, state in states(bucket(bucket_place))] == ["ok", "ok"]
     assert not bucket_place.storage.walk(bucket_place.root), "no probe is left"
     late = SimpleNamespace(time=lambda: time.time() - 100, monotonic=time.monotonic)
     monkeypatch.setattr(machine, "time", late)
@@ -228,21 +227,20 @@ def bucket_place(bucket):
 
 
 @pytest.mark.parametrize(
-    ("refused", "said"),
+    "refused",
     [
-        (lambda method, path: method == "PUT", "can't create a file"),
-        (lambda method, path: method == "GET" and ".probe" not in path, "can't list a file"),
-        (lambda method, path: method == "GET" and ".probe" in path, "can't read a file"),
-        (lambda method, path: method in ("POST", "DELETE"), "can't create a file"),  # the first probe is deleted too
+        lambda method, path: method == "PUT",
+        lambda method, path: method == "GET" and ".probe" not in path,
+        lambda method, path: method == "GET" and ".probe" in path,
+        lambda method, path: method in ("POST", "DELETE"),  # the first probe is deleted too
     ],
     ids=["create", "list", "read", "delete"],
 )
-def test_a_bucket_without_a_right(bucket_place, s3, refused, said):
+def test_a_bucket_without_a_right(bucket_place, s3, refused):
     with s3.refusing(lambda method, path: (403, "AccessDenied") if refused(method, path) else None):
         [found] = bucket(bucket_place)
     assert found.state == "error"
-    assert said in found.found
-    recorded(found.fix, "rights")
+    recorded(f"{found.found.partition(': ')[2]}\n{found.fix}")
 
 
 def test_a_bucket_that_is_not_there(s3, quick):
@@ -257,9 +255,8 @@ def test_a_port_that_is_taken(monkeypatch):
         port = server.getsockname()[1]
         monkeypatch.setattr(examination, "PORTS", {port: ("tests", "taugrid board --port PORT")})
         [found] = examination.ports()
-        assert (found.name, found.state, found.fix) == (
-            f"port {port}", "warning", "another port for tests: taugrid board --port PORT"
-        )  # fmt: skip
+        assert (found.name, found.state) == (f"port {port}", "warning")
+        recorded(found.fix)
         recorded(found.found, "process")
         with monkeypatch.context() as patch:
             patch.setattr(examination, "listeners", lambda: {port: "raylet (process 7)"})
@@ -268,26 +265,27 @@ def test_a_port_that_is_taken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("environment", "state", "said"),
+    ("environment", "state"),
     [
-        ({}, "ok", "enough for this machine alone"),
-        ({"RAY_AUTH_MODE": "token"}, "warning", "there is none"),
-        ({"RAY_AUTH_TOKEN": "secret"}, "ok", "there is one in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": "secret", "RAY_AUTH_MODE": "disabled"}, "warning", "RAY_AUTH_MODE is disabled"),
+        ({}, "ok"),
+        ({"RAY_AUTH_MODE": "token"}, "warning"),
+        ({"RAY_AUTH_TOKEN": "secret"}, "ok"),
+        ({"RAY_AUTH_TOKEN": "secret", "RAY_AUTH_MODE": "disabled"}, "warning"),
     ],
 )
-def test_tokens(quick, tmp_path, monkeypatch, environment, state, said):
+def test_tokens(quick, tmp_path, monkeypatch, environment, state):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     [found] = examination.token()
-    assert (found.state, said in found.found, "secret" in str(found)) == (state, True, False)
+    assert (found.state, "secret" in str(found)) == (state, False)
+    recorded(found.found)
 
 
 def test_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     [found] = weights(INCEPTION, None)
-    assert (found.state, found.fix[:19]) == ("warning", "a run gets https://")
+    assert (found.state, "https://" in found.fix) == ("warning", True)
     assert [each.state for each in weights(INCEPTION, str(tmp_path / "none.pth"))] == ["error"]
     (tmp_path / "own.pth").touch()
     assert [each.state for each in weights(INCEPTION, str(tmp_path / "own.pth"))] == ["ok"]
@@ -323,10 +321,10 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
     assert {node: list(bad) for node, bad in found.items()} == {
         "fine": [], "other": ["versions", "clock"], "silent": ["node"], "unmounted": ["run directory"]
     }  # fmt: skip
-    assert re.match(r"torch 2.9.0, not \S+ as the driver has", found["other"]["versions"]["found"])
+    assert found["other"]["versions"]["found"].startswith("torch 2.9.0, not ")
     recorded(found["unmounted"]["run directory"]["found"])
     shown = taugrid("doctor", "--address", "127.0.0.1:9", "--out", tmp_path / "run")[0]
-    recorded(shown, "silent")
+    recorded("\n".join(shown.partition("silent")[2].splitlines()[:3]))
     assert not list(tmp_path.iterdir())
 
 
@@ -344,7 +342,7 @@ def test_a_cluster_that_is_not_there(quick):
     [node] = document["nodes"]
     assert not examination.is_ready(document)
     [found] = [each for each in node["checks"] if each["name"] == "cluster"]
-    assert (found["state"], "no Ray cluster at --address" in found["found"]) == ("error", True)
+    assert (found["state"], "no Ray" in found["found"]) == ("error", True)
     recorded(taugrid("doctor", "--address", "http://head", code=2)[1], "local")
     recorded(taugrid("doctor", "--address", "auto", "--out", "run", code=2)[1], "absolute")
 

@@ -244,7 +244,7 @@ def test_plan_takes_the_workers_of_the_run(made, tmp_path):
 def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, more):
     _, said = planned(made / "c.yaml", tmp_path, "evaluate.metrics=[fid, agreement]", *more)
     recorded(said, "agreement")
-    assert ("report.by: label, but no network of this grid takes labels" in said) == bool(more)
+    assert ("report.by: label" in said) == bool(more)
     assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
     for command in (api.plan, api.run):
         with raises(UserError):
@@ -253,42 +253,40 @@ def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, mor
 
 
 @pytest.mark.parametrize(
-    ("assignment", "facts"),
+    "assignment",
     [
-        ("data.limit=1000", ["data.limit: null -> 1000", "IMAGES"]),
-        ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", ["evaluate.reference", "IMAGES"]),
-        ("sample.num_samples=300", ["sample.num_samples", "N = 200", "N = 300"]),
-        ("evaluate.extractor=inception-v3-compat", ["evaluate.extractor", "pixels", "inception-v3-compat"]),
-        ("evaluate.metrics=[fid]", None),
+        "data.limit=1000",
+        "evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}",
+        "sample.num_samples=300",
+        "evaluate.extractor=inception-v3-compat",
+        "evaluate.metrics=[fid]",
     ],
 )
-def test_what_a_change_does_to_tables_is_said(copy, assignment, facts, monkeypatch):
+def test_what_a_change_does_to_tables_is_said(copy, assignment, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
-    reference = json.loads((copy / "run/provenance.json").read_text())["reference"]
-    _, said = planned(copy / "run", copy / "run", assignment)
-    assert ("this replaces tables" in said) == (facts is not None)
-    for fact in facts or ():
-        assert fact.replace("IMAGES", f"{reference['num_images']:,} images of gaussian/all") in said
+    found, said = planned(copy / "run", copy / "run", assignment)
+    assert ("replaces tables" in said) == (assignment != "evaluate.metrics=[fid]")
+    recorded("\n".join(found["remarks"]))
 
 
 @pytest.mark.parametrize(
-    ("assignment", "told"),
+    ("assignment", "is_scored_again"),
     [
-        ("evaluate.seed=3", "evaluate.seed: 2020 -> 3"),
-        ("evaluate.metrics=[fid, kid]", "evaluate.metrics: [fid] -> [fid, kid]"),
-        ("data.split=test", "data.split"),
-        ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", "evaluate.reference"),
-        ("evaluate.extractor=inception-v3-compat", "evaluate.extractor"),
-        ("cluster.workers=1", None),
-        ("evaluate.batch_size=7", None),
+        ("evaluate.seed=3", True),
+        ("evaluate.metrics=[fid, kid]", True),
+        ("data.split=test", True),
+        ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", True),
+        ("evaluate.extractor=inception-v3-compat", True),
+        ("cluster.workers=1", False),
+        ("evaluate.batch_size=7", False),
     ],
 )
-def test_cells_that_a_run_would_score_again_are_not_called_scored(copy, assignment, told, monkeypatch):
+def test_cells_that_a_run_would_score_again_are_not_called_scored(copy, assignment, is_scored_again, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
-    found, said = planned(copy / "run", copy / "run", assignment)
-    assert [cell["scored"] for cell in found["cells"]] == [told is None] * CELLS
-    assert found["cells_to_score"] == (0 if told is None else CELLS)
-    assert told is None or told in said
+    found, _ = planned(copy / "run", copy / "run", assignment)
+    assert [cell["scored"] for cell in found["cells"]] == [not is_scored_again] * CELLS
+    assert found["cells_to_score"] == CELLS * is_scored_again
+    recorded("\n".join(found["remarks"]))
 
 
 def test_another_t_than_the_checkpoints_is_a_warning(made, tmp_path):
@@ -301,8 +299,7 @@ def test_another_t_than_the_checkpoints_is_a_warning(made, tmp_path):
     config = write_config(tmp_path / "c.yaml", pipeline)
     assert "trained with" not in planned(config, tmp_path / "run")[1]
     _, said = planned(config, tmp_path / "run", "diffusion.timesteps=50")
-    assert "diffusion.timesteps is 50" in said
-    assert "trained with 40" in said
+    recorded(said, "trained")
 
 
 def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
@@ -312,33 +309,32 @@ def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kept", "precision", "refused"),
+    ("kept", "precision", "is_refused"),
     [
         (
             {"taugrid_precision": "bf16"},
             "float32",
-            "features in bf16, which are not compared with others: set evaluate",
+            True,
         ),
-        ({"taugrid_precision": "bf16"}, "bf16", None),
-        ({}, "bf16", "features in float32, which are not compared with others: set evaluate.precision: float32"),
-        ({}, "float32", None),
-        ({"mu": np.zeros(9), "sigma": np.eye(9)}, "float32", "moments of 9 features, but digits-convnet has 64"),
-        ({"sigma": -np.eye(64)}, "float32", "sigma has eigenvalues from"),
+        ({"taugrid_precision": "bf16"}, "bf16", False),
+        ({}, "bf16", True),
+        ({}, "float32", False),
+        ({"mu": np.zeros(9), "sigma": np.eye(9)}, "float32", True),
+        ({"sigma": -np.eye(64)}, "float32", True),
     ],
 )
-def test_a_reference_of_moments_that_a_run_refuses_is_said_in_its_words(kept, precision, refused, tmp_path):
+def test_a_reference_of_moments_that_a_run_refuses_is_said_in_its_words(kept, precision, is_refused, tmp_path):
     path, digits = tmp_path / "moments.npz", {"name": "gaussian", "shape": [1, 8, 8]}
     config = CONFIG | {"data": digits, "model": {"oracle": "gaussian"}, "diffusion": {}}
     np.savez(path, **({"mu": np.zeros(64), "sigma": np.eye(64)} | kept))
     asked = (f"evaluate.reference={path}", "evaluate.extractor=digits-convnet", f"evaluate.precision={precision}")
     told = [line for line in planned(config, tmp_path / "run", *asked)[0]["remarks"] if str(path) in line]
-    if refused is None:
+    if not is_refused:
         assert told == []
         return
-    with pytest.raises(UserError) as caught:
+    with raises(UserError) as caught:
         api.run(config, tmp_path / "run", asked, progress=False)
     assert told == [str(caught.value)]
-    assert refused in told[0]
 
 
 def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypatch):
@@ -372,7 +368,8 @@ def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_p
     config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "cluster": {"gpus_per_worker": 1}}
     found, said = planned(config, tmp_path / "run")
     [tip] = found["tips"]
-    recorded(tip, "would")
+    recorded(tip)
+    assert re.findall(r"[\d.]+ times", tip)[:2] == ["2.5 times", "3.5 times"]
     assert f"tip: {tip}" in plan_text(found)
     assert tip not in said
     found, _ = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
@@ -429,18 +426,19 @@ def test_a_vae_counts_among_the_weights(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "end"),
+    ("nodes", "are_too_small"),
     [
-        ([(2, 20.0)], None),
-        ([(2, 19.0), (0, 5.0), (1, 10.0)], None),
-        ([(4, 39.0), (2, 15.0)], "4 workers take an estimated 40B, .* has 39B; start fewer on a node (cluster.cpus_"),
-        ([(1, 9.0)], "1 worker take an estimated 10B, .* has 9B; use nodes with more"),
-        ([], None),
+        ([(2, 20.0)], False),
+        ([(2, 19.0), (0, 5.0), (1, 10.0)], False),
+        ([(4, 39.0), (2, 15.0)], True),
+        ([(1, 9.0)], True),
+        ([], False),
     ],
 )
-def test_nodes_that_cannot_hold_the_weights_are_named_only_if_all_are_so(nodes, end):
+def test_nodes_that_cannot_hold_the_weights_are_named_only_if_all_are_so(nodes, are_too_small):
     said = too_large({"network": 7, "VAE": 3}, nodes)
-    assert said is None if end is None else re.search(end.replace("(", r"\("), said)
+    assert (said is not None) == are_too_small
+    recorded(said or "")
 
 
 def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypatch):
@@ -459,15 +457,15 @@ def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
     assert "cell has" not in (out / "figures/quality.svg").read_text() + (out / "report.html").read_text()
     place.rename(tmp_path / "gone")
 
-    def recorded():
+    def contents():
         files = [*out.glob("*.json"), *(out / "tables").iterdir()]
         return {file.name: file.read_bytes() for file in files}
 
-    before = recorded()
+    before = contents()
     assert {"config.json", "plan.json", "quality.csv"} <= before.keys()
     said = taugrid("run", config, "--out", out, "--set", "sample.num_samples=300", code=2)[1]
     recorded(said, "there")
-    assert recorded() == before
+    assert contents() == before
     taugrid("run", config, "--out", out)
 
 
