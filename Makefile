@@ -7,20 +7,27 @@ LOWER := build/lower-bounds
 
 AZURITE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/taugrid-azurite
 
-.PHONY: demo test pytest lint types azurite chaos cluster-tests proofs mutants bench docs lower-bounds wheels clean
+.PHONY: demo test test-long check texts lint types azurite chaos cluster-tests proofs mutants bench docs lower-bounds wheels clean
 
 demo: $(STAMP)            ## train, sample and score the digits grid (minutes on a laptop)
 	$(BIN)/taugrid run configs/digits.yaml
 
-test: $(STAMP)            ## lint, types and tests, side by side
-	@$(MAKE) --no-print-directory --jobs=3 lint types pytest
-
-# Two processes, a file of tests each; Ray's starts leave a core idle at times, which mypy takes.
-# tests/conftest.py gives them an order in which one computes while the other waits for Ray.
+# Two processes, a file of tests each, the longest first (tests/durations.csv).
 # Without bytecode, each of hundreds of processes that tests start would compile taugrid anew.
 # xdist gives a test whose process ended to the next process, again and again: two are enough to see it.
-pytest: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
+
+test: $(STAMP)            ## the tests of minutes
+	$(PYTEST) -m "not long"
+
+test-long: $(STAMP)       ## the others: Ray Train, clusters, wheels, browsers, commands of the documents, simulations
+	$(PYTEST) -m long
+
+check: lint types         ## lint and types
+
+texts: $(STAMP)           ## record what taugrid says (tests/texts) and how long tests take (tests/durations.csv)
+	rm -rf tests/texts
+	$(PYTEST) --texts --times
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

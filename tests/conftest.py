@@ -1,8 +1,10 @@
+import csv
 import faulthandler
 import gc
 import os
 import random
 import signal
+from collections import Counter
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
@@ -42,13 +44,12 @@ def users_state(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def texts(request, tmp_path_factory):
+def texts(tmp_path_factory):
     """What taugrid says is compared without the names of temporary files, and recorded with --texts."""
     snapshots.base = tmp_path_factory.getbasetemp()
     yield
     if snapshots.update:
-        items = request.session.items
-        snapshots.write({item.path.stem.removeprefix("test_"): {each.name for each in items} for item in items})
+        snapshots.write()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -202,9 +203,8 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms of tests too")
-    parser.addoption(
-        "--texts", action="store_true", help="record what taugrid says in tests/texts, in place of comparing"
-    )
+    parser.addoption("--texts", action="store_true", help="write tests/texts in place of comparing with it")
+    parser.addoption("--times", action="store_true", help="write tests/durations.csv")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="of what the chaos tests kill, when")
 
 
@@ -212,30 +212,43 @@ def pytest_report_header(config):
     return f"chaos: seed {config.getoption('--seed')}" if config.getoption("--long") else None
 
 
-UNITS_FOR_ONE_OF_RAY = 6
+DURATIONS = Path(__file__).parent / "durations.csv"
+"""The seconds of each test, all its cases and what it sets up. `make test-times` writes it; it orders the files."""
+
+seconds: Counter[str] = Counter()
 
 
-def interleaved(items):
-    """The same tests, so that while one of two processes waits for Ray, the other computes, until Ray is done.
+def recorded_seconds():
+    """Test -> its seconds, as recorded."""
+    with DURATIONS.open(newline="") as file:
+        return {row["test"]: float(row["seconds"]) for row in csv.DictReader(file)}
 
-    Each file with other tests than those of tests/unit is followed by files that take about as long.
-    """
-    files = {}
+
+def pytest_runtest_logreport(report):
+    seconds[report.nodeid.partition("[")[0]] += report.duration
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--times") and not hasattr(session.config, "workerinput"):
+        known = recorded_seconds() | seconds
+        with DURATIONS.open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("test", "seconds"))
+            rows.writerows((test, f"{known[test]:.1f}") for test in sorted(known))
+
+
+def longest_first(items):
+    """The same tests, the files that take longest first, so that no process is left alone with one at the end."""
+    known, files = recorded_seconds(), {}
     for item in items:
-        files.setdefault(item.path, []).append(item)
-    units = [path for path in files if path.is_relative_to(UNIT)]
-    others = [path for path in files if not path.is_relative_to(UNIT)]
-    others.sort(key=lambda path: all(item.get_closest_marker("slow") for item in files[path]))  # skipped: last
-    order = []
-    for i, path in enumerate(others):
-        order += [path, *units[i * UNITS_FOR_ONE_OF_RAY : (i + 1) * UNITS_FOR_ONE_OF_RAY]]
-    order += units[len(others) * UNITS_FOR_ONE_OF_RAY :]
-    return [item for path in order for item in files[path]]
+        files.setdefault(item.path, {}).setdefault(item.nodeid.partition("[")[0], []).append(item)
+    order = sorted(files, key=lambda path: -sum(known.get(test, 0.0) for test in files[path]))
+    return [item for path in order for tests in files[path].values() for item in tests]
 
 
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):  # a process of xdist, which gives out files in this order
-        items[:] = interleaved(items)
+        items[:] = longest_first(items)
     for module in {item.getparent(pytest.Module) for item in items}:
         if module.path.is_relative_to(UNIT):
             module.add_marker(pytest.mark.timeout(UNIT_SECONDS))

@@ -11,6 +11,7 @@ from raylets import LOST, READ_ONLY
 pytestmark = pytest.mark.chaos
 
 
+@pytest.mark.long
 def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, pytestconfig, monkeypatch):
     """C has a stale copy of the weights, and on A a worker dies.
 

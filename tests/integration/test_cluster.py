@@ -134,6 +134,7 @@ def imported_from(mine):
     return (mine / "imported-from").read_text().split()
 
 
+@pytest.mark.long
 def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them_along(head, at, mine):
     done = taugrid_alone("run", "mine.yaml", "--out", mine / "run", "--address", head.gcs, "--json")
     assert json.loads(done.stdout)["status"] == "done", "nothing else is on stdout"
@@ -146,6 +147,7 @@ def test_a_run_sends_its_modules_to_a_cluster_that_it_joins_and_a_job_takes_them
     assert events(mine / "run")[-1]["missing"] == {}
 
 
+@pytest.mark.long
 def test_the_doctor_examines_each_node(head, tmp_path):
     done = taugrid_alone("doctor", "--address", head.gcs, "--out", tmp_path / "run", "--json")
     driver, node = json.loads(done.stdout)["nodes"]
@@ -156,6 +158,7 @@ def test_the_doctor_examines_each_node(head, tmp_path):
     assert not list(tmp_path.iterdir()), "neither a run directory nor a probe is left"
 
 
+@pytest.mark.long
 def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
     def broken_there(about):
         raise ValueError(f"{about} is broken")
@@ -171,6 +174,7 @@ def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
     assert abs(offset) <= error + 0.01, "it is this machine's clock"
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_run_that_would_fail_again_is_1(at, mine):
@@ -184,6 +188,7 @@ def test_a_run_that_would_fail_again_is_1(at, mine):
     assert "working_dir_files" in imported_from(mine)[0]
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
@@ -193,6 +198,7 @@ def test_a_run_that_the_cluster_can_not_do_is_2(at, mine):
     assert "/nowhere" in done.stdout
 
 
+@pytest.mark.long
 def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
     monkeypatch.setattr(package, "__version__", "99.0")
     done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
@@ -212,6 +218,7 @@ def test_any_exit_code_of_a_command_comes_back(head, at):
     assert "signal 9" in killed.stderr
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(head, finished, tmp_path, monkeypatch):
@@ -251,6 +258,7 @@ def test_the_documents_commands_do_what_they_say_and_a_session_that_fails_is_1(h
     assert json.loads(taugrid("jobs", "--json").stdout)[0] == answer
 
 
+@pytest.mark.long
 def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, monkeypatch):
     """Both choose an id before either has it. The jobs end soon: the cluster has another version."""
     both = threading.Barrier(2)
@@ -274,6 +282,7 @@ def test_submits_at_once_get_ids_of_their_own_and_nobody_elses(head, tmp_path, m
     assert sorted(ids) == ["both-8", "both-9"]
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_job_running_and_stop_stops_it(head, at, mine, tmp_path):
@@ -355,6 +364,7 @@ def status(at, job):
     return next(one["status"] for one in json.loads(taugrid("jobs", "--json", *at).stdout) if one["id"] == job)
 
 
+@pytest.mark.long
 def test_mistakes_are_one_line(at, mine, monkeypatch):
     def said(*arguments):
         done = taugrid(*arguments, code=2)
@@ -377,15 +387,18 @@ def test_mistakes_are_one_line(at, mine, monkeypatch):
     assert "must have" in said("jobs", "--address", "http://192.0.2.1:8265")
 
 
+@pytest.mark.long
 def test_a_head_without_a_job_server_is_told_from_one(head):
     done = taugrid("jobs", "--address", f"http://{head.gcs}", code=2)
     assert "job server" in done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_that_demands_a_token_is_known_to_be_closed(head):
     assert not accepts_token(head.gcs, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("token", "said"), [("0" * 64, "not accept"), ("", "demands")])
 def test_a_wrong_or_missing_token_is_one_line_at_once(head, config, tmp_path, monkeypatch, token, said):
     """Ray itself prints 20 lines of C++ over 22 seconds."""
@@ -397,6 +410,7 @@ def test_a_wrong_or_missing_token_is_one_line_at_once(head, config, tmp_path, mo
     assert done.stderr.count(head.gcs) == 2  # connecting to it, and why not
 
 
+@pytest.mark.long
 def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_path, monkeypatch):
     """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
     monkeypatch.setattr(address, "NODE_SECONDS", 0)
@@ -406,11 +420,13 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_p
     assert "`taugrid submit`" in done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_elsewhere_needs_a_folder_that_all_see(config):
     done = taugrid("run", config, "--address", "127.0.0.1:6379", code=2)
     assert "absolute" in done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_not_there_is_one_line(config, tmp_path):
     nowhere = f"127.0.0.1:{free_port()}"
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", nowhere, code=2)
@@ -418,6 +434,7 @@ def test_a_cluster_that_is_not_there_is_one_line(config, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_beyond_this_machine_needs_a_token(config, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -426,6 +443,7 @@ def test_a_cluster_beyond_this_machine_needs_a_token(config, tmp_path, monkeypat
     assert len(done.stderr.strip().splitlines()) <= 3
 
 
+@pytest.mark.long
 def test_ctrl_c_as_ray_starts_leaves_nothing_of_it_in_a_process_that_goes_on():
     """As a notebook's does: what had started of Ray lived on beside the next run's, and SIGTERM was Ray's."""
     command, here = [sys.executable, "-c", INTERRUPTED_START], Path(__file__).parent
@@ -456,6 +474,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_spare_cpus_of_a_machine_with_a_gpu_compute_scores_while_the_gpu_works(head, tmp_path):

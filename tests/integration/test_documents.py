@@ -14,6 +14,8 @@ from shared import taugrid
 
 from taugrid.config import Train, validate
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 OF_DOCS = ("tour", "grid", "models", "scores", "external-images", "run-directory")
 NAMES = ("README.md", *(f"docs/{name}.md" for name in OF_DOCS))

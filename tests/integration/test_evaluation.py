@@ -82,6 +82,7 @@ def differences(root):
 # Asked for later
 
 
+@pytest.mark.long
 def test_metrics_asked_for_later_extract_nothing_again(oracle, more):
     did = [event for event in events(more) if event["event"] in ("shard", "extract", "score")]
     assert [event["event"] for event in did] == ["score"] * 4
@@ -94,16 +95,19 @@ def test_metrics_asked_for_later_extract_nothing_again(oracle, more):
     assert (after["fid_infinity"] < after["fid"]).all(), "the bias of N is upwards"
 
 
+@pytest.mark.long
 def test_what_can_not_be_given_is_said_once_under_the_table(more):
     assert table(more)["isc_mean"].isna().all()
     assert (more / "tables/quality.md").read_text().count("no isc: ") == 1
 
 
+@pytest.mark.long
 def test_a_kid_subset_size_above_n_is_reduced_and_recorded(more):
     protocols = json.loads((more / "tables/quality.json").read_text())["protocols"].values()
     assert {protocol["kid_subset_size"] for protocol in protocols} == {700}
 
 
+@pytest.mark.long
 def test_floors_are_computed_once_and_kept_with_the_reference(oracle_config, oracle, more):
     for root, assignments, columns in ((oracle, (), {"fid"}), (more, MORE[1::2], {"fid", "kid", "precision"})):
         config = load(str(oracle_config), assignments)
@@ -114,6 +118,7 @@ def test_floors_are_computed_once_and_kept_with_the_reference(oracle_config, ora
     assert len(list(oracle.glob("features/*/reference-*/*-floor-*.json"))) == 1
 
 
+@pytest.mark.long
 def test_features_are_removed_once_scored_and_nobody_misses_them(oracle_config, oracle, more, tmp_path):
     root = Path(shutil.copytree(more, tmp_path / "run"))
     [folder] = (root / "features").iterdir()
@@ -127,6 +132,7 @@ def test_features_are_removed_once_scored_and_nobody_misses_them(oracle_config, 
         assert (root / "tables" / name).read_bytes() == (oracle / "tables" / name).read_bytes()
 
 
+@pytest.mark.long
 def test_a_run_and_the_same_images_elsewhere_have_the_same_numbers(more, tmp_path):
     """Parquet as a run leaves it, against the reference's images in an .npz."""
     np.savez(tmp_path / "reference.npz", load_images(Data(name="gaussian", shape=(1, 8, 8))).transpose(0, 2, 3, 1))
@@ -160,6 +166,7 @@ def score_here(root, *assignments):
     return {row["cell"]: row for row in json.loads(done.stdout)["cells"]}, extracted
 
 
+@pytest.mark.long
 def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out):
     """Held-out digits, by name and as files: one reference, whose features are extracted once."""
     rows, extracted = score_here(copy, "evaluate.reference={name: digits, split: test}")
@@ -178,6 +185,7 @@ def test_a_folder_is_the_reference_that_its_images_are(finished, copy, held_out)
     assert elsewhere == pytest.approx({name: row[name] for name in elsewhere}, rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
     """The moments of the digits' features, as pytorch-fid would keep them: the same FID, and no KID."""
     [path] = finished.glob("features/*/reference-*/part-*.parquet")
@@ -195,6 +203,7 @@ def test_a_reference_of_moments_gives_fid_alone(finished, copy, tmp_path):
 # Differences
 
 
+@pytest.mark.long
 def test_neighbours_in_the_table_have_their_differences(oracle):
     rows, found = table(oracle), differences(oracle)
     pairs = {
@@ -216,6 +225,7 @@ def test_neighbours_in_the_table_have_their_differences(oracle):
     assert "S 5 -> 10 at eta 0: -0.15" in (oracle / "tables/differences.md").read_text()
 
 
+@pytest.mark.long
 def test_too_few_samples_for_an_error_are_said_with_the_difference(finished):
     found = differences(finished)
     assert len(found) == 7
@@ -225,6 +235,7 @@ def test_too_few_samples_for_an_error_are_said_with_the_difference(finished):
     assert "x0_and_eps" in clipped
 
 
+@pytest.mark.long
 def test_compare_takes_any_two_cells(oracle):
     first, second = "S0005-eta0-", "S0010-eta1-"
     rows = table(oracle)
@@ -243,6 +254,7 @@ def test_compare_takes_any_two_cells(oracle):
     assert "config.json" in taugrid("compare", oracle / "tables", first, second, code=2).stderr
 
 
+@pytest.mark.long
 def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle, oracle_copy):
     lost, cut = sorted(oracle_copy.glob("scores/*.parquet"))[:2]
     lost.unlink()
@@ -259,6 +271,7 @@ def test_lost_and_damaged_influences_take_the_errors_of_differences_alone(oracle
     assert after.loc[~without, "se"].tolist() == before.loc[~without, "se"].tolist()
 
 
+@pytest.mark.long
 def test_scores_of_another_version_stand_apart_and_are_not_compared_unless_told_to(oracle, oracle_copy):
     """As after an upgrade of torch, when the grid has grown: scores of before stay."""
     old = [path.name.rsplit("-", 1)[1] for path in oracle_copy.glob("samples/S0005-*")]

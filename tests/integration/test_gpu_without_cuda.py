@@ -52,6 +52,7 @@ print(json.dumps([[type(error).__name__, str(error)] for error in (refused[0].ca
 """
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_worker_and_a_training_say_once_that_torch_has_no_cuda(tmp_path):

@@ -80,6 +80,7 @@ def finish_and_compare(slow, root, undisturbed):
     assert not list(root.glob("**/.*.tmp")), "what killed writers left is removed"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, root, kills):
     def kill_workers():
@@ -98,6 +99,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_redone(slow, undisturbed, roo
     assert scores(root) == scores(undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_driver_leaves_what_the_same_command_ends(slow, undisturbed, root, tmp_path, kills):
     """In the long form, each driver has a Ray of its own, which ends with it."""
@@ -114,6 +116,7 @@ def test_a_killed_driver_leaves_what_the_same_command_ends(slow, undisturbed, ro
     finish_and_compare(slow, root, undisturbed)
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
     """A cell of one shard of 20 seconds on any machine: what was sampled before Ctrl-C is not sampled again.
 
@@ -147,6 +150,7 @@ def test_ctrl_c_keeps_the_whole_batches_of_a_long_shard(tmp_path):
     assert sample_files(tmp_path / "run") == sample_files(tmp_path / "undisturbed")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_when_ray_itself_dies_the_run_ends_and_says_so(slow, root, tmp_path):
     with Started(tmp_path / "log", "run", slow, "--out", root, "--set", "sample.num_samples=5000") as run:
@@ -158,6 +162,7 @@ def test_when_ray_itself_dies_the_run_ends_and_says_so(slow, root, tmp_path):
         assert "Traceback" not in run.output
 
 
+@pytest.mark.long
 def test_sigterm_while_ray_starts(slow, tmp_path):
     with Started(tmp_path / "log", "run", slow, "--out", tmp_path / "run") as run:
         run.wait_until(lambda: "starting Ray" in run.output)
@@ -165,6 +170,7 @@ def test_sigterm_while_ray_starts(slow, tmp_path):
         assert "Traceback" not in run.output
 
 
+@pytest.mark.long
 def test_an_interrupt_that_python_drops_is_not_shown():
     """SIGTERM in a fork of Ray's start printed "Exception ignored in: <function _releaseLock" and a traceback."""
     done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=True)

@@ -25,6 +25,8 @@ from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.network.load import load_network
 
+pytestmark = pytest.mark.long
+
 IMAGES = 40
 
 

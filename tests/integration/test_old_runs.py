@@ -39,6 +39,7 @@ def run_with_nothing_to_do(root, original, ids):
     return (pd.read_csv(file, index_col="cell", dtype={"cell": str}) for file in files)
 
 
+@pytest.mark.long
 def test_an_old_run_is_finished(oracle):
     old, new = run_with_nothing_to_do(oracle, OLD / "oracle", IDS)
     exact = "fid_exact"  # computed again for each table: its last digits are those of the machine's linear algebra
@@ -46,6 +47,7 @@ def test_an_old_run_is_finished(oracle):
     pd.testing.assert_frame_equal(old, new, check_exact=True)
 
 
+@pytest.mark.long
 def test_an_old_run_grows(oracle):
     before = sample_files(oracle)
     status = json.loads(taugrid("run", oracle, "--set", "sample.num_samples=40", "--json").stdout)
@@ -56,6 +58,7 @@ def test_an_old_run_grows(oracle):
     assert len(after) == 2 * 3 + 2 * 5
 
 
+@pytest.mark.long
 def test_an_old_custom_run_can_be_looked_at_without_its_code(tmp_path):
     root = shutil.copytree(OLD / "custom", tmp_path / "custom")
     status = json.loads(taugrid("status", root, "--json").stdout)
@@ -88,11 +91,13 @@ def trained(tmp_path):
     return shutil.copytree(RELEASED / "run", tmp_path / "trained")
 
 
+@pytest.mark.long
 def test_a_trained_run_has_nothing_left_to_do(trained):
     old, new = run_with_nothing_to_do(trained, RELEASED / "run", TRAINED_IDS)
     pd.testing.assert_frame_equal(old, new[old.columns], rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
     """The same ids, images and protocol as the old code: the network, the noise and the scores have not moved."""
     protocols_before = protocols(trained)
@@ -113,6 +118,7 @@ def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
     assert {cell["situation"] for cell in night["cells"]} == {get_args(Situation)[0]}
 
 
+@pytest.mark.long
 def test_a_trained_run_grows(trained):
     before = sample_files(trained)
     grid = json.loads((trained / "config.json").read_text())["grid"] + [{"steps": [2], "eta": [0.0]}]

@@ -139,6 +139,7 @@ def writing():
     return Writing
 
 
+@pytest.mark.long
 def test_a_second_job_begins_once_the_first_only_writes(started):
     pool, _ = started(writing(), (), None)
     for path, least in (("free", 0.2), ("kept", 0.6)):
@@ -150,6 +151,7 @@ def test_a_second_job_begins_once_the_first_only_writes(started):
         assert second.result.seconds - first.result.seconds >= least
 
 
+@pytest.mark.long
 def test_a_first_job_that_fails_lets_the_second_begin_and_a_death_ends_both(started):
     pool, _ = started(writing(), (), None)
     pool.submit("worker-0", Job("fail"), "first")
@@ -180,6 +182,7 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     assert time.monotonic() - began < 10  # the next health check or job would tell much later, or never
 
 
+@pytest.mark.long
 def test_a_worker_tells_where_it_is_before_its_health_check_and_is_kept_off_nodes(started):
     pool, _ = started(beating(), (), None)
     [here] = [node.id for node in pool.nodes()]
@@ -205,6 +208,7 @@ def test_a_worker_without_a_gpu_is_on_its_node_and_takes_its_own_share(ray_sessi
         pool.close()
 
 
+@pytest.mark.long
 def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     """They run in another thread than the actor starts in, and OpenMP keeps a number for each."""
 
@@ -227,6 +231,7 @@ def test_jobs_have_the_threads_that_the_worker_was_given(started, tmp_path):
     assert list(tmp_path.iterdir()) == [probe], "a health check leaves nothing behind"
 
 
+@pytest.mark.long
 def test_as_many_shares_as_fit_by_our_count_are_placed_by_ray(ray_session):
     """Twelve sixths on two CPUs, and not one more; rounded up to 0.1667, only eleven would fit."""
     [node] = capacity.nodes()

@@ -136,17 +136,20 @@ def uninterrupted_of_two(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_averaged_and_raw_weights_differ(uninterrupted_of_two):
     averaged, raw = (load_file(uninterrupted_of_two / SPEC.model_id / name / WEIGHTS) for name in ("unet", "unet_raw"))
     assert averaged.keys() == raw.keys()
     assert not torch.equal(averaged["conv_in.weight"], raw["conv_in.weight"])
 
 
+@pytest.mark.long
 def test_a_trained_model_is_not_trained_again(uninterrupted_of_two, monkeypatch):
     monkeypatch.setattr(training, "_fit", lambda spec: pytest.fail("Ray Train is started"))
     in_a_thread(a_spec(uninterrupted_of_two, workers=2)).result()
 
 
+@pytest.mark.long
 def test_two_workers_learn_what_one_learns(uninterrupted, uninterrupted_of_two):
     # Of configs/digits.yaml. 15 images in a batch are 7 and 8: unweighted means of the two would be off by percents.
     one, two = losses_of(uninterrupted), losses_of(uninterrupted_of_two)
@@ -220,6 +223,7 @@ def kill_one_of(spec, copy):
     assert steps_of(log) >= EVERY
 
 
+@pytest.mark.long
 def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(killed):
     folder = killed.models
     assert [path.name for path in folder.iterdir() if SPEC.model_id in path.name] == [SPEC.model_id]
@@ -233,6 +237,7 @@ def test_a_finished_training_leaves_a_pipeline_and_its_log_alone(killed):
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted_of_two, killed):
     found, expected = (folder / SPEC.model_id for folder in (killed.models, uninterrupted_of_two))
     assert files_of_weights(found) == files_of_weights(expected)
@@ -240,6 +245,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(uninterrupted_of
     assert [r | {"seconds": 0} for r in found] == [r | {"seconds": 0} for r in expected]
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed, pytestconfig):
     """From a checkpoint of two workers, with one: the losses stay the same up to rounding.
@@ -260,6 +266,7 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
     assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)
 
 
+@pytest.mark.long
 def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
     section = config.Cluster(cpus_per_worker=1, gpus_per_worker=0)
     assert capacity.trainers(section, (1, 3)) == ((1, 3), 1, 0)
@@ -274,6 +281,7 @@ def test_room_for_the_least_is_enough_and_less_is_said(ray_session):
         capacity.trainers(section, (3, 4))
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_first", [False, True])
@@ -319,6 +327,7 @@ def a_config(folder, **train):
     return write_config(folder, **sections, sample={"labels": "balanced"})
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_an_elastic_training_grows_with_the_cluster(uninterrupted, tmp_path):
@@ -341,6 +350,7 @@ def test_an_elastic_training_grows_with_the_cluster(uninterrupted, tmp_path):
     assert [record["loss"] for record in of_both[:50]] == pytest.approx(losses_of(uninterrupted)[:50], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_path):
@@ -348,6 +358,7 @@ def test_a_compiled_network_learns_the_same_in_two_workers(uninterrupted, tmp_pa
     assert losses_of(tmp_path) == pytest.approx(losses_of(uninterrupted)[:5], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [config.FLOW_DEFAULTS, config.EDM_DEFAULTS], ids=["flow", "edm"])
@@ -361,6 +372,7 @@ def test_two_workers_learn_what_one_learns_on_each_process(ray_session, tmp_path
     assert files_of_weights(tmp_path / "two" / SPEC.model_id) == files_of_weights(tmp_path / "again" / SPEC.model_id)
 
 
+@pytest.mark.long
 def test_a_training_that_diverges_leaves_the_others(killed):
     """What the loop says of one worker is tests/unit/test_training.py's; here the line comes back through Ray Train."""
     [line] = [line for line in killed.said.splitlines() if line.startswith("missing: ")]

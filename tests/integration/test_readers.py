@@ -10,6 +10,8 @@ from taugrid import parquet
 from taugrid.images import decode_png
 from taugrid.storage import open_place
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
     "seed": 0, "steps": 10, "eta": 0.2, "sigma": "eta", "spacing": "linear", "sampler": "ddim",
     "clip": "none", "cell": "aaaaaaaaaa", "model": "bbbbbbbbbb",

@@ -139,6 +139,7 @@ class Nan(torch_fidelity.FeatureExtractorBase):
 '''
 
 
+@pytest.mark.long
 def test_features_that_are_nan_are_refused(refused, few, monkeypatch, tmp_path):
     (tmp_path / "own_extractor_of_a_test.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)

@@ -20,6 +20,7 @@ CELLS = 6
 SHARDS = 3 * 2 + 3 * 4
 
 
+@pytest.mark.long
 def test_the_json_of_a_run(finished):
     document = json.loads((finished.parent / "stdout").read_text())
     assert document["status"] == "done"
@@ -33,6 +34,7 @@ def test_the_json_of_a_run(finished):
     assert row["seconds"] > 0
 
 
+@pytest.mark.long
 def test_every_image_is_there_exactly_once(finished):
     for folder in (finished / "samples").iterdir():
         table = pd.read_parquet(folder)
@@ -40,6 +42,7 @@ def test_every_image_is_there_exactly_once(finished):
         assert table["cell"].nunique() == 1
 
 
+@pytest.mark.long
 def test_cells_are_paired_by_the_same_noise(finished):
     """At eta = 0 and 1 the same x_T is used: with one network images of one index resemble each other across cells."""
     import numpy as np
@@ -85,6 +88,7 @@ def test_one_worker_and_two_make_the_same_files(config, finished, tmp_path):
     assert scores(tmp_path / "one") == scores(finished)
 
 
+@pytest.mark.long
 def test_another_batch_size_is_the_same_images(finished, tmp_path):
     """Noise does not depend on batches; rounding may, so a grey level is allowed here and there."""
     import numpy as np
@@ -116,6 +120,7 @@ def test_another_batch_size_is_the_same_images(finished, tmp_path):
     assert (a != b).mean() < 0.001
 
 
+@pytest.mark.long
 def test_stages_one_by_one_end_as_run_does_and_two_schedules_are_two_models_in_one_table(config, finished, copy):
     """One of the models is there. The other has lost its weights: it is moved aside and trained again, to the same."""
     for name in ("samples", "features", "scores", "tables", "figures"):
@@ -151,6 +156,7 @@ def test_stages_one_by_one_end_as_run_does_and_two_schedules_are_two_models_in_o
     pd.testing.assert_frame_equal(found.loc[expected.index, columns], expected[columns], check_exact=True)
 
 
+@pytest.mark.long
 def test_a_diffusers_folder_is_sampled_in_place_of_training(config, finished, tmp_path):
     """The trained model, loaded as one made elsewhere, gives the images of the run that trained it."""
     import pyarrow.parquet as pq
@@ -170,6 +176,7 @@ def test_a_diffusers_folder_is_sampled_in_place_of_training(config, finished, tm
     assert "6 cells" in taugrid("status", tmp_path / "elsewhere").stdout
 
 
+@pytest.mark.long
 def test_the_checkpoint_of_another_maker_is_sampled(tmp_path):
     folder = Path(__file__).parents[3] / "shared/checkpoints/fashion-ddpm-28"
     if not folder.is_dir():
@@ -181,6 +188,7 @@ def test_the_checkpoint_of_another_maker_is_sampled(tmp_path):
     assert "(1, 8, 8)" in taugrid("evaluate", path, "--out", tmp_path / "run", code=2).stderr
 
 
+@pytest.mark.long
 def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     done = taugrid("run", config, "--out", copy, "--set", "sample.num_samples=1", "--json")
     assert not [event for event in events(copy) if event["event"] == "shard"], "what is there is used"
@@ -190,6 +198,7 @@ def test_a_single_sample_has_no_scores_but_is_no_failure(config, copy):
     assert "2 images" in (copy / "tables/quality.md").read_text()
 
 
+@pytest.mark.long
 def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finished, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(finished / "models", root / "models")
@@ -208,6 +217,7 @@ def test_work_that_always_fails_is_given_up_and_the_rest_is_done(config, finishe
     assert not any("\x1b" in trace for trace in traces)
 
 
+@pytest.mark.long
 def test_the_pipeline_that_a_run_leaves_is_diffusers_own(finished):
     from diffusers import DDIMPipeline
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("sketched")
 CELLS = 6
 
 
+@pytest.mark.long
 def test_the_same_command_again_starts_no_cluster_and_changes_nothing(config, copy):
     before = sample_files(copy)
     times = {path: path.stat().st_mtime_ns for path in copy.glob("s*/**/*") if path.is_file()}
@@ -26,6 +27,7 @@ def test_the_same_command_again_starts_no_cluster_and_changes_nothing(config, co
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.long
 def test_a_run_directory_is_a_config(copy):
     done = taugrid("run", copy, "--json")
     assert json.loads(done.stdout)["dir"] == str(copy)
@@ -53,6 +55,7 @@ def test_damaged_and_deleted_shards_alone_are_redone_to_the_same_bytes(config, c
         assert f"damaged: {path.relative_to(copy)}" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -71,6 +74,7 @@ def test_a_change_that_would_orphan_cells_is_refused(config, copy, change, named
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_other_weights_under_a_cell_are_refused(config, copy):
     from safetensors.torch import load_file, save_file
 
@@ -84,6 +88,7 @@ def test_other_weights_under_a_cell_are_refused(config, copy):
     assert "600 images decoded" in verified.stderr, "the images can be read without the weights"
 
 
+@pytest.mark.long
 def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
     """As after an edit of one's own network, or of a checkpoint's files."""
     config = json.loads((copy / "config.json").read_text())
@@ -96,6 +101,7 @@ def test_images_that_are_of_no_cell_any_more_are_said_and_read(copy):
     assert "600 images decoded" in verified.stderr
 
 
+@pytest.mark.long
 def test_damaged_scores_are_noticed_and_computed_again(config, copy):
     before = scores(copy)
     changed, wrong, folder = sorted((copy / "scores").glob("*.json"))[:3]
@@ -111,11 +117,13 @@ def test_damaged_scores_are_noticed_and_computed_again(config, copy):
     assert len(list((copy / "damaged").iterdir())) == 3
 
 
+@pytest.mark.long
 def test_removed_features_are_not_missed_while_the_scores_are_there(config, copy):
     shutil.rmtree(copy / "features")
     assert "starting Ray" not in taugrid("run", config, "--out", copy).stderr
 
 
+@pytest.mark.long
 def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, copy):
     """A key that a later version adds to the blob must not make every old file look damaged."""
     import pyarrow.parquet as pq
@@ -131,6 +139,7 @@ def test_files_of_a_later_version_with_more_in_their_metadata_are_whole(config, 
     assert "damaged" not in taugrid("run", config, "--out", copy).stderr
 
 
+@pytest.mark.long
 def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file/below", "s3://user:word@bucket/x", "ftp://host/x"):
@@ -138,6 +147,7 @@ def test_a_place_that_can_not_be_written_is_one_line(config, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [("run", "CONFIG", "--out", "PLACE"), ("plan", "PLACE"), ("status", "PLACE")])
 @pytest.mark.parametrize(("place", "said"), [("x" * 300, "too long"), ("circle/run", "Too many")])
 def test_a_path_that_can_be_none_is_one_line(config, tmp_path, command, place, said):
@@ -151,6 +161,7 @@ def test_a_path_that_can_be_none_is_one_line(config, tmp_path, command, place, s
     assert ("no config" if is_taken_for_a_name else said) in done.stderr
 
 
+@pytest.mark.long
 def test_plan_status_verify_and_export(config, finished, tmp_path):
     plan = json.loads(taugrid("plan", config, "--out", tmp_path / "new", "--json").stdout)
     assert plan["network_evaluations"] == 100 * (2 + 4) * 3 == plan["network_evaluations_remaining"]
@@ -170,6 +181,7 @@ def test_plan_status_verify_and_export(config, finished, tmp_path):
     assert "more than" in taugrid("export", finished, "S0002", "--to", tmp_path / "x", code=2).stderr
 
 
+@pytest.mark.long
 def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
     """Beyond the images that the config asks for, too, and in what only records the run."""
     part, cut = sorted(copy.glob("samples/*/part-000000.parquet"))[:2]
@@ -191,6 +203,7 @@ def test_verify_lists_what_is_damaged_and_touches_nothing(copy):
     assert part.read_bytes() == bytes(data)
 
 
+@pytest.mark.long
 def test_a_finished_run_that_may_only_be_read_can_be_looked_at(copy):
     (copy / "lease.json").symlink_to(copy / "nowhere" / "lease")  # even root can't write there
     for command in ("run", "report"):
@@ -200,6 +213,7 @@ def test_a_finished_run_that_may_only_be_read_can_be_looked_at(copy):
     assert "600 images" in taugrid("status", copy).stdout
 
 
+@pytest.mark.long
 def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
     (copy / "config.json").unlink()
     for command in ("status", "run"):
@@ -213,6 +227,7 @@ def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
     assert "6 cells" in taugrid("status", copy).stdout
 
 
+@pytest.mark.long
 def test_a_second_run_in_the_same_directory_waits_for_nobody(config, copy):
     with RunDir(copy).lock():
         assert "another taugrid" in taugrid_alone("run", config, "--out", copy, code=2).stderr

@@ -44,6 +44,7 @@ def checked(tmp_path_factory):
     return json.loads(done.stdout), root
 
 
+@pytest.mark.long
 def test_a_sound_system_passes(checked):
     findings, root = checked
     assert findings["status"] == "done"
@@ -83,6 +84,7 @@ def double(pngs):
     pngs[3] = pngs[40]
 
 
+@pytest.mark.long
 def test_faults_in_the_workers_and_on_disk_under_a_right_seal_are_found(checked, tmp_path):
     """In their cells, and in those alone; all are judged at once, since a judgement takes seconds.
 
@@ -129,6 +131,7 @@ def test_faults_in_the_workers_and_on_disk_under_a_right_seal_are_found(checked,
     assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 45 - len(touched) - 3
 
 
+@pytest.mark.long
 def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
     """`report` on what selfcheck made. FID at infinite N is below what N = 1000 leads to expect."""
     findings, root = checked
@@ -145,6 +148,7 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
     assert "closed form" in (root / "tables" / "quality.md").read_text()
 
 
+@pytest.mark.long
 def test_another_sampler_is_checked(tmp_path):
     """Its images approach the ODE's as its order says; a name that is not there is refused before anything starts.
 

@@ -112,6 +112,7 @@ def first(exported, tmp_path_factory):
 # digits-convnet, through torch-fidelity's Python function
 
 
+@pytest.mark.long
 def test_table_command_and_torch_fidelity_agree_on_digits(finished, exported, tmp_path, monkeypatch):
     """The whole of the digits as the reference, as in the run."""
     (tmp_path / "digits").mkdir()
@@ -221,6 +222,7 @@ def resumed(finished, first, weights, tmp_path_factory, pytestconfig):
     return Resumed(root, present)
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 def test_an_interrupted_evaluation_extracts_nothing_twice(resumed):
     tasks = ["reference/0"] + [f"extract/{row_of(resumed.root, 'S0002-eta0-').name}/{i}" for i in range(N // 2)]
@@ -233,6 +235,7 @@ def test_an_interrupted_evaluation_extracts_nothing_twice(resumed):
     assert not list(resumed.root.glob("**/.*.tmp"))
 
 
+@pytest.mark.long
 def test_features_of_the_seeded_network_vary(resumed):
     [cell] = resumed.root.glob("features/*/S0002-eta0-*")
     features = np.concatenate([v for p in sorted(cell.iterdir()) for _, v in parquet.read_features(p, "features")])
@@ -258,6 +261,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.long
 def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights, cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     samples, reference = first / "samples", first / "reference"
@@ -271,6 +275,7 @@ def test_table_command_and_fidelity_agree_on_grey_images(resumed, first, weights
     assert_agree(row, theirs)
 
 
+@pytest.mark.long
 def test_command_and_torch_fidelity_agree_on_rgb_images(first, weights, cache, tmp_path, monkeypatch):
     """Every sample in a colour of its own, against the grey reference; both keep what they know of that.
 

@@ -31,6 +31,8 @@ from taugrid.images import to_uint8
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "runs", "docs", "*.egg-info", "__pycache__")
 LAYERS = ("configs", "eval", "orchestrator", "workers")

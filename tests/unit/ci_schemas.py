@@ -31,6 +31,7 @@ WORKFLOW = exact(
         pull_request=exact(""),
     ),
     concurrency=TEXT,
+    permissions={"type": "object", "additionalProperties": {"enum": ["read", "write", "none"]}},
     jobs={
         "type": "object",
         "minProperties": 1,
@@ -43,7 +44,7 @@ WORKFLOW = exact(
                 **{"fail-fast": {"type": "boolean"}},
             ),
             steps=each({"oneOf": [RUN, USES]}),
-            **{"runs-on": {"anyOf": [TEXT, each(TEXT)]}, "timeout-minutes": COUNT},
+            **{"runs-on": {"anyOf": [TEXT, each(TEXT)]}, "timeout-minutes": COUNT, "if": TEXT},
         ),
     },
 )

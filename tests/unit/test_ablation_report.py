@@ -48,6 +48,7 @@ def run(tmp_path_factory):
     return opened, outcome
 
 
+@pytest.mark.long
 def test_tables_and_figures_are_of_means_and_effects(run):
     opened, outcome = run
     assert len(outcome.rows) == 24
@@ -88,6 +89,7 @@ def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, cap
     assert len([line for line in of_fid if line.startswith(("linear", "cosine"))]) == 4
 
 
+@pytest.mark.long
 def test_report_takes_rows_and_columns_from_the_command_line(run):
     opened, _ = run
     folder = str(opened.rundir.root)

@@ -38,6 +38,7 @@ RULES = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_code_keeps_the_rule(rule):
     assert rule(ROOT) == []

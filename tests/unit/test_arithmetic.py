@@ -121,6 +121,7 @@ def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
     assert [place.fp32_precision for place in FROM_ABOVE] == ["ieee"] * 3
 
 
+@pytest.mark.long
 def test_a_caller_who_asked_for_ieee_from_above_keeps_it_for_convolutions():
     """They have a value that no call sets again, below which TF32 lies. Patch: restore what `below` reads as it is."""
     code = """

@@ -43,6 +43,7 @@ def run(base, folder, network, **changes):
     return folder / "run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("baseline", ["run", "baseline.json"])
 def test_the_same_weights_make_the_same_pixels(base, tmp_path, baseline):
     found = compare(run(base, tmp_path, base / "old"), base / baseline)
@@ -57,6 +58,7 @@ def planted_sigma(alpha_t, alpha_prev, eta):
     return 1.02 * forward.sigma(alpha_t, alpha_prev, eta)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("baseline", ["run", "baseline.json"])
 def test_a_planted_fault_of_the_sampler_is_found_in_the_pixels(base, tmp_path, monkeypatch, baseline):
     """Eq. 16's sigma times 1.02: cells at eta = 0 stay, the others change, however little their FID does."""
@@ -113,6 +115,7 @@ def test_threads_are_those_that_ran_not_those_of_the_config(base, tmp_path):
     recorded("\n".join(found["marks"]), "sampled")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["one", "another"])
 def test_of_cells_made_by_workers_of_several_kinds_the_first_shard_tells(base, tmp_path, monkeypatch, first):
     """Which worker made which image differs from night to night, and so may the pixels; that of image 0 is known."""
@@ -159,6 +162,7 @@ def test_a_small_change_needs_a_margin(base, tmp_path):
     assert "margin 0" in compare(root, base / "run", "--margin", 0, code=None)["notes"][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [

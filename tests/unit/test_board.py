@@ -270,6 +270,7 @@ def rows_of(*places):
     return {(row.run.found.title, row.values["steps"]): row for row in rows}
 
 
+@pytest.mark.long
 def test_a_pair_is_what_compare_says_within_a_run_and_across_two(scored):
     rows = rows_of(scored)
     expected = inspection.compare(open_existing(str(scored / "small")), "steps=2", "steps=3", False)["metrics"]["fid"]

@@ -100,6 +100,7 @@ def choose(tab, column, text):
     tab.click(f'[data-filter="{column}"] label:nth-child({labels.index(text) + 1}) input')
 
 
+@pytest.mark.long
 def test_filters_leave_what_they_name(opened):
     tab = opened(board(3))
     recorded(count(tab))
@@ -122,6 +123,7 @@ def test_filters_leave_what_they_name(opened):
     assert tab.run("document.querySelectorAll('#rows tr[data-row]').length") > 20
 
 
+@pytest.mark.long
 def test_a_heading_sorts_its_best_first_and_missing_values_last(opened):
     document = board(2)
     at = [each["name"] for each in document["columns"]].index("isc_mean") + 1
@@ -140,6 +142,7 @@ def test_a_heading_sorts_its_best_first_and_missing_values_last(opened):
     assert tab.run("table.rows.map((row) => row.number)") == list(range(40))
 
 
+@pytest.mark.long
 def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     tab = opened(board(3), height=2600)
     headings = texts(tab, "#rows tr.heading")
@@ -167,6 +170,7 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     assert texts(opened(unknown, picks(A, B)), "#picked td:nth-child(4)") == ["–", compared[0]]
 
 
+@pytest.mark.long
 def test_a_link_holds_the_whole_selection(opened):
     tab = opened(board(3))
     choose(tab, "num_samples", "5,000")
@@ -193,6 +197,7 @@ def test_a_link_holds_the_whole_selection(opened):
     ], "cells are named, not numbered"  # fmt: skip
 
 
+@pytest.mark.long
 def test_back_and_forward_go_through_the_choices(opened):
     tab = opened(board(2))
     tick(tab, 0)
@@ -206,6 +211,7 @@ def test_back_and_forward_go_through_the_choices(opened):
     assert count(tab).endswith("1 picked")
 
 
+@pytest.mark.long
 def test_a_link_to_what_is_not_there_says_so(opened):
     link = "&".join(
         [picks(A, "gone/123", "__proto__"), "where.lost=1&sort=lost&column=lost&metric=lost&x=lost&index=999"]
@@ -217,6 +223,7 @@ def test_a_link_to_what_is_not_there_says_so(opened):
     assert texts(tab, "#notes") == [""]
 
 
+@pytest.mark.long
 def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     document = board(3, differences=[[4, 0, "fid", 10.25, 0.3]])
     c = "ablation/seed-1/0000010000"
@@ -247,6 +254,7 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     assert "z =" not in texts(tab, "#picked")[0]
 
 
+@pytest.mark.long
 def test_the_panel_opens_with_the_first_distance_that_has_a_standard_error(opened):
     chosen = "byId('metric').value"
     assert opened(board(2), picks(A, B)).run(chosen) == "fid"
@@ -261,6 +269,7 @@ def test_the_panel_opens_with_the_first_distance_that_has_a_standard_error(opene
     assert opened(document | {"columns": kid}, picks(A, B) + "&metric=fid").run(chosen) == "fid"
 
 
+@pytest.mark.long
 def test_numbers_are_rounded_as_in_the_report(opened):
     random = np.random.default_rng(1)
     values = 10.0 ** random.uniform(-8, 5, 400) * random.choice([-1, 1], 400)
@@ -270,6 +279,7 @@ def test_numbers_are_rounded_as_in_the_report(opened):
     assert shown == [shown_number(value, error) for value, error in pairs]
 
 
+@pytest.mark.long
 def test_a_chart_has_a_point_for_each_cell_and_can_show_whole_curves(opened):
     tab = opened(board(3), picks(A, OTHER))
     assert tab.run("document.querySelectorAll('#chart .dot').length") == 10, "the other steps of both lines"
@@ -284,6 +294,7 @@ def test_a_chart_has_a_point_for_each_cell_and_can_show_whole_curves(opened):
     recorded("\n".join(texts(tab, "#chart-note")))
 
 
+@pytest.mark.long
 def test_images_of_one_index_stand_side_by_side(opened, tmp_path):
     document = board(2)
     document["images"]["rows"] = [True] * 4 + [False] * 36
@@ -303,6 +314,7 @@ def test_images_of_one_index_stand_side_by_side(opened, tmp_path):
     assert tab.run("byId('index').value") in ("7", "8"), "the middle of the strip"
 
 
+@pytest.mark.long
 def test_nights_are_a_trend_with_their_verdicts(opened):
     document = board(4)
     lights = ("green", "red", "grey")
@@ -324,6 +336,7 @@ def test_nights_are_a_trend_with_their_verdicts(opened):
     assert texts(tab, "#trends .number") == ["1"]
 
 
+@pytest.mark.long
 def test_the_keyboard_does_all_of_it(opened):
     tab = opened(board(3), height=600)
     tick(tab, 5)
@@ -356,6 +369,7 @@ def test_the_keyboard_does_all_of_it(opened):
     assert tab.run("byId('keys').open") is False, "a question mark is typed there"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clipboard", ["undefined", "{ writeText: () => Promise.reject(new Error('no')) }"])
 def test_a_link_is_copied_without_a_clipboard_or_it_is_said(opened, clipboard):
     tab = opened(board(1), picks(A))
@@ -374,6 +388,7 @@ def test_a_link_is_copied_without_a_clipboard_or_it_is_said(opened, clipboard):
         assert texts(tab, "#copy") == ["Copy link"], "two clicks in a row leave no other words"
 
 
+@pytest.mark.long
 def test_nine_cells_are_enough(opened):
     tab = opened(board(1))
     for number in range(10):
@@ -387,6 +402,7 @@ def test_nine_cells_are_enough(opened):
     )
 
 
+@pytest.mark.long
 def test_a_thousand_runs_are_a_window_of_rows(opened):
     tab = opened(board(1000))
     assert count(tab).startswith("20,000 cells, 1,000 runs")
@@ -402,6 +418,7 @@ def test_a_thousand_runs_are_a_window_of_rows(opened):
     recorded(count(tab), "cells")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_are_only_shown(opened, name):
     bad = {"title": name, "name": name, "directory": name, "note": name, "devices": [name], "models": [name]}
@@ -439,6 +456,7 @@ def test_hostile_texts_are_only_shown(opened, name):
     assert tab.run("view.picked.length === pickedRows().length") is True
 
 
+@pytest.mark.long
 def test_what_there_is_not_is_said(opened):
     nothing = board(0)
     recorded("\n".join(texts(opened(nothing), "#why-empty")))
@@ -448,6 +466,7 @@ def test_what_there_is_not_is_said(opened):
     recorded("\n".join(texts(tab, "#others-list li")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_400_pixels(opened, scheme):
     document = board(3)
@@ -503,6 +522,7 @@ def answered(state, path, query, headers):
     return 200, "text/html; charset=utf-8", board_html(document, live=True), {}
 
 
+@pytest.mark.long
 def test_a_served_page_follows_the_runs_and_keeps_its_place(tab):
     state = {"document": board(20), "asked": []}
     progress = {"done": 25, "total": 100, "left_seconds": 240.0}

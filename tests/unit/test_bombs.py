@@ -240,6 +240,7 @@ def moments(path, size, save=np.savez_compressed):
     return path
 
 
+@pytest.mark.long
 def test_an_npz_of_some_kilobytes_is_not_unpacked_into_memory(tmp_path):
     assert open_moments(moments(tmp_path / "small.npz", 500)).dimensions == 500
     bomb = moments(tmp_path / "bomb.npz", 3000)

@@ -139,6 +139,7 @@ def code(tmp_path, monkeypatch, asked_here):
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.long
 def test_a_guided_run_has_a_table_and_figures_by_class_and_computes_them_once(tmp_path, code):
     root = tmp_path / "run"
     sections = {"evaluate": {"metrics": ["agreement", "kid"]}, "grid": {"guidance": [1.0, 2.0]}}

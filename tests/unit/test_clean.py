@@ -69,6 +69,7 @@ def test_features_stay_without_a_score_that_can_be_read(copy):
     assert cleaned(copy, "--features") == {}
 
 
+@pytest.mark.long
 def test_features_go_and_no_table_changes(copy):
     before, features = tables(copy), everything(copy / "features")
     floors = {name: content for name, content in features.items() if "-floor-" in name}
@@ -204,6 +205,7 @@ def test_in_a_bucket(scored, s3):
     assert all(name.startswith("features/") for name in gone)
 
 
+@pytest.mark.long
 def test_old_nights_lose_their_images_and_keep_their_features(tmp_path):
     """Features of cells whose images go can't be made again."""
     config = write_config(tmp_path / "n.yaml", checkpoint(tmp_path / "network"), grid={"steps": [2], "eta": [0.0]})

@@ -47,6 +47,7 @@ def denoiser(seed, how):
     return adapted(of_time(lambda x, t: batched(x, torch.full((len(x),), t))), how, "cpu")
 
 
+@pytest.mark.long
 def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batches():
     torch._dynamo.reset()
     x = torch.randn(4, 1, 3, 3)
@@ -60,12 +61,14 @@ def test_one_compilation_serves_all_weights_of_an_architecture_and_smaller_batch
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.long
 def test_half_precision_is_another_compilation_that_returns_float32():
     output = denoiser(0, FULL._replace(precision="bf16"))(torch.randn(4, 1, 3, 3), at(5))
     assert output.dtype == torch.float32
     assert torch.equal(output.bfloat16().float(), output), "it was computed in bf16"
 
 
+@pytest.mark.long
 def test_a_node_without_a_compiler_is_refused_in_one_line():
     torch._dynamo.reset()
     with (
@@ -95,6 +98,7 @@ def outputs_of(widths):
             yield compiled.guarded(of_time(network), "default")(torch.zeros(4, 1, 3, 3), at(5))
 
 
+@pytest.mark.long
 def test_a_worker_compiles_more_than_eight_architectures():
     """After eight, torch would compute the others as if they were not compiled, and say so in a log."""
     assert len(list(outputs_of(range(1, 13)))) == 12
@@ -102,6 +106,7 @@ def test_a_worker_compiles_more_than_eight_architectures():
     assert torch._dynamo.config.recompile_limit == 8, "a caller's own networks keep their limit"
 
 
+@pytest.mark.long
 def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(compiled, "MAX_COMPILATIONS", 2)
     outputs = outputs_of(range(1, 4))
@@ -112,6 +117,7 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
     buffer, threads, modes = torch.zeros(2, 3), set(), set()
@@ -139,6 +145,7 @@ def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     assert modes == {True}
 
 
+@pytest.mark.long
 def test_graphs_of_other_threads_need_nothing_of_torchs_own():
     """Before 2.13, torch refused them in threads that it had not made (pytorch#123177)."""
     from torch._inductor import cudagraph_trees  # takes 3 seconds, of each process that collects tests
@@ -153,6 +160,7 @@ def test_graphs_of_other_threads_need_nothing_of_torchs_own():
     assert compiled.thread_of_graphs().submit(lambda: cudagraph_trees.local.tree_manager_containers).result() != {}
 
 
+@pytest.mark.long
 def test_graphs_of_networks_that_are_gone_are_forgotten_in_time(monkeypatch):
     """torch keeps them, and at the 129th of an architecture it would go on without."""
     resets = []
@@ -167,6 +175,7 @@ def test_graphs_of_networks_that_are_gone_are_forgotten_in_time(monkeypatch):
     assert len(resets) == 1
 
 
+@pytest.mark.long
 def test_a_network_without_a_graph_is_an_error_in_one_line():
     def network(x, at, condition=None):
         raise RuntimeError("skipping cudagraphs due to mutated inputs (1 instances)")
@@ -175,6 +184,7 @@ def test_a_network_without_a_graph_is_an_error_in_one_line():
         compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_cudas", [True, False])
 def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_cudas):
     """It would be refused with "set compile: none", and not be replaced. Patch: `guarded` without `_is_cudas`."""
@@ -192,6 +202,7 @@ def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_c
         assert accelerator_error_in(caught.value) is not None, "its worker is replaced"
 
 
+@pytest.mark.long
 def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: asked.append(options))
@@ -206,6 +217,7 @@ def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
         compiled.options(policy("cuda", "bf16-weights", "reduce-overhead"))
 
 
+@pytest.mark.long
 def test_clearing_the_caches_frees_graphs_in_their_thread(monkeypatch):
     """Defect 9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
     resets = []
@@ -228,6 +240,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "BEAT_SECONDS", 0.01)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache")
 def test_a_worker_says_that_it_compiles(monkeypatch):
     """Defect 17: a first call of minutes sent nothing. Patch: no `first_call` in `Device.network`. A call is slow."""
@@ -255,6 +268,7 @@ def test_a_worker_says_that_it_compiles(monkeypatch):
     assert len(entered) == 2, "what was compiled may be gone"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache")
 def test_compiling_is_no_time_of_sampling(monkeypatch, tmp_path):
     """`plan` expected 15 minutes of one worker that had compiled for 100 s. Patch: `run` changes no result."""
@@ -277,6 +291,7 @@ def test_compiling_is_no_time_of_sampling(monkeypatch, tmp_path):
     assert sample._without_compiling(101.5, 100.0, 4) == pytest.approx(2.0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache")
 def test_a_first_call_that_fails_was_not_compiled(monkeypatch):
     """Patch: `_first_call` notes its call before it returns."""
@@ -297,6 +312,7 @@ def test_a_first_call_that_fails_was_not_compiled(monkeypatch):
     assert len(entered) == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache")
 def test_a_compiler_that_hangs_falls_silent(monkeypatch):
     clock, said = [100.0], []
@@ -309,6 +325,7 @@ def test_a_compiler_that_hangs_falls_silent(monkeypatch):
         assert not said[0].is_alive()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_cache")
 def test_one_worker_of_a_node_compiles_and_the_others_wait(monkeypatch):
     """Defect 17: eight workers compiled the same at once. Patch: `once_on_a_node` without its lock."""
@@ -343,6 +360,7 @@ def test_one_worker_of_a_node_compiles_and_the_others_wait(monkeypatch):
     assert not everybody.broken
 
 
+@pytest.mark.long
 def test_compilers_start_few_processes(monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 128)

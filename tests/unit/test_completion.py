@@ -137,6 +137,7 @@ def test_what_a_file_of_somebody_else_says_is_not_put_into_the_command_line():
     assert completed("run", "$") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("line", "offered"),
     [

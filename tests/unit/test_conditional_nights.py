@@ -49,6 +49,7 @@ def begin(folder, **sample):
     taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
 
 
+@pytest.mark.long
 def test_other_labels_are_refused_and_weights_that_ignore_the_label_are_red_by_agreement(code):
     begin(code)
     told = night("2", config(code, "random", labels="random"), code=2)
@@ -82,6 +83,7 @@ def test_a_night_whose_label_column_has_changed_is_refused(code):
     recorded(told, "different")
 
 
+@pytest.mark.long
 def test_a_guided_night_has_the_guide_in_its_canary_and_another_guide_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = {"grid": {"steps": [2], "eta": [0.0]}, "sample": {**nights.CONFIG["sample"], "guidance": 1.5}}
@@ -104,6 +106,7 @@ def test_a_guided_night_has_the_guide_in_its_canary_and_another_guide_is_refused
     assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "tonight's file of the same guide"
 
 
+@pytest.mark.long
 def test_each_vae_of_a_grid_has_its_own_canary(tmp_path, monkeypatch):
     """Put back by leaving `decoder` out of `sampling_key`: a cell is held against pictures of the other VAE."""
     monkeypatch.chdir(tmp_path)

@@ -149,6 +149,7 @@ def test_a_pixel_pipeline_with_classes_is_diffusers_ddim_with_our_noise_and_labe
     assert np.abs(mine.astype(int) - to_uint8(x.numpy())).max() <= 1
 
 
+@pytest.mark.long
 def test_batches_shards_and_a_restart_change_nothing(folder, ran, tmp_path):
     with small_run(tmp_path, config(folder, batch=4, shard=1000)) as opened:
         drive(opened, tmp_path / "run", LOCAL)

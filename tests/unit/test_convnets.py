@@ -89,6 +89,7 @@ def test_held_out_digits_are_recognised_as_the_json_says(digits):
     assert held_out.cross_entropy == pytest.approx(said["held_out_cross_entropy"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_held_out_clothes_are_recognised_as_the_json_says(fashion):
     extractor, said = FashionConvnet(features_list=["logits"]), provenance(FASHION_CONVNET)
     logits = torch.cat([extractor(chunk)[0] for chunk in torch.from_numpy(fashion.held_out_images).split(1000)])

@@ -114,6 +114,7 @@ def forget():
     importlib.invalidate_caches()
 
 
+@pytest.mark.long
 def test_a_custom_class_is_described_by_another_process(folder):
     spec = resolve("mine.networks:Means", "any", None, (3, 5, 5))
     files = {"mine": "", "mine.networks": SOURCE}
@@ -182,6 +183,7 @@ HELPERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("imports", HELPERS.values(), ids=HELPERS)
 def test_source_of_what_the_class_imports_counts(folder, imports):
     """A scale in a helper that changed left the features of before in use: FID 60078.7 instead of 6.18."""

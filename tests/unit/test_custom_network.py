@@ -196,6 +196,7 @@ def test_what_needs_a_module_is_refused_of_a_function_before_a_worker_starts(fol
         planned(model={"callable": "mine:plain"}, sample={"seed": 0} | setting)
 
 
+@pytest.mark.long
 def test_another_process_tries_the_network(folder):
     weights = save_weights(folder / "scale.pt", 0.25)
     found = custom_process.describe("mine:scaled", "scale.pt", SHAPE, DDPM)
@@ -204,6 +205,7 @@ def test_another_process_tries_the_network(folder):
     assert found.summary == "Scaled, 2 parameters"
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_said_in_one_line(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:shape", None, SHAPE, DDPM)
@@ -213,6 +215,7 @@ def test_what_is_wrong_is_said_in_one_line(folder):
         custom_process.describe("mine:scaled", "absent.pt", SHAPE, DDPM)
 
 
+@pytest.mark.long
 def test_the_command_in_an_error_shows_the_whole_traceback(folder):
     with pytest.raises(UserError) as error:
         custom_process.describe("mine:failing", None, SHAPE, DDPM)
@@ -490,6 +493,7 @@ def sample(p, rundir, settings=None):
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spacing", ["logsnr", "karras", "time_uniform"])
 @pytest.mark.parametrize(("name", "takes"), [("scaled", True), ("embedding", False), ("truncating", False)])
 def test_times_between_whole_ones_are_tried(folder, name, takes, spacing):

@@ -144,6 +144,7 @@ def here(folder, asked_here):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -210,6 +211,7 @@ def test_names_and_options_that_do_not_fit_are_refused(here):
     recorded(refused("mine:with_options", sampler_options={"weight": float("nan")}), "infinity")
 
 
+@pytest.mark.long
 def test_another_process_tries_it_and_an_error_of_its_own_comes_with_its_traceback(folder, monkeypatch):
     """Looked up in the current folder; each cell with its settings."""
     found = planned("my_sampler:renoised", grid={"steps": [2, 5], "sampler_options": [{}, {"passes": 3}]})
@@ -321,6 +323,7 @@ def test_a_worker_with_other_code_is_refused(here):
         sampler.require_code("my_sampler:sample", expected)
 
 
+@pytest.mark.long
 def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
     with small_run(here, f"{EXPERIMENT.replace('1_000', '100')}cluster: {{workers: 1}}\n") as opened:
         told = command("plan", here / "small.yaml")
@@ -351,6 +354,7 @@ def test_the_page_works_and_is_looked_at_without_its_module(here, monkeypatch):
         open_to_plan(str(here / "run"), (), None)
 
 
+@pytest.mark.long
 def test_a_run_whose_code_has_changed_is_not_continued(here):
     with small_run(here, f"{EXPERIMENT}cluster: {{workers: 1}}\n") as opened:
         drive(opened, here / "run", LOCAL)

@@ -72,6 +72,7 @@ def lines_of(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", [part for part in benchmark.PARTS if part not in ("features", "idle")])
 def test_a_part_runs_in_its_short_form(part, capsys):
     """`features` needs 10 s for Inception, and `idle` 5; `--short` runs them, too, and the next test has `idle`."""
@@ -82,6 +83,7 @@ def test_a_part_runs_in_its_short_form(part, capsys):
     assert found["figures"] or found["skipped"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", [part for part in EAGER if part != "features"])
 def test_a_part_runs_on_a_gpu_and_compiles_nothing(faked, part, monkeypatch, capsys):
     """The patch: a part before the last three calls `by_torch` or `torch.compile`."""
@@ -95,6 +97,7 @@ def test_a_part_runs_on_a_gpu_and_compiles_nothing(faked, part, monkeypatch, cap
     assert list(benchmark.PARTS)[-3:] == COMPILING, "what may take longest comes last"
 
 
+@pytest.mark.long
 def test_a_shard_is_sampled_again_once_graphs_were_released(faked, monkeypatch):
     """The patch: `graphs` leaves out `release_graphs`."""
     order, network = [], faked.network
@@ -108,6 +111,7 @@ def test_a_shard_is_sampled_again_once_graphs_were_released(faked, monkeypatch):
     assert found["figures"]["the same file"]
 
 
+@pytest.mark.long
 def test_the_preflight_is_shown_beside_what_a_call_takes(faked):
     """The patch: `memory._peak` says allocated memory alone, or `Setting.network` gives no batch."""
     figures = benchmark.measure("memory", faked)["figures"]
@@ -118,6 +122,7 @@ def test_the_preflight_is_shown_beside_what_a_call_takes(faked):
         assert f"GB: free before, {precision}" in figures
 
 
+@pytest.mark.long
 def test_training_does_not_time_the_building_of_its_network(monkeypatch):
     """The patch: the clock of `speed._trained` starts before `new_state`, and not after the first step."""
     whole, hours = speed.new_state, 0.0
@@ -134,6 +139,7 @@ def test_training_does_not_time_the_building_of_its_network(monkeypatch):
     assert seconds < 1800.0
 
 
+@pytest.mark.long
 def test_diffusers_samples_at_taugrids_eta(monkeypatch):
     """The patch: `_pipeline` leaves out `eta`, which is 0 there by default."""
     whole, etas = DDIMPipeline.__call__, set()
@@ -148,6 +154,7 @@ def test_diffusers_samples_at_taugrids_eta(monkeypatch):
     assert etas == {ETA} == {here.job(2).settings.eta}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["CUDA out of memory.", "Unable to find an engine to execute this computation"])
 def test_every_way_to_say_no_memory_is_a_figure(faked, text, monkeypatch):
     """The patch: `memory._used_up` takes `torch.OutOfMemoryError` alone for lack of memory."""
@@ -164,6 +171,7 @@ def test_every_way_to_say_no_memory_is_a_figure(faked, text, monkeypatch):
     assert found["figures"]["batch that taugrid names"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hip", [None, "7.0.51831"])
 def test_no_program_of_a_vendor_is_needed(faked, hip, monkeypatch):
     """Defect 13. The patch: `card` asks nvidia-smi for the driver's version."""
@@ -173,6 +181,7 @@ def test_no_program_of_a_vendor_is_needed(faked, hip, monkeypatch):
     assert "failed" not in benchmark.measure("card", faked)
 
 
+@pytest.mark.long
 def test_what_a_child_process_says_is_shown():
     """The patch: `in_a_process` leaves out `stderr`."""
     with pytest.raises(RuntimeError) as caught:
@@ -181,6 +190,7 @@ def test_what_a_child_process_says_is_shown():
     assert "ValueError: planted" in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_part_that_fails_says_how_and_the_rest_goes_on(monkeypatch, capsys):
     def fails(here):
         here.say("figure", 1)
@@ -193,6 +203,7 @@ def test_a_part_that_fails_says_how_and_the_rest_goes_on(monkeypatch, capsys):
     assert second["figures"] == {"figure": 2}
 
 
+@pytest.mark.long
 def test_a_part_is_stopped_in_time_and_keeps_what_it_has(monkeypatch):
     def slow(here):
         here.say("figure", 1)
@@ -207,12 +218,14 @@ def test_a_part_is_stopped_in_time_and_keeps_what_it_has(monkeypatch):
     assert found["seconds"] < 5
 
 
+@pytest.mark.long
 def test_parts_may_begin_later(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "PARTS", {name: lambda here: None for name in "abc"})
     assert benchmark.main(["--device", "cpu", "--from", "b"]) == 0
     assert [line["part"] for line in lines_of(capsys)] == ["b", "c"]
 
 
+@pytest.mark.long
 def test_a_part_runs_once(monkeypatch, capsys):
     """Patch: `given.parts` without `dict.fromkeys`."""
     monkeypatch.setattr(benchmark, "PARTS", {name: lambda here: None for name in "abc"})
@@ -220,6 +233,7 @@ def test_a_part_runs_once(monkeypatch, capsys):
     assert [line["part"] for line in lines_of(capsys)] == ["b", "a"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["--device", "cuda"], "--device cuda:"), (["--device", "cpu", "--from", "memory", "card"], "--from")],
@@ -233,6 +247,7 @@ def test_what_can_not_be_measured_is_refused(arguments, said, monkeypatch, capsy
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_the_long_form_measures_the_network_of_table_1():
     here = Setting("cpu", short=False)
     assert sum(p.numel() for p in here.unet().parameters()) == pytest.approx(35.75e6, rel=1e-3)

@@ -177,6 +177,7 @@ def compare(name, options, steps, network=None, **process):
     return True
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.parametrize("name", [name for name in adapter.ADAPTED if name not in LIKE_ANOTHER])
 def test_it_is_diffusers_own_loop(name):
@@ -480,6 +481,7 @@ def test_arguments_whose_type_pydantic_does_not_know_take_any_value(monkeypatch)
         adapter._options.cache_clear()
 
 
+@pytest.mark.long
 def test_every_scheduler_of_diffusers_is_adapted_or_refused_by_name():
     names = [name for name in dir(schedulers) if name.endswith("Scheduler") and name != "ScoreSdeVpScheduler"]
     assert {*adapter.ADAPTED, *adapter.REFUSED} < set(names)
@@ -527,6 +529,7 @@ GRID = CONFIG.replace(
 )
 
 
+@pytest.mark.long
 def test_a_run(tmp_path):
     """In plan, files, scores and protocol. Only planning it imports torch and diffusers, not looking at it."""
     with small_run(tmp_path, GRID) as opened:

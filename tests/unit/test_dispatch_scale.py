@@ -126,6 +126,7 @@ class Naive:
         self.queue.pop(key, None)
 
 
+@pytest.mark.long
 @settings(max_examples=200)
 @given(
     costs=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 4)), min_size=1, max_size=25),

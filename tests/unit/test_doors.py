@@ -541,6 +541,7 @@ def with_a_toy_key(root):
     }
 
 
+@pytest.mark.long
 def test_a_grid_key_is_a_patch_of_two_files(tmp_path):
     copy_tree(tmp_path)
     for name, old, new in KEY:

@@ -448,6 +448,7 @@ def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypa
     recorded(said, "warning")
 
 
+@pytest.mark.long
 def test_a_run_that_is_refused_leaves_the_directory_as_it_was(tmp_path):
     """Put back by checking after `write_json`: the directory has the larger N, and its tables are those of nothing."""
     place, out = checkpoint(tmp_path / "network"), tmp_path / "run"

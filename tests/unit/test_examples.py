@@ -58,6 +58,7 @@ def world(tmp_path_factory, one_thread, sketched):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=map(" ".join, COMMANDS))
 def test_every_command_has_examples_that_say_what_they_do(command):
     assert command.examples
@@ -69,11 +70,13 @@ def test_every_command_has_examples_that_say_what_they_do(command):
         assert command in (COMMANDS.get((first,)), COMMANDS.get((first, second)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", LINES)
 def test_an_example_has_options_that_there_are(line):
     parse(command_of(line).partition(" > ")[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", [line for line in LINES if not line.startswith(tuple(NOT_RUN))])
 def test_an_example_does_what_it_says(line, world, tmp_path, monkeypatch):
     unnamed = (name for name in ("pngs", "old-pngs", "new-pngs") if name not in line)  # 660 files each
@@ -84,5 +87,6 @@ def test_an_example_does_what_it_says(line, world, tmp_path, monkeypatch):
     taugrid(*shlex.split(command)[1:])
 
 
+@pytest.mark.long
 def test_lines_that_are_not_run_are_some():
     assert [begin for begin in NOT_RUN if not any(line.startswith(begin) for line in LINES)] == []

@@ -304,6 +304,7 @@ def inception_file(tmp_path_factory) -> Path:
     return folder / "inception.pth"
 
 
+@pytest.mark.long
 def test_inception_gives_torch_fidelitys_features(inception_file):
     spec = resolve(INCEPTION, "photographs", str(inception_file), PHOTOGRAPH)
     layers = ["2048", "logits_unbiased"]
@@ -325,6 +326,7 @@ def test_inception_gives_torch_fidelitys_features(inception_file):
     assert features.std(dim=0).median() > 0.01  # else any two would agree
 
 
+@pytest.mark.long
 def test_inceptions_bits_are_those_of_torch_fidelitys_forward_pass(inception_file):
     """Once its batch norms are folded, resizing in another order changes no bit.
 

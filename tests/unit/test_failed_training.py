@@ -60,6 +60,7 @@ def failing(monkeypatch):
     return labels
 
 
+@pytest.mark.long
 def test_the_other_models_are_sampled_and_scored(tmp_path, failing):
     failing |= {"schedule=cosine train.seed=1"}
     with small_run(tmp_path, CONFIG) as opened:

@@ -197,6 +197,7 @@ def test_files_are_written_whole_and_equal_for_equal_input(tmp_path):
         assert min(image.size) > 500
 
 
+@pytest.mark.long
 def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_torch(tmp_path):
     program = (
         "import sys, pathlib, matplotlib\n"

@@ -147,6 +147,7 @@ def benchmark(monkeypatch):
     return import_module("benchmarks.gate_power")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("far", "own"), [(True, 0.2), (False, 0.6)])
 def test_a_network_that_is_really_worse_is_seen_as_often_as_promised(benchmark, far, own):
     """The short form of `python -m benchmarks.gate --parts power`: the mean over ways in which a network gets worse.
@@ -240,6 +241,7 @@ def against(tonight, baseline):
     return judge([Change.between(str(i), new, old, 0.0, "seed_set") for i, (new, old) in cells], draws=DRAWS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", [3, 10])
 def test_a_retrained_network_is_no_false_alarm_against_its_recipe(k):
     nights = [trainings(number, k) for number in range(600)]

@@ -192,6 +192,7 @@ def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch)
     recorded(found["comparison"]["checks"]["scorer"]["reason"], "reference")
 
 
+@pytest.mark.long
 def test_fid_and_kid_share_alpha_and_the_worst_of_them_is_the_cells(both, tmp_path):
     history = shutil.copytree(both / "history", tmp_path / "history")
     healthy = night(history, both / "nearby.yaml", "2")

@@ -128,6 +128,7 @@ def test_without_until_there_is_nothing_to_do(opened, grown, copy):
     assert lines(do(opened, copy, TO_200)[1], "to do", "look") == lines(grown[2], "look"), "it comes to the same"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("between", [False, True])
 def test_an_interrupted_run_goes_on_where_it_was(opened, grown, tmp_path, monkeypatch, between):
     """N was recorded, and nothing was sampled yet. In between, a run without --until may make what is missing."""

@@ -116,6 +116,7 @@ def lights(parsed):
     return marks[: len(marks) // int(panels)]
 
 
+@pytest.mark.long
 def test_the_page_has_the_nights_with_their_verdicts_newest_first(history):
     found = page(history)
     head, *rows = found.rows
@@ -350,6 +351,7 @@ def test_a_complete_night_without_a_page_gets_one_from_the_same_command(made, hi
     assert len(page(history).rows) == 7
 
 
+@pytest.mark.long
 def test_a_history_in_a_bucket(history, s3):
     place = f"s3://{s3.bucket()}/nights"
     root, storage = open_place(place, "--history")

@@ -79,6 +79,7 @@ def loaded(tmp_path_factory):
     )
 
 
+@pytest.mark.long
 def test_the_api_is_light_until_it_is_used(loaded):
     assert "taugrid.api" in loaded["import"]
     assert not loaded["import"] & {*HEAVY, *TABLES, "jinja2"}
@@ -122,6 +123,7 @@ def test_the_driver_needs_no_torch_to_dispatch():
     assert not modules & {"torch", "diffusers", "torch_fidelity"}
 
 
+@pytest.mark.long
 def test_a_worker_of_oracles_and_custom_networks_imports_no_diffusers():
     """It takes seconds in each worker."""
     modules = modules_after("import taugrid.workers.network.load, taugrid.workers.sample, taugrid.workers.actor")

@@ -192,6 +192,7 @@ class Copied(TakenAway):
         return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("images", "first", "others", "place"),
     [(45, True, 5, ""), (45, False, 5, ""), (45, True, 4, ""), (40, False, 4, ""), (45, False, 5, "s3")],

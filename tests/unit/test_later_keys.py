@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mutants import copy_tree
+
+pytestmark = pytest.mark.long
 
 OLD = Path(__file__).parents[1] / "data/run-011be7a"
 
@@ -25,6 +28,7 @@ KEY = [
 PRINTED = """
 import io, json, sys
 from contextlib import redirect_stdout
+import pytest
 from taugrid.orchestrator.cli.main import cli
 
 texts = [io.StringIO() for _ in json.loads(sys.argv[1])]

@@ -231,6 +231,7 @@ def reported(tmp_path_factory):
     return root / "run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ledger.jsonl", "tables", "figures", "report.html", "events", "scores", "samples"])
 def test_a_report_of_a_directory_with_links_writes_nowhere_else(reported, tmp_path, outside, name):
     run = tmp_path / "run"

@@ -137,6 +137,7 @@ def runs_of_one_and_six(s3, tmp_path):
             yield run, root, storage
 
 
+@pytest.mark.long
 def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
     """Sampled in part, with damage in no file. Scores must be read: a request each, for cells that have one."""
     used = []
@@ -159,6 +160,7 @@ def test_the_requests_of_a_look_do_not_grow_with_the_cells(s3, tmp_path):
     assert few == many
 
 
+@pytest.mark.long
 def test_verify_lists_the_images_of_all_cells_once(s3, tmp_path):
     lists = []
     for run, root, storage in runs_of_one_and_six(s3, tmp_path):
@@ -232,6 +234,7 @@ def test_what_a_command_commits_after_its_first_look_is_seen_by_the_next(opened,
     assert rundir.sampled(cell, None, True, pytest.fail, Listing(rundir)) == {shard.number for shard in cell.shards}
 
 
+@pytest.mark.long
 def test_what_was_damaged_missing_foreign_or_replaced_is_found_as_before(opened, place):
     root, storage = place
     drive(opened, root, storage)

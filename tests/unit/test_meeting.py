@@ -55,6 +55,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.machine() not in FLOCK or sys.platform != "linux", reason="needs Linux's seccomp")
 def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     """As Lustre without `-o flock`: here the kernel refuses the system call to torch's own FileStore.
@@ -110,6 +111,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 """
 
 
+@pytest.mark.long
 def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path):
     """A rank without a GPU could not join NCCL's. Two processes and torch's own store."""
     done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, check=False)

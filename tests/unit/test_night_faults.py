@@ -99,6 +99,7 @@ SAMPLER = {
 SCORER = {"FID x 1.5": scaled_fid(1.5), "FID x 1.01": scaled_fid(1.01)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", SAMPLER)
 @pytest.mark.parametrize("weights", ["same", "nearby"])
 def test_a_broken_sampler_is_red_whatever_the_weights(begun, history, monkeypatch, fault, weights):
@@ -113,6 +114,7 @@ def test_a_broken_sampler_is_red_whatever_the_weights(begun, history, monkeypatc
     assert "❌ changed" in (history / "nights/2/summary.md").read_text().splitlines()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", SCORER)
 @pytest.mark.parametrize("weights", ["same", "nearby"])
 def test_a_changed_scorer_is_red_whatever_the_weights(begun, history, monkeypatch, fault, weights):
@@ -149,6 +151,7 @@ def test_a_fresh_seed_denies_the_usual_ones_only_beyond_chance(usual, fresh, den
     assert (found is not None) == denied
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("plant", "result"), [(swap_images, "changed pixels"), (swap_scores, "changed scorer")])
 def test_cells_that_are_taken_for_each_other_are_red(begun, history, monkeypatch, plant, result):
     """Two of four. Only the long fault table had shown that these plants planted nothing."""
@@ -187,6 +190,7 @@ def test_a_collapsed_network_is_red_and_its_night_is_complete(begun, history, tm
     assert compared.startswith("❌ collapsed")
 
 
+@pytest.mark.long
 def test_a_network_that_returns_nan_is_red_and_its_night_is_complete(begun, history, tmp_path):
     config = write_config(tmp_path / "nan.yaml", collapsed(tmp_path / "nan", float("nan")))
     found = night(history, config, "2", code=3)
@@ -268,6 +272,7 @@ def test_a_blunt_night_says_so_and_can_be_refused(begun, history, healthy):
     recorded((history / "nights/4/summary.md").read_text(), "Not judged")
 
 
+@pytest.mark.long
 def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, history, tmp_path, monkeypatch):
     """The distance that was accepted is allowed twice; a sampler that is further off is a changed one."""
     known = versions.versions
@@ -297,6 +302,7 @@ EARLIER = Path(__file__).parents[1] / "fixtures/baseline-011be7a"
 """A baseline that a version without canaries wrote, of the network "same"; NETWORK stands for its folder."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_baseline_of_an_earlier_version_checks_the_sampler_by_its_hashes(begun, tmp_path, monkeypatch, broken):
     if not broken and not processor().startswith("AMD EPYC"):
@@ -333,6 +339,7 @@ def test_compare_checks_the_sampler_with_what_a_night_left_and_else_shows_no_tic
     recorded(shown, "sampler not")
 
 
+@pytest.mark.long
 def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeypatch):
     with monkeypatch.context() as patch:
         drop_last_step(patch)
@@ -345,6 +352,7 @@ def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeyp
     assert night(history, begun / "nearby.yaml", "4", code=3)["result"] == "changed pixels"
 
 
+@pytest.mark.long
 def test_trainings_of_a_recipe_are_a_baseline_by_their_mean(begun, tmp_path):
     """A network as far from their mean as they are from each other is no regression, and one far from them all is."""
     runs = []

@@ -96,6 +96,7 @@ def other_code(monkeypatch):
     monkeypatch.setattr(provenance, "code_sha256", lambda: "0" * 64)
 
 
+@pytest.mark.long
 def test_a_second_look_that_fails_for_both_networks_leaves_the_verdict_of_one_stage(begun, history, monkeypatch):
     nan_where(monkeypatch, lambda job: job.settings.seed != 0)
     found = night(history, begun / "worse.yaml", "2", code=3)
@@ -103,6 +104,7 @@ def test_a_second_look_that_fails_for_both_networks_leaves_the_verdict_of_one_st
     recorded(found["comparison"]["rule"].partition(" (sample/")[0])
 
 
+@pytest.mark.long
 def test_a_network_that_fails_with_a_fresh_seed_has_collapsed(begun, history, monkeypatch):
     tonight = weights_sha256(weights_file(begun / "worse"))
     nan_where(monkeypatch, lambda job: job.settings.seed != 0 and job.metadata["weights_sha256"] == tonight)
@@ -127,6 +129,7 @@ def test_a_run_without_a_record_of_its_scorer_gets_no_tick(begun, tmp_path):
     assert "➖ not worse" in first_line(tmp_path / "history", "1")
 
 
+@pytest.mark.long
 def test_a_sampler_that_was_mended_while_a_night_was_interrupted_is_not_called_clean(begun, history, monkeypatch):
     with monkeypatch.context() as patch:
         drop_last_step(patch)
@@ -138,6 +141,7 @@ def test_a_sampler_that_was_mended_while_a_night_was_interrupted_is_not_called_c
     assert not (history / "nights/2/fresh").exists()
 
 
+@pytest.mark.long
 def test_a_scorer_that_changes_while_a_night_is_interrupted_does_not_judge_its_second_look(begun, history, monkeypatch):
     interrupted(monkeypatch, history, begun / "worse.yaml", "2")
     scaled_fid(0.0)(monkeypatch)
@@ -158,6 +162,7 @@ def test_a_cell_that_fails_is_red_although_the_baseline_lacks_it(begun, history,
     assert (history / "nights/2/junit.xml").read_text().count("<failure") == 2
 
 
+@pytest.mark.long
 def test_a_baseline_that_is_replaced_while_a_night_is_interrupted_gets_canaries_of_its_own(begun, later, monkeypatch):
     history = later
     with monkeypatch.context() as patch:
@@ -178,6 +183,7 @@ def test_a_run_with_damaged_influences_is_no_baseline(begun, history):
     assert (history / "baseline.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_trainings_with_other_diffusion_are_no_recipe(begun, tmp_path):
     runs = []
     for number, worse in enumerate((0.0, 0.02, 0.04)):
@@ -191,6 +197,7 @@ def test_trainings_with_other_diffusion_are_no_recipe(begun, tmp_path):
     assert not (tmp_path / "b.json").exists()
 
 
+@pytest.mark.long
 def test_a_fault_in_reading_samples_is_red_because_the_baselines_network_denies_it(begun, history, monkeypatch):
     """Neither canary sees it: one compares pixels, the other scores the reference."""
     monkeypatch.setattr(pixels, "MAX_BYTES", 0)  # else a worker would not read what it sampled itself

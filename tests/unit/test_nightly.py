@@ -136,6 +136,7 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     recorded(shown.lower(), "sampler not")
 
 
+@pytest.mark.long
 def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
     """The margin is what the usual seeds measure for the first cell, so no test can tell whether it is exceeded."""
     first = judged[1]["comparison"]["cells"][0]
@@ -149,6 +150,7 @@ def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
     assert all(by_name[cell["name"]]["se"] < cell["se"] for cell in undecided)
 
 
+@pytest.mark.long
 def test_a_cell_that_has_the_n_to_grow_to_keeps_its_usual_seeds(begun, tmp_path):
     """The margin is what they measure, so that the cell is undecided."""
     grid = [{"steps": [2], "num_samples": [200]}, {"steps": [3], "num_samples": [400]}]
@@ -245,6 +247,7 @@ def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monke
     recorded(told, "yesterday")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jobs", [0, 5], ids=["before its first sample", "later"])
 def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, jobs):
     network = checkpoint(tmp_path / "latest")
@@ -272,6 +275,7 @@ def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, 
     recorded(told, "checkpoint")
 
 
+@pytest.mark.long
 def test_a_night_of_the_newest_checkpoint_is_continued_with_the_one_it_began_with(
     begun, started, tmp_path, monkeypatch
 ):
@@ -313,6 +317,7 @@ def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started,
     assert night(started, begun / "old.yaml", "2")["missing"] == {}
 
 
+@pytest.mark.long
 def test_a_night_with_missing_and_worse_cells_says_both_and_exits_with_4(begun, started, monkeypatch):
     with monkeypatch.context() as patch:
         failing(patch, lambda job: (job.settings.steps, job.settings.eta, job.settings.seed) == (3, 1, 0))
@@ -327,6 +332,7 @@ def test_a_night_with_missing_and_worse_cells_says_both_and_exits_with_4(begun, 
     assert night(started, begun / "worse.yaml", "2", code=3)["missing"] == {}
 
 
+@pytest.mark.long
 def test_an_unfinished_second_look_leaves_its_cells_undecided_and_exits_with_4(begun, started, monkeypatch):
     with monkeypatch.context() as patch:
         failing(patch, lambda job: job.settings.seed != 0 and job.settings.eta == 1)
@@ -375,6 +381,7 @@ def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, asked_here):
     assert found["comparison"]["cells"][0]["seeds"] == "fresh"
 
 
+@pytest.mark.long
 def test_old_images_are_removed_and_count_as_done(begun, started, reported):
     taugrid("report", started / "nights/1/run")
     night(started, begun / "old.yaml", "2", "--keep-images", 1)
@@ -471,6 +478,7 @@ def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(b
     assert not (started / "nights/2/run/samples").exists()
 
 
+@pytest.mark.long
 def test_a_history_in_a_bucket(begun, s3):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
     history, one = f"s3://{s3.bucket()}/nights", ("--set", "grid={steps: [2], eta: [0.0]}")

@@ -117,6 +117,7 @@ def run_shell(script, folder, environment):
     assert process.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["cron", "actions", "kubernetes", "slurm"])
 def test_a_shell_part_runs(place, way, tmp_path):
     environment = {

@@ -102,6 +102,7 @@ def error_recorded(caught):
     recorded(re.sub(r"bucket-\w+", "BUCKET", str(caught.value)))
 
 
+@pytest.mark.long
 @EVERYWHERE
 def test_requests_that_fail_change_nothing(opened, expected, bucket, store, monkeypatch):
     quick_retries(monkeypatch)
@@ -114,6 +115,7 @@ def test_requests_that_fail_change_nothing(opened, expected, bucket, store, monk
     assert results(root, storage) == expected
 
 
+@pytest.mark.long
 @AT_LENGTH
 def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected, bucket, store, monkeypatch):
     quick_retries(monkeypatch)
@@ -169,6 +171,7 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, store):
     assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 
 
+@pytest.mark.long
 def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3, monkeypatch):
     """docs/storage.md, "How many requests": the difference between 12 shards and 4, each sampled and extracted."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 600.0)  # each beat has requests of its own
@@ -263,6 +266,7 @@ def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
 
 
+@pytest.mark.long
 @AT_LENGTH
 def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket):
     root, storage = bucket
@@ -359,6 +363,7 @@ def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
 # Stores that fail for a while
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["silent", "refusing"])
 def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucket, store, monkeypatch, how):
     """Told once when it is long, and once when it is over; shorter than the run's patience, longer than the retries."""
@@ -472,6 +477,7 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
     assert (len(tries), said) == (times, [])
 
 
+@pytest.mark.long
 def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch):
     """Planted once: without `told` nothing is said."""
     root, storage = bucket
@@ -541,6 +547,7 @@ def test_a_worker_that_waits_for_the_store_sends_heartbeats(opened, expected, bu
     assert results(root, storage) == expected
 
 
+@pytest.mark.long
 @AT_LENGTH
 @pytest.mark.parametrize("ahead", [100, -100])
 def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, store, monkeypatch, ahead):
@@ -561,6 +568,7 @@ def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, s
     assert parts == {path: made[path] for path in parts}
 
 
+@pytest.mark.long
 @EVERYWHERE
 def test_credentials_that_expire_end_the_run_with_one_line_and_it_goes_on(opened, expected, bucket, store, monkeypatch):
     """S3 answers 400, also to HEAD, where no body says why; Azure says it in the text of AuthenticationFailed."""

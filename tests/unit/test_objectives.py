@@ -135,6 +135,7 @@ def test_draws_of_continuous_processes_never_change(tmp_path):
     assert logs.round().tolist() == [540725, -1810810, -1453659]
 
 
+@pytest.mark.long
 @continuous
 def test_a_network_learns_and_is_sampled_as_it_was_trained(tmp_path, name):
     """From its folder, as samplers call it, it tells images better than the best that knows each pixel's moments."""

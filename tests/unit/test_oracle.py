@@ -321,6 +321,7 @@ def test_expected_fid_of_sampled_cells(n, m, steps):
     assert fids.std() == pytest.approx(expected.sd, rel=0.25)  # its own standard error is 6 %
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", [0.0, 0.05])
 def test_expected_fid_of_means_apart_and_of_one_distribution(shift):
     """Of one distribution, FID is all second order; of two means, nearly all is the first order of the means."""

@@ -167,6 +167,7 @@ def test_ddim(eps_model, clip, eta, path):
     assert_same(sample(ours(eps_model), noise, ALPHA, tau(spacing, steps, 1000), eta, clip), theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [*PATHS, ("trailing", 1), ("leading", 250)])
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -229,6 +230,7 @@ def test_inverse_ddim(eps_model, path):
     assert_same(encode(ours(eps_model), images, ALPHA, tau(spacing, steps, 1000)), x)
 
 
+@pytest.mark.long
 def test_a_trained_networks_reconstructions_come_nearer_with_more_steps(trained):
     """The paper's table 2: the error of encoding and decoding falls with S, both being Euler steps of one ODE."""
     x0 = torch.from_numpy(load_images(config.Data())[:64]).float() / 127.5 - 1
@@ -307,6 +309,7 @@ def forms(tmp_path_factory):
     return {"pipeline": (CHECKPOINT, {}), "beside": (beside, {}), "bare": (bare, {"clip": "x0"})}
 
 
+@pytest.mark.long
 @needs_checkpoint
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("form", ["pipeline", "bare", "beside"])

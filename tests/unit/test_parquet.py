@@ -65,6 +65,7 @@ def test_a_writer_knows_what_its_file_holds_as_a_reader_finds_it(tmp_path, indic
     assert (found is not None) == (indices == [[7, 8], [9]])
 
 
+@pytest.mark.long
 @given(batches=st.integers(1, 40))
 def test_bytes_do_not_depend_on_how_batches_arrive(tmp_path_factory, batches):
     folder = tmp_path_factory.mktemp("bytes")

@@ -84,6 +84,7 @@ def test_folders_still_being_written_are_passed_over_and_taken_next_time(trainin
     assert "step-2000" in shown(opened(training, str(training / "x/step-*")))
 
 
+@pytest.mark.long
 def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(training):
     """The newest two of three; then a fourth, and the oldest is deleted: all that were evaluated stay in the table."""
     value = {"newest": 2, "of": str(training / "x/step-*")}
@@ -103,6 +104,7 @@ def test_tomorrows_newest_orphan_none_of_todays_and_each_is_evaluated_once(train
     assert (training / "run/figures/checkpoints.png").exists()
 
 
+@pytest.mark.long
 def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training, rendered):
     path = config(training / "c.yaml", str(training / "x/step-*"))
     taugrid("run", path, "--out", training / "run")

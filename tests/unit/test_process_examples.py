@@ -93,6 +93,7 @@ def test_a_preconditioned_network_is_sampled(module):
     assert explained > 0.75, "most of it is where digits vary"
 
 
+@pytest.mark.long
 def test_a_transformer_with_classes_is_sampled(module):
     """Of most classes, the mean of the samples is nearest to that of the class's digits."""
     network = module("sit").SiT()

@@ -16,6 +16,8 @@ import yaml
 from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
 
+pytestmark = pytest.mark.long
+
 tally = import_module("benchmarks.ray_data.tally")
 USER, ROOT = Path(tally.__file__).parent / "user", Path(__file__).parents[2]
 WORK = tally.Work(steps=(2, 4), images=6, batch=2, evaluations=8, seconds=0.5, workers=2)

@@ -47,6 +47,7 @@ def as_numbers(text):
     return re.sub(r"\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.8g}", text)
 
 
+@pytest.mark.long
 def test_tables_are_byte_for_byte_what_they_were(reported):
     expected, _, rundir = reported
     names = {path.name for path in expected.iterdir()} - {"report.html", "terminal.txt"}

@@ -66,6 +66,7 @@ def wrong_bits(data, count, seed=0):
         yield bytes(wrong)
 
 
+@pytest.mark.long
 def test_a_cached_file_with_one_wrong_bit_is_computed_anew(tmp_path):
     """Bits in zip's records make an array encrypted, or of a compression that zipfile doesn't know."""
     moments = Moments.of(features(dimensions=2))
@@ -80,6 +81,7 @@ def test_a_cached_file_with_one_wrong_bit_is_computed_anew(tmp_path):
     assert len(calls) > 300, "most of the bits matter"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_moments_with_one_wrong_bit_are_refused_or_are_the_same(tmp_path, save):
     path = tmp_path / "a.npz"

@@ -140,6 +140,7 @@ def page(finished):
     return Parsed((finished / "report.html").read_text())
 
 
+@pytest.mark.long
 def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
     [policy] = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     [script], [style] = page.all("script"), page.all("style")
@@ -155,6 +156,7 @@ def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
     assert not re.search(r"\burl\(|@import|https?:", style["text"])
 
 
+@pytest.mark.long
 def test_a_screen_reader_finds_its_way(page):
     charts = page.all("figure", **{"class": "chart"})
     assert len(charts) == 2, "FID against S, and against costs"
@@ -174,6 +176,7 @@ def test_a_screen_reader_finds_its_way(page):
     assert levels[1] == "h2"
 
 
+@pytest.mark.long
 def test_it_holds_the_run(page, finished):
     run = taugrid.open(finished)
     text = page.all("main")[0]["text"]
@@ -183,12 +186,14 @@ def test_it_holds_the_run(page, finished):
     assert page.all("h1")[0]["text"] == "small"
 
 
+@pytest.mark.long
 def test_the_config_in_it_makes_the_same_run(finished, tmp_path):
     config = open_existing(str(finished)).config
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(reproducing(config)))
     assert load(str(tmp_path / "again.yaml")) == config
 
 
+@pytest.mark.long
 def test_cells_without_a_score_are_told_with_their_reasons(finished):
     opened = open_existing(str(finished))
     name = opened.plan.cells[0].name
@@ -204,6 +209,7 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished):
     assert "killed its" in warnings
 
 
+@pytest.mark.long
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
     opened = open_existing(str(finished))
     warnings = write_page(opened)
@@ -217,6 +223,7 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
     assert [line.partition(":")[0] for line in lines] == ["report", "samples", "tables", "figures"]
 
 
+@pytest.mark.long
 def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     warnings = ["every cell: a has no B", "S=10 has no score: set aside", "N is small"]
     said = {"missing": {"x": "set aside"}, "warnings": warnings, "warned": ["a has no B"]}
@@ -225,6 +232,7 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     recorded("\n".join([line for line in lines if line.startswith("warning")]))
 
 
+@pytest.mark.long
 def test_bold_and_shades_are_explained_where_there_are_any():
     def notes(rows):
         page = Parsed(report_html(findings(quality=written(rows))))
@@ -246,6 +254,7 @@ def effect(**changes):
     return row | changes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("extractor", ["digits-convnet", INCEPTION])
 def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart(extractor):
     def head(protocols):
@@ -264,6 +273,7 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
     assert "N =" not in nothing.all("header")[0]["text"]
 
 
+@pytest.mark.long
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
     at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
     page = Parsed(report_html(findings(effects=[effect(), at_10])))
@@ -279,6 +289,7 @@ def test_effects_are_a_table_with_those_that_are_certain_in_bold():
     assert not Parsed(report_html(findings())).all("section", id="effects")
 
 
+@pytest.mark.long
 def test_the_section_of_pictures_is_called_what_it_has():
     def heading(**changes):
         page = Parsed(report_html(findings(**changes)))
@@ -294,6 +305,7 @@ def test_the_section_of_pictures_is_called_what_it_has():
     assert heading(samples={}) == ""
 
 
+@pytest.mark.long
 def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp():
     image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     [grid] = grids({"": {("0", 10): image[None]}}, 10**6)
@@ -302,6 +314,7 @@ def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp
     assert (shown == image.repeat(12, 0).repeat(12, 1)).all()
 
 
+@pytest.mark.long
 def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_black_in_the_dark(tmp_path):
     originals = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     png = tmp_path / "reconstructions.png"
@@ -316,6 +329,7 @@ def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_bla
     assert (np.asarray(last) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["{", '{"width": 8, "a later version": 1}', "[]"])
 def test_a_picture_whose_tiles_are_not_known_is_shown_whole(text):
     said, file = PngInfo(), io.BytesIO()
@@ -326,6 +340,7 @@ def test_a_picture_whose_tiles_are_not_known_is_shown_whole(text):
     assert "as a whole" in [e["alt"] for e in page.all("img")]
 
 
+@pytest.mark.long
 def test_texts_of_a_config_are_escaped():
     difference = {
         "cell_a": "a", "cell_b": "b", "along": SCRIPT, "settings": SCRIPT, "steps_a": 1, "steps_b": 2, "eta_a": 0.0,
@@ -353,6 +368,7 @@ def test_texts_of_a_config_are_escaped():
     assert SCRIPT in [item["text"] for item in page.all("li")], "a warning"
 
 
+@pytest.mark.long
 def test_a_page_of_many_large_images_stays_small():
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
     samples = {"": {(f"{eta:g}", steps): noise for eta in np.linspace(0, 1, 10) for steps in range(10, 20)}}
@@ -363,6 +379,7 @@ def test_a_page_of_many_large_images_stays_small():
     assert ": figures/p.png" in page.all("main")[0]["text"]
 
 
+@pytest.mark.long
 def test_images_are_reduced_before_cells_lose_them():
     images = {("0", 10): np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)}
     [whole] = grids({"": images}, 10**6)
@@ -376,6 +393,7 @@ def test_images_are_reduced_before_cells_lose_them():
     assert uri_bytes(b"x" * 3) >= len("data:image/png;base64,eHh4")
 
 
+@pytest.mark.long
 def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
     first, second = answer(cells_of(ROWS, {"50-0.0"}), 4)
     recorded(first)
@@ -383,6 +401,7 @@ def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
     assert [re.findall(r"\d+\.0 ± 1\.0", text) for text in (first, second)] == [["8.0 ± 1.0"], ["20.0 ± 1.0"]]
 
 
+@pytest.mark.long
 def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     plain = [one | {"fid_se": None} for one in ROWS]
     recorded(answer(cells_of(plain), 4)[0], "without")
@@ -395,6 +414,7 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     assert len(answer(cells_of(ROWS[:1]), 4)) == 1
 
 
+@pytest.mark.long
 def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
     document = {"rows": ROWS, "protocols": PROTOCOLS, "notes": [], "indistinguishable": ["50-0.0"]}
     text = report_html(findings(quality=QualityTable.read(document, Layout(("steps",), "eta"))))
@@ -412,6 +432,7 @@ def seen(text):
     return page, [table["text"] for table in tables]
 
 
+@pytest.mark.long
 def test_costs_have_a_chart_and_a_table_if_there_are_several():
     rows = [row(10, 0.0, 20.0, seconds=5.0), row(50, 0.0, 9.0, seconds=20.0), row(50, 1.0, 9.5, seconds=None)]
     found = costs(written(rows), {})
@@ -421,6 +442,7 @@ def test_costs_have_a_chart_and_a_table_if_there_are_several():
     assert not Parsed(report_html(findings(costs=found[:1]))).all("a", href="#cost")
 
 
+@pytest.mark.long
 def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
     published = [
         {"cell": "10-0.0", "published": 19.0, "differs": ""},
@@ -433,6 +455,7 @@ def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
     assert more == 1, "an empty marker"
 
 
+@pytest.mark.long
 def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     schedules = ("linear", "cosine")
     rows = [one | {"cell": f"{s}-{one['cell']}", "diffusion.schedule": s} for one in ROWS for s in schedules]
@@ -453,6 +476,7 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")] == ["η = 0.0", "η = 1.0", "m"]
 
 
+@pytest.mark.long
 def test_names_of_lines_are_shown_as_they_are():
     long = f"{'long-name-' * 8}of a model"
     logs = dict.fromkeys(("a$_$", "<b>&", long), findings().losses["m"])
@@ -460,6 +484,7 @@ def test_names_of_lines_are_shown_as_they_are():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
+@pytest.mark.long
 def test_the_number_at_the_top_is_that_of_the_best_cell():
     near = {"cell_a": "10-1.0", "cell_b": "50-1.0", "difference": -1.0, "z": -1.9, "se": 0.5, "settings": "",
             "along": "steps", "others": "", "note": "", "joined": False, "steps_a": 10, "steps_b": 50, "eta_a": 1.0,
@@ -479,6 +504,7 @@ def test_the_number_at_the_top_is_that_of_the_best_cell():
     assert shown.endswith(" 9.00"), "higher is better"
 
 
+@pytest.mark.long
 def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
     asked = []
 
@@ -497,6 +523,7 @@ def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]["src"].partition(",")[2])))).max() == 77
 
 
+@pytest.mark.long
 def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
     text = Parsed((finished / "report.html").read_text()).all("header")[0]["text"]
     line = next(line for line in text.splitlines() if " · " in line)
@@ -504,6 +531,7 @@ def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
     assert line.endswith(": gaussian oracle")
 
 
+@pytest.mark.long
 def test_what_says_nothing_is_left_out():
     def sections(**changes):
         page = Parsed(report_html(findings(**changes)))
@@ -517,6 +545,7 @@ def test_what_says_nothing_is_left_out():
     assert sections(quality=written([]), losses={}, samples={}) == {"protocol"}
 
 
+@pytest.mark.long
 def test_eta_is_a_letter_everywhere_but_in_the_config():
     found = effect(key="eta", base="0.0", value="1.0", scope="S", settings="S=10 eta=0.5")
     config = "grid: {eta: [0.0]}\n"
@@ -537,6 +566,7 @@ def tab(tmp_path_factory):
         yield tab
 
 
+@pytest.mark.long
 def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
     tab.open(finished / "report.html", width=390)
     assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
@@ -564,6 +594,7 @@ def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
     assert tab.run(state) == [False, "none"]
 
 
+@pytest.mark.long
 def test_in_a_browser_the_slider_leads_one_image_over_the_steps(finished, tab):
     tab.open(finished / "report.html")
     images = {image["alt"]: image["src"] for image in Parsed((finished / "report.html").read_text()).all("img")}
@@ -582,6 +613,7 @@ def test_in_a_browser_the_slider_leads_one_image_over_the_steps(finished, tab):
     assert tab.run("document.querySelector('.slide output').textContent") == "3"
 
 
+@pytest.mark.long
 def test_in_a_browser_images_grow_and_keys_lead_on_and_back(finished, tab):
     tab.open(finished / "report.html")
     large = "(d => d && d.open && d.querySelector('img').alt)(document.querySelector('dialog'))"
@@ -601,6 +633,7 @@ def test_in_a_browser_images_grow_and_keys_lead_on_and_back(finished, tab):
     assert tab.run(stops) == 1, "one stop of the tab key for all"
 
 
+@pytest.mark.long
 def test_in_a_browser_tables_are_copied_as_their_files_have_them(finished, tab):
     tab.open(finished / "report.html")
     clipboard = "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: %s})"
@@ -619,6 +652,7 @@ def test_in_a_browser_tables_are_copied_as_their_files_have_them(finished, tab):
         tab.run(clipboard % "{writeText: async text => { window.copied = text }}")
 
 
+@pytest.mark.long
 def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(finished, tab, tmp_path):
     tab.open(finished / "report.html", scheme="dark")
     tab.save_downloads_to(tmp_path)
@@ -636,6 +670,7 @@ def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(f
         assert (part == (68, 1, 84)).all(axis=2).sum() > 50, "the first line's colour"
 
 
+@pytest.mark.long
 def test_in_a_browser_explanations_open_and_dark_numbers_are_light(finished, tab):
     tab.open(finished / "report.html", scheme="dark")
     state = "document.querySelector('#steps .about').open"
@@ -651,6 +686,7 @@ def test_in_a_browser_explanations_open_and_dark_numbers_are_light(finished, tab
     assert tab.run(entry) == ["rgb(230, 233, 237)", "rgb(11, 85, 96)"]
 
 
+@pytest.mark.long
 def test_in_a_browser_nothing_fails_or_loads_and_a_page_without_scripts_has_no_dead_buttons(finished, tab):
     assert tab.named("Runtime.exceptionThrown") == []
     assert tab.named("Runtime.consoleAPICalled") == []

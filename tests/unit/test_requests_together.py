@@ -168,6 +168,7 @@ def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, tem
     assert not driver.loop._jobs._jobs, "a job is kept no longer than its task is under way"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["503", "missing", "conflict"])
 def test_one_file_of_twenty_that_fails_does_not_touch_the_others(bucket, s3, template, monkeypatch, fault):
     """Planted once: `confirm` not called for the files of a batch but the first; then `missing` is in the ledger."""
@@ -398,6 +399,7 @@ def asked_by_report(s3, folder, steps):
     return Counter({kind: n for kind, n in crowd.came.items() if "figures" not in kind and "conditions" not in kind})
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread", "sketched")
 def test_a_report_reads_its_cells_together_and_what_one_list_tells_is_not_asked_for_each(s3, tmp_path, monkeypatch):
     """Planted once each: influences read one after another; a record of removed images asked for each cell; samples

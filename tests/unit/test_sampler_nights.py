@@ -43,6 +43,7 @@ def history(begun, tmp_path):
     return shutil.copytree(begun / "history", tmp_path / "history")
 
 
+@pytest.mark.long
 def test_a_healthy_night_checks_every_sampler_and_is_green(begun, history):
     out, err = taugrid("nightly", begun / "nearby.yaml", "--history", history, "--id", "2", "--json")
     found = json.loads(out)

@@ -494,6 +494,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.long
 def test_a_run_of_samplers_is_read_as_any_other(run):
     shown = taugrid.open(str(run))
     frame = shown.quality

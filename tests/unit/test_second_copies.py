@@ -115,6 +115,7 @@ def events_of(run, name):
     return [event for event in read_events(run.rundir) if event["event"] == name]
 
 
+@pytest.mark.long
 def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     outcome, printed, run = run_of()
     assert outcome.missing == {}
@@ -129,6 +130,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     assert "damaged" not in printed
 
 
+@pytest.mark.long
 def test_of_two_equal_workers_one_is_wrong_and_the_shard_is_an_error(run_of):
     outcome, printed, run = run_of(devices=("cpu", "cpu"))
     assert len(outcome.missing) == 1
@@ -136,6 +138,7 @@ def test_of_two_equal_workers_one_is_wrong_and_the_shard_is_an_error(run_of):
     assert events_of(run, "other bytes") == []
 
 
+@pytest.mark.long
 def test_two_models_of_cpu_are_not_equal_workers(run_of):
     """Their vectors are equally wide, so their `device` is the same; the patch: `processor` is not recorded."""
     outcome, _, run = run_of(devices=("cpu", "cpu"), processors=("AMD EPYC 9654", "Intel Xeon Gold 6430"))
@@ -143,6 +146,7 @@ def test_two_models_of_cpu_are_not_equal_workers(run_of):
     assert len(events_of(run, "other bytes")) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["extract", "reference"])
 def test_features_of_equal_workers_may_differ_because_memory_decides_the_size_of_a_batch(run_of, kind):
     """Defect 11. The patch: `if not makers` alone in `Loop._judge`."""
@@ -153,6 +157,7 @@ def test_features_of_equal_workers_may_differ_because_memory_decides_the_size_of
     recorded(printed, "decides")
 
 
+@pytest.mark.long
 def test_a_first_copy_that_is_not_whole_does_not_count(run_of):
     outcome, printed, run = run_of(spoil=flip_a_bit)
     assert len(outcome.missing) == 1

@@ -150,6 +150,7 @@ def z_scores(verdict):
     return [comparison.z for comparison in (verdict.mean, verdict.covariance, verdict.fid)]
 
 
+@pytest.mark.long
 def test_a_healthy_grid_passes():
     for cell in HEALTHY:
         verdict = healthy(cell)
@@ -160,6 +161,7 @@ def test_a_healthy_grid_passes():
             assert max(map(abs, z_scores(verdict))) < 3.5
 
 
+@pytest.mark.long
 def test_z_scores_are_standard_normal():
     """Over 100 seeds and references, in the cell where rounding is coarsest."""
     cell = settings(steps=5, eta=0.0)
@@ -585,6 +587,7 @@ def forget_times():
         cached.cache_clear()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(name, monkeypatch):
     """In a cell that is healthy without it."""

@@ -184,6 +184,7 @@ def test_the_disk_that_decoded_images_need_is_said(name):
     assert decoded_folder().parts[-2:] == Path(said[2]).parts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_an_editor_finds_the_schema_of_a_config_and_the_config_valid(name):
     line = re.search(r"^# yaml-language-server: \$schema=(\S+)$", text(name), re.MULTILINE)

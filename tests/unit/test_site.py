@@ -10,6 +10,8 @@ import pytest
 from browser import CHROMIUM, page
 from pages import PAGES, ROOT, anchors
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("mkdocs", reason="pip install 'taugrid[docs]'")
 pytest.importorskip("material", reason="pip install 'taugrid[docs]'")
 SHOWN = [page for page in PAGES if page.is_relative_to(ROOT / "docs") and page.parent.name != "tables"]

@@ -205,6 +205,7 @@ def test_agrees_with_a_float64_loop_of_its_paper(name, case):
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "oracle"),
     [
@@ -386,6 +387,7 @@ def test_a_first_call_where_x_should_be_mostly_signal_is_refused(name, spacing):
         sampled(name, spacing=spacing, steps=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("process", DIFFUSIONS)
 @pytest.mark.parametrize("spacing", ["linear", "quadratic", "leading", "trailing", "linspace", "logsnr", "logsnr-int"])

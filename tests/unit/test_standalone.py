@@ -127,6 +127,7 @@ def expected(spec, cell, digits, settings):
     }
 
 
+@pytest.mark.long
 def test_an_exported_cell_scores_as_eval_statistics_says(tmp_path, spec, cell, digits):
     samples, reference = as_folder(tmp_path / "cell", cell), as_shard(tmp_path / "digits.parquet", digits)
     seen = []
@@ -173,6 +174,7 @@ def test_torch_fidelity_gives_the_same_numbers_for_the_same_folders(tmp_path, sp
     assert 0.05 < found["precision"] < 0.95, "neither all in nor all out"
 
 
+@pytest.mark.long
 def test_the_same_images_give_the_same_numbers_however_they_are_kept(tmp_path, spec, cell, digits):
     references = [as_folder(tmp_path / "digits", digits), as_npz(tmp_path / "d.npz", digits)]
     samples = [as_npz(tmp_path / "a.npz", cell), as_shard(tmp_path / "a.parquet", cell)]
@@ -197,6 +199,7 @@ def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tm
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npz", ".parquet"]
 
 
+@pytest.mark.long
 def test_numbers_depend_on_no_batch_size(tmp_path, spec, cell, digits):
     samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
     one, other = (
@@ -436,6 +439,7 @@ def test_fid_and_isc_take_no_memory_that_grows_with_n():
     assert peaks[1] - peaks[0] < influence_and_splits < 38 * chunk.nbytes / 2
 
 
+@pytest.mark.long
 def test_sets_are_scored_in_an_order_with_what_comparing_them_needs(tmp_path, spec, cell, digits):
     """Features that are kept are not extracted again, also of the same images elsewhere."""
     reference = as_npz(tmp_path / "d.npz", digits)

@@ -123,6 +123,7 @@ def test_a_wrong_list_is_refused_in_a_line(track):
         validate(Config, {"name": "x", "track": track}, "c")
 
 
+@pytest.mark.long
 def test_what_is_tracked_is_in_no_id_and_may_change_between_sessions(run, tmp_path, monkeypatch):
     monkeypatch.setattr(background.Trackers, "session_started", lambda *_: None)
     plan, config = (run / "plan.json").read_bytes(), (run / "config.json").read_bytes()
@@ -265,6 +266,7 @@ def artifacts(client, run_id, path=None):
             yield file.path
 
 
+@pytest.mark.long
 def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, database, monkeypatch):
     cell, rows = next(iter(rows_of(run))), rows_of(run)
     failed = []
@@ -317,6 +319,7 @@ def offline(monkeypatch):
     wandb.teardown()
 
 
+@pytest.mark.long
 def test_wandb_has_one_run_and_each_cell_once(run, offline):
     rows, identity = rows_of(run), json.loads((run / "run.json").read_text())["run"]
     cell = next(iter(rows))
@@ -452,6 +455,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(background, "QUIET_SECONDS", 200.0)
 
 
+@pytest.mark.long
 def test_a_session_is_tracked_by_another_process_and_gives_the_same_files(finished, tmp_path, monkeypatch, patient):
     monkeypatch.chdir(tmp_path)
     outcome, printed = work(tmp_path, tmp_path / "run", f"{TEXT}\ntrack: [tensorboard]\n")

@@ -793,6 +793,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 """
 
 
+@pytest.mark.long
 def test_ranks_meet_in_a_run_directory_of_any_name(tmp_path):
     """torch took the name for a URL: of run#2 it opened run, a folder (`DistStoreError`) or another training's file."""
     folder = tmp_path / "run#2 ?a=1&b %20 ü"

@@ -153,6 +153,7 @@ def test_a_module_that_is_gone_is_no_matter_of_trust(mark, asked_here, tmp_path)
     assert "--trust-code" not in said
 
 
+@pytest.mark.long
 def test_code_that_the_users_own_config_named_may_run_wherever_it_is_named(mark, tmp_path):
     """The first `plan` of a file describes the network and trusts it; a directory then needs no flag.
 

@@ -155,6 +155,7 @@ def test_a_damaged_file_of_another_protocol_is_to_be_deleted(opened, copy, patte
     assert said(opened, copy) == ([], [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", [flip, cut, fill_with_garbage])
 @pytest.mark.parametrize("pattern", ["features/*/reference-*/*.npz", "features/*/reference-*/*-floor-*.json"])
 def test_damaged_statistics_of_the_reference_are_found_and_made_again_by_the_next_score(opened, copy, pattern, harm):

@@ -55,6 +55,7 @@ def run(finished):
     return taugrid.open(finished)
 
 
+@pytest.mark.long
 def test_tables_are_what_their_files_hold(run, finished):
     for name, table in (("quality", run.quality), ("quality", run.table()), ("differences", run.differences)):
         text = pd.read_csv(finished / f"tables/{name}.csv", dtype=str, keep_default_na=False)
@@ -66,6 +67,7 @@ def test_tables_are_what_their_files_hold(run, finished):
     assert set(run.quality["protocol"]) == set(run.protocols)
 
 
+@pytest.mark.long
 def test_columns_of_ids_and_texts_stay_texts_and_numbers_are_exact():
     frame = parsed("cell,fid,steps,joined,diffusion.schedule,note,share\n123e456789,0.1,10,True,cosine,,\n")
     assert frame.to_dict("records")[0] | {"share": None} == {
@@ -82,16 +84,19 @@ def test_columns_of_ids_and_texts_stay_texts_and_numbers_are_exact():
     assert parsed(f"fid\n{next_to_it!r}\n")["fid"][0] == next_to_it
 
 
+@pytest.mark.long
 def test_the_values_of_keys_stay_texts_in_the_table_of_effects():
     frame = parsed("key,base,value,effect\ntrain.steps,1000,0100,0.5\nmodel.unet.dropout,0.1,0.2,0.5\n")
     assert [list(frame[name]) for name in ("base", "value")] == [["1000", "0.1"], ["0100", "0.2"]]
 
 
+@pytest.mark.long
 def test_a_table_that_is_not_there_is_refused_with_those_that_are(run):
     with raises(UserError):
         run.table("nonsense")
 
 
+@pytest.mark.long
 def test_images_are_those_of_the_files_in_the_order_asked_for(run, finished):
     cell = run.cells[1]
     rows = pq.read_table(finished / "samples" / cell.name).to_pylist()
@@ -106,6 +111,7 @@ def test_images_are_those_of_the_files_in_the_order_asked_for(run, finished):
             cell.images(wrong)
 
 
+@pytest.mark.long
 def test_an_index_is_a_whole_number(run):
     cell = run.cells[0]
     assert cell.images(np.array([3, 1])).shape == (2, 4, 4)
@@ -114,6 +120,7 @@ def test_an_index_is_a_whole_number(run):
             cell.images(wrong)
 
 
+@pytest.mark.long
 def test_a_cell_is_found_by_its_settings_or_the_beginning_of_its_name(run):
     assert run.cell("S0002-eta1").id == run.cell("eta=1").id == run.cells[1].id
     assert run.cells[1].label in repr(run.cells[1])
@@ -121,6 +128,7 @@ def test_a_cell_is_found_by_its_settings_or_the_beginning_of_its_name(run):
         run.cell("S0002")
 
 
+@pytest.mark.long
 def test_the_data_set_has_the_cells_rows_alone(run, finished, tmp_path):
     assert run.cells[0].dataset().to_table(columns=["index"])["index"].to_pylist() == list(range(20))
     fewer = shutil.copytree(finished, tmp_path / "fewer")
@@ -130,6 +138,7 @@ def test_the_data_set_has_the_cells_rows_alone(run, finished, tmp_path):
     assert cell.dataset().count_rows() == len(cell) == len(cell.images()) == len(cell.features()) == 12
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_looked_at_as_one_in_a_folder(run, finished, s3):
     name = s3.bucket()
     root, storage = open_place(f"s3://{name}/runs/digits", "--out")
@@ -144,6 +153,7 @@ def test_a_run_in_a_bucket_is_looked_at_as_one_in_a_folder(run, finished, s3):
     assert there.cells[1].dataset().to_table().equals(run.cells[1].dataset().to_table())
 
 
+@pytest.mark.long
 def test_images_that_are_not_there_are_said_to_be_missing(run, finished, tmp_path):
     holed = shutil.copytree(finished, tmp_path / "holed")
     cell = taugrid.open(holed).cells[0]
@@ -156,6 +166,7 @@ def test_images_that_are_not_there_are_said_to_be_missing(run, finished, tmp_pat
         cell.features()
 
 
+@pytest.mark.long
 def test_what_is_said_to_bring_lost_features_back_does_so(run, finished, tmp_path):
     bare = shutil.copytree(finished, tmp_path / "bare")
     shutil.rmtree(bare / "features")
@@ -173,6 +184,7 @@ def test_what_is_said_to_bring_lost_features_back_does_so(run, finished, tmp_pat
     assert score.read_bytes() == before
 
 
+@pytest.mark.long
 def test_features_beyond_n_do_not_stand_in_for_missing_ones(finished, tmp_path):
     fewer = shutil.copytree(finished, tmp_path / "fewer")
     config = (fewer / "config.json").read_text()
@@ -183,12 +195,14 @@ def test_features_beyond_n_do_not_stand_in_for_missing_ones(finished, tmp_path):
         cell.features()
 
 
+@pytest.mark.long
 def test_features_are_in_the_order_of_the_images(run):
     cell = run.cells[0]
     expected = cell.images().reshape(20, 16).astype(np.float32) / 127.5 - 1
     assert np.allclose(cell.features(), expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_figures_are_matplotlibs(run, finished, tmp_path):
     figure = run.figure("quality")
     assert isinstance(figure, Figure)
@@ -202,6 +216,7 @@ def test_figures_are_matplotlibs(run, finished, tmp_path):
         run.figure("loss")
 
 
+@pytest.mark.long
 def test_the_figure_of_quality_is_of_the_metric_that_decides(finished, tmp_path):
     bare = shutil.copytree(finished, tmp_path / "bare")
     file = bare / "tables/quality.json"
@@ -212,6 +227,7 @@ def test_the_figure_of_quality_is_of_the_metric_that_decides(finished, tmp_path)
     assert taugrid.open(bare).figure("quality").axes[0].get_ylabel() == METRICS["kid"].columns[0].heading
 
 
+@pytest.mark.long
 def test_the_figure_of_quality_is_that_of_the_report_with_means_over_seeds_too(finished, tmp_path):
     bare = shutil.copytree(finished, tmp_path / "bare")
     seeds = CONFIG.replace("eta: [0.0, 1.0]", "eta: [1.0, 0.0], seed: [0, 1]")
@@ -226,6 +242,7 @@ def test_the_figure_of_quality_is_that_of_the_report_with_means_over_seeds_too(f
         taugrid.open(bare).figure("quality")
 
 
+@pytest.mark.long
 def test_a_run_shows_its_table_in_a_notebook(run):
     html = run._repr_html_()
     value = f"{run.quality['fid'].min():.4f}"[:4]
@@ -234,6 +251,7 @@ def test_a_run_shows_its_table_in_a_notebook(run):
     assert "2 of 2 cells" in html
 
 
+@pytest.mark.long
 def test_texts_of_a_config_are_escaped_in_html(finished):
     document = json.loads((finished / "tables/quality.json").read_text())
     planted = "<script>alert(1)</script>"
@@ -244,6 +262,7 @@ def test_texts_of_a_config_are_escaped_in_html(finished):
     assert html.count("&lt;script&gt;") == 4, "name, directory, state, and the heading of a table"
 
 
+@pytest.mark.long
 def test_a_run_without_tables_says_how_to_get_them(tmp_path, finished):
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -260,6 +279,7 @@ ORACLE = {"oracle": "gaussian"}
 AS_IN_THE_RUN = {"shape": (1, 4, 4), "steps": 2, "batch_size": 10}
 
 
+@pytest.mark.long
 def test_samples_in_memory_are_the_runs(run):
     cell = run.cell("S0002-eta1")
     assert (taugrid.sample(ORACLE, 20, eta=1.0, **AS_IN_THE_RUN) == cell.images()).all()
@@ -268,6 +288,7 @@ def test_samples_in_memory_are_the_runs(run):
     assert (taugrid.sample(ORACLE, 20, eta=1.0, seed=1, **AS_IN_THE_RUN) != cell.images()).any()
 
 
+@pytest.mark.long
 def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
     eps = oracle.gaussian_eps(gaussian.gaussian((1, 4, 4)), schedules.alpha_bar(DIFFUSION_DEFAULTS), "cpu")
 
@@ -289,6 +310,7 @@ def test_a_network_in_memory_is_sampled_and_left_as_it_was(run):
     assert network.training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", [True, False])
 def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_was(whole):
     """A part may be frozen while the rest is trained, and dropout may be on in a network that is not."""
@@ -305,6 +327,7 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
     assert [part.training for part in network.modules()] == [whole, False, True]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -334,12 +357,14 @@ def test_what_can_not_be_sampled_is_refused(arguments):
         taugrid.sample(**arguments)
 
 
+@pytest.mark.long
 def test_a_device_that_can_not_be_used_is_refused_with_another():
     """The rest is torch's own text."""
     with pytest.raises(UserError, match=r"^device: cpu:x .* device='cpu'$"):
         taugrid.sample(ORACLE, indices=1, device="cpu:x")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built with CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_torch_without_cuda_is_named(device):
@@ -360,6 +385,7 @@ class Mixed(torch.nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_network_in_half_precision_is_refused_unless_it_casts(half):
     """Patch: no `_half_of`, so that torch's RuntimeError passes."""
@@ -369,11 +395,13 @@ def test_a_network_in_half_precision_is_refused_unless_it_casts(half):
     assert taugrid.sample(lambda x, t: network(x.to(half), t).float(), 1, shape=(1, 4, 4), steps=2).shape == (1, 4, 4)
 
 
+@pytest.mark.long
 def test_a_network_in_bf16_is_computed_under_autocast():
     network = Mixed().to(torch.bfloat16)
     assert taugrid.sample(network, 1, shape=(1, 4, 4), steps=2, precision="bf16").shape == (1, 4, 4)
 
 
+@pytest.mark.long
 def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     types = []
 
@@ -386,6 +414,7 @@ def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["sample", "evaluate"])
 def test_torch_keeps_its_settings(what):
     backends, images = torch.backends, np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
@@ -405,6 +434,7 @@ def test_torch_keeps_its_settings(what):
         assert settings() == before
 
 
+@pytest.mark.long
 def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, tmp_path, user_cache):
     row = run.quality.iloc[0]
     images = run.cell(row["cell"]).images()
@@ -420,6 +450,7 @@ def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, 
     assert by_moments["metrics"]["fid"] == pytest.approx(row["fid"], rel=1e-9)
 
 
+@pytest.mark.long
 def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
     few = load_images(taugrid.open(finished)._run.config.data)[:1500]
     monkeypatch.setattr(reference, "load_images", lambda data: few)
@@ -433,6 +464,7 @@ def snippets():
     return re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_cache):
     shutil.copytree(finished, tmp_path / "runs/digits-v2")
     monkeypatch.chdir(tmp_path)
@@ -446,6 +478,7 @@ def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_ca
     assert len(names["indices"]) == 20
 
 
+@pytest.mark.long
 def test_the_notebook_runs(finished, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/digits-v2").symlink_to(finished)
@@ -458,6 +491,7 @@ def test_the_notebook_runs(finished, tmp_path):
     assert not CONFIG.startswith("name: digits"), "the run is a small one of that name"
 
 
+@pytest.mark.long
 def test_the_notebook_of_images_reaches_its_verdict(tmp_path, user_cache):
     notebook = nbformat.read(DOCS / "from-images-to-a-verdict.ipynb", as_version=4)
     committed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output]
