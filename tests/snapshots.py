@@ -31,15 +31,14 @@ def plain(text):
     """A text without what differs between machines and moments: paths, times, processes, ports and decimals."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(re.escape(str(base)) + r"/[^/\s:;,`'\"<>)]+", "TMP", text)
-    for found, name in ((sys.executable, "PYTHON"), (str(TESTS.parent), "ROOT"), (socket.gethostname(), "NODE")):
-        text = text.replace(found, name)
+    text = text.replace(sys.executable, "PYTHON").replace(str(TESTS.parent), "ROOT")
+    text = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "NODE", text)
     text = re.sub(r"\b[0-9a-f]{32,}\b", "HASH", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00|Z)?", "TIME", text)
     text = re.sub(r"\b(process|pid|port) \d+", r"\1 #", text)
-    text = re.sub(r"\b\d+(\.\d+){3}(:\d+)?", "ADDRESS", text)
+    text = re.sub(r"\b\d+(\.\d+){3}(:\d+)?", "NODE", text)  # a host, or its address once Ray has run in the process
     text = re.sub(r"\d+(,\d{3})*\.\d+(e[+-]?\d+)?", "#.#", text)
     text = re.sub(r"\b\d+ (s|min|h)\b", r"# \1", text)
-    text = re.sub(r"\bnode (NODE|ADDRESS)\b", "node NODE", text)  # once Ray has run in the process, it has an address
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
