@@ -36,6 +36,7 @@ def plain(text):
     text = re.sub(r"\b[0-9a-f]{32,}\b", "HASH", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00|Z)?", "TIME", text)
     text = re.sub(r"\b(process|pid|port) \d+", r"\1 #", text)
+    text = re.sub(r"…/\S+", "…/TMP", text)  # a path whose beginning was too long
     text = re.sub(r"\b\d+(\.\d+){3}(:\d+)?", "NODE", text)  # a host, or its address once Ray has run in the process
     text = re.sub(r"\d+(,\d{3})*\.\d+(e[+-]?\d+)?", "#.#", text)
     text = re.sub(r"\b\d+ (s|min|h)\b", r"# \1", text)

@@ -350,10 +350,10 @@ def test_a_config_that_may_not_be_read_is_not_to_be_removed(tmp_path, monkeypatc
     claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(json.dumps(MINIMAL))
 
-    def opened(path, mode, usual=Path.open):  # tests run as root, whom nobody refuses
-        if path.name == "config.json":
+    def opened(path, *how, usual=Path.open, **text):  # tests run as root, whom nobody refuses
+        if path == tmp_path / "config.json":
             raise PermissionError(errno.EACCES, "Permission denied")
-        return usual(path, mode)
+        return usual(path, *how, **text)
 
     monkeypatch.setattr(Path, "open", opened)
     with raises(UserError):
