@@ -48,7 +48,7 @@ cluster-tests: $(STAMP)   ## slurm.sh on a real SLURM of three nodes, as root: a
 proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long
 
-mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; a tenth of them may escape tests/unit
+mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; a tenth of them may escape the tests named for it
 	$(BIN)/python tools/mutants.py
 
 bench: $(STAMP)           ## what docs/decisions.md quotes

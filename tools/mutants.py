@@ -1,23 +1,38 @@
-"""Plants the mutants of tools/mutants.txt, one at a time, in a copy of the tree, and prints which ones tests notice.
+"""Plants the mutants of tools/mutants.txt, one at a time, in copies of the tree, and prints which ones tests notice.
 
     python tools/mutants.py [WORD ...]      all mutants, or those with one of these words in file or text
 
-A block of the list is a mutant: the file and the test files of tests/unit that should notice, then the old text behind
-`- ` and the new text behind `+ `, each of one or more lines. The old text must be in the file exactly once.
+A block of the list is a mutant: the file and the test files that should notice (`x`: tests/unit/test_x.py,
+`integration/x`: tests/integration/test_x.py), then the old text behind `- ` and the new text behind `+ `, each of one
+or more lines. The old text must be in the file exactly once. Tests run as `make test` runs them, without those marked
+`long`; behind the test files, the word `long` says that only such a test notices the mutant, and runs them too.
 """
 
 import argparse
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT, LIST = Path(__file__).parents[1], Path(__file__).with_name("mutants.txt")
 LEAST_KILLED = 0.9
+ROOMS = {"taugrid/grids": "plan", "orchestrator/nightly": "nights", "eval/nights.py": "nights", "eval/gate": "nights"}
+"""Folder or file -> its room in the table, if that is not its folder's name."""
+
+FAST = ("-m", "not long")
+SPREAD = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "1")
+ALL = (*FAST, *SPREAD)
+"""What `make test` gives to pytest."""
 
 
 class Mutant(NamedTuple):
@@ -25,8 +40,24 @@ class Mutant(NamedTuple):
 
     file: str
     tests: tuple[str, ...]
+    is_long: bool
     old: str
     new: str
+
+    @property
+    def room(self) -> str:
+        layer, place, *_ = self.file.split("/")
+        return ROOMS.get(f"{layer}/{place}", layer if place.endswith(".py") else place)
+
+
+class Outcome(NamedTuple):
+    """What became of a mutant."""
+
+    code: int
+    """pytest's: 1 is a failed test, 2 a test file that can't be imported, 0 a survivor, and others are no answer."""
+    test: str
+    seconds: float
+    said: str
 
 
 def read(text: str) -> list[Mutant]:
@@ -34,75 +65,109 @@ def read(text: str) -> list[Mutant]:
     found = []
     for block in text.strip().split("\n\n"):
         head, *lines = (line for line in block.splitlines() if not line.startswith("#"))
-        file, tests = head.split(": ")
+        file, words = head.split(": ")
+        names = [name for name in words.split() if name != "long"]
+        tests = tuple("tests/{}/test_{}.py".format(*["unit", *name.split("/")][-2:]) for name in names)
         old, new = ("\n".join(line[2:] for line in lines if line.startswith(sign)) for sign in ("- ", "+ "))
-        found.append(Mutant(file, tuple(f"tests/unit/test_{name}.py" for name in tests.split()), old, new))
+        found.append(Mutant(file, tests, "long" in words.split(), old, new))
     return found
 
 
-def planted(root: Path, mutant: Mutant) -> str:
-    """The text of the mutant's file with the mutant in it; exits if it no longer fits the tree."""
+def misfit(root: Path, mutant: Mutant) -> str:
+    """Why a mutant does not fit a tree; empty if it does."""
     text = (root / mutant.file).read_text() if (root / mutant.file).is_file() else ""
     if (count := text.count(mutant.old)) != 1:
-        sys.exit(f"mutants.txt: {mutant.file} has {mutant.old!r} {count} times, not once; correct the list")
-    if absent := [test for test in mutant.tests if not (root / test).is_file()]:
-        sys.exit(f"mutants.txt: there is no {absent[0]}; correct the list")
-    return text.replace(mutant.old, mutant.new)
+        return f"{mutant.file} has {mutant.old!r} {count} times, not once"
+    return next((f"there is no {test}" for test in mutant.tests if not (root / test).is_file()), "")
 
 
-def copy_tree(target: Path) -> None:
+def copy_tree(target: Path, source: Path = ROOT) -> None:
     """Copy what git knows. Imports find all rooms below the copy's taugrid/, not the checkout's by its installation."""
-    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
+    for name in subprocess.check_output(["git", "ls-files"], cwd=source, text=True).splitlines():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+        shutil.copy2(source / name, target / name, follow_symlinks=False)
     name = ["-c", "user.name=taugrid", "-c", "user.email=taugrid@localhost"]
     for words in (["init", "--quiet"], ["add", "--all"], [*name, "commit", "--quiet", "--message", "a copy"]):
         subprocess.run(["git", *words], cwd=target, check=True)  # tests in the copy read its commit, or copy it again
 
 
-def run_tests(root: Path, tests: Sequence[str], most: int) -> int:
-    """Run test files of the copy until one fails; returns pytest's exit code. Exits if that is above `most`."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+def run_tests(root: Path, options: Sequence[str]) -> Outcome:
+    """Run tests of a copy until one fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    began = time.monotonic()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode > most:
-        sys.exit(f"{done.stdout}{done.stderr}\npytest ended with {done.returncode}, so nothing can be said")
-    return done.returncode
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    test = failed[1] if failed else ""
+    return Outcome(done.returncode, test, time.monotonic() - began, f"{done.stdout}{done.stderr}")
 
 
-def is_killed(root: Path, number: int, mutant: Mutant) -> bool:
-    """Whether a test fails with the mutant; exits if the tests could not even be run."""
+def plant(copies: "SimpleQueue[Path]", number: int, mutant: Mutant, options: Sequence[str]) -> Outcome:
+    """Run tests of the next free copy with the mutant in it."""
+    root = copies.get()
     path = root / mutant.file
     original, before = path.read_text(), path.stat()
-    path.write_text(planted(root, mutant))
+    path.write_text(original.replace(mutant.old, mutant.new))
     os.utime(path, (number, number))  # Python compiles a file again only if its size or its second of writing differs
     try:
-        return run_tests(root, mutant.tests, most=1) == 1
+        return run_tests(root, options)
     finally:
         path.write_text(original)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        copies.put(root)
+
+
+def tell(outcomes: Iterable[tuple[Mutant, Outcome]], is_whole: bool) -> float:
+    """Print what became of each mutant, and a table of rooms; returns the share of those that were killed."""
+    rooms: dict[str, Counter[str]] = {}
+    for mutant, (code, test, seconds, said) in outcomes:
+        fate = {0: "SURVIVED", 1: "killed", 2: "killed"}.get(code, "NO ANSWER")
+        tier = "by long" if mutant.is_long and not is_whole else "by fast"
+        rooms.setdefault(mutant.room, Counter())[tier if fate == "killed" else "survivors"] += 1
+        by = test if code in (0, 1, 2) else f"pytest ended with {code}: {said[-300:]}"
+        print(f"{fate:9}{seconds:4.0f} s ", mutant.file, "|", mutant.old, "->", mutant.new, "|", by, flush=True)
+    every = sum(rooms.values(), Counter[str]())
+    print(f"{'room':16}mutants   killed by fast   by long   survivors")
+    for room, found in [*sorted(rooms.items()), ("all", every)]:
+        print(f"{room:16}{found.total():7}{found['by fast']:17}{found['by long']:10}{found['survivors']:12}")
+    return 1 - every["survivors"] / max(1, every.total())
 
 
 def main() -> None:
     """Plant the mutants, print what became of each, and exit with 1 if too many survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="WORD", help="plant only mutants with one of these words")
-    words = parser.parse_args().words
-    mutants = read(Path(__file__).with_name("mutants.txt").read_text())
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        root = Path(folder)
-        copy_tree(root)
-        for mutant in mutants:
-            planted(root, mutant)
-        chosen = [m for m in mutants if not words or any(word in f"{m.file}\n{m.old}\n{m.new}" for word in words)]
-        run_tests(root, sorted({test for mutant in chosen for test in mutant.tests}), most=0)
-        survivors = 0
-        for number, mutant in enumerate(chosen, 1):
-            killed = is_killed(root, number, mutant)
-            survivors += not killed
-            print("killed  " if killed else "SURVIVED", mutant.file, "|", mutant.old, "->", mutant.new, flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} killed")
-    sys.exit(len(chosen) - survivors < LEAST_KILLED * len(chosen))
+    parser.add_argument("--list", type=Path, default=LIST, help="another list")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout; what does not fit it is left out")
+    parser.add_argument("--whole", type=int, metavar="N", help="draw N mutants, and run all of `make test` for each")
+    parser.add_argument("--seed", type=int, default=0, help="of what --whole draws")
+    given = parser.parse_args()
+    chosen = []
+    for mutant in read(given.list.read_text()):
+        if reason := misfit(given.tree, mutant):
+            if given.tree == ROOT:
+                sys.exit(f"{given.list.name}: {reason}; correct the list")
+            print("left out", mutant.file, "|", mutant.old, "->", mutant.new, "|", reason)
+        elif not given.words or any(word in f"{mutant.file}\n{mutant.old}\n{mutant.new}" for word in given.words):
+            chosen.append(mutant)
+    if given.whole:
+        chosen = random.Random(given.seed).sample(chosen, given.whole)
+    tests = {m: ALL if given.whole else (*m.tests,) if m.is_long else (*FAST, *m.tests) for m in chosen}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(2) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for name in ("one",) if given.whole else ("one", "two"):
+            copy_tree(Path(folder, name), given.tree)
+            copies.put(Path(folder, name))
+        for tier in (FAST, ()) if not given.whole else ():
+            files = sorted({file for m in chosen if m.is_long == (tier != FAST) for file in m.tests})
+            if files and (before := run_tests(Path(folder, "one"), (*tier, *SPREAD, *files))).code:
+                sys.exit(f"{before.said}\nwithout a mutant, pytest ends with {before.code}, so nothing can be said")
+        found = {pool.submit(plant, copies, n, mutant, tests[mutant]): mutant for n, mutant in enumerate(chosen, 1)}
+        try:
+            killed = tell(((found[future], future.result()) for future in as_completed(found)), bool(given.whole))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    sys.exit(killed < LEAST_KILLED)
 
 
 if __name__ == "__main__":
