@@ -28,7 +28,7 @@ from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.view import inspection
 from taugrid.parquet import PartWriter, picture_schema
 from taugrid.parquet import pictures as pictures_of
-from taugrid.storage import LocalStorage
+from taugrid.storage import LocalStorage, write_sealed
 
 DATA = Path(__file__).parents[1] / "data"
 RUN = DATA / "run-011be7a" / "run"
@@ -433,3 +433,14 @@ def test_a_cache_that_cannot_be_written_costs_a_note(runs, cache):
     board = look(runs)
     assert len(board.runs) == 1
     assert "be kept" in board.notes[0]
+
+
+def test_a_verdict_is_read_again_once_it_changes(runs):
+    night = runs / "history" / "nights" / "1"
+    night.mkdir(parents=True)
+    (night / "verdict.json").write_text("{}")
+    index = Index([Place.of(str(runs))])
+    assert index.look().nights[0][1]["verdict"] == "damaged verdict.json"
+    nothing = {"comparison": None, "missing": {}, "scores": [], "software": {}}
+    write_sealed(night / "verdict.json", nothing | {"night": "1", "time": "2026-12-01", "result": "no baseline"})
+    assert index.look().nights[0][1]["verdict"] == "no baseline"

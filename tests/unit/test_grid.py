@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from snapshots import raises
 
-from taugrid.config import Config, validate
+from taugrid.config import Config, Diffusion, Sample, validate
 from taugrid.config.load import load, merge
 from taugrid.errors import UserError
 from taugrid.hashing import identity
@@ -52,6 +52,7 @@ def test_identities_never_change():
     ({"model": {"oracle": "two-points"}, "data": {"name": "two-points"}}, "ea13e3cb25", "379df747a3"),
     ({"data": {"split": "train"}}, "c97e76902b", "546f5dc647"),
     ({"data": {"name": "gaussian", "shape": [3, 4, 4]}}, "ea86af1bda", "f687496a85"),
+    ({"data": {"name": "gaussian", "shape": [1, 8, 8]}}, "3f8ed05310", "6137448ea0"),
     ({"diffusion": {"schedule": "jsd", "prediction": "v_prediction"}}, "12661fe82a", "48de6821e5"),
     ({"train": {"loss_weights": {"sigma_1": "sigma_hat", "steps": 20}}}, "184bfad426", "ec6095b884"),
     ({"sample": {"spacing": [1, 10, 100], "steps": 3}}, "3acdc323b9", "f29e517e7a"),
@@ -391,3 +392,11 @@ def test_a_run_directory_config_plans_the_same_cells(tmp_path):
     assert ids(plan(load(str(tmp_path)))) == ids(plan(config))
     merged = merge(config.model_dump(mode="json"), ["sample.num_samples=7"])
     assert ids(plan(validate(Config, merged, "x"))) == ids(plan(config))
+
+
+def test_later_keys_at_their_defaults_are_not_recorded():
+    """Baselines and sample files of earlier versions lack them, and what they record must still be equal."""
+    betas = "timesteps schedule beta_start beta_end prediction trained_betas rescale_betas_zero_snr set_alpha_to_one"
+    steps = "steps eta spacing sampler clip clip_range steps_offset weights precision"
+    assert set(Diffusion().recorded) == set(betas.split())
+    assert set(Sample().recorded) == {*steps.split(), "num_samples", "batch_size", "seed", "shard_evaluations"}
