@@ -106,7 +106,7 @@ def read_stream(job: ScoringJob, column: str) -> Stream:
     def chunks() -> Iterator[Features]:
         expected = 0
         for path in job.feature_paths:
-            _require_own(job, Path(path))
+            require_own(job, Path(path))
             for index, values in parquet.read_features(Path(path), column, job.storage):
                 kept = min(len(index), job.num_samples - expected)
                 if kept <= 0:  # N was lowered: no later row group counts
@@ -123,12 +123,12 @@ def read_column(job: ScoringJob, name: str) -> NDArray[np.float64]:
     """A column of the job's sample files, (`num_samples`,)."""
     parts = []
     for path in map(Path, job.sample_paths):
-        _require_own(job, path)
+        require_own(job, path)
         parts += [values for _, values in parquet.read_numbers(path, name, job.storage)]
     return np.concatenate(parts)[: job.num_samples]
 
 
-def _require_own(job: ScoringJob, path: Path) -> None:
+def require_own(job: ScoringJob, path: Path) -> None:
     """Raise `DamagedFile` if a file is not of this cell, which its indices alone would not show."""
     found = parquet.inspect(path, every_byte=False, storage=job.storage).metadata.get("cell")
     if found != job.header["cell"]:

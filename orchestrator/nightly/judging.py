@@ -73,7 +73,7 @@ def judge_night(
         them = "it" if len(singled_out) == 1 else "them"
         stage = f"the verdict is that of a fresh seed at alpha = {terms.alpha_of_a_look:g} over {them}"
         again = _second_look(screened, singled_out, Look("fresh", None), stage, terms, second)
-        invalid = again if isinstance(again, str) else _contradiction(comparison, again)
+        invalid = again if isinstance(again, str) else contradiction(comparison, again)
         if invalid is not None:
             return replace(comparison, rule=f"{comparison.rule}; the second stage does not count, because {invalid}")
         assert not isinstance(again, str)
@@ -103,7 +103,7 @@ def _screened(
     return replace(comparison, rule=rule, critical=critical, usual_critical=critical), chosen
 
 
-def _contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str | None:
+def contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str | None:
     """How a fresh seed contradicts the usual seeds, if the difference is significant; else None."""
     for cell, again in zip(usual.cells, fresh.cells, strict=True):
         if again.seeds == "usual" or again.note == UNFINISHED_LOOK:

@@ -49,7 +49,7 @@ def write_class_figures(run: Run) -> None:
     rundir.remove_outputs("figures/classes-*.png")
     for cells in _groups(run.plan).values():
         for cell in sorted(cells, key=lambda cell: (-cell.settings.steps, cell.eta_number or 0.0)):
-            if rows := _images_of_classes(cell, rundir, wanted):
+            if rows := images_of_classes(cell, rundir, wanted):
                 guided = f"guidance={cell.settings.guidance:g}"
                 title = cell.label if guided in cell.label else f"{cell.label} {guided}"
                 with rundir.storage.local_folder(rundir.figures) as figures:
@@ -57,7 +57,7 @@ def write_class_figures(run: Run) -> None:
                 break
 
 
-def _images_of_classes(cell: Cell, rundir: RunDir, wanted: int) -> dict[str, NDArray[np.uint8]]:
+def images_of_classes(cell: Cell, rundir: RunDir, wanted: int) -> dict[str, NDArray[np.uint8]]:
     """At most `wanted` images of each class by its name, of `MOST_CLASSES`; empty without labels or images."""
     if cell.label_rule is None:
         return {}

@@ -39,7 +39,7 @@ class ScoreWork(WorkKind):
                 floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
                 key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
                 requires = required_by_score(state, found)
-                yield Task(key, self.name, cost, requires, state.cell, self._job(state, floors))
+                yield Task(key, self.name, cost, requires, state.cell, self.job(state, floors))
 
     def _without_floors(self) -> dict[int, str]:
         """Each N whose floors are missing -> their file."""
@@ -49,7 +49,7 @@ class ScoreWork(WorkKind):
         paths = {n: path_of_floors(self.rundir, self.scoring, n) for n in sizes}
         return {n: str(path) for n, path in paths.items() if read_floors(path, self.rundir.storage) is None}
 
-    def _job(self, state: CellState, floors: str | None) -> ScoreJob:
+    def job(self, state: CellState, floors: str | None) -> ScoreJob:
         cell, scoring = state.cell, self.scoring
         n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
         settings, reasons, remarks = scoring.of_cell(cell)

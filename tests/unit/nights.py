@@ -1,11 +1,14 @@
 """Small nights for tests of the gate: untrained networks with 4x4 images, sampled and scored in this process."""
 
 import io
+import json
+import shutil
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
 import click
+import pytest
 import torch
 import yaml
 from diffusers import UNet2DModel
@@ -89,3 +92,84 @@ def taugrid(*arguments, code=0):
             found = 2
     assert code is None or found == code, f"exit {found}, not {code}\n{out.getvalue()}\n{err.getvalue()}"
     return out.getvalue(), err.getvalue()
+
+
+def night(history, config, name, *options, code=0):
+    """The verdict of a night."""
+    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
+    return json.loads(out)
+
+
+def accept(history, name, *options, code=0):
+    words = ("--to", f"{history}/baseline.json", "--reason", "the first", *options)
+    return taugrid("baseline", "accept", f"{history}/nights/{name}/run", *words, code=code)
+
+
+def begin(folder, **changes):
+    """A history whose first night is its baseline; configs of that network, of one nearby and of one that is worse."""
+    for name, worse in (("same", 0.0), ("nearby", 1e-4), ("worse", 0.3)):
+        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse), **changes)
+    night(folder / "history", folder / "same.yaml", "1")
+    accept(folder / "history", "1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """What `begin` makes, for all modules; its first run and the baseline also by themselves, as run, baseline.json."""
+    folder = tmp_path_factory.getbasetemp() / "begun"
+    if not folder.exists():
+        folder.mkdir()
+        begin(folder)
+        shutil.copytree(folder / "history/nights/1/run", folder / "run")
+        for kind in ("json", "parquet"):
+            shutil.copy(folder / f"history/baseline.{kind}", folder)
+    return folder
+
+
+@pytest.fixture
+def history(begun, tmp_path):
+    """A copy of the history; the networks stay where they are."""
+    return shutil.copytree(begun / "history", tmp_path / "history")
+
+
+def compared(*words, code=0):
+    return json.loads(taugrid("compare", *words, "--json", code=code)[0])
+
+
+def checks(found):
+    """What checks the sampler and the scorer -> how it ended."""
+    return {name: check["result"] for name, check in found["comparison"]["checks"].items()}
+
+
+def results(found):
+    return {cell["result"] for cell in found["comparison"]["cells"]}
+
+
+def summary(history, name):
+    return (history / f"nights/{name}/summary.md").read_text()
+
+
+def submitted(monkeypatch, change):
+    """Workers get `change(job)` in the place of each job."""
+    submit = PoolHere.submit
+    monkeypatch.setattr(PoolHere, "submit", lambda pool, worker, job, key: submit(pool, worker, change(job), key))
+
+
+def failing(monkeypatch, fails):
+    """Jobs of samples for which `fails(job)` holds are ones that no worker can do."""
+    submitted(monkeypatch, lambda job: None if type(job).__name__ == "SampleJob" and fails(job) else job)
+
+
+def interrupted(monkeypatch, *arguments, at=lambda job: True):
+    """A night that Ctrl-C ends as soon as a worker gets a job for which `at(job)` holds."""
+
+    def stopped(job):
+        if at(job):
+            raise KeyboardInterrupt
+        return job
+
+    with monkeypatch.context() as patch:
+        submitted(patch, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            night(*arguments)

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import torch
+from diffusers import UNet2DModel
+from nights import checkpoint
 
 from taugrid.eval import score_cell
-from taugrid.eval.metrics import frechet
+from taugrid.eval.metrics import frechet, kernel
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.workers import sample as sampling
 from taugrid.workers.accelerator import transfer
@@ -58,7 +60,7 @@ def swap_images(monkeypatch):
 
 def swap_scores(monkeypatch):
     """The score of each of two cells of a run is written as that of the other one."""
-    whole = ScoreWork._job
+    whole = ScoreWork.job
 
     def swapped(self, state, floors):
         of = state.cell.settings
@@ -68,8 +70,8 @@ def swap_scores(monkeypatch):
                 return replace(whole(self, other, floors), feature_paths=whole(self, state, floors).feature_paths)
         return whole(self, state, floors)
 
-    monkeypatch.setattr(ScoreWork, "_job", swapped)
-    monkeypatch.setattr(score_cell, "_require_own", lambda job, path: None)
+    monkeypatch.setattr(ScoreWork, "job", swapped)
+    monkeypatch.setattr(score_cell, "require_own", lambda job, path: None)
 
 
 def scaled_sigma(factor):
@@ -108,8 +110,31 @@ def scaled_fid(factor):
     return plant
 
 
+def scaled_distance(name):
+    """KID or CMMD as a changed formula would give it; the influences stay."""
+
+    def plant(monkeypatch):
+        whole = getattr(kernel, f"compute_{name}")
+
+        def compute(inputs):
+            found = whole(inputs)
+            return found._replace(values=found.values | {name: 1.01 * found.values[name]})
+
+        monkeypatch.setattr(kernel, f"compute_{name}", compute)
+
+    return plant
+
+
 def collapse(network, value):
     """Make the images of `network` all white or, with a NaN, no images."""
     with torch.no_grad():
         network.conv_out.weight.zero_()
         network.conv_out.bias.fill_(value)
+
+
+def collapsed(folder, value=100.0):
+    """A network of `nights` whose images are all white, or NaN."""
+    network = UNet2DModel.from_pretrained(checkpoint(folder))
+    collapse(network, value)
+    network.save_pretrained(folder)
+    return folder

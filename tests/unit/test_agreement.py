@@ -14,7 +14,7 @@ from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.orchestrator.plan.scoring import per_sample
 from taugrid.registry.extractors import IMAGENET_LITE0, INCEPTION, ExtractorSpec
-from taugrid.registry.metrics import COLUMNS, UNLABELLED, MetricSettings, PerSample
+from taugrid.registry.metrics import COLUMNS, MetricSettings, PerSample
 from taugrid.workers.data.load import load_images
 
 WANTED = MetricSettings(("agreement",))
@@ -58,7 +58,6 @@ def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
     [
         (spec("digits-convnet"), per_sample(DIGITS, 10), False),
         (spec("digits-convnet"), per_sample(DIGITS, None), True),
-        (spec("digits-convnet"), UNLABELLED, True),
         (spec("digits-convnet"), PerSample(()), True),
         (spec("fashion-convnet"), per_sample(DIGITS, 10), True),
         (spec("digits-convnet", None), per_sample(DIGITS, 10), True),
@@ -66,13 +65,7 @@ def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
         (spec("my:Own"), per_sample(DIGITS, 10), True),
         (spec(IMAGENET_LITE0, 1000), per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 1000), False),
         (spec(IMAGENET_LITE0, 1000), per_sample(DIGITS, 10), True),
-        (spec(IMAGENET_LITE0, 1000), per_sample(Data(), 1000), False),
         (spec("digits-convnet"), per_sample(DIGITS, 11), True),
-        (
-            spec(IMAGENET_LITE0, 1000),
-            per_sample(Data(name="folder", root="x", shape=(3, 8, 8)), 10),
-            True,
-        ),
     ],
 )
 def test_it_is_left_out_with_a_reason_where_logits_and_labels_have_no_common_order(extractor, samples, is_left_out):

@@ -39,19 +39,20 @@ def config(folder, name, weights="first", **sample):
     return f"{name}.yaml"
 
 
-def night(name, config, code=0, trust=("--trust-code",)):
-    out, err = taugrid("nightly", config, "--history", "history", "--id", name, *trust, "--json", code=code)
+def night(name, config, code=0):
+    words = ("--history", "history", "--id", name, "--trust-code", "--json")
+    out, err = taugrid("nightly", config, *words, code=code)
     return json.loads(out) if out.startswith("{") else err
 
 
-def begin(folder, **sample):
-    night("1", config(folder, "first", **sample))
-    taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
+def begin(config):
+    night("1", config)
+    nights.accept("history", "1")
 
 
 @pytest.mark.long
 def test_other_labels_are_refused_and_weights_that_ignore_the_label_are_red_by_agreement(code):
-    begin(code)
+    begin(config(code, "first"))
     told = night("2", config(code, "random", labels="random"), code=2)
     recorded(told, "balanced")
     assert "\n" not in told.strip()
@@ -72,15 +73,13 @@ def test_a_night_whose_label_column_has_changed_is_refused(code):
 
     column(0)
     rule = {"labels": {"parquet": "labels.parquet", "column": "y"}}
-    begin(code, **rule)
+    begin(config(code, "first", **rule))
     shutil.move(code / "labels.parquet", code / "moved.parquet")
     moved = {"labels": {"parquet": "moved.parquet", "column": "y"}}
     found = night("2", config(code, "nearby", "nearby", **moved))
-    checked = found["comparison"]["checks"]["sampler"]["result"]
-    assert (found["result"], checked) == ("not worse", "clean"), "its content counts, not its path"
+    assert (found["result"], nights.checks(found)["sampler"]) == ("not worse", "clean"), "the content counts"
     column(1)
-    told = night("3", config(code, "nearby", "nearby", **rule), code=2)
-    recorded(told, "different")
+    recorded(night("3", config(code, "nearby", "nearby", **rule), code=2), "different")
 
 
 @pytest.mark.long
@@ -92,18 +91,15 @@ def test_a_guided_night_has_the_guide_in_its_canary_and_another_guide_is_refused
     for name, guide in (("same", "guide"), ("nearby", "guide"), ("worse", "guide"), ("nearby-other", "other")):
         model = {"checkpoint": name.partition("-")[0], "guide": guide}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**nights.CONFIG, **sections, "model": model}))
-    night("1", "same.yaml")
-    taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
+    begin("same.yaml")
     found = night("2", "nearby.yaml")
-    assert (found["result"], found["comparison"]["checks"]["sampler"]["result"]) == ("not worse", "clean")
+    assert (found["result"], nights.checks(found)["sampler"]) == ("not worse", "clean")
     (cell,) = night("3", "worse.yaml", code=3)["comparison"]["cells"]
     assert (cell["result"], cell["seeds"]) == ("worse", "fresh"), "sampled again with the guide"
-    told = night("4", "nearby-other.yaml", code=2)
-    recorded(told, "different")
+    recorded(night("4", "nearby-other.yaml", code=2), "different")
     (tmp_path / "moved.yaml").write_text((tmp_path / "nearby.yaml").read_text().replace("guide: guide", "guide: moved"))
     shutil.move(tmp_path / "guide", tmp_path / "moved")
-    found = night("5", "moved.yaml")
-    assert found["comparison"]["checks"]["sampler"]["result"] == "clean", "tonight's file of the same guide"
+    assert nights.checks(night("5", "moved.yaml"))["sampler"] == "clean", "tonight's file of the same guide"
 
 
 @pytest.mark.long
@@ -125,7 +121,5 @@ def test_each_vae_of_a_grid_has_its_own_canary(tmp_path, monkeypatch):
     for name in ("first", "nearby"):
         text = yaml.safe_dump({**nights.CONFIG, **sections, "model": {"checkpoint": name}})
         (tmp_path / f"{name}.yaml").write_text(text)
-    night("1", "first.yaml")
-    taugrid("baseline", "accept", "history/nights/1/run", "--to", "history/baseline.json", "--reason", "the first")
-    found = night("2", "nearby.yaml", code=None)
-    assert found["comparison"]["checks"]["sampler"]["result"] == "clean", found["comparison"]["checks"]
+    begin("first.yaml")
+    assert nights.checks(night("2", "nearby.yaml", code=None))["sampler"] == "clean"

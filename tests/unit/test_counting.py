@@ -59,13 +59,6 @@ def test_true_float32_makes_no_copies_for_group_norm(saved):
     assert found.kernels["to_layout"] < 25
 
 
-def test_in_channels_last_every_group_norm_copies_there_and_back(saved):
-    """654 kernels and 66.6 GB in the network itself."""
-    found = forward(saved, "float32", policy("cuda")._replace(layout="channels_last"))
-    assert found.launches >= 650
-    assert found.bytes >= 66 * GB
-
-
 def test_weights_in_half_precision_are_cast_once(saved):
     """Defect 2: put back by `weights=None` and `autocast=half` for bf16-weights in workers/accelerator/policy.py.
 
@@ -75,15 +68,6 @@ def test_weights_in_half_precision_are_cast_once(saved):
     assert found.launches <= 660
     assert found.bytes <= 34 * GB
     assert found.kernels["_to_copy"] <= 6, "of images, times and their embedding"
-
-
-@pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_autocast_casts_weights_and_images_at_each_call(saved):
-    """984 kernels, 349 casts and 56.0 GB in the network itself; images are enlarged in float32."""
-    found = forward(saved, "bf16")
-    assert found.kernels["_to_copy"] >= 340
-    assert found.launches >= 975
-    assert found.bytes >= 55 * GB
 
 
 def test_memory_is_that_of_what_is_alive_at_once():
@@ -167,22 +151,3 @@ def test_what_a_network_makes_on_a_device_of_its_own_is_traced_too():
 def test_a_call_that_reads_values_can_not_be_counted():
     with pytest.raises(Exception, match="meta"):
         count(lambda x: x if x.max() > 1 else 2 * x, meta(4))
-
-
-def test_a_decoder_of_256_pixels_can_be_planned_for():
-    """Latent models: the largest tensor of 32 images, 256 x 256 x 256 each, takes 2.1 GB."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        decoder = AutoencoderKL(
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=4,
-        ).eval()
-
-    def decode(images):
-        return count(lambda z: decoder.decode(z, return_dict=False), meta(images, 4, 32, 32))
-
-    assert 3 < decode(32).peak / (4 * 32 * 256**3) < 8

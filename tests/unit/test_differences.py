@@ -121,22 +121,15 @@ def test_cells_that_share_no_noise_are_no_neighbours_and_no_pair():
     recorded(joined["note"], "standard")
 
 
-def test_other_models_and_other_n_are_no_neighbours():
+def test_other_models_other_n_and_an_axis_that_moves_what_must_agree_are_no_neighbours():
+    rows = [cell(name, rounding=name, protocol=name) for name in ("nearest", "down")]
+    spelled = {name: protocol(rounding=name) for name in ("nearest", "down")}
+    assert differences(rows, evidence(rows, {}, protocols=spelled)) == []
+    assert len(differences(rows, evidence(rows, {}, protocols=dict.fromkeys(spelled, protocol())))) == 1
     rows = [cell("a", 10, **{"train.steps": 1}), cell("b", 20, model="m2", **{"train.steps": 2})]
     assert differences(rows, evidence(rows, {})) == []
     rows = [cell("a", 10), cell("b", 20, num_samples=2 * N)]
     assert differences(rows, evidence(rows, {})) == []
-
-
-def test_settings_that_set_pivots_apart_are_told_with_each_pair():
-    rows = [cell(f"{steps}{name}", steps, spacing=name) for steps in (10, 20) for name in ("linear", "quadratic")]
-    found = differences(rows, evidence(rows, {}))
-    assert [(row["cell_a"], row["cell_b"], row["settings"]) for row in found] == [
-        ("10linear", "20linear", "spacing = linear"),
-        ("10quadratic", "20quadratic", "spacing = quadratic"),
-        ("10linear", "10quadratic", ""),
-        ("20linear", "20quadratic", ""),
-    ]
 
 
 def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_grid(tmp_path):
@@ -166,17 +159,6 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
     recorded(text, "checkpoint")
 
 
-def test_an_axis_that_moves_what_must_agree_makes_no_neighbours(tmp_path):
-    rows = [cell(name, rounding=name, protocol=name) for name in ("nearest", "down")]
-    spelled = {name: protocol(rounding=name) for name in ("nearest", "down")}
-    assert differences(rows, evidence(rows, {}, protocols=spelled)) == []
-    alike = evidence(rows, {}, protocols=dict.fromkeys(spelled, protocol()))
-    write_differences(differences(rows, alike), tmp_path)
-    lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
-    recorded("\n".join(lines[-7:-4]))
-    assert lines[-5].endswith(": 0.00")
-
-
 def test_cells_of_other_versions_are_no_neighbours_and_refused_by_name():
     rows = [cell("a", 10), cell("b", 20), cell("c", 50, protocol="new")]
     spelled = {"10-none": protocol(10), "20-none": protocol(20), "new": protocol(50, torch="2.10.0")}
@@ -191,9 +173,7 @@ def test_cells_of_other_versions_are_no_neighbours_and_refused_by_name():
     "changes",
     [
         {"reference": {"dataset": "digits", "split": "test", "sha256": "cd" * 32}},
-        {"seed": 1},
         {"rounding": "8 bits, down"},
-        {"num_samples": 50},
     ],
 )
 def test_whatever_must_agree_is_named(changes):
@@ -201,16 +181,6 @@ def test_whatever_must_agree_is_named(changes):
     known = evidence(rows, {}, protocols={"10-none": protocol(), "other": protocol() | changes})
     with raises(ValueError):
         pair(*rows, known)
-
-
-def test_tau_clip_and_weights_are_what_comparisons_are_about():
-    rows = [cell("a"), cell("b", 50, 0.5, weights="raw", clip="x0", protocol="other")]
-    spelled = {"10-none": protocol(), "other": protocol(50, "x0", weights="raw")}
-    known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
-    found = pair(*rows, known)
-    assert (found["along"], found["joined"], found["se"]) == ("", False, pytest.approx(0.5))
-    assert pair(*rows, known, override=True) == found  # there is nothing to override
-    recorded(found["others"])
 
 
 def test_an_override_joins_and_says_so():
@@ -222,6 +192,10 @@ def test_an_override_joins_and_says_so():
     recorded(found["note"])
     assert found["z"] == pytest.approx(-2.0)
     assert difference_line(found) == "S 10 at eta 0: -1.00 ± 0.50, z = -2.0 ‡"
+    assert indistinguishable(rows, known) == set()
+    near = [rows[0], rows[1] | {"fid": 11.9}]
+    assert indistinguishable(near, known) == set()
+    assert indistinguishable(near, known, joined={"a", "b"}) == {"a"}
 
 
 def test_an_override_can_not_pair_different_numbers_of_samples():
@@ -262,7 +236,7 @@ def test_the_same_samples_have_no_z_though_rounding_tells_them_apart():
     assert indistinguishable(rows, evidence(rows, influences)) == {"b"}
 
 
-@pytest.mark.parametrize(("z", "marked"), [(0.5, True), (1.95, True), (1.97, False), (5.0, False)])
+@pytest.mark.parametrize(("z", "marked"), [(1.95, True), (1.97, False)])
 def test_what_can_not_be_told_from_the_best_is_marked(z, marked):
     """The paired error is 0.5, half of what the errors of the two cells alone would give."""
     rows = [cell("best", 10, 0.0, 4.0), cell("other", 10, 1.0, 4.0 + 0.5 * z)]
@@ -295,21 +269,11 @@ def test_marks_are_per_column_of_all_models_and_spare_what_has_no_test():
     assert indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near", "near-the-other-model-2"}
 
 
-def test_marks_reach_across_protocols_only_when_joined():
-    rows = [cell("a", 10, 0.0, 4.0), cell("b", 10, 1.0, 4.1, protocol="new")]
-    spelled = {"10-none": protocol(), "new": protocol(torch="2.10.0")}
-    known = evidence(rows, {"a": spread(1.0), "b": spread(0.5)}, protocols=spelled)
-    assert indistinguishable(rows, known) == set()
-    assert indistinguishable(rows, known, joined={"b"}) == {"b"}
-
-
 @pytest.mark.parametrize(
     ("a", "b", "numbers"),
     [
-        (cell("a", 10, 0.0, 13.22), cell("b", 20, 0.0, 7.82), "-5.40 ± 0.80, z = -6.8"),
         (cell("a", 10, 0.2, 5.0), cell("b", 10, 0.5, 6.0), "+1.00 ± 0.80, z = +1.2 ≈"),
-        (cell("a", 10, 1.0, 5.0), cell("b", 10, "sigma_hat", 9.0), "+4.00 ± 0.80, z = +5.0"),
-        (cell("a", 10, 0.0, 5.0), cell("b", 20, 1.0, 9.0), "+4.00 ± 0.80, z = +5.0"),
+        (cell("a", 10, 0.0, 5.0), cell("b", 20, "sigma_hat", 9.0), "+4.00 ± 0.80, z = +5.0"),
     ],
 )
 def test_how_a_difference_is_written(a, b, numbers):
@@ -349,10 +313,6 @@ def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
     recorded("\n".join(lines), "clip")
     assert [line for line in lines if line.endswith(": +4 ± 50, z = +0.1 ≈")]
     assert sum("too few" in line for line in lines) == 1
-
-
-def test_without_pairs_there_is_an_empty_table_that_replaces_an_older_one(tmp_path):
-    write_differences(differences(grid(), evidence(grid(), {})), tmp_path)
     write_differences([], tmp_path)
-    assert pd.read_csv(tmp_path / "differences.csv").empty
+    assert pd.read_csv(tmp_path / "differences.csv").empty, "it replaces the older one"
     recorded((tmp_path / "differences.md").read_text(), "neighbours")

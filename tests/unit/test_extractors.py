@@ -18,7 +18,7 @@ import torch
 import torch_fidelity
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from snapshots import raises, recorded
+from snapshots import raises
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
@@ -30,7 +30,6 @@ from taugrid.errors import ContentMismatch
 from taugrid.eval.features.load import load
 from taugrid.eval.features.networks import resized
 from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
-from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import (
     DIGITS_CONVNET,
@@ -40,7 +39,6 @@ from taugrid.registry.extractors import (
     INCEPTION,
     KnownExtractor,
 )
-from taugrid.registry.metrics import MetricSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,25 +47,17 @@ PHOTOGRAPH = (3, 32, 32)
 DIGIT = (1, 8, 8)
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Where other work shares the cores, a second thread mostly waits, and the first one for it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
+def hub(tmp_path, monkeypatch):
     """Where torch's hub would put weights; there is nothing yet, and no network either."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nobody answers
     for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # made at the first download, with the proxies of then
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    urllib.request.install_opener(None)  # made at the first download, with the proxies of then
+    yield Path(torch.hub.get_dir()) / "checkpoints"
+    urllib.request.install_opener(None)
 
 
 # Names
@@ -90,18 +80,15 @@ def test_data_choose_their_extractor():
     assert resolve(DIGITS_CONVNET, "gaussian", None, DIGIT).name == DIGITS_CONVNET
 
 
-def test_unknown_extractor_gets_a_suggestion():
-    with raises(ValueError):
-        resolve("inception-v3", "digits", None, DIGIT)
-    with raises(ValueError):
-        resolve("zzz", "digits", None, DIGIT)
-
-
-def test_images_that_an_extractor_does_not_take_are_refused_at_once():
-    with raises(ValueError):
-        resolve(FASHION_CONVNET, "any", None, PHOTOGRAPH)
-    with raises(ValueError):
-        resolve(DIGITS_CONVNET, "any", None, (2, 8, 8))
+def test_unknown_extractors_and_images_that_one_does_not_take_are_refused_at_once():
+    for name, shape in (
+        ("inception-v3", DIGIT),
+        ("zzz", DIGIT),
+        (FASHION_CONVNET, PHOTOGRAPH),
+        (DIGITS_CONVNET, (2, 8, 8)),
+    ):
+        with raises(ValueError):
+            resolve(name, "any", None, shape)
     resolve(FASHION_CONVNET, "any", None, (3, 28, 28))
 
 
@@ -117,15 +104,6 @@ def test_layers_and_files_are_torch_fidelitys():
     assert EXTRACTORS["vgg16"].weights.url == VGG16_Weights.IMAGENET1K_V1.url
     assert EXTRACTORS[CLIP].weights.url == MODEL_URLS[CLIP]
     assert MODEL_METADATA[CLIP]["hash"] in EXTRACTORS[CLIP].weights.file_name
-
-
-@pytest.mark.parametrize("name", ["vgg16", CLIP])
-def test_inception_score_is_not_given_where_there_are_no_logits(name, tmp_path):
-    known = EXTRACTORS[name]
-    spec = replace(resolve("pixels", "any", None, PHOTOGRAPH), name=name, logits_layer=known.logits_layer)
-    [(metric, reason)] = feasible(MetricSettings(), spec, 100, 100).reasons.items()
-    assert metric == "isc"
-    recorded(reason)
 
 
 MEANS = """
@@ -153,11 +131,8 @@ def test_a_new_extractor_is_one_file_and_one_entry(tmp_path, monkeypatch):
     spec = resolve("channel-means", "digits", None, DIGIT)
     assert (spec.dimensions, spec.weights_path, spec.logits_layer) == (3, None, None)
     extraction = load(spec, "cpu")(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
-    features, logits = extraction.features, extraction.logits
-    assert logits is None
-    assert torch.equal(features, torch.full((4, 3), 7.0))
-    with raises(ValueError):
-        resolve("chanel-means", "digits", None, DIGIT)
+    assert extraction.logits is None
+    assert torch.equal(extraction.features, torch.full((4, 3), 7.0))
     sys.modules.pop("channel_means")
 
 
@@ -165,9 +140,7 @@ def test_pixels_are_grey_levels_in_c_order():
     spec = resolve(None, "gaussian", None, (3, 2, 5))
     assert (spec.name, spec.dimensions, spec.logits_layer, spec.classes) == ("pixels", 30, None, None)
     images = torch.arange(60, dtype=torch.uint8).reshape(2, 3, 2, 5) * 4
-    extraction = load(spec, "cpu")(images)
-    features, logits = extraction.features, extraction.logits
-    assert logits is None
+    features = load(spec, "cpu")(images).features
     assert features.dtype == torch.float32
     np.testing.assert_allclose(features.numpy(), np.arange(60).reshape(2, 30) * 4 / 127.5 - 1, atol=1e-7)
     with raises(ValueError):
@@ -236,16 +209,12 @@ def test_weights_are_downloaded_once(hub, published):
     assert resolve(INCEPTION, "photographs", None, PHOTOGRAPH) == spec
 
 
-@pytest.mark.parametrize("content", [CONTENT[:-1], b""], ids=["cut", "empty"])
-def test_download_that_is_not_what_was_published_leaves_nothing(hub, published, content):
-    published(content, f"weights-{DIGEST}.pth")
+def test_download_that_is_not_what_was_published_leaves_nothing_and_a_damaged_file_is_refused(hub, published):
+    published(CONTENT[:-1], f"weights-{DIGEST}.pth")
     with raises(ValueError):
         resolve(INCEPTION, "photographs", None, PHOTOGRAPH)
     assert not list(hub.iterdir())
-
-
-def test_damaged_file_in_the_hub_is_refused(hub):
-    hub.mkdir(parents=True)
+    published(CONTENT, Path(URL_INCEPTION_V3).name)
     place = hub / Path(URL_INCEPTION_V3).name
     place.write_bytes(b"half of it")
     with raises(ValueError):
@@ -263,13 +232,13 @@ def test_clip_is_opened_only_as_published(tmp_path):
         load(replace(spec, weights_sha256=digest), "cpu")
 
 
-@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "~/elsewhere"}, {"TORCH_HOME": "~/torch-home"}])
-def test_hub_folder_is_torchs(variables, monkeypatch):
+def test_hub_folder_is_torchs(monkeypatch):
     for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
     assert str(torch_hub_folder()) == torch.hub.get_dir()
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, "~/elsewhere")
+        assert str(torch_hub_folder()) == torch.hub.get_dir()
 
 
 # Loading
@@ -349,7 +318,7 @@ def test_inceptions_bits_are_those_of_torch_fidelitys_forward_pass(inception_fil
 
 def test_images_are_resized_bit_for_bit_as_by_torch_fidelity():
     generator = torch.Generator().manual_seed(0)
-    for height, width in ((1, 1), (2, 9), (8, 8), (28, 28), (32, 32), (64, 48), (218, 178), (299, 299), (512, 300)):
+    for height, width in ((1, 1), (2, 9), (32, 32), (218, 178), (299, 299), (512, 300)):
         images = torch.randint(0, 256, (2, 3, height, width), generator=generator).float()
         theirs = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
         assert torch.equal(resized(images, 299), theirs)
@@ -377,25 +346,19 @@ def test_weights_that_would_run_code_are_refused(name, tmp_path):
     assert trace.exists()  # so the file above would have run it
 
 
-def test_weights_of_another_extractor_are_refused(tmp_path):
+def test_weights_of_another_extractor_and_damaged_ones_are_refused(tmp_path):
     weights = tmp_path / "other.pth"
     torch.save({"conv": torch.zeros(3)}, weights)
-    with raises(ValueError):
-        load(resolve(INCEPTION, "photographs", str(weights), PHOTOGRAPH), "cpu")
-    with raises(ValueError):
-        load(resolve(DIGITS_CONVNET, "digits", str(weights), DIGIT), "cpu")
-    clothes = str(shipped_weights(FASHION_CONVNET))
-    with raises(ValueError):
-        load(resolve(DIGITS_CONVNET, "digits", clothes, DIGIT), "cpu")
-
-
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: b"no weights at all"])
-def test_damaged_weights_are_refused(tmp_path, damage):
-    weights = tmp_path / "weights.pth"
-    torch.save({"conv": torch.zeros(3)}, weights)
-    weights.write_bytes(damage(weights.read_bytes()))
-    with raises(ValueError):
-        load(resolve(INCEPTION, "photographs", str(weights), PHOTOGRAPH), "cpu")
+    clothes = shipped_weights(FASHION_CONVNET)
+    for name, shape, given in (
+        (INCEPTION, PHOTOGRAPH, weights), (DIGITS_CONVNET, DIGIT, weights), (DIGITS_CONVNET, DIGIT, clothes)
+    ):  # fmt: skip
+        with raises(ValueError):
+            load(resolve(name, "any", str(given), shape), "cpu")
+    for damaged in (weights.read_bytes()[:-100], b"no weights at all"):
+        weights.write_bytes(damaged)
+        with raises(ValueError):
+            load(resolve(INCEPTION, "photographs", str(weights), PHOTOGRAPH), "cpu")
 
 
 def test_weights_other_than_those_resolved_are_refused(tmp_path):
@@ -410,15 +373,6 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
     copy.unlink()
     with raises(ContentMismatch):
         load(spec, "cpu")
-
-
-def test_extractor_without_logits_gives_none():
-    shipped = resolve(None, "digits", None, DIGIT)
-    without = replace(shipped, logits_layer=None, classes=None)
-    images = torch.randint(256, (2, *DIGIT), dtype=torch.uint8)
-    extraction = load(without, "cpu")(images)
-    assert extraction.logits is None
-    assert torch.equal(extraction.features, load(shipped, "cpu")(images).features)
 
 
 # EfficientNet-Lite0

@@ -4,11 +4,11 @@ It takes minutes: `make chaos` runs it, and with `pytest -s` it prints the table
 tests/unit/test_night_faults.py has the short form.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+import nights
 import pytest
 import yaml
 from diffusers import UNet2DModel
@@ -106,8 +106,8 @@ def accept(folder, name, *runs):
 
 
 def night(folder, network, name, *options, code=0):
-    words = ("--history", folder / "history", "--id", name, "--set", f"model.checkpoint={folder / network}")
-    return json.loads(taugrid("nightly", folder / "night.yaml", *words, *options, "--json", code=code)[0])
+    chosen = ("--set", f"model.checkpoint={folder / network}")
+    return nights.night(folder / "history", folder / "night.yaml", name, *chosen, *options, code=code)
 
 
 def network_of(seed, step, kind):

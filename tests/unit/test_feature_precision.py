@@ -69,12 +69,8 @@ def test_features_of_both_precisions_stand_beside_each_other(both):
     assert len(folders) == 2
     assert [name for name in folders if name.endswith("-bf16")]
     assert len(list(root.glob("scores/*.json"))) == 4, "each cell was scored in each"
-
-
-def test_a_table_has_the_rows_of_one_precision_and_says_which(both):
-    root, *_ = both
     quality = read_json(root / "tables/quality.json")
-    assert len(quality["rows"]) == 2
+    assert len(quality["rows"]) == 2, "a table has the rows of one"
     assert {protocol["extractor"]["precision"] for protocol in quality["protocols"].values()} == {"bf16"}
     recorded(QualityTable.read(quality).scored_as, "features")
 

@@ -15,7 +15,6 @@ from taugrid.eval.gate.power import (
     DetectionPower,
     Variance,
     frozen_seeds_remark,
-    rounded_up,
     samples_to_halve_misses,
     standard_errors_for_power,
 )
@@ -54,13 +53,8 @@ def is_at_most_alpha(alarms, nights=NIGHTS):
 
 def test_false_alarms_of_whole_nights_are_at_most_alpha(judged):
     assert is_at_most_alpha(sum(bool(found.worse) for found in judged))
-
-
-def test_a_critical_value_of_a_single_cell_would_not_pass_that_test(judged):
-    """The same nights, each cell tested alone: many times alpha."""
     alone = sum(any(cell.t > norm.isf(ALPHA) for cell in found.cells) for found in judged)
-    assert not is_at_most_alpha(alone)
-    assert alone / NIGHTS > 5 * ALPHA
+    assert alone / NIGHTS > 5 * ALPHA, "with the critical value of a single cell"
 
 
 def test_the_detectable_change_is_seen_as_often_as_promised_where_the_error_is_constant():
@@ -90,13 +84,7 @@ def test_the_quantile_of_independent_cells_is_sidaks_and_of_equal_cells_that_of_
     assert critical_value(np.ones((20, 20)), 0.01) == pytest.approx(norm.isf(0.01), abs=0.03)
     some = critical_value(0.5 * np.eye(20) + 0.5, 0.01)
     assert norm.isf(0.01) + 0.2 < some < sidak - 0.05
-
-
-@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.1])
-def test_the_quantile_lies_between_one_cell_and_bonferroni_and_is_the_same_again(alpha):
-    found = critical_value(np.eye(5), alpha)
-    assert norm.isf(alpha) <= found <= norm.isf(alpha / 5)
-    assert critical_value(np.eye(5), alpha) == found
+    assert some == critical_value(0.5 * np.eye(20) + 0.5, 0.01), "the same again"
 
 
 def test_correlations_are_of_means_whose_cells_share_their_first_samples():
@@ -112,13 +100,6 @@ def test_correlations_are_of_means_whose_cells_share_their_first_samples():
     assert np.linalg.eigvalsh(found).min() >= -1e-12
 
 
-def test_correlations_are_of_influences_about_their_means():
-    random = np.random.default_rng(2)
-    common = random.standard_normal(N)
-    influences = [3 + common, 3 + 0.5 * common + random.standard_normal(N), -3 - common + random.standard_normal(N)]
-    assert correlation(influences, ["s"] * 3) == pytest.approx(np.corrcoef(influences))
-
-
 def test_screening_singles_out_more_than_the_verdict_does():
     moved = night(3, by=3.3)
     singled_out = screen(moved, draws=DRAWS)
@@ -126,11 +107,10 @@ def test_screening_singles_out_more_than_the_verdict_does():
     assert singled_out.critical < judge(moved, 0.01, DRAWS).critical
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.3])
-def test_no_cell_is_worse_by_the_usual_seeds_without_being_singled_out(alpha):
+def test_no_cell_is_worse_by_the_usual_seeds_without_being_singled_out():
     """Else its verdict would stay that of the usual seeds, which are the same every night."""
     for number in range(40):
-        changes = night(number, by=2)
+        changes, alpha = night(number, by=2), (0.01, 0.3)[number % 2]
         worse = {cell.name for cell in judge(changes, alpha, DRAWS).worse}
         assert worse <= {cell.name for cell in screen(changes, alpha, DRAWS).worse}
 
@@ -179,6 +159,8 @@ def test_with_the_samples_needed_a_loss_is_just_detectable(training):
     there = replace(reach, sampling=Variance(0.09 * share, 0.02 * share))
     assert there.detectable == pytest.approx(1.2, rel=0.03)  # rounded up to two digits
     assert there.detectable <= 1.2
+    assert reach.samples_needed(1_000, regression=0.5) is None, "a loss within the margin"
+    assert replace(REACH, training=Variance(0.031)).samples_needed(1_000, 1.2) is None, "of (0.7 / 4)^2 = 0.0306"
 
 
 def test_with_the_samples_to_decide_an_equal_network_is_just_not_worse():
@@ -192,21 +174,6 @@ def test_with_the_samples_to_decide_an_equal_network_is_just_not_worse():
     # FID +0.10 ± 0.05 with a margin of 0.2: an equal network would be not worse with 680 images, so N is not too small.
     enough = DetectionPower(0.2, 3.3, Variance(0.05**2), Variance(0.0))
     assert enough.samples_to_decide(1_000) is None
-
-
-def test_no_number_of_samples_finds_a_loss_within_the_margin_or_hidden_by_few_trainings():
-    """At a loss of 1.2, ((1.2 - 0.5) / 4)^2 = 0.0306 is left for both variances."""
-    assert REACH.samples_needed(1_000, regression=0.5) is None
-    assert replace(REACH, training=Variance(0.031)).samples_needed(1_000, regression=1.2) is None
-    assert replace(REACH, training=Variance(0.0, 0.026)).samples_needed(1_000, regression=1.2) is None
-    assert replace(REACH, training=Variance(0.03)).samples_needed(1_000, regression=1.2) is not None
-
-
-@pytest.mark.parametrize(
-    ("n", "up"), [(7, 7), (99, 99), (101, 110), (1_201, 1_300), (15_000.1, 16_000), (20_000, 20_000)]
-)
-def test_samples_are_rounded_up_to_two_digits(n, up):
-    assert rounded_up(n) == up
 
 
 @pytest.mark.parametrize("degrees", [None, 2, 9])
@@ -246,11 +213,6 @@ def against(tonight, baseline):
 def test_a_retrained_network_is_no_false_alarm_against_its_recipe(k):
     nights = [trainings(number, k) for number in range(600)]
     assert is_at_most_alpha(sum(bool(against(new, old).worse) for new, *old in nights), 600)
-
-
-def test_a_retrained_network_is_mostly_worse_than_one_training():
-    nights = [trainings(number, 3) for number in range(50)]
-    assert sum(bool(against(new, old[:1]).worse) for new, *old in nights) > 25
 
 
 def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_includes_their_spread():

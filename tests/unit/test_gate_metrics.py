@@ -1,7 +1,6 @@
 """The gate judges any metric with a standard error: nights by KID where FID has none, and by FID and KID together."""
 
 import json
-import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +13,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from nights import CONFIG, checkpoint, taugrid, write_config
-from planted_faults import darken_later_batches, repeat_the_first_batch
+from nights import CONFIG, begin, checkpoint, compared, night, summary, taugrid, write_config
+from planted_faults import darken_later_batches, scaled_distance
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 from snapshots import raises, recorded
@@ -53,31 +52,16 @@ BOTH = {"evaluate": {"metrics": ["fid", "kid"]}}
 pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched", "unreported")
 
 
-def night(history, config, name, *options, code=0):
-    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
-    return json.loads(out)
-
-
-def begin(folder, **changes):
-    """A history whose first night is its baseline; configs of that network, of one nearby and of one that is worse."""
-    for name, worse in (("same", 0.0), ("nearby", 1e-4), ("worse", 0.3)):
-        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse), grid=ONE, **{**BOTH, **changes})
-    night(folder / "history", folder / "same.yaml", "1")
-    words = ("--to", folder / "history/baseline.json", "--reason", "the first")
-    taugrid("baseline", "accept", folder / "history/nights/1/run", *words)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """Nights of too few images for FID's standard error."""
-    return begin(tmp_path_factory.mktemp("few"), sample=FEW)
+    return begin(tmp_path_factory.mktemp("few"), grid=ONE, sample=FEW, **BOTH)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Nights that FID and KID judge."""
-    return begin(tmp_path_factory.mktemp("both"), gate={"metrics": ["fid", "kid"]})
+    return begin(tmp_path_factory.mktemp("both"), grid=ONE, gate={"metrics": ["fid", "kid"]}, **BOTH)
 
 
 @pytest.fixture
@@ -94,7 +78,7 @@ def test_a_healthy_night_of_few_images_is_green_and_says_its_sharpness_in_kid(fe
     found = night(history, few / "nearby.yaml", "2")
     assert found["result"] == "not worse"
     assert found["comparison"]["sharpness"] is None, "FID judged nothing"
-    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
+    line = summary(history, "2").splitlines()[0]
     share = found["comparison"]["sharpnesses"]["kid"]["loss"]
     assert f"{100 * share:.2g} % of {KID.title}" in line
     assert f"of {KID.title}" in taugrid("plan", few / "same.yaml", "--history", history)[0]
@@ -111,29 +95,13 @@ def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, hist
     assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
     case = ElementTree.fromstring((history / "nights/2/junit.xml").read_text()).find("*/testcase/failure")
     assert case.text.startswith(f"{KID.title} ")
-    recorded((history / "nights/2/summary.md").read_text(), "| verdict |")
+    recorded(summary(history, "2"), "| verdict |")
     row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
     assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])
     assert row["kid_se"] > 0
     assert f"judged by {KID.title}" in taugrid("status", history)[0]
     compared, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json", code=3)
     recorded(compared, "baseline")
-
-
-def test_images_that_repeat_or_no_longer_vary_are_collapsed_by_their_influences_on_kid(
-    few, history, monkeypatch, tmp_path
-):
-    repeat_the_first_batch(monkeypatch)
-    cell = only_cell(night(history, few / "nearby.yaml", "2", code=3))
-    assert cell["result"] == "collapsed"
-    recorded(cell["note"])
-    monkeypatch.undo()
-    from test_night_faults import collapsed
-
-    white = write_config(tmp_path / "white.yaml", collapsed(tmp_path / "white"), grid=ONE, sample=FEW, **BOTH)
-    cell = only_cell(night(history, white, "3", code=3))
-    assert cell["result"] == "collapsed"
-    assert " 0.667 %" in cell["note"]
 
 
 def changed(few, **fields):
@@ -185,8 +153,7 @@ def test_a_fault_that_no_canary_shows_is_red_because_kid_of_fresh_samples_denies
 
 
 def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch):
-    whole = kernel._together
-    monkeypatch.setattr(kernel, "_together", lambda *terms: (found := whole(*terms))._replace(value=1.01 * found.value))
+    scaled_distance("kid")(monkeypatch)
     found = night(history, few / "nearby.yaml", "2", code=3)
     assert found["result"] == "changed scorer"
     recorded(found["comparison"]["checks"]["scorer"]["reason"], "reference")
@@ -196,28 +163,26 @@ def test_a_changed_formula_of_kid_is_a_changed_scorer(few, history, monkeypatch)
 def test_fid_and_kid_share_alpha_and_the_worst_of_them_is_the_cells(both, tmp_path):
     history = shutil.copytree(both / "history", tmp_path / "history")
     healthy = night(history, both / "nearby.yaml", "2")
-    cell = only_cell(healthy)
-    assert {name: metric["verdict"] for name, metric in cell["metrics"].items()} == dict.fromkeys(
-        ("fid", "kid"), "not worse"
-    )
+    verdicts = {name: metric["verdict"] for name, metric in only_cell(healthy)["metrics"].items()}
+    assert verdicts == {"fid": "not worse", "kid": "not worse"}
     recorded(healthy["comparison"]["rule"], "cell")
-    alone, _ = taugrid("compare", history / "nights/2/run", history / "nights/1/run", "--json")
-    critical = json.loads(alone)["critical"]
+    critical = compared(history / "nights/2/run", history / "nights/1/run")["critical"]
     assert norm.isf(0.01) <= critical <= norm.isf(0.005), "between one test and Bonferroni's two"
-    line = (history / "nights/2/summary.md").read_text().splitlines()[0]
-    assert "% of FID" in line
-    assert f"% of {KID.title}" in line
-    blunt = healthy["comparison"]["sharpnesses"]
-    asked = 1.01 * min(found["loss"] for found in blunt.values())
-    told = json.loads(taugrid(
-        "compare", history / "nights/2/run", history / "baseline.json", "--json", "--sharpness", asked, code=5)[0]
-    )["not_judged"]  # fmt: skip
+    line = summary(history, "2").splitlines()[0]
+    assert all(said in line for said in ("% of FID", f"% of {KID.title}"))
+    asked = 1.01 * min(found["loss"] for found in healthy["comparison"]["sharpnesses"].values())
+    told = compared(history / "nights/2/run", history / "baseline.json", "--sharpness", asked, code=5)["not_judged"]
     assert "FID" not in told[0] or KID.title not in told[0], "one of them is sharp enough"
-    found = night(history, both / "worse.yaml", "3", code=3)
-    numbers = only_cell(found)
-    assert {metric["verdict"] for metric in numbers["metrics"].values()} == {"worse"}
-    assert numbers["fid"] == numbers["metrics"]["fid"]["value"]
-    assert numbers["t"] == numbers["metrics"]["fid"]["t"]
+    numbers = only_cell(night(history, both / "worse.yaml", "3", "--set", "gate.margin_floor=500", code=3))
+    accepted = read_baseline(history / "baseline.json").cells[0].metrics
+    metrics = numbers["metrics"]
+    assert metrics["kid"]["margin"] == pytest.approx(500 * accepted["kid_se"], rel=0.01), "the config's floor"
+    assert metrics["fid"]["margin"] == pytest.approx(0.02 * accepted["fid"])
+    assert (metrics["fid"]["verdict"], metrics["kid"]["verdict"]) == ("worse", "not worse")
+    assert (numbers["fid"], numbers["t"]) == (metrics["fid"]["value"], metrics["fid"]["t"])
+    recorded(next(row for row in summary(history, "3").splitlines() if "**worse**" in row), "worse")
+    again = compared(history / "nights/3/run", history / "baseline.json", "--margin", "0", code=3)
+    assert only_cell({"comparison": again})["metrics"]["kid"]["margin"] == 0
 
 
 def test_undecided_cells_grow_with_all_their_metrics(both, tmp_path):
@@ -229,23 +194,6 @@ def test_undecided_cells_grow_with_all_their_metrics(both, tmp_path):
     assert "grown to N = 400" in found["comparison"]["rule"]
     assert (cell["seeds"], cell["grows"]) == ("grown", True)
     assert all(metric["judged"] is not None for metric in cell["metrics"].values())
-
-
-def test_trainings_of_a_recipe_are_judged_by_kid(few, tmp_path):
-    runs = []
-    for number, worse in enumerate((0.0, 0.02, 0.04)):
-        network = checkpoint(tmp_path / f"training-{number}", worse)
-        config = write_config(tmp_path / f"{number}.yaml", network, grid=ONE, sample=FEW, **BOTH)
-        runs.append(tmp_path / f"run-{number}")
-        taugrid("run", config, "--out", runs[-1])
-    file = tmp_path / "recipe.json"
-    shown, _ = taugrid("baseline", "accept", *runs, "--to", file, "--reason", "three trainings")
-    assert re.search(rf"{KID.title} \S+ ± \S+; the mean", shown)
-    kids = [json.loads(path.read_text())["metrics"]["kid"] for run in runs for path in (run / "scores").glob("*.json")]
-    far = write_config(tmp_path / "far.yaml", checkpoint(tmp_path / "far", 1.0), grid=ONE, sample=FEW, **BOTH)
-    cell = only_cell(night(tmp_path / "history", far, "1", "--baseline", file, code=3))
-    assert (cell["result"], cell["by"]) == ("worse", "kid")
-    assert cell["metrics"]["kid"]["baseline"] == pytest.approx(np.mean(kids))
 
 
 def test_a_baseline_without_kid_is_judged_by_fid_and_says_so_if_kid_was_asked_for(both, tmp_path):
@@ -268,15 +216,9 @@ def test_a_baseline_without_kid_is_judged_by_fid_and_says_so_if_kid_was_asked_fo
 
 @pytest.mark.parametrize(
     ("computed", "judging"),
-    [
-        (["fid"], "null"),
-        (["fid", "kid"], "[fid]"),
-        (["fid"], "[kid]"),
-        (["prc"], "null"),
-        (["fid"], "[x]"),
-        (["fid"], "[]"),
-    ],
-)
+    [(["fid"], "null"), (["fid", "kid"], "[fid]"), (["fid"], "[kid]"), (["prc"], "null"), (["fid"], "[x]"),
+     (["fid"], "[]")],
+)  # fmt: skip
 def test_a_night_that_nothing_can_judge_is_refused(few, tmp_path, computed, judging):
     changes = ("--set", f"evaluate.metrics={json.dumps(computed)}", "--set", f"gate.metrics={judging}")
     found = taugrid("nightly", few / "same.yaml", "--history", tmp_path / "h", "--id", "1", *changes, code=2)[1]
@@ -309,33 +251,10 @@ def test_two_metrics_make_a_healthy_night_green_although_kid_is_near_0(worse, re
     """FID alone does; KID, 3 standard errors from 0 here, was undecided in all such nights."""
     gate_metrics = import_module("benchmarks.gate_metrics")
     world, floors = gate_metrics.World.made(0.2, False, 16), Counter[float | str]()
-    for night in range(4):
-        found = gate_metrics.by_floor(world, night, 500, 0.01, lambda latent: (1 - worse) * latent, 2_000)
+    for number in range(4):
+        found = gate_metrics.by_floor(world, number, 500, 0.01, lambda latent: (1 - worse) * latent, 2_000)
         floors.update(floor for floor in ("FID alone", 0.0, MARGIN_FLOOR) if found[floor] == result)
     assert floors == {"FID alone": 4, MARGIN_FLOOR: 4, **({} if result == "green" else {0.0: 4})}
-
-
-def test_kid_by_third_moments_is_that_of_all_pairs():
-    gate_metrics = import_module("benchmarks.gate_metrics")
-    features, reference = np.random.default_rng(0).standard_normal((2, 60, 5))
-    found = gate_metrics.kid(features, gate_metrics.Cubes.of(reference))
-    expected = kernel.discrepancy(features, reference, {})
-    assert found.value == pytest.approx(expected.value, abs=1e-12)
-    assert found.influence == pytest.approx(expected.influence, abs=1e-12)
-
-
-def test_the_floor_of_margins_is_the_configs_and_each_metric_says_what_it_says(both, tmp_path):
-    history = shutil.copytree(both / "history", tmp_path / "history")
-    found = night(history, both / "worse.yaml", "2", "--set", "gate.margin_floor=500", code=3)
-    accepted = read_baseline(history / "baseline.json").cells[0].metrics
-    metrics = only_cell(found)["metrics"]
-    assert metrics["kid"]["margin"] == pytest.approx(500 * accepted["kid_se"], rel=0.01)
-    assert metrics["fid"]["margin"] == pytest.approx(0.02 * accepted["fid"])
-    assert (metrics["fid"]["verdict"], metrics["kid"]["verdict"]) == ("worse", "not worse")
-    row = next(line for line in (history / "nights/2/summary.md").read_text().splitlines() if "**worse**" in line)
-    recorded(row, "worse")
-    again = ("compare", history / "nights/2/run", history / "baseline.json", "--margin", "0", "--json")
-    assert only_cell({"comparison": json.loads(taugrid(*again, code=3)[0])})["metrics"]["kid"]["margin"] == 0
 
 
 @pytest.mark.parametrize(("n", "known"), [(150, {"fid": 0.3, "kid": 0.5}), (600, {"fid": 0.16})])

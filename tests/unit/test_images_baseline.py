@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nights import taugrid
+from nights import compared, taugrid
 from PIL import Image
+from planted_faults import scaled_distance
 from sklearn.datasets import load_digits
 from snapshots import raises, recorded
 
 import taugrid as taugrid_api
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.eval.metrics import kernel
 from taugrid.orchestrator.baseline.compared import shares_in_words
 from taugrid.registry.metrics import COLUMNS
 from taugrid.workers.data.load import load_images
@@ -47,24 +47,20 @@ def place(tmp_path_factory):
     return folder
 
 
-def compared(images, baseline, code=0):
-    found = json.loads(taugrid("compare", images, baseline, "--json", code=code)[0])
-    (cell,) = found["cells"]
-    return found, cell
-
-
-def test_the_same_images_are_identical(place):
-    found, cell = compared(place / "base", place / "base.json")
-    assert (found["result"], cell["metrics"]["cmmd"]["difference"]) == ("identical", 0)
-    checks = {name: check["result"] for name, check in found["checks"].items()}
-    assert checks == {"sampler": "not applicable", "scorer": "clean"}
+def only_cell(images, baseline, code=0):
+    (cell,) = compared(images, baseline, code=code)["cells"]
+    return cell
 
 
 def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
-    healthy, cell = compared(place / "healthy", place / "base.json")
-    assert not healthy["marks"]
+    same = compared(place / "base", place / "base.json")
+    assert (same["result"], same["cells"][0]["metrics"]["cmmd"]["difference"]) == ("identical", 0)
+    checks = {name: check["result"] for name, check in same["checks"].items()}
+    assert checks == {"sampler": "not applicable", "scorer": "clean"}
+    assert not compared(place / "healthy", place / "base.json")["marks"]
+    cell = only_cell(place / "healthy", place / "base.json")
     assert (cell["label"], cell["by"]) == ("images", "cmmd")
-    _, cell = compared(place / "without", place / "base.json", code=3)
+    cell = only_cell(place / "without", place / "base.json", code=3)
     assert (cell["result"], cell["by"], cell["note"]) == ("worse", "cmmd", "")
     text, _ = taugrid("compare", place / "without", place / "base.json", code=3)
     recorded(text, "baseline")
@@ -91,20 +87,16 @@ def test_images_with_other_names_are_unpaired_and_have_larger_errors(place, tmp_
     for path in (place / "healthy").iterdir():
         shutil.copy(path, tmp_path / "renamed" / f"x{path.name}")
     errors = [
-        compared(images, place / "base.json", code=None)[1]["metrics"]["cmmd"]["se"]
+        only_cell(images, place / "base.json", code=None)["metrics"]["cmmd"]["se"]
         for images in (tmp_path / "renamed", place / "healthy")
     ]
     assert errors[0] > 1.2 * errors[1]
-    recorded(taugrid(
-        "compare", tmp_path / "renamed", place / "base.json", code=None
-    )[0], "unpaired")  # fmt: skip
+    recorded(taugrid("compare", tmp_path / "renamed", place / "base.json", code=None)[0], "unpaired")
 
 
 def test_a_changed_scorer_is_red(place, monkeypatch):
-    whole = kernel._together
-    monkeypatch.setattr(kernel, "_together", lambda *terms: (found := whole(*terms))._replace(value=1.01 * found.value))
-    found, _ = compared(place / "healthy", place / "base.json", code=3)
-    assert found["result"] == "changed scorer"
+    scaled_distance("cmmd")(monkeypatch)
+    assert compared(place / "healthy", place / "base.json", code=3)["result"] == "changed scorer"
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +119,7 @@ def of_night(history, night):
 def test_a_night_of_images_has_the_verdict_of_compare(place, history):
     for night, images in (("2", "healthy"), ("3", "without")):
         verdict, _ = of_night(history, night)
-        (cell,) = verdict["comparison"]["cells"]
-        _, same = compared(place / images, place / "base.json", code=None)
-        assert cell == same
+        assert verdict["comparison"]["cells"] == [only_cell(place / images, place / "base.json", code=None)]
     assert verdict["model"] == []
     assert verdict["images"]["path"] == str(place / "without")
 
@@ -165,25 +155,17 @@ def test_a_complete_night_of_images_is_left_as_it_is(place, history):
     assert of_night(history, "2") == before
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path):
+    for words in (
         ("--grow-to", 900),
         ("--set", "sample.seed=1"),
         ("night.yaml",),
         ("--reference", "digits/test"),
         ("--baseline", "none.json"),
-        ("--history", "{new}"),
-    ],
-)
-def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path, words):
-    names = {"new": tmp_path / "new", "healthy": place / "healthy"}
-    where = () if "--history" in words else ("--history", history)
-    given = [str(word).format(**names) for word in words]
-    recorded(taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *given, code=2)[1])
-
-
-def test_options_of_images_need_images(place, history):
+        ("--history", tmp_path / "new"),
+    ):
+        where = () if "--history" in words else ("--history", history)
+        recorded(taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *words, code=2)[1])
     said = taugrid("nightly", "night.yaml", "--history", history, "--metrics", "kid", code=2)[1]
     recorded(said, "elsewhere")
     assert "give CONFIG" in taugrid("nightly", "--history", history, code=2)[1]
@@ -207,18 +189,11 @@ def test_accepting_worse_images_says_so(place, tmp_path):
         shutil.copy(place / name, tmp_path)
     words = ("--to", tmp_path / "base.json", "--reason", "meant", *SCORED)
     recorded(taugrid("baseline", "accept", place / "without", *words)[0], "accepted")
-    assert compared(place / "without", tmp_path / "base.json")[0]["result"] == "identical"
+    assert compared(place / "without", tmp_path / "base.json")["result"] == "identical"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("baseline", "accept", "{base}", "--to", "{new}", "--reason", "r"),
-        ("baseline", "accept", "{base}", "{base}", "--to", "{new}", "--reason", "r", *SCORED),
-        ("compare", "{base}", "{file}", "--reference", "digits/train"),
-    ],
-)
-def test_what_can_not_be_done_is_one_line(place, tmp_path, words):
-    names = {"base": place / "base", "file": place / "base.json", "new": tmp_path / "new.json"}
-    given = [word.format(**names) for word in words]
-    recorded(taugrid(*given, code=2)[1])
+def test_what_can_not_be_done_is_one_line(place, tmp_path):
+    accept = ("baseline", "accept", "--to", tmp_path / "new.json", "--reason", "r", place / "base")
+    for words in (accept, (*accept, place / "base", *SCORED)):
+        recorded(taugrid(*words, code=2)[1])
+    recorded(taugrid("compare", place / "base", place / "base.json", "--reference", "digits/train", code=2)[1])

@@ -55,15 +55,6 @@ def unreadable(*arguments, **options):
     pytest.fail("the file was read")
 
 
-def test_features_have_the_bytes_of_those_from_the_file(tmp_path, monkeypatch):
-    device = Device("cpu")
-    written(tmp_path / "shard", 0, device.last_sampled)
-    from_file = features(tmp_path / "shard", tmp_path / "from file", Device("cpu"))
-    monkeypatch.setattr(parquet, "read_images", unreadable)
-    monkeypatch.setattr(parquet, "inspect", unreadable)
-    assert features(tmp_path / "shard", tmp_path / "from memory", device) == from_file
-
-
 def test_nothing_is_taken_if_the_file_in_place_is_another(tmp_path):
     """With `is_same = sampled is not None` in `LastSampled.take`, the features are of images that are gone."""
     device = Device("cpu")
@@ -99,7 +90,7 @@ def test_the_last_ones_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
 def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch, fits):
     """On a GPU they are pinned memory, which torch reuses. Patch: keep `batch.images` itself.
 
-    Of a shard that is too large nothing is kept, and for it nothing goes. Patch: no comparison with `MAX_BYTES`.
+    Of a shard that is too large nothing is kept.
     """
     given, held, append = [], [], parquet.SampleWriter.append
 
@@ -112,12 +103,10 @@ def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch
     monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
     device, job = Device("cpu"), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
     kept = device.last_sampled
-    kept.add("other", b"", row_groups(0, [1], [np.zeros((1, 3, 8, 8), np.uint8)]))
     device.computed = lambda: held.append(sum(each() is not None for each in given))
     sample_shard(job, of_time(lambda x, t: x), device)
     assert held == [0]
     assert len(given) >= 8
-    assert ("other" not in kept._shards) == fits
     assert (kept.take(job.path, LOCAL) is not None) == fits
 
 

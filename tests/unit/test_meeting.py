@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,14 +72,14 @@ def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".lock")] == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
-def test_each_way_of_having_no_locks_is_known_and_a_broken_disk_is_none_of_them(tmp_path, monkeypatch, number):
+def test_each_way_of_having_no_locks_is_known_and_a_broken_disk_is_none_of_them(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
     assert without_locks(tmp_path) is None
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert os.strerror(number) in without_locks(tmp_path)
+    for number in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
+        assert os.strerror(number) in without_locks(tmp_path)
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
         without_locks(tmp_path)
@@ -138,13 +139,10 @@ def unreachable(monkeypatch):
     """A process group of NCCL whose first collective fails."""
 
     def fails(text):
-        def all_reduce(*_):
-            raise distributed.DistBackendError(text)
-
         zeros = torch.zeros
         monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
         monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
-        monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+        monkeypatch.setattr(distributed, "all_reduce", Mock(side_effect=distributed.DistBackendError(text)))
         monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
 
     return fails
@@ -165,8 +163,7 @@ def test_nccl_that_can_not_connect_says_why_and_which_variable_names_the_interfa
     unreachable(nccl(kind, what, last))
     with pytest.raises(ConnectionError) as caught:
         connect(None, 0, 2, "cuda")
-    text = str(caught.value)
-    recorded(text)
+    recorded(str(caught.value))
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
     recorded(unconnected(nccl(kind, what, last)), "other")
 
@@ -185,7 +182,7 @@ def test_ranks_that_could_not_connect_are_one_line():
         1: ConnectionError(unconnected(nccl("ncclSystemError", "unhandled system error", REFUSED))),
         2: ConnectionError(unconnected(nccl("ncclSystemError", "unhandled system error", REFUSED.replace("14", "15")))),
     }
-    line = fit._in_one_line(WorkerGroupError("all of it", failures))
+    line = fit.in_one_line(WorkerGroupError("all of it", failures))
     assert REFUSED in line
     assert line.count("NCCL_SOCKET_IFNAME") == 1
     recorded(line, "worker")

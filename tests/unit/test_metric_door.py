@@ -63,14 +63,3 @@ def test_images_from_elsewhere_have_no_such_column(toy):
     images = np.zeros((20, 4, 4), dtype=np.uint8)
     with raises(UserError):
         score_images([images], images, {"extractor": PIXELS, "metrics": ["drift"]}, (), Progress.silent())
-
-
-def test_the_inception_score_reads_no_reference(tmp_path):
-    """A reference of which nothing can be computed does not stop it."""
-    from taugrid.eval.metrics.score import score
-    from taugrid.registry.metrics import MetricSettings
-
-    draws = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
-    settings = MetricSettings(metrics=("isc",), isc_splits=2)
-    found = score(lambda: iter([draws]), lambda: iter([draws]), 40, None, settings)
-    assert found.values["isc_mean"] > 1

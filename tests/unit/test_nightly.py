@@ -2,20 +2,32 @@
 
 import io
 import json
-import random
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import duckdb
+import nights
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 from in_process import PoolHere
-from nights import CELLS, CONFIG, checkpoint, connections, taugrid, write_config
+from nights import (
+    CELLS,
+    CONFIG,
+    accept,
+    checkpoint,
+    compared,
+    failing,
+    interrupted,
+    night,
+    summary,
+    taugrid,
+    write_config,
+)
 from snapshots import recorded
 
+import taugrid as taugrid_api
 from taugrid.orchestrator.nightly.second_look import fresh_seed
 from taugrid.orchestrator.nightly.write import schema_of
 from taugrid.orchestrator.plan import patterns
@@ -23,10 +35,7 @@ from taugrid.storage import open_place
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
-
-def night(history, config, name, *options, code=0):
-    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
-    return json.loads(out)
+begun, history = nights.begun, nights.history
 
 
 def every_file(root):
@@ -35,30 +44,13 @@ def every_file(root):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A history whose first night is its baseline: its folder, and the networks."""
-    folder = tmp_path_factory.mktemp("begun")
-    for name, worse in (("old", 0.0), ("worse", 0.3), ("alike", 1e-4)):
-        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse))
-    first = night(folder / "history", folder / "old.yaml", "1")
-    assert first["result"] == "no baseline"
-    baseline = folder / "history/baseline.json"
-    taugrid("baseline", "accept", folder / "history/nights/1/run", "--to", baseline, "--reason", "the first night")
-    return folder
-
-
-@pytest.fixture
-def started(begun, tmp_path):
-    """A copy of that history; the networks stay where they are."""
-    shutil.copytree(begun / "history", tmp_path / "history")
-    return tmp_path / "history"
-
-
-@pytest.fixture(scope="module")
 def judged(begun):
     """A history with a second night, which is worse, and its verdict."""
     history = shutil.copytree(begun / "history", begun / "judged")
-    return history, night(history, begun / "worse.yaml", "2", code=3)
+    before = len(nights.connections)
+    found = night(history, begun / "worse.yaml", "2", code=3)
+    assert nights.connections[before:] == ["local"], "it connects to Ray once, canaries and second look too"
+    return history, found
 
 
 @pytest.fixture
@@ -67,40 +59,31 @@ def after_worse(judged, tmp_path):
     return shutil.copytree(judged[0], tmp_path / "judged")
 
 
-def test_the_same_weights_are_an_identical_night(begun, started):
-    found = night(started, begun / "old.yaml", "2")
-    assert found["result"] == "identical"
-    assert found["comparison"]["critical"] is None
+def junit(history, name):
+    (suite,) = ElementTree.fromstring((history / f"nights/{name}/junit.xml").read_text())
+    return suite
 
 
 def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
-    started, found = judged
+    history, found = judged
     assert found["result"] == "worse"
     recorded(found["comparison"]["rule"], "stages")
-    fresh = {json.loads(path.read_text())["cell"] for path in (started / "nights/2/fresh/scores").glob("*.json")}
+    fresh = {json.loads(path.read_text())["cell"] for path in (history / "nights/2/fresh/scores").glob("*.json")}
     assert len(fresh) == 2 * CELLS, "both networks were sampled again"
-    seeds = {name.parent.name for name in (started / "nights/2/fresh/samples").rglob("*.parquet")}
-    assert not seeds & {path.name for path in (started / "nights/2/run/samples").iterdir()}
-    usual = night_row(started, "2")
+    seeds = {name.parent.name for name in (history / "nights/2/fresh/samples").rglob("*.parquet")}
+    assert not seeds & {path.name for path in (history / "nights/2/run/samples").iterdir()}
+    usual = night_row(history, "2")
     assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
-    accepted = night_row(started, "1").set_index("label")["fid"]
+    accepted = night_row(history, "1").set_index("label")["fid"]
     for cell in found["comparison"]["cells"]:
         margin = 0.02 * accepted[cell["name"].rsplit("-", 1)[0]]
         assert cell["t"] * cell["se"] == pytest.approx(cell["difference"] - margin), "of the FID that was recorded"
-    text = (started / "nights/2/summary.md").read_text()
-    recorded(text, "# night")
-    (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
+    recorded(summary(history, "2"), "# night")
+    suite = junit(history, "2")
     assert (suite.get("tests"), suite.get("failures")) == ("4", "4")
     case = suite.find("testcase")
     assert case.get("name") == "S0002-eta0"
     assert "T = +" in case.find("failure").text
-
-
-def test_a_night_with_canaries_and_a_second_look_connects_to_ray_once(begun, started):
-    before = len(connections)
-    night(started, begun / "worse.yaml", "3", "--set", "grid={steps: [2], eta: [0.0]}", "--allow-missing", code=3)
-    assert (started / "nights/3/fresh").exists()
-    assert connections[before:] == ["local"]
 
 
 def night_row(history, name):
@@ -116,13 +99,6 @@ def test_each_look_of_each_night_has_noise_of_its_own():
     assert fresh_seed("2", "fresh", 0) == seeds[0], "a resumed night goes on with its own"
 
 
-def test_a_change_within_the_margin_is_not_worse_and_needs_no_second_look(begun, started):
-    found = night(started, begun / "alike.yaml", "2")
-    assert found["result"] == "not worse"
-    recorded(found["comparison"]["rule"], "single")
-    assert not (started / "nights/2/fresh").exists()
-
-
 def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun, tmp_path):
     network = checkpoint(tmp_path / "gone")
     config = write_config(tmp_path / "gone.yaml", network)
@@ -132,19 +108,18 @@ def test_without_the_baselines_weights_there_is_one_stage_and_it_says_why(begun,
     found = night(tmp_path / "history", begun / "worse.yaml", "2", "--baseline", baseline, code=3)
     recorded(found["comparison"]["rule"], "because")
     recorded(found["comparison"]["checks"]["sampler"]["reason"], "baseline")
-    shown = (tmp_path / "history/nights/2/summary.md").read_text()
-    recorded(shown.lower(), "sampler not")
+    recorded(summary(tmp_path / "history", "2").lower(), "sampler not")
 
 
 @pytest.mark.long
-def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
+def test_undecided_cells_are_grown_and_alpha_is_split(begun, history, judged):
     """The margin is what the usual seeds measure for the first cell, so no test can tell whether it is exceeded."""
     first = judged[1]["comparison"]["cells"][0]
     margin = (first["fid"] - first["baseline_fid"]) / first["baseline_fid"]
-    once = night(started, begun / "worse.yaml", "2", "--margin", margin, code=None)
+    once = night(history, begun / "worse.yaml", "2", "--margin", margin, code=None)
     undecided = [cell for cell in once["comparison"]["cells"] if cell["result"] == "undecided"]
     assert undecided, once["comparison"]["cells"]
-    grown = night(started, begun / "worse.yaml", "3", "--margin", margin, "--grow-to", 400, code=None)
+    grown = night(history, begun / "worse.yaml", "3", "--margin", margin, "--grow-to", 400, code=None)
     recorded(grown["comparison"]["rule"], "grown")
     by_name = {cell["name"]: cell for cell in grown["comparison"]["cells"]}
     assert all(by_name[cell["name"]]["se"] < cell["se"] for cell in undecided)
@@ -154,7 +129,7 @@ def test_undecided_cells_are_grown_and_alpha_is_split(begun, started, judged):
 def test_a_cell_that_has_the_n_to_grow_to_keeps_its_usual_seeds(begun, tmp_path):
     """The margin is what they measure, so that the cell is undecided."""
     grid = [{"steps": [2], "num_samples": [200]}, {"steps": [3], "num_samples": [400]}]
-    old, worse = (write_config(tmp_path / f"{name}.yaml", begun / name, grid=grid) for name in ("old", "worse"))
+    old, worse = (write_config(tmp_path / f"{name}.yaml", begun / name, grid=grid) for name in ("same", "worse"))
     history = tmp_path / "history"
     night(history, old, "1")
     compared = ("--baseline", history / "nights/1/run")
@@ -165,119 +140,58 @@ def test_a_cell_that_has_the_n_to_grow_to_keeps_its_usual_seeds(begun, tmp_path)
     assert grown["cells"][1]["difference"] == pytest.approx(large["fid"] - large["baseline_fid"], rel=1e-12)
 
 
-def test_the_same_night_again_changes_nothing(begun, after_worse, judged):
+def test_the_same_night_again_changes_nothing_and_mends_what_a_kill_left_unwritten(begun, after_worse, judged):
     before = every_file(after_worse)
     assert night(after_worse, begun / "worse.yaml", "2", code=3) == judged[1]
     assert every_file(after_worse) == before
+    shutil.copy(begun / "history/history.parquet", after_worse / "history.parquet")  # as before the verdict
+    (after_worse / "trend.svg").unlink()
+    night(after_worse, begun / "worse.yaml", "2", code=3)
+    assert every_file(after_worse) == before
 
 
-def test_a_complete_night_does_not_answer_for_another_model(begun, started, tmp_path):
+def test_a_complete_night_does_not_answer_for_another_model_or_another_n(begun, history, tmp_path):
     """Else tonight's model would get the verdict, and the exit code, of one that was sampled earlier."""
     network = checkpoint(tmp_path / "latest")
     config = write_config(tmp_path / "latest.yaml", network)
-    night(started, config, "2")
-    checkpoint(network, 0.3)
-    before = every_file(started)
-    _, told = taugrid("nightly", config, "--history", started, "--id", "2", code=2)
-    recorded(told, "checkpoint")
-    assert every_file(started) == before
-
-
-def test_a_complete_night_does_not_answer_for_another_n(begun, started):
-    night(started, begun / "old.yaml", "2")
-    before = every_file(started)
-    more = ("--set", "sample.num_samples=400")
-    _, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "2", *more, code=2)
+    night(history, config, "2")
+    before = every_file(history)
+    words = ("nightly", config, "--history", history, "--id", "2")
+    told = taugrid(*words, "--set", "sample.num_samples=400", code=2)[1]
     assert "N = 400" in told
     recorded(told)
-    assert every_file(started) == before
+    checkpoint(network, 0.3)
+    recorded(taugrid(*words, code=2)[1], "checkpoint")
+    assert every_file(history) == before
 
 
-def test_a_kill_between_verdict_and_history_is_mended_by_the_same_command(begun, started):
-    night(started, begun / "old.yaml", "2")
-    whole = every_file(started)
-    shutil.copy(begun / "history/history.parquet", started / "history.parquet")
-    (started / "trend.svg").unlink()
-    night(started, begun / "old.yaml", "2")
-    assert every_file(started) == whole
-
-
-@pytest.mark.chaos
-@pytest.mark.slow
-def test_a_night_killed_ten_times_is_one_complete_night(begun, started, judged, monkeypatch):
-    """Ctrl-C at a random job of the night, or in the second look; then the command is given once more."""
-    draw, submit = random.Random(5), PoolHere.submit
-    left = 0
-
-    def interrupted(pool, worker, job, key):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        submit(pool, worker, job, key)
-
-    monkeypatch.setattr(PoolHere, "submit", interrupted)
-    kills = 0
-    for _ in range(10):
-        left = draw.randrange(6)
-        try:
-            night(started, begun / "worse.yaml", "2", code=3)
-        except KeyboardInterrupt:
-            kills += 1
-            assert not (started / "nights/2/verdict.json").exists()
-    assert kills >= 5
-    monkeypatch.setattr(PoolHere, "submit", submit)
-    found = night(started, begun / "worse.yaml", "2", code=3)
-    assert pd.read_parquet(started / "history.parquet").groupby("night").size()["2"] == CELLS
-    names = ("fid", "judged_fids", "difference", "t")
-    for cell, undisturbed in zip(found["comparison"]["cells"], judged[1]["comparison"]["cells"], strict=True):
-        assert [cell[name] for name in names] == [undisturbed[name] for name in names]
-
-
-def test_an_unfinished_night_is_continued_by_the_next_call(begun, started, monkeypatch):
-    def dies(pool, worker, job, key):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PoolHere, "submit", dies)
-        with pytest.raises(KeyboardInterrupt):
-            night(started, begun / "old.yaml", "yesterday")
-    out, told = taugrid("nightly", begun / "old.yaml", "--history", started, "--json")
+def test_an_unfinished_night_is_continued_by_the_next_call(begun, history, monkeypatch):
+    interrupted(monkeypatch, history, begun / "same.yaml", "yesterday")
+    out, told = taugrid("nightly", begun / "same.yaml", "--history", history, "--json")
     assert json.loads(out)["night"] == "yesterday"
     recorded(told, "yesterday")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("jobs", [0, 5], ids=["before its first sample", "later"])
-def test_an_unfinished_night_whose_checkpoint_changed_makes_way(begun, started, tmp_path, monkeypatch, jobs):
+def test_an_unfinished_night_whose_checkpoint_changed_makes_way(history, tmp_path, monkeypatch, jobs):
     network = checkpoint(tmp_path / "latest")
     config = write_config(tmp_path / "latest.yaml", network)
-    submit, left = PoolHere.submit, jobs
-
-    def dies(pool, worker, job, key):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        submit(pool, worker, job, key)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PoolHere, "submit", dies)
-        with pytest.raises(KeyboardInterrupt):
-            night(started, config, "yesterday")
+    done = iter([False] * jobs)
+    interrupted(monkeypatch, history, config, "yesterday", at=lambda job: next(done, True))
     checkpoint(network, 1e-4)
     if jobs:
-        _, told = taugrid("nightly", config, "--history", started, "--id", "yesterday", code=2)
+        _, told = taugrid("nightly", config, "--history", history, "--id", "yesterday", code=2)
         assert "--id NAME" in told
         assert "--out" not in told
-    out, told = taugrid("nightly", config, "--history", started, "--json")
+    out, told = taugrid("nightly", config, "--history", history, "--json")
     assert json.loads(out)["night"] != "yesterday"
     recorded(told, "checkpoint")
 
 
 @pytest.mark.long
 def test_a_night_of_the_newest_checkpoint_is_continued_with_the_one_it_began_with(
-    begun, started, tmp_path, monkeypatch
+    begun, history, tmp_path, monkeypatch
 ):
     """Else it would have two, of which neither is the baseline's only one, and no night could be compared any more."""
     checkpoint(tmp_path / "x/step-100", 1e-4)
@@ -286,108 +200,58 @@ def test_a_night_of_the_newest_checkpoint_is_continued_with_the_one_it_began_wit
     monkeypatch.setattr(patterns, "SETTLED_SECONDS", 0)
     with monkeypatch.context() as patch:
         failing(patch, lambda job: job.settings.eta == 1)
-        night(started, config, "2", code=4)
+        night(history, config, "2", code=4)
     checkpoint(tmp_path / "x/step-200", 0.3)
-    found = night(started, config, "2")
+    found = night(history, config, "2")
     assert found["result"] == "not worse"
     assert len({score["weights_sha256"] for score in found["scores"]}) == 1
-    assert night(started, config, "2") == found, "a newer checkpoint does not reopen it"
-    assert night(started, config, "3", code=3)["result"] == "worse"
+    assert night(history, config, "2") == found, "a newer checkpoint does not reopen it"
+    assert night(history, config, "3", code=3)["result"] == "worse"
 
 
-def failing(monkeypatch, fails):
-    """Jobs of samples for which `fails(job)` holds are ones that no worker can do."""
-    submit = PoolHere.submit
-
-    def given(pool, worker, job, key):
-        submit(pool, worker, None if type(job).__name__ == "SampleJob" and fails(job) else job, key)
-
-    monkeypatch.setattr(PoolHere, "submit", given)
-
-
-def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, started, monkeypatch):
+def test_a_night_with_quarantined_cells_says_so_and_exits_with_4(begun, history, monkeypatch):
     with monkeypatch.context() as patch:
         failing(patch, lambda job: (job.settings.steps, job.settings.eta) == (3, 1))
-        found = night(started, begun / "old.yaml", "2", code=4)
+        found = night(history, begun / "same.yaml", "2", code=4)
     assert [name.rsplit("-", 1)[0] for name in found["missing"]] == ["S0003-eta1"]
-    text = (started / "nights/2/summary.md").read_text()
-    assert "incomplete: 1 missing" in text.splitlines()[0]
-    assert 'errors="1"' in (started / "nights/2/junit.xml").read_text()
-    assert not (started / "nights/2/verdict.json").exists()
-    assert night(started, begun / "old.yaml", "2")["missing"] == {}
+    assert "incomplete: 1 missing" in summary(history, "2").splitlines()[0]
+    assert junit(history, "2").get("errors") == "1"
+    assert not (history / "nights/2/verdict.json").exists()
+    assert night(history, begun / "same.yaml", "2")["missing"] == {}
 
 
 @pytest.mark.long
-def test_a_night_with_missing_and_worse_cells_says_both_and_exits_with_4(begun, started, monkeypatch):
+def test_a_night_with_missing_and_worse_cells_says_both_and_exits_with_4(begun, history, monkeypatch):
     with monkeypatch.context() as patch:
         failing(patch, lambda job: (job.settings.steps, job.settings.eta, job.settings.seed) == (3, 1, 0))
-        found = night(started, begun / "worse.yaml", "2", code=4)
+        found = night(history, begun / "worse.yaml", "2", code=4)
     assert found["result"] == "worse"
     assert len(found["missing"]) == 1
-    headline = (started / "nights/2/summary.md").read_text().splitlines()[0]
-    assert "1 missing" in headline
-    assert "worse" in headline
-    (suite,) = ElementTree.fromstring((started / "nights/2/junit.xml").read_text())
+    assert all(said in summary(history, "2").splitlines()[0] for said in ("1 missing", "worse"))
+    suite = junit(history, "2")
     assert (suite.get("failures"), suite.get("errors")) == ("3", "1")
-    assert night(started, begun / "worse.yaml", "2", code=3)["missing"] == {}
+    assert night(history, begun / "worse.yaml", "2", code=3)["missing"] == {}
 
 
 @pytest.mark.long
-def test_an_unfinished_second_look_leaves_its_cells_undecided_and_exits_with_4(begun, started, monkeypatch):
+def test_an_unfinished_second_look_leaves_its_cells_undecided_and_exits_with_4(begun, history, monkeypatch):
     with monkeypatch.context() as patch:
         failing(patch, lambda job: job.settings.seed != 0 and job.settings.eta == 1)
-        found = night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=4)
+        found = night(history, begun / "worse.yaml", "2", "--grow-to", 400, code=4)
     assert {cell["result"] for cell in found["comparison"]["cells"]} == {"undecided"}
     assert all(name.startswith("fresh/") for name in found["missing"])
-    assert "is unfinished" in (started / "nights/2/summary.md").read_text()
-    assert not (started / "nights/2/grown").exists()
-    assert night(started, begun / "worse.yaml", "2", "--grow-to", 400, code=3)["result"] == "worse"
-
-
-CUSTOM = """
-import torch
-from torch import nn
-
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.tensor(0.9)), nn.Parameter(torch.tensor(0.0))
-    def forward(self, x, t):
-        return self.scale * x - self.shift
-
-def scaled(weights):
-    network = Scaled()
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    return network
-"""
-
-
-def test_custom_networks_have_two_stages_too(tmp_path, monkeypatch, asked_here):
-    (tmp_path / "mine.py").write_text(CUSTOM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def config(name, shift):
-        weights = tmp_path / f"{name}.pt"
-        torch.save({"scale": torch.tensor(0.9), "shift": torch.tensor(shift)}, weights)
-        model = {"callable": "mine:scaled", "weights": str(weights)}
-        return write_config(tmp_path / f"{name}.yaml", "unused", model=model, grid={"steps": [2], "eta": [0.0]})
-
-    old, worse = config("old", 0.0), config("worse", 0.3)
-    night("history", old, "1")
-    baseline = ("--baseline", "history/nights/1/run")
-    found = night("history", worse, "2", *baseline, code=3)
-    recorded(found["comparison"]["rule"], "verdict")
-    assert found["comparison"]["cells"][0]["seeds"] == "fresh"
+    assert "is unfinished" in summary(history, "2")
+    assert not (history / "nights/2/grown").exists()
+    assert night(history, begun / "worse.yaml", "2", "--grow-to", 400, code=3)["result"] == "worse"
 
 
 @pytest.mark.long
-def test_old_images_are_removed_and_count_as_done(begun, started, reported):
-    taugrid("report", started / "nights/1/run")
-    night(started, begun / "old.yaml", "2", "--keep-images", 1)
-    root = started / "nights/1/run"
+def test_old_images_are_removed_and_count_as_done(begun, history, reported):
+    taugrid("report", history / "nights/1/run")
+    night(history, begun / "same.yaml", "2", "--keep-images", 1)
+    root = history / "nights/1/run"
     assert not list(root.glob("samples/*/*.parquet"))
-    assert list((started / "nights/2/run").glob("samples/*/*.parquet"))
+    assert list((history / "nights/2/run").glob("samples/*/*.parquet"))
     assert "removed" in taugrid("status", root)[0]
     assert json.loads(taugrid("status", root, "--json")[0])["network_evaluations_remaining"] == 0
     said, _ = taugrid("verify", root)
@@ -397,16 +261,11 @@ def test_old_images_are_removed_and_count_as_done(begun, started, reported):
     recorded(told, "removed")
     assert "to do" not in told
     assert {path.name for path in (root / "figures").iterdir()} == figures
-    assert "were removed" in taugrid("export", root, "S0002-eta0-", "--to", started / "pngs", code=2)[1]
-    assert json.loads(taugrid("compare", started / "nights/2/run", root, "--json")[0])["result"] == "identical"
-
-
-def test_a_damaged_record_of_removed_images_is_no_record(begun, started):
-    night(started, begun / "old.yaml", "2", "--keep-images", 1)
-    root = started / "nights/1/run"
+    assert "were removed" in taugrid("export", root, "S0002-eta0-", "--to", history / "pngs", code=2)[1]
+    assert compared(history / "nights/2/run", root)["result"] == "identical"
     record = next((root / "removed").glob("*.parquet"))
     record.write_bytes(record.read_bytes()[:-3])
-    assert "missing" in taugrid("verify", root, code=1)[0]
+    assert "missing" in taugrid("verify", root, code=1)[0], "a damaged record is none"
 
 
 def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, rendered, reported):
@@ -421,72 +280,57 @@ def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, render
     assert (after_worse / "trend.svg").exists()
 
 
-def test_two_at_once_do_not_corrupt_a_history(begun, started, monkeypatch):
+def test_two_at_once_do_not_corrupt_a_history(begun, history, monkeypatch):
     """The second is refused while the first is running, and nothing of the first is lost."""
     submit, refusals = PoolHere.submit, []
 
     def with_a_rival(pool, worker, job, key):
         if not refusals:
-            refusals.append(taugrid("nightly", begun / "old.yaml", "--history", started, "--id", "3", code=2)[1])
+            refusals.append(taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "3", code=2)[1])
         submit(pool, worker, job, key)
 
     monkeypatch.setattr(PoolHere, "submit", with_a_rival)
-    night(started, begun / "old.yaml", "2")
+    night(history, begun / "same.yaml", "2")
     assert "is running" in refusals[0]
-    assert sorted(set(pd.read_parquet(started / "history.parquet").night)) == ["1", "2"]
+    assert sorted(set(pd.read_parquet(history / "history.parquet").night)) == ["1", "2"]
 
 
-def test_an_n_without_a_standard_error_is_refused_before_anything_starts(begun, tmp_path):
-    config = write_config(tmp_path / "small.yaml", begun / "old", sample={**CONFIG["sample"], "num_samples": 159})
-    _, told = taugrid("nightly", config, "--history", tmp_path / "history", "--id", "1", code=2)
-    recorded(told, "night")
+def test_what_can_not_be_a_night_is_refused_before_anything_starts(begun, tmp_path):
+    config = write_config(tmp_path / "small.yaml", begun / "same", sample={**CONFIG["sample"], "num_samples": 159})
+    words = ("--history", tmp_path / "history")
+    recorded(taugrid("nightly", config, *words, "--id", "1", code=2)[1], "night")
+    recorded(taugrid("plan", config, *words)[0], "at least")
+    words = ("nightly", begun / "same.yaml", *words, "--id")
+    recorded(taugrid(*words, "1", "--grow-to", 200, code=2)[1], "already")
+    assert "--id" in taugrid(*words, "../x", code=2)[1]
     assert not (tmp_path / "history/nights/1/run/samples").exists()
-    recorded(taugrid("plan", config, "--history", tmp_path / "history")[0], "at least")
-
-
-def test_a_growth_to_no_more_than_there_is_is_refused(begun, tmp_path):
-    words = ("nightly", begun / "old.yaml", "--history", tmp_path / "history", "--id", "1", "--grow-to", 200)
-    recorded(taugrid(*words, code=2)[1], "already")
-
-
-def test_a_name_that_is_no_folders_name_is_refused(begun, tmp_path):
-    assert "--id" in taugrid("nightly", begun / "old.yaml", "--history", tmp_path, "--id", "../x", code=2)[1]
 
 
 def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
-    out, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", begun / "history", "--json")
+    out, _ = taugrid("plan", begun / "same.yaml", "--out", tmp_path / "run", "--history", begun / "history", "--json")
     found = json.loads(out)["night"]
     text = next((begun / "history/nights/1/run/events").glob("*")).read_text()
     events = [json.loads(line) for line in text.splitlines()]
     seconds = sum(event["seconds"] for event in events if event["event"] == "shard")
     assert found["worker_seconds"] == pytest.approx(seconds, abs=0.06)
     assert found["bytes_at_most"] == 200 * CELLS * (16 + 200)
-    shown, _ = taugrid("plan", begun / "old.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
+    shown, _ = taugrid("plan", begun / "same.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
     recorded(shown, "unknown")
 
 
 def test_what_a_night_will_detect_is_not_told_by_a_broken_one(begun, judged):
-    priced = json.loads(taugrid("plan", begun / "alike.yaml", "--history", judged[0], "--json")[0])["night"]
+    priced = json.loads(taugrid("plan", begun / "nearby.yaml", "--history", judged[0], "--json")[0])["night"]
     assert (judged[1]["comparison"]["sharpnesses"].keys(), priced["smallest_losses_seen"]) == ({"fid"}, {})
-
-
-def test_a_night_that_cannot_be_compared_is_refused_before_anything_is_sampled(begun, started):
-    other = ("--set", "evaluate.reference={name: gaussian, shape: [1, 4, 4], split: test}")
-    words = ("nightly", begun / "old.yaml", "--history", started, "--id", "2", *other)
-    _, told = taugrid(*words, code=2)
-    recorded(told.partition(" (S0002")[0])
-    assert not (started / "nights/2/run/samples").exists()
 
 
 @pytest.mark.long
 def test_a_history_in_a_bucket(begun, s3):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
     history, one = f"s3://{s3.bucket()}/nights", ("--set", "grid={steps: [2], eta: [0.0]}")
-    night(history, begun / "old.yaml", "1", *one)
-    baseline = f"{history}/baseline.json"
-    taugrid("baseline", "accept", f"{history}/nights/1/run", "--to", baseline, "--reason", "the first night")
+    night(history, begun / "same.yaml", "1", *one)
+    accept(history, "1")
     found = night(history, begun / "worse.yaml", "2", *one, "--keep-images", 1, code=3)
-    assert found["baseline"]["place"] == baseline
+    assert found["baseline"]["place"] == f"{history}/baseline.json"
     recorded(found["comparison"]["rule"], "stages")
     assert night(history, begun / "worse.yaml", "2", *one, code=3) == found, "it is complete"
     root, storage = open_place(history, "--history")
@@ -494,7 +338,14 @@ def test_a_history_in_a_bucket(begun, s3):
     assert table.groupby("night").size().to_dict() == {"1": 1, "2": 1}
     assert all(storage.exists(root / f"trend.{kind}") for kind in ("png", "svg"))
     assert "removed" in taugrid("status", f"{history}/nights/1/run")[0]
-    shown, _ = taugrid("plan", begun / "old.yaml", "--history", history)
+    assert [line.split()[0] for line in taugrid("status", history)[0].splitlines()] == ["1", "2"]
+    storage.delete(root / "index.html")
+    assert taugrid("report", history)[0] == f"page: {history}/index.html\n"
+    assert storage.exists(root / "index.html")
+    opened = taugrid_api.open(history)
+    assert (opened.directory, len(opened.table)) == (history, 2)
+    assert opened.open("2").directory == f"{history}/nights/2/run"
+    shown, _ = taugrid("plan", begun / "same.yaml", "--history", history)
     assert "in night 2" in shown
     assert not Path("s3:").exists()
 
@@ -512,6 +363,6 @@ def test_a_place_that_is_no_history_is_refused_and_left_alone(begun, tmp_path, p
     place = tmp_path / "place"
     prepare(place)
     before = sorted(tmp_path.rglob("*"))
-    for command in (("nightly", begun / "old.yaml"), ("plan", begun / "old.yaml")):
+    for command in (("nightly", begun / "same.yaml"), ("plan", begun / "same.yaml")):
         recorded(taugrid(*command, "--history", place, code=2)[1])
     assert sorted(tmp_path.rglob("*")) == before

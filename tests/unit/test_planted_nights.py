@@ -7,13 +7,13 @@ test_fault_table.py has the table of faults.
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nights
 import pandas as pd
 import pytest
 import yaml
@@ -34,8 +34,7 @@ def config(folder, step):
 
 
 def night(folder, step, name, *options, code=0):
-    words = ("nightly", config(folder, step), "--history", folder / "history", "--id", name, *options, "--json")
-    return json.loads(taugrid(*words, code=code)[0])
+    return nights.night(folder / "history", config(folder, step), name, *options, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("digits")
     train(place, STEPS, [STEPS // 5, *LAST])
     night(place, LAST[-1], "0")
-    file = place / "history/baseline.json"
-    taugrid("baseline", "accept", place / "history/nights/0/run", "--to", file, "--reason", "the first night")
+    nights.accept(place / "history", "0")
     return place
 
 
@@ -75,15 +73,6 @@ def test_twenty_nights_at_the_end_of_a_flat_curve(folder):
     history = pd.read_parquet(folder / "history/history.parquet")
     assert history.groupby("night").size().loc[[f"d{number:02d}" for number in range(1, NIGHTS + 1)]].eq(CELLS).all()
     print(history.groupby("result").size())
-
-
-def test_another_reference_split_is_refused(folder):
-    other = ("--set", "evaluate.reference={name: digits, split: test}")
-    words = ("nightly", config(folder, LAST[-1]), "--history", folder / "history", "--id", "e", *other)
-    _, told = taugrid(*words, code=2)
-    print(f"\n(e) {told.splitlines()[-1]}")
-    assert "digits/test" in told
-    assert "digits/train" in told
 
 
 ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"
@@ -125,10 +114,3 @@ def test_a_night_killed_at_random_moments_ten_times(folder, pytestconfig):
                 taugrid("verify", run)
     counted = pd.read_parquet(folder / "history/history.parquet").groupby("night").size()
     assert counted[["undisturbed", *names]].eq(CELLS).all()
-
-
-def test_the_trend_figure_is_kept(folder):
-    """For a look at it: $TREND names a place to copy the history to."""
-    assert (folder / "history/trend.png").stat().st_size > 10_000
-    if place := os.environ.get("TREND"):
-        shutil.copytree(folder, place, dirs_exist_ok=True)

@@ -1,8 +1,6 @@
 """The paper's numbers beside a run's, and what is said to differ: of nothing, and of each thing alone."""
 
-import csv
 from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,7 +12,6 @@ from taugrid.eval.sources import Source
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.eval.tables.published.counterparts import (
-    FOLDER,
     SOURCE_TIME,
     EncodedImages,
     NetworkOrigin,
@@ -29,12 +26,8 @@ from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import network_origin, write_report
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work import reconstruct
-from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.workers.diffusion.timesteps import tau
 
-SHARED = Path(__file__).parents[3] / "shared" / "tables"
-NAMES = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}
 INCEPTION = {
     "name": "inception-v3-compat",
     "weights_sha256": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49",
@@ -71,25 +64,6 @@ def differing(ours, of, network=OF_THE_AUTHORS):
     return [text for text in found.differs if text != MAY_NOT_BE_EMA]
 
 
-def test_the_shipped_numbers_are_those_of_the_papers_tables():
-    if not SHARED.is_dir():
-        pytest.skip("the digest of the paper is not beside this checkout")
-    expected = set()
-    for number in ("1", "3"):
-        for line in csv.DictReader((SHARED / f"ddim_table{number}.csv").open()):
-            eta = {"ddpm": "1.0", "sigma_hat": "1.0"}.get(line["eta"], line["eta"])
-            sigma = "sigma_hat" if line["eta"] == "sigma_hat" else "eta"
-            dataset = NAMES.get(line["dataset"], line["dataset"])
-            expected.add((number, dataset, sigma, eta, line["S"], line["fid"]))
-    lines = csv.DictReader((FOLDER / "fid.csv").open())
-    ours = [tuple(line[key] for key in ("table", "dataset", "sigma", "eta", "steps", "fid")) for line in lines]
-    assert set(ours) == expected
-    assert len(ours) == 68
-    ours = [(line["S"], line["reconstruction_error"]) for line in csv.DictReader((SHARED / "ddim_table2.csv").open())]
-    shipped = csv.DictReader((FOLDER / "reconstruction.csv").open())
-    assert [(line["steps"], line["mse"]) for line in shipped] == ours
-
-
 def test_nothing_is_said_to_differ_where_all_that_is_known_agrees():
     [found] = beside(row(), protocol())
     assert (found.table, found.published, found.ours, found.standard_error) == ("1", "4.16", 4.3, 0.02)
@@ -118,6 +92,7 @@ CONVNET = {"name": "fashion-convnet", "weights_sha256": "6726825d"}
         (row(), protocol(extractor=OTHER_WEIGHTS), None),
         (row(), protocol(reference=CIFAR10 | {"num_images": 10_000}), None),
         (row(), protocol(reference=CIFAR10 | {"preprocessing": "8 bits, 3x64x64"}), None),
+        (row(), protocol(reference=CIFAR10 | {"split": "test"}), None),
         (row(), protocol(weights="raw"), None),
         (row(), protocol(), NetworkOrigin("trained here", None)),
         (row(), protocol(), NetworkOrigin("google/ddpm-cifar10-32", "cosine betas, T = 1000")),
@@ -126,18 +101,6 @@ CONVNET = {"name": "fashion-convnet", "weights_sha256": "6726825d"}
 def test_each_thing_that_differs_is_said_and_nothing_else(ours, of, network):
     [said] = differing(ours, of, network or OF_THE_AUTHORS)
     recorded(said)
-
-
-def test_a_test_set_as_reference_is_said_with_what_is_known_of_it():
-    [said] = differing(row(), protocol(reference=CIFAR10 | {"split": "test"}))
-    recorded(said, "reference")
-
-
-def test_everything_that_differs_is_listed():
-    of = protocol(10, "linear", CIFAR10 | {"split": "test", "num_images": 10_000}, clip="x0", weights="raw")
-    network = NetworkOrigin("trained here", "cosine betas, T = 500")
-    of |= {"num_samples": 100, "extractor": CONVNET}
-    assert len(differing(row(10, spacing="linear"), of, network)) == 9
 
 
 @pytest.mark.parametrize(
@@ -151,13 +114,6 @@ def test_a_chosen_part_of_the_training_set_as_reference_is_said(dataset, images)
     assert differing(ours, protocol(100, "linear", of | {"num_images": images}), network) == []
 
 
-def test_celebas_network_is_not_on_the_hub():
-    celeba = {"dataset": "celeba", "split": "train", "num_images": 162_770, "preprocessing": "8 bits, 3x64x64"}
-    of = protocol(100, "linear", celeba)
-    said = "network: mine, not the weights of the authors, which are not on the hub"
-    assert differing(row(spacing="linear"), of, NetworkOrigin("mine", None)) == [said]
-
-
 @pytest.mark.parametrize(
     "ours",
     [row(30), row(eta=0.3), row(sampler="dpm-solver"), row(fid=None), row(fid=float("nan")), row(500, "sigma_hat")],
@@ -165,11 +121,7 @@ def test_celebas_network_is_not_on_the_hub():
 )
 def test_what_was_not_published_has_no_counterpart(ours):
     assert beside(ours, protocol()) == []
-
-
-@pytest.mark.parametrize("dataset", ["digits", "lsun/cat", "cifar100", None])
-def test_another_data_set_has_no_counterpart(dataset):
-    assert beside(row(), protocol(reference=CIFAR10 | {"dataset": dataset})) == []
+    assert beside(row(), protocol(reference=CIFAR10 | {"dataset": "cifar100"})) == []
 
 
 def test_the_ddpm_of_table_3_is_eta_1_with_clipping():
@@ -220,9 +172,9 @@ def test_table_2_stands_beside_reconstructions(ours, of):
     recorded("\n".join(sorted({*found.differs} - {SOURCE_TIME, MAY_NOT_BE_EMA})))
 
 
-@pytest.mark.parametrize("of", [encoded(split="train"), encoded(dataset="digits")], ids=["train", "digits"])
-def test_table_2_is_of_cifar10s_test_set_alone(of):
-    assert reconstruction_counterparts([reconstruction()], [of]) == []
+def test_table_2_is_of_cifar10s_test_set_alone():
+    for of in (encoded(split="train"), encoded(dataset="digits")):
+        assert reconstruction_counterparts([reconstruction()], [of]) == []
 
 
 def mixed():
@@ -254,18 +206,13 @@ def test_markdown_says_where_nothing_differs():
     recorded(text, "Unlike")
 
 
-def test_cells_at_one_place_are_told_apart():
-    rows = [row(cell="a"), row(cell="b", protocol="raw")]
-    found = quality_counterparts(rows, {"p": protocol(), "raw": protocol(weights="raw")}, {"m": OF_THE_AUTHORS})
-    lines = [line for line in published_markdown(found).splitlines() if line.startswith("| 0.0")]
-    assert [line.split(" | ")[-1] for line in lines] == ["a |", "b |"]
-
-
-def test_tables_in_markdown_survive_a_bar_in_a_path():
-    rows = [row(100), row(50, model="n")]
+def test_cells_at_one_place_are_told_apart_and_a_bar_in_a_path_splits_no_cell():
+    rows = [row(cell="a"), row(cell="b", protocol="raw"), row(50, model="n")]
     networks = {"m": OF_THE_AUTHORS, "n": NetworkOrigin("a|b", None)}
-    found = quality_counterparts(rows, {"p": protocol()}, networks)
-    assert r"network: a\|b" in published_markdown(found)
+    text = published_markdown(quality_counterparts(rows, {"p": protocol(), "raw": protocol(weights="raw")}, networks))
+    assert r"network: a\|b" in text
+    lines = [line for line in text.splitlines() if line.startswith("| 0.0 | 100")]
+    assert [line.split(" | ")[-1] for line in lines] == ["a |", "b |"]
 
 
 def test_the_csv_has_numbers_and_a_list_in_words(tmp_path):
@@ -299,25 +246,13 @@ def test_a_report_has_them_and_points_to_them_and_forgets_those_of_another_grid(
     assert "published.md" not in (rundir.tables / "quality.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "diffusion",
-    [
+def test_a_model_trained_here_is_said_to_be_with_its_forward_process():
+    for diffusion in (
         {},
-        {"schedule": "cosine"},
-        {"timesteps": 500},
-        {"set_alpha_to_one": False},
-        {"prediction": "v_prediction"},
+        {"schedule": "cosine", "timesteps": 500, "set_alpha_to_one": False},
         {"rescale_betas_zero_snr": True, "prediction": "sample"},
-    ],
-)
-def test_a_model_trained_here_is_said_to_be_with_its_forward_process(diffusion):
-    [model] = plan(config_of(diffusion=diffusion)).models
-    source, process, kind = network_origin(model)
-    assert (source, kind) == ("trained here", "ddpm")
-    recorded(str(process))
-
-
-def test_reconstructions_are_of_what_was_held_out():
-    [cell] = ode_cells(plan(config_of(sample={"seed": 0, "steps": 20})))
-    found = reconstruct._encoded(cell)
-    assert (found.dataset, found.split, found.tau[-1]) == ("cifar10", "test", 1000)
+    ):
+        [model] = plan(config_of(diffusion=diffusion)).models
+        source, process, kind = network_origin(model)
+        assert (source, kind) == ("trained here", "ddpm")
+        recorded(str(process))

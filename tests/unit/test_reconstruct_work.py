@@ -164,10 +164,12 @@ def test_raising_the_number_replaces_the_short_shard(tmp_path):
     assert work.conclude().rows[0]["num_images"] == 20
 
 
-def test_a_cell_that_lacks_a_shard_has_no_row_and_the_table_says_so(tmp_path):
-    grid = {"grid": {"steps": [2, 4]}, **GAUSSIAN}
-    work = done(tmp_path, 8, **grid)
-    assert [row["steps"] for row in work.conclude().rows] == [2, 4]
+def test_seeds_make_one_row_and_a_cell_that_lacks_a_shard_none_which_the_table_says(tmp_path):
+    work = done(tmp_path, 8, **GAUSSIAN, grid={"seed": [1, 2], "steps": [2, 4]})
+    rows = work.conclude().rows
+    assert [row["steps"] for row in rows] == [2, 4]
+    assert "seed" not in rows[0]
+    assert "seed" not in (tmp_path / "tables/reconstruction.csv").read_text()
     [lost, *_] = tmp_path.glob("reconstructions/S0004-*/part-000000.parquet")
     lost.unlink()
     assert [row["steps"] for row in work.conclude().rows] == [2]
@@ -217,32 +219,11 @@ def test_the_360_held_out_digits_are_reconstructed(tmp_path):
     assert row["mse_8bit"] == pytest.approx(errors_of(path, test)[1].mean())
 
 
-def test_models_of_different_data_reconstruct_their_own(tmp_path):
-    grid = [
-        {"model.oracle": ["gaussian"], "data.name": ["gaussian"]},
-        {"model.oracle": ["two-points"], "data.name": ["two-points"], "data.split": ["train"]},
-    ]
-    work = done(tmp_path, 6, model={}, data=GAUSSIAN["data"], grid=grid)
-    rows = work.conclude().rows
-    own = [Data(name="gaussian", shape=(1, 4, 4)), Data(name="two-points", shape=(1, 4, 4), split="test")]
-    for row, cell, section in zip(rows, work.plan.cells, own, strict=True):
-        [path] = tmp_path.glob(f"reconstructions/*-{cell.id}-*/part-*.parquet")
-        listed, found = errors_of(path, data.load_images(section))
-        np.testing.assert_allclose(listed, found)
-        assert row["mse_8bit"] == pytest.approx(found.mean())
-    assert len(list((tmp_path / "figures").glob("reconstructions-*.png"))) == 2
-
-
 def test_a_long_list_of_times_makes_no_name_too_long(tmp_path):
     times = list(range(5, 1000, 10))
     work = done(tmp_path, 2, **GAUSSIAN, grid={"steps": [100], "spacing": ["linear", times]})
     assert [row["spacing"] for row in work.conclude().rows] == ["linear", ",".join(map(str, times))]
-    figures = tmp_path / "figures"
-    assert len(list(figures.glob("reconstructions-*.png"))) == 2
-    assert {path.name for path in figures.glob("reconstruction-error.*")} == {
-        "reconstruction-error.png",
-        "reconstruction-error.svg",
-    }
+    assert len(list((tmp_path / "figures").glob("reconstructions-*.png"))) == 2
     assert max(len(path.name) for path in tmp_path.rglob("*")) < 150
 
 
@@ -253,14 +234,6 @@ def test_a_loaded_model_of_another_shape_is_refused_in_one_line(tmp_path):
         work.check()
     recorded(str(caught.value))
     reconstruct(tmp_path / "run", 8).check()
-
-
-def test_seeds_make_one_row(tmp_path):
-    work = done(tmp_path, 4, **GAUSSIAN, grid={"seed": [1, 2], "steps": [2, 4]})
-    rows = work.conclude().rows
-    assert [row["steps"] for row in rows] == [2, 4]
-    assert all("seed" not in row for row in rows)
-    assert "seed" not in (tmp_path / "tables/reconstruction.csv").read_text()
 
 
 def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
@@ -276,14 +249,8 @@ def test_the_table_says_what_its_images_are_to_each_network(tmp_path):
     do(work)
     assert len(work.conclude().rows) == 4
     text = (tmp_path / "run/tables/reconstruction.md").read_text()
-    for sentence in (
-        "Images: gaussian, split all, draws from the distribution that the oracle knows.",
-        "Images: digits, split all, some of which the loaded model may have been trained on.",
-        "Images: digits, split test, held out from training.",
-        "Images: digits, split all, which the network was trained on (data.split: train holds some out).",
-    ):
-        assert text.count(sentence) == 1
     assert text.count("Images: ") == 4
+    recorded(text, "Images: ")
 
 
 def test_a_damaged_file_is_one_piece_again(tmp_path):

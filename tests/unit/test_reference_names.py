@@ -9,12 +9,10 @@ from snapshots import raises, recorded
 from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
-from taugrid.eval.sources import open_source
 from taugrid.orchestrator.external import flag, score_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.data.fashion_mnist import FILES
-from taugrid.workers.data.picture import SourceError
 
 
 @pytest.fixture
@@ -106,8 +104,3 @@ def test_a_data_set_that_is_not_there_is_asked_for_as_the_option_or_the_argument
     assert "data.root" not in said, "no config is read here"
     assert "data.download" not in said
     assert ("--" in said) == (names is flag)
-
-
-def test_what_is_nothing_is_refused_with_all_that_it_could_be():
-    with raises(SourceError):
-        open_source("nowhere")

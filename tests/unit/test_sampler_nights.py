@@ -2,11 +2,11 @@
 
 import json
 import re
-import shutil
 
+import nights
 import pandas as pd
 import pytest
-from nights import checkpoint, taugrid, write_config
+from nights import begin, checks, night, results, taugrid
 from snapshots import recorded
 
 from taugrid.orchestrator.plan.cells import Cell
@@ -21,26 +21,13 @@ LABELS = [f"S{steps:04d}-{name}" for name in NAMES for steps in (2, 3)]
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
-def night(history, config, name, *options, code=0):
-    out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
-    return json.loads(out)
-
-
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A history whose first night is its baseline; the same network, and one nearby."""
-    folder = tmp_path_factory.mktemp("begun")
-    for name, worse in (("same", 0.0), ("nearby", 1e-4)):
-        write_config(folder / f"{name}.yaml", checkpoint(folder / name, worse), grid=GRID)
-    night(folder / "history", folder / "same.yaml", "1")
-    words = ("--to", folder / "history/baseline.json", "--reason", "the first")
-    taugrid("baseline", "accept", folder / "history/nights/1/run", *words)
-    return folder
+    """A history whose first night is its baseline."""
+    return begin(tmp_path_factory.mktemp("samplers"), grid=GRID)
 
 
-@pytest.fixture
-def history(begun, tmp_path):
-    return shutil.copytree(begun / "history", tmp_path / "history")
+history = nights.history
 
 
 @pytest.mark.long
@@ -49,17 +36,14 @@ def test_a_healthy_night_checks_every_sampler_and_is_green(begun, history):
     found = json.loads(out)
     assert found["result"] == "not worse"
     assert "ignores" not in err, "the grid of the canaries is not the user's"
-    assert {name: check["result"] for name, check in found["comparison"]["checks"].items()} == {
-        "sampler": "clean", "scorer": "clean",
-    }  # fmt: skip
+    assert checks(found) == {"sampler": "clean", "scorer": "clean"}
     assert [cell["label"] for cell in found["comparison"]["cells"]] == LABELS
     table = pd.read_parquet(history / "history.parquet")
     eta = dict(zip(table["label"], table["eta"], strict=True))
     assert {label: value if isinstance(value, str) else None for label, value in eta.items()} == {
         label: "0" if label.endswith("eta0") else None for label in LABELS
     }
-    again = night(history, begun / "same.yaml", "3")
-    assert again["result"] == "identical"
+    assert night(history, begun / "same.yaml", "3")["result"] == "identical"
 
 
 def test_a_night_is_priced_with_the_evaluations_of_each_sampler(begun, history):
@@ -74,43 +58,40 @@ def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, histor
     monkeypatch.setattr(dpmpp, "length", lambda a, b: 1.02 * solver.length(a, b))
     found = night(history, begun / "nearby.yaml", "2", code=3)
     assert found["result"] == "changed sampler"
-    results = {cell["label"]: cell["result"] for cell in found["comparison"]["cells"]}
-    assert {label for label, result in results.items() if result == "changed sampler"} == {
-        "S0002-dpm++2m", "S0003-dpm++2m",
-    }  # fmt: skip
+    red = [cell["label"] for cell in found["comparison"]["cells"] if cell["result"] == "changed sampler"]
+    assert red == ["S0002-dpm++2m", "S0003-dpm++2m"]
     assert not (history / "nights/2/fresh").exists(), "a second look would sample both networks with the fault"
 
 
 def test_another_version_of_diffusers_is_compared_and_named(begun, history, monkeypatch):
     known = description.versions
-    monkeypatch.setattr(
-        description, "versions", lambda names: known(names) | ({"diffusers": "0.99.0"} if names else {})
-    )
+    other = {"diffusers": "0.99.0"}
+    monkeypatch.setattr(description, "versions", lambda names: known(names) | (other if names else {}))
     found = night(history, begun / "same.yaml", "2")
     assert found["result"] == "identical"
     assert re.search(r"with diffusers \S+ -> 0\.99\.0", json.dumps(found))
 
 
-BLOCK = [
-    ("options", {"solver_order": 3}, "solver_order is 3,"),
-    ("times", [999.0, 10.0], "times is [999.0, 10.0],"),
-    ("last_sigma", 0.01, "last_sigma is 0.01,"),
-    ("clip", "x0", "clip is x0,"),
-]
-
-
-@pytest.mark.parametrize(("field", "value", "said"), BLOCK, ids=[field for field, _, _ in BLOCK])
-def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_differs(
-    begun, history, monkeypatch, field, value, said
-):
-    """Red or not comparable, whatever FID says: here code of today plans another block than the baseline's."""
+def with_block(monkeypatch, **fields):
+    """Today's code plans another sampler block of heun's cells than the baseline's did."""
     whole = Cell.sampler_block
 
     def changed(self):
         block = whole.fget(self)
-        return block and block | ({field: value} if self.settings.sampler == "heun" else {})
+        return block and block | (fields if self.settings.sampler == "heun" else {})
 
     monkeypatch.setattr(Cell, "sampler_block", property(changed))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("options", {"solver_order": 3}, "solver_order is 3,"), ("times", [999.0, 10.0], "times is [999.0, 10.0],")],
+)
+def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_differs(
+    begun, history, monkeypatch, field, value, said
+):
+    """Red or not comparable, whatever FID says."""
+    with_block(monkeypatch, **{field: value})
     _, by_night = taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "2", code=2)
     recorded(re.sub(r"-[0-9a-f]{10}", "", by_night), "measured")
     assert "(S0002-heun-" in by_night
@@ -119,18 +100,11 @@ def test_another_sampler_block_can_not_be_compared_and_the_night_says_what_diffe
 
 
 def test_other_code_of_a_sampler_leaves_its_cells_out_and_the_others_are_judged(begun, history, monkeypatch):
-    whole = Cell.sampler_block
-
-    def changed(self):
-        block = whole.fget(self)
-        return block and block | ({"code": "0" * 64} if self.settings.sampler == "heun" else {})
-
-    monkeypatch.setattr(Cell, "sampler_block", property(changed))
+    with_block(monkeypatch, code="0" * 64)
     found = night(history, begun / "same.yaml", "2", code=5)
-    comparison = found["comparison"]
-    assert [cell["label"] for cell in comparison["cells"]] == [name for name in LABELS if "heun" not in name]
-    assert {cell["result"] for cell in comparison["cells"]} == {"identical"}
-    [note] = comparison["notes"]
+    assert [cell["label"] for cell in found["comparison"]["cells"]] == [name for name in LABELS if "heun" not in name]
+    assert results(found) == {"identical"}
+    [note] = found["comparison"]["notes"]
     recorded(note)
     recorded(found["next"])
     planned, _ = taugrid("plan", begun / "same.yaml", "--baseline", history / "baseline.json")

@@ -78,13 +78,10 @@ def test_as_many_begin_as_what_is_free_holds(cluster_of, wanted, under_way, begi
     ("gpus", "taken", "each", "begins"),
     [
         (1, 0.5, 0.5, True),
-        (1, 0.4, 0.4, True),
-        (1, 0.6, 0.6, False),
         (4, 2.4, 0.6, False),  # 0.4 of each is left
         (4, 1.8, 0.6, True),
         (1, 0.6666, 1 / 3, True),
         (1, 0.9999, 1 / 3, False),
-        (2, 1.5, 0.5, True),
     ],
 )
 def test_a_part_of_a_gpu_is_sought_on_one_gpu(cluster_of, gpus, taken, each, begins):
@@ -98,14 +95,10 @@ def test_cpus_that_are_taken_are_not_free(cluster_of):
     assert fit == [True, False]
 
 
-def test_the_first_begins_without_room_and_waits_for_it(cluster_of):
+def test_the_first_begins_without_room_and_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
     cluster_of()
-    assert another_fits(GPU, 0, 0, Cluster(), may_grow=True)
+    assert another_fits(GPU, 0, 0, Cluster(), may_grow=True), "and waits for it"
     assert not another_fits(GPU, 1, 0, Cluster(), may_grow=True)
-
-
-def test_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
-    cluster_of()
     assert another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=True)
     assert not another_fits(GPU, 1, 1, Cluster(trainings=2), may_grow=False), "this machine does not grow"
 
@@ -131,10 +124,11 @@ def opened(tmp_path, monkeypatch, cluster_of):
 def do(opened, monkeypatch, train, **cluster):
     """Trains with `train` in place of Ray Train; returns the outcome and what was printed."""
     monkeypatch.setattr(fit, "train", train)
-    progress = Progress(Console(file=io.StringIO(), width=300))
+    printed = io.StringIO()
+    progress = Progress(Console(file=printed, width=300))
     config = opened.config.model_copy(update={"cluster": Cluster(**cluster)})
     outcome = Session(replace(opened, config=config), "local", progress).do(("train",))
-    return outcome, progress._console.file.getvalue()
+    return outcome, printed.getvalue()
 
 
 def trained(spec):
@@ -179,6 +173,7 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
 
     def train(spec):
         if spec.model_id == failing:
+            step(spec, 4)
             failed.set()
             raise fit.FailsAgain("the loss is nan")
         assert failed.wait(MINUTE)
@@ -188,6 +183,9 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
     assert list(outcome.missing) == [cell.name for cell in opened.plan.cells if cell.model.id == failing]
     recorded(printed, "failed")
     assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [True, False, True]
+    _, printed = do(opened, monkeypatch, trained)
+    assert len(re.findall("failed .* 4; .* checkpoint", printed)) == 1
+    assert "interrupted" not in printed
 
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
@@ -364,15 +362,3 @@ def test_a_bar_says_which_training_it_is_of_or_how_many():
     recorded(note_of_trainings(at, 4, 1))
     assert "loss 0.5000," in note_of_trainings(one, 3, 2)
     assert "loss 0.2500 to 0.5000," in note_of_trainings(at, 4, 1)
-
-
-def test_a_training_that_failed_was_not_interrupted(opened, monkeypatch):
-    def train(spec):
-        step(spec, 4)
-        raise fit.FailsAgain("the loss is nan")
-
-    with pytest.raises(stage.TrainingFailed, match="nan"):
-        do(opened, monkeypatch, train)
-    _, printed = do(opened, monkeypatch, trained)
-    assert len(re.findall("failed .* 4; .* checkpoint", printed)) == 3
-    assert "interrupted" not in printed

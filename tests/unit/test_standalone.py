@@ -182,6 +182,8 @@ def test_the_same_images_give_the_same_numbers_however_they_are_kept(tmp_path, s
     assert one["metrics"] == other["metrics"]
     assert one["protocol"] == other["protocol"]
     assert one["samples"]["sha256"] == other["samples"]["sha256"]
+    small = evaluate(samples[0], references[1], spec, ALL, versions=VERSIONS, batch_size=64)["metrics"]
+    assert small == pytest.approx(one["metrics"], rel=1e-5)  # the network's own rounding may depend on the batch
 
 
 def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tmp_path, spec, cell, digits):
@@ -197,15 +199,6 @@ def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tm
         batches = -(-len(digits) // 250)
         assert seen.count("reference") == 1 + batches, "the beginning, and each batch"
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npz", ".parquet"]
-
-
-@pytest.mark.long
-def test_numbers_depend_on_no_batch_size(tmp_path, spec, cell, digits):
-    samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
-    one, other = (
-        evaluate(samples, reference, spec, ALL, versions=VERSIONS, batch_size=size)["metrics"] for size in (64, 700)
-    )
-    assert one == pytest.approx(other, rel=1e-5)  # the network's own rounding may depend on the batch
 
 
 def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, digits):
@@ -224,14 +217,6 @@ def test_moments_alone_give_fid_and_say_why_not_the_rest(tmp_path, spec, cell, d
     assert result["protocol"]["reference"]["num_images"] is None
     assert result["protocol"]["metrics"] == ["fid", "fid_infinity", "isc"]
     assert any("published FIDs" in warning for warning in result["warnings"])
-
-
-def test_moments_of_another_extractor_are_refused_before_anything_runs(tmp_path, spec, cell):
-    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    samples = as_npz(tmp_path / "a.npz", cell[:10])
-    missing = replace(spec, weights_path=str(tmp_path / "none"))
-    with raises(ValueError):
-        evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, MetricSettings(), versions=VERSIONS)
 
 
 def test_the_protocol_has_the_fields_of_a_runs(tmp_path, spec, cell):
@@ -294,24 +279,17 @@ def test_what_cannot_be_given_is_said(tmp_path, spec, cell, digits):
     coloured = as_npz(tmp_path / "b.npz", np.repeat(digits[:40], 3, axis=1))
     with raises(ValueError):
         evaluate(samples, coloured, pixels, MetricSettings(), versions=VERSIONS)
-
-
-def test_a_cache_that_cannot_be_made_is_refused(tmp_path, spec, cell):
-    samples = as_npz(tmp_path / "a.npz", cell)
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    missing = replace(spec, weights_path=str(tmp_path / "none"))
+    with raises(ValueError):
+        evaluate(samples, open_reference(str(tmp_path / "stats.npz")), missing, MetricSettings(), versions=VERSIONS)
     with raises(ValueError):
         evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS, cache=tmp_path / "a.npz" / "cache")
-
-
-def test_images_that_the_extractor_does_not_take_are_refused(tmp_path, spec):
-    samples = as_npz(tmp_path / "a.npz", np.zeros((20, 3, 9, 9), np.uint8))
-    with raises(ValueError):
-        evaluate(samples, samples, spec, MetricSettings(), versions=VERSIONS)
 
 
 @pytest.mark.parametrize(
     ("num_samples", "num_reference", "classes", "left"),
     [
-        (2000, 2000, 10, ("fid", "isc", "kid", "kid_mean", "prc", "fid_infinity", "cmmd", "mind")),
         (2000, None, 10, ("fid", "isc", "fid_infinity")),
         (2000, 1, 10, ("isc", "fid_infinity")),
         (2000, 3, 10, ("fid", "isc", "kid", "kid_mean", "fid_infinity", "cmmd", "mind")),
@@ -336,12 +314,9 @@ def test_runs_depend_on_no_cut_of_the_stream(cuts):
     runs = list(statistics.runs(chunks, 9000))
     assert [len(run) for run in runs] == [4096, 4096, 808]
     assert np.array_equal(np.concatenate(runs), FEATURES)
-
-
-@pytest.mark.parametrize("count", [8999, 9001])
-def test_a_stream_of_another_length_is_refused(count):
-    with raises(ValueError):
-        list(statistics.runs([FEATURES], count))
+    for count in (8999, 9001):
+        with pytest.raises(ValueError, match=str(count)):
+            list(statistics.runs(chunks, count))
 
 
 def scored(features, reference_features, chunk, settings):
@@ -371,11 +346,6 @@ def test_streams_give_what_whole_arrays_give_bit_for_bit(wanted):
         assert np.array_equal(other.influences[name], influence)
     direct = Frechet.of(Moments.of(features), Moments.of(reference)).influence(features)
     assert whole.influences["fid"] == pytest.approx(direct, rel=1e-9, abs=1e-9)
-    assert whole.values["fid_se"] == pytest.approx(statistics.standard_error(direct), rel=1e-9)
-    split_of = inception.inception_splits(count, settings.isc_splits, settings.seed)
-    expected = inception.InceptionSums.of(features, split_of, settings.isc_splits).scores()
-    mean_and_sd = pytest.approx((expected.mean(), expected.std()), rel=1e-9)
-    assert (whole.values["isc_mean"], whole.values["isc_std"]) == mean_and_sd
 
 
 def test_no_influence_where_there_is_no_standard_error():
@@ -399,15 +369,6 @@ def test_no_error_that_rests_on_few_samples(wanted):
     recorded(note, "samples")
 
 
-def test_features_that_are_not_finite_are_refused():
-    damaged = FEATURES.copy()
-    damaged[7000, 3] = np.nan
-    with raises(ValueError):
-        scored(damaged, FEATURES, 1000, MetricSettings(("fid",)))
-    with pytest.raises(ValueError, match="nan"):
-        scored(damaged, FEATURES, 1000, MetricSettings(("kid",)))
-
-
 def test_a_spool_reads_back_what_was_written_as_often_as_wanted(monkeypatch):
     monkeypatch.setattr(standalone, "BYTES_IN_MEMORY", 1000)  # beyond it, a file
     with Spool() as spool:
@@ -415,7 +376,6 @@ def test_a_spool_reads_back_what_was_written_as_often_as_wanted(monkeypatch):
             spool.append(FEATURES[start : start + 700])
         for _ in range(2):
             assert np.array_equal(np.concatenate(list(spool.chunks())), FEATURES)
-        assert spool._file._rolled
 
 
 def test_fid_and_isc_take_no_memory_that_grows_with_n():

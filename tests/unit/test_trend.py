@@ -59,6 +59,9 @@ def test_a_metric_beside_fid_has_a_figure_if_it_judged_the_nights():
     rows = [dict.fromkeys(schema.names) | told | {"night": night, "label": "images"} for night in "12"]
     frame = pa.Table.from_pylist(rows, schema=schema).to_pandas()
     assert judged_metrics(frame) == [COLUMNS["kid"]]
+    of_both = history(("1", 10, "A")).assign(t=1.0, kid_t=0.5)
+    assert [metric.name for metric in judged_metrics(of_both)] == ["fid", "kid"]
+    assert judged_metrics(of_both.assign(t=np.nan, kid_t=np.nan)) == [COLUMNS["fid"]], "nothing judged: the first"
     (panel,) = trend_figure(frame, dict.fromkeys("12", "green"), {}, COLUMNS["kid"]).axes
     line = next(line for line in panel.lines if line.get_linestyle() == "-")
     assert (panel.get_title(), list(line.get_ydata())) == ("images", pytest.approx([-1e-4, -1e-4]))
@@ -67,18 +70,9 @@ def test_a_metric_beside_fid_has_a_figure_if_it_judged_the_nights():
     assert [part.vertices[:, 1].max() for part in band.get_paths()] == pytest.approx([-1.9e-4, -1.9e-4])
 
 
-def test_fid_is_drawn_beside_kid_if_both_judged():
-    rows = history(("1", 10, "A")).assign(t=1.0, kid_t=0.5)
-    assert [metric.name for metric in judged_metrics(rows)] == ["fid", "kid"]
-    assert judged_metrics(rows.assign(t=np.nan, kid_t=np.nan)) == [COLUMNS["fid"]], "nothing judged: the first"
-
-
 def test_a_band_covers_each_night_that_has_a_baseline_from_its_fid_to_that_and_the_margin():
-    (panel,) = trend_figure(
-        history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), dict.fromkeys("1234", "grey")
-    ).axes
+    rows = history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A"))
+    (panel,) = trend_figure(rows, dict.fromkeys("1234", "grey")).axes
     (band,) = [shape for shape in panel.collections if shape.get_alpha() == 0.2]
     corners = [(part.vertices.min(axis=0).tolist(), part.vertices.max(axis=0).tolist()) for part in band.get_paths()]
-    at = [0, 1, 3]
-    expected = [([place - 0.5, 5.0], [place + 0.5, pytest.approx(5.1)]) for place in at]
-    assert corners == expected
+    assert corners == [([place - 0.5, 5.0], [place + 0.5, pytest.approx(5.1)]) for place in (0, 1, 3)]

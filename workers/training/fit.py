@@ -126,12 +126,12 @@ def _fit(spec: TrainingSpec) -> None:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         has_no_room = ray_compat.is_placement_timeout(getattr(error, "controller_failure", None))
-        raise (NoRoom if has_no_room else RunFailed)(_in_one_line(error)) from error
+        raise (NoRoom if has_no_room else RunFailed)(in_one_line(error)) from error
     if result.return_value is not None:
         raise (NodesLeave if result.return_value == NODES_LEAVE else FailsAgain)(result.return_value)
 
 
-def _in_one_line(error: "TrainingFailedError") -> str:
+def in_one_line(error: "TrainingFailedError") -> str:
     """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out.
 
     If all are about connections, each may follow from another: one of them is shown.
