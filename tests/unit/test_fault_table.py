@@ -1,14 +1,22 @@
 """Faults planted in nights of 12 cells of digits, with the baseline's weights, nearby ones, and those of a retraining.
 
 It takes minutes: `make chaos` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
-tests/unit/test_night_faults.py has the short form.
+tests/unit/test_night_faults.py has the short form. The gate also sleeps through twenty nights of noise, and SIGKILL.
 """
 
+import json
+import os
+import random
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import nights
+import pandas as pd
 import pytest
 import yaml
 from diffusers import UNet2DModel
@@ -38,6 +46,10 @@ HALF, NEARBY, LAST = 375, 748, 750
 
 COLUMNS = {"same weights": (0, LAST), "nearby weights": (0, NEARBY), "retrained": (1, LAST)}
 """Tonight's network: the seed of its training, and the step."""
+
+NIGHTS = 20
+FLAT = [STEPS - 2 * back for back in range(NIGHTS + 1)]
+"""Steps of the checkpoints at the end of the training, where the learning rate is nearly 0."""
 
 SHARPNESS = 0.08
 """Of all nights: one that could not see such a loss must not pass."""
@@ -87,7 +99,7 @@ def folder(tmp_path_factory):
     """The trainings, a folder for each seed, and a history whose first night is the baseline."""
     place = tmp_path_factory.mktemp("table")
     for seed, since in ((0, 500), (1, 1)):
-        train(place / f"seed-{seed}", STEPS, [HALF, NEARBY, LAST], seed, LAST)
+        train(place / f"seed-{seed}", STEPS, [HALF, NEARBY, LAST, *FLAT], seed, LAST if seed else None)
         train(place / f"seed-{seed}/without", STEPS, [LAST], seed, LAST, Without(DIGIT, since))
         for name, value in (("white", 100.0), ("nan", float("nan"))):
             network = UNet2DModel.from_pretrained(place / f"seed-{seed}/step-{LAST}")
@@ -164,3 +176,61 @@ def test_a_retraining_is_not_red_against_its_recipe(folder):
         largest = max(cell["t"] for cell in found["comparison"]["cells"])
         print(f"\n{kind or 'control'} against a recipe: {shown(found)}; {found['not_judged']}; T up to {largest:.1f}")
         assert found["result"] == Verdict.UNDECIDED
+
+
+def history_of(folder):
+    return pd.read_parquet(folder / "history/history.parquet").groupby("night").size()
+
+
+def test_twenty_nights_at_the_end_of_a_flat_curve(folder):
+    night(folder, f"seed-0/step-{FLAT[-1]}", "flat")
+    options = ("--baseline", accept(folder, "flat", folder / "history/nights/flat/run"), "--keep-images", 2)
+    names = [f"flat-{number:02d}" for number in range(1, NIGHTS + 1)]
+    alarms = []
+    for name, step in zip(names, reversed(FLAT[:-1]), strict=True):
+        found = night(folder, f"seed-0/step-{step}", name, *options, code=None)
+        print(f"\n{name}: {shown(found)}; {found['comparison']['rule']}")
+        alarms.append(found["result"] == "worse")
+    assert sum(alarms) <= 1
+    assert history_of(folder)[names].eq(CELLS).all()
+
+
+ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"
+
+
+def test_a_night_killed_at_random_moments_ten_times(folder, pytestconfig):
+    """SIGKILL of the real process, ten times, at moments drawn over the time that an undisturbed night takes.
+
+    A night that ends before the tenth kill is followed by another. Each is in the history once, as if undisturbed.
+    """
+    chosen = ("--set", f"model.checkpoint={folder}/seed-0/step-{HALF}")
+    words = ("nightly", folder / "night.yaml", *chosen, "--history", folder / "history", "--id")
+    command = [sys.executable, "-c", ALONE, str(Path(__file__).parent), *map(str, words)]
+
+    def start(name):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, name], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start("undisturbed").wait(600) == 1, "the planted regression ends with 3, which the helper refuses"
+    undisturbed, draw = time.monotonic() - began, random.Random(pytestconfig.getoption("--seed"))
+    names, kills = ["f0"], 0
+    while kills < 10:
+        process = start(names[-1])
+        try:
+            process.wait(undisturbed * draw.uniform(0.05, 0.95))
+            names.append(f"f{len(names)}")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    print(f"\n{kills} kills, {len(names)} nights")
+    first = json.loads((folder / "history/nights/undisturbed/verdict.json").read_text())
+    for name in names:
+        found = night(folder, f"seed-0/step-{HALF}", name, code=3)
+        fids = [[cell["metrics"]["fid"] for cell in verdict["scores"]] for verdict in (found, first)]
+        assert fids[0] == fids[1]
+        for run in (path.parent for path in (folder / "history/nights" / name).glob("*/config.json")):
+            if run.is_dir():
+                taugrid("verify", run)
+    assert history_of(folder)[["undisturbed", *names]].eq(CELLS).all()
