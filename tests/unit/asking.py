@@ -19,7 +19,6 @@ def forget_samplers():
 
 
 def answer(function, arguments, *_):
-    """What another process answers about a user's code."""
     return json.loads(json.dumps(asdict(find(function)(**json.loads(json.dumps(arguments))))))
 
 

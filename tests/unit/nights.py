@@ -63,7 +63,6 @@ def connected(address, *arguments):
 
 @contextmanager
 def workers_here():
-    """Workers are this process."""
     with (
         mock.patch.object(pool, "Pool", PoolHere),
         mock.patch.object(cluster, "connected", connected),
@@ -95,7 +94,6 @@ def taugrid(*arguments, code=0):
 
 
 def night(history, config, name, *options, code=0):
-    """The verdict of a night."""
     out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
     return json.loads(out)
 
@@ -129,7 +127,6 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def history(begun, tmp_path):
-    """A copy of the history; the networks stay where they are."""
     return shutil.copytree(begun / "history", tmp_path / "history")
 
 
@@ -138,7 +135,6 @@ def compared(*words, code=0):
 
 
 def checks(found):
-    """What checks the sampler and the scorer -> how it ended."""
     return {name: check["result"] for name, check in found["comparison"]["checks"].items()}
 
 

@@ -19,7 +19,6 @@ SWAPPED, STEPS = {0.0: 1.0, 1.0: 0.0}, 3
 
 
 def _with_spec(monkeypatch, change):
-    """Sample with `change` of the indices and the `SamplingSpec`."""
     whole = sampling.sample_batch
     monkeypatch.setattr(sampling, "sample_batch", lambda model, *given: whole(model, *change(*given[:2]), *given[2:]))
 
@@ -110,19 +109,15 @@ def scaled_fid(factor):
     return plant
 
 
-def scaled_distance(name):
-    """KID or CMMD as a changed formula would give it; the influences stay."""
+def scaled_kid(monkeypatch):
+    """KID as a changed formula would give it; the influences stay."""
+    whole = kernel.compute_kid
 
-    def plant(monkeypatch):
-        whole = getattr(kernel, f"compute_{name}")
+    def compute(inputs):
+        found = whole(inputs)
+        return found._replace(values=found.values | {"kid": 1.01 * found.values["kid"]})
 
-        def compute(inputs):
-            found = whole(inputs)
-            return found._replace(values=found.values | {name: 1.01 * found.values[name]})
-
-        monkeypatch.setattr(kernel, f"compute_{name}", compute)
-
-    return plant
+    monkeypatch.setattr(kernel, "compute_kid", compute)
 
 
 def collapse(network, value):

@@ -40,7 +40,6 @@ cluster: {workers: 1}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The opened run after everything was done, and its outcome."""
     with small_run(tmp_path_factory.mktemp("ablation"), CONFIG) as opened:
         outcome = Session(opened, "local", Progress()).do(("sample", "evaluate", "report"))
     return opened, outcome

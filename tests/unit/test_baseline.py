@@ -222,11 +222,6 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
     recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "exist")
 
 
-def test_two_cells_are_still_compared(begun):
-    shown, _ = taugrid("compare", begun / "run", "S0002-eta0-", "S0003-eta0-")
-    assert shown.startswith("FID, S 2 -> 3 ")
-
-
 @pytest.mark.parametrize(
     ("places", "names"),
     [

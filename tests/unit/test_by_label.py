@@ -17,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.score_by_label import ByLabelJob, Extracted, _write, of_label
+from taugrid.eval.score_by_label import Extracted, of_label
 from taugrid.eval.sources import open_source
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.images import encode_png
@@ -72,14 +72,6 @@ def test_a_label_with_too_few_images_says_so():
     recorded("\n".join(unlabelled.notes))
 
 
-def test_a_late_job_keeps_the_numbers_of_another(tmp_path):
-    own, path = images(60, 0), tmp_path / "by-label.parquet"
-    found = [of_label(own.of(label), None, WANTED, SPEC, SAMPLES) for label in range(3)]
-    job = ByLabelJob(str(path), (), 60, None, WANTED, {}, (), SPEC, SAMPLES, 3, None)
-    made = [(_write(job, found, [(number, 0)] * 3, 0.0), path.read_bytes())[1] for number in (20, 20, 21)]
-    assert made == made[:1] * 3
-
-
 def row(label, cell="c", **numbers):
     return {"cell": cell, "settings": f"S=2 {cell}", "label": label, "class": f"class {label}", "num_samples": 9.0,
             "num_reference": 8.0, **numbers}  # fmt: skip
@@ -121,7 +113,6 @@ def test_a_figure_of_many_classes_has_rows_of_twenty(monkeypatch):
 
 
 def evaluate(opened, root):
-    """Run all stages; returns the kinds of work that were done."""
     session = Session(replace(opened, rundir=RunDir(root)), "local", Progress.silent())
     assert not session.do(("sample", "evaluate", "report")).missing
     lines = [json.loads(line) for path in sorted((root / "events").iterdir()) for line in path.read_text().splitlines()]
@@ -131,7 +122,6 @@ def evaluate(opened, root):
 
 @pytest.fixture
 def code(tmp_path, monkeypatch, asked_here):
-    """The current folder, which has the network's module."""
     write_module(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

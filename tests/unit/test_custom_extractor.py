@@ -9,17 +9,13 @@ import pytest
 import torch
 import torch_fidelity
 from safetensors.torch import save_file
-from snapshots import raises, recorded
+from snapshots import raises
 
 from taugrid.errors import ContentMismatch, CustomCodeError
-from taugrid.eval.features import resolve as resolving
 from taugrid.eval.features.load import describe, find_class, load
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.metrics.score import feasible
 from taugrid.hashing import file_sha256
-from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.custom import describe as custom_code
-from taugrid.workers.custom.describe import find
 
 SOURCE = """
 import torch
@@ -102,7 +98,6 @@ def spec_of(name, module="mine.networks"):
 
 
 def forget():
-    """A machine that has not imported the user's modules."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "mine_too")]:
         del sys.modules[name]
     importlib.invalidate_caches()
@@ -153,7 +148,6 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
 
 
 def test_source_of_a_base_class_counts(folder):
-    """A class of two lines that inherits everything changes when what it inherits does."""
     (folder / "mine" / "derived.py").write_text("from mine.networks import Means\nclass Derived(Means):\n    pass\n")
     before = spec_of("Derived", "mine.derived").source_sha256
     (folder / "mine" / "networks.py").write_text(SOURCE + "\n# a comment\n")
@@ -197,16 +191,6 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
         load(before, "cpu")
 
 
-def test_what_is_imported_by_a_computed_name_counts_without_weights(folder):
-    lines = "import importlib\nhelper = importlib.import_module('mine.' + 'helper')\n"
-    (folder / "mine" / "networks.py").write_text(lines + SOURCE)
-    (folder / "mine" / "helper.py").write_text("SCALE = 1\n")
-    before = spec_of("Means")
-    forget()
-    (folder / "mine" / "helper.py").write_text("SCALE = 100\n")
-    assert spec_of("Means").weights_sha256 != before.weights_sha256
-
-
 def test_weights_that_the_class_finds_by_itself_count(folder):
     def found(scale):
         save_file({"scale": torch.tensor(scale)}, folder / "found.safetensors")
@@ -244,25 +228,6 @@ def test_layers_of_a_custom_class(folder, name, feature_layer, logits_layer):
     extraction = load(spec, "cpu")(torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8))
     assert extraction.features.shape == (4, width)
     assert (extraction.logits is None) == (classes is None)
-
-
-def test_inception_score_is_not_given_without_logits(folder):
-    wanted = feasible(MetricSettings(), spec_of("NoLogits"), 100, 100)
-    assert wanted.reasons.keys() == {"isc"}
-    recorded(wanted.reasons["isc"])
-
-
-def test_what_is_wrong_names_the_extractor_in_one_line(monkeypatch):
-    """The line that another process ends in is tested with custom networks (`test_custom_network.py`)."""
-
-    def fails(function, arguments, subject, trial):
-        assert find(function) is describe
-        raise CustomCodeError(f"{subject} can't be used: it had to {trial}")
-
-    monkeypatch.setattr(resolving, "ask", fails)
-    said = "^the extractor mine.networks:Means can't be used: it had to load and to give features of two images$"
-    with pytest.raises(ValueError, match=said):
-        resolve("mine.networks:Means", "any", None, (3, 5, 5))
 
 
 def test_classes_that_torch_fidelity_would_read_otherwise_are_refused(folder):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taugrid import parquet
 from taugrid.eval import extract, standalone
@@ -14,7 +13,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import reference_of
 from taugrid.eval.sources import open_source
-from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, PIXELS
+from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.accelerator.transfer import Transfer
 from taugrid.workers.device import Device
@@ -36,7 +35,6 @@ def images():
 
 @pytest.fixture(scope="module")
 def shard(images, tmp_path_factory):
-    """Three row groups, of which the last is smaller."""
     path = tmp_path_factory.mktemp("shard") / "samples.parquet"
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 7)
@@ -69,8 +67,6 @@ class Gpu:
 
 
 class Copied:
-    """The event after a batch's copies."""
-
     def __init__(self, gpu, number, there, found):
         self.gpu, self.number, self.there, self.found = gpu, number, there, found
         self.is_there = False
@@ -143,51 +139,6 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
     for number, begun in gpu.waited_for:
         if number not in (2, first_of_samples - 1, first_of_samples + 4 - 1):
             assert begun == number + 2
-
-
-def test_on_a_gpu_images_go_and_features_come_back_without_waiting(monkeypatch):
-    """On tensors of a simulated GPU: shapes, types and devices are torch's own, no kernel runs."""
-    calls, copied = [], torch.Tensor.copy_
-
-    class Event:
-        def __init__(self, blocking=False):
-            calls.append("event")
-
-        def record(self, stream):
-            calls.append(stream)
-
-    def to(self, device, non_blocking=False):
-        calls.append((str(self.device), str(device), self.dtype, non_blocking))
-        return torch.empty_like(self, device=device)
-
-    def copy(self, source, non_blocking=False):
-        calls.append((str(source.device), str(self.device), source.dtype, non_blocking))
-        return copied(self, source, non_blocking)
-
-    def wait(*_):
-        raise AssertionError("the host waits")
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
-    monkeypatch.setattr(torch.Tensor, "copy_", copy)
-    monkeypatch.setitem(EXTRACTORS, PIXELS, replace(EXTRACTORS[PIXELS], on_host=False))  # it needs no weights
-    extractor = load(resolve(PIXELS, "any", None, (3, 8, 8)), "cuda")
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    for name in ("cpu", "item", "tolist", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, wait)
-    with FakeTensorMode():
-        found = extractor(torch.empty(4, 3, 8, 8, dtype=torch.uint8))
-    assert calls == [
-        "pinned",
-        ("cpu", "cuda", torch.uint8, True),
-        ("cuda:0", "cpu", torch.float32, True),
-        "event",
-        "of cuda:0",
-    ]
-    assert (found.features.shape, found.features.device.type) == ((4, 192), "cpu")
-    assert isinstance(found.copied, Event)
 
 
 def test_batches_are_of_even_sizes():

@@ -129,14 +129,12 @@ def network_of(seed, step, kind):
 
 
 def stage(cell):
-    """Which stage caught a cell; empty: none."""
     named = {"changed pixels": "pixels", "changed sampler": "sampler canary", "changed scorer": "scorer",
              "collapsed": "collapse", "worse": "fresh seed" if cell["seeds"] == "fresh" else "one stage"}  # fmt: skip
     return named.get(cell["result"], "")
 
 
 def shown(found):
-    """How a night ended, as the table has it."""
     counts = Counter(filter(None, map(stage, found["comparison"]["cells"])))
     return ": ".join(filter(None, [found["result"], ", ".join(f"{name} {count}" for name, count in counts.items())]))
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from in_process import CONFIG, drive, results, small_run
@@ -13,18 +12,16 @@ from taugrid.config import Config, validate
 from taugrid.errors import DeviceUnusable, UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.reference import Reference, open_reference
+from taugrid.eval.reference import Reference
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.exports.reference import export_reference
 from taugrid.orchestrator.plan.scoring import extractor
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.protocol import disagreements
-from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -40,7 +37,6 @@ def convnet(precision="float32"):
 
 
 def done(root, text):
-    """The run of `text` in the directory `root`/run, scored and reported, with its results."""
     with small_run(root, text) as opened:
         drive(opened, root / "run", LOCAL)
         Session(replace(opened, rundir=RunDir(root / "run")), "local", Progress.silent()).do(("report",))
@@ -112,21 +108,6 @@ def test_images_against_a_run_are_scored_in_its_precision_unless_another_is_aske
     said = [scores[asked]["protocol"]["extractor"].get("precision") for asked in (None, "bf16", "float32")]
     assert said == ["bf16", "bf16", None]
     assert len(list((tmp_path / "taugrid/references").glob("*.npz"))) == 2, "a cached reference for each"
-
-
-def test_an_exported_mean_and_covariance_know_their_precision(both, tmp_path):
-    root, *_ = both
-    export_reference(taugrid.open(root)._run, tmp_path / "half.npz")
-    moments = open_reference(str(tmp_path / "half.npz"))
-    moments.require_same_features(DIGITS_CONVNET, 64, "bf16")
-    moments.require_same_features(DIGITS_CONVNET, None, "bf16")
-    with raises(ValueError):
-        moments.require_same_features(DIGITS_CONVNET, 63, "bf16")
-    with raises(ValueError):
-        moments.require_same_features(DIGITS_CONVNET, 64, "float32")
-    np.savez(tmp_path / "theirs.npz", mu=np.zeros(64), sigma=np.eye(64), precision=np.eye(64))
-    with raises(ValueError):
-        open_reference(str(tmp_path / "theirs.npz")).require_same_features(DIGITS_CONVNET, 64, "bf16")
 
 
 def test_float32_is_written_nowhere():

@@ -36,7 +36,6 @@ def drawn(n, rest=None):
 
 @pytest.mark.parametrize("n", [8, 100, 250], ids=["fewer than features", "many", "halves"])
 def test_a_floor_is_the_metric_of_disjoint_real_images(n, monkeypatch):
-    """With 8 of 12 features FID goes by the samples' vectors, with more by a Cholesky factor; by a root here."""
     monkeypatch.setattr(floor_module, "LEAST_REFERENCE", 120)
     found = floors(REAL, Moments.of(REAL), n, SETTINGS)
     distances = [frechet_distance(Moments.of(a), Moments.of(b)) for a, b in drawn(n)]

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from nights import compared, taugrid
 from PIL import Image
-from planted_faults import scaled_distance
+from planted_faults import scaled_kid
 from sklearn.datasets import load_digits
 from snapshots import raises, recorded
 
 import taugrid as taugrid_api
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.orchestrator.baseline.compared import shares_in_words
 from taugrid.registry.metrics import COLUMNS
 from taugrid.workers.data.load import load_images
 
@@ -77,11 +76,6 @@ def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
     assert {reference, extractor} < set(shown.splitlines())
 
 
-def test_shares_are_plain_numbers():
-    assert shares_in_words({"fid": 1.403}) == "140 %"
-    recorded(shares_in_words({"fid": 0.0123, "kid": 12}))
-
-
 def test_images_with_other_names_are_unpaired_and_have_larger_errors(place, tmp_path):
     (tmp_path / "renamed").mkdir()
     for path in (place / "healthy").iterdir():
@@ -95,13 +89,12 @@ def test_images_with_other_names_are_unpaired_and_have_larger_errors(place, tmp_
 
 
 def test_a_changed_scorer_is_red(place, monkeypatch):
-    scaled_distance("cmmd")(monkeypatch)
+    scaled_kid(monkeypatch)
     assert compared(place / "healthy", place / "base.json", code=3)["result"] == "changed scorer"
 
 
 @pytest.fixture(scope="module")
 def history(place):
-    """Nights 1 to 3: without a baseline, healthy, and without any 2."""
     history = place / "history"
     taugrid("nightly", "--samples", place / "base", "--history", history, "--id", "1", *SCORED)
     for name in ("base.json", "base.parquet"):
@@ -172,7 +165,6 @@ def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path)
 
 
 def test_the_commands_of_the_page_are_nights(place, tmp_path, monkeypatch):
-    """Those of docs/nightly.md, in their order."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/nightly.md").read_text()
     lines = re.findall(r"^ {4}taugrid (nightly --samples [^#\n]+|baseline accept tonight [^#\n]+)", page, re.MULTILINE)
@@ -182,14 +174,6 @@ def test_the_commands_of_the_page_are_nights(place, tmp_path, monkeypatch):
         name = ("--id", number) if line.startswith("nightly") else ()
         taugrid(*shlex.split(line), *name, code=3 if number == 2 else 0)
     assert of_night(Path("history"), "2")[0]["comparison"]["cells"][0]["by"] == "kid"
-
-
-def test_accepting_worse_images_says_so(place, tmp_path):
-    for name in ("base.json", "base.parquet"):
-        shutil.copy(place / name, tmp_path)
-    words = ("--to", tmp_path / "base.json", "--reason", "meant", *SCORED)
-    recorded(taugrid("baseline", "accept", place / "without", *words)[0], "accepted")
-    assert compared(place / "without", tmp_path / "base.json")["result"] == "identical"
 
 
 def test_what_can_not_be_done_is_one_line(place, tmp_path):

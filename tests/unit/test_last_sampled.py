@@ -34,7 +34,6 @@ LARGE = LARGE.replace("shard_evaluations: 20", "shard_evaluations: 5000")
 
 
 def written(path, seed, last_sampled, batch=250):
-    """Write a file of images as a worker does, which it then has in memory."""
     images = np.random.default_rng(seed).integers(0, 256, (IMAGES, 1, 8, 8), dtype=np.uint8)
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
         with parquet.SampleWriter(part, SETTINGS, 7) as writer:

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import platform
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -20,57 +19,6 @@ from taugrid.workers.training.meeting import Meeting, connect, unconnected, with
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FLOCK = {"x86_64": 73, "aarch64": 32}
-"""The number of the system call, by machine (asm/unistd.h)."""
-
-NO_FLOCK = """
-import ctypes, errno, platform, sys
-from pathlib import Path
-
-class Filter(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)]
-
-class Program(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(Filter))]
-
-# A BPF program (linux/seccomp.h): load the call's number; if it is flock, answer ENOSYS; else go on.
-rules = (Filter * 4)(
-    Filter(0x20, 0, 0, 0), Filter(0x15, 0, 1, int(sys.argv[2])), Filter(0x06, 0, 0, 0x00050000 | errno.ENOSYS),
-    Filter(0x06, 0, 0, 0x7FFF0000),
-)
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-assert libc.prctl(22, 2, ctypes.byref(Program(4, rules)), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-
-from taugrid.workers.training import meeting
-folder = Path(sys.argv[1])
-try:
-    meeting.store_in(folder / "meeting", 2).set("a", "b")
-except Exception as error:
-    print("torch:", error)
-meeting.broadcast_from_rank_zero = lambda value: value
-try:
-    meeting.Meeting(folder, 0, 2)
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
-@pytest.mark.long
-@pytest.mark.skipif(platform.machine() not in FLOCK or sys.platform != "linux", reason="needs Linux's seccomp")
-def test_a_file_system_without_locks_is_named_with_the_ways_out(tmp_path):
-    """As Lustre without `-o flock`: here the kernel refuses the system call to torch's own FileStore.
-
-    Defect 16: no `without_locks` in `Meeting`. All that is said is then torch's "Function not implemented".
-    """
-    command = [sys.executable, "-c", NO_FLOCK, str(tmp_path), str(FLOCK[platform.machine()])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    torchs, ours = done.stdout.splitlines()
-    recorded(torchs)
-    assert ours.startswith("Hopeless ")
-    recorded(ours)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".lock")] == []
-
 
 def test_each_way_of_having_no_locks_is_known_and_a_broken_disk_is_none_of_them(tmp_path, monkeypatch):
     def refuse(*_):
@@ -80,6 +28,9 @@ def test_each_way_of_having_no_locks_is_known_and_a_broken_disk_is_none_of_them(
     monkeypatch.setattr(fcntl, "flock", refuse)
     for number in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
         assert os.strerror(number) in without_locks(tmp_path)
+    monkeypatch.setattr(meeting, "broadcast_from_rank_zero", lambda value: value)
+    with raises(Hopeless):  # defect 16: no `without_locks` in `Meeting`, and torch says "Function not implemented"
+        Meeting(tmp_path, 0, 2)
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
         without_locks(tmp_path)
@@ -136,8 +87,6 @@ REFUSED = "socketStartConnect: Connect to 192.168.19.14<52822> failed : No route
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """A process group of NCCL whose first collective fails."""
-
     def fails(text):
         zeros = torch.zeros
         monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))

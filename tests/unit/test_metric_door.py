@@ -34,7 +34,6 @@ def drift(inputs):
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """The metric `drift` in a module of its own."""
     (tmp_path / "toy_metric.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
     column = MetricColumn("drift", "Drift")

@@ -12,8 +12,7 @@ from taugrid.config import Config, validate
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
-from taugrid.eval.tables.long_form import COLUMNS, appended_columns, long_form, score_columns
-from taugrid.eval.tables.pivots import pivot_tables
+from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
@@ -48,7 +47,6 @@ def compute_spread(inputs: MetricInputs) -> MetricResult:
 
 @pytest.fixture
 def spread(tmp_path, monkeypatch):
-    """A metric that is one module and one entry."""
     (tmp_path / "spread_metric.py").write_text(SPREAD)
     monkeypatch.syspath_prepend(tmp_path)
     column = MetricColumn("spread", "Spread", "spread_se", "a guess", higher_is_better=True)
@@ -78,23 +76,6 @@ def test_every_entry_names_functions_and_settings_that_there_are(metric):
         assert callable(pkgutil.resolve_name(function))
     for name in metric.settings:
         assert hasattr(MetricSettings(), name)
-
-
-def test_the_columns_of_quality_csv_are_those_of_the_contract():
-    assert COLUMNS == (
-        "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
-        "fid", "fid_se", "fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall",
-        "seconds", "protocol",
-    )  # fmt: skip
-    assert [column.name for column in score_columns()] == [
-        "fid", "fid_exact", "fid_infinity", "isc_mean", "kid", "kid_mean", "precision", "recall", "cmmd", "mind",
-        "agreement",
-    ]  # fmt: skip
-    assert appended_columns() == [
-        "isc_se", "kid", "kid_se", "kid_reference_se", "precision_se",
-        "cmmd", "cmmd_se", "cmmd_reference_se", "cmmd_biased", "mind", "mind_se", "mind_reference_se",
-        "agreement", "agreement_se",
-    ]  # fmt: skip
 
 
 def test_a_new_metric_is_scored(spread):
@@ -135,13 +116,3 @@ def test_a_new_metric_reaches_the_config_the_protocol_the_rows_and_the_tables(sp
     assert "± is a guess." in markdown
     assert "**2.50 ± 0.12**" in markdown
     recorded((tmp_path / "tables" / "quality.tex").read_text(encoding="utf-8"), "Spread")
-
-
-def test_a_new_metric_is_no_grid_key(spread):
-    """A column that were taken for a setting would set tables apart."""
-    row = dict.fromkeys(COLUMNS) | {"cell": "a", "model": "m", "steps": 5, "eta": 0.0, "sigma": "eta"}
-    row |= {"num_samples": 10, "protocol": "p", "fid": 1.0, "weights": "raw"}
-    frame = long_form([row | {"spread": 1.0}, row | {"cell": "b", "steps": 10, "spread": 2.0}])
-    assert list(frame.columns)[-2:] == ["weights", "spread"]
-    [table] = pivot_tables(frame)
-    assert table.settings == {}

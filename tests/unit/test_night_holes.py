@@ -26,7 +26,6 @@ begun, history = nights.begun, nights.history
 
 @pytest.fixture(scope="module")
 def second_night(begun):
-    """That history with a second night, of the network nearby."""
     place = shutil.copytree(begun / "history", begun / "second")
     night(place, begun / "nearby.yaml", "2")
     return place
@@ -34,12 +33,10 @@ def second_night(begun):
 
 @pytest.fixture
 def later(second_night, tmp_path):
-    """A copy of it."""
     return shutil.copytree(second_night, tmp_path / "later")
 
 
 def nan_where(monkeypatch, wanted):
-    """Samples of the jobs that are `wanted` are NaN."""
     whole, jobs = sampling.sample_batch, []
     submitted(monkeypatch, lambda job: jobs.append(job) or job)
     factor = {True: float("nan"), False: 1.0}
@@ -47,7 +44,6 @@ def nan_where(monkeypatch, wanted):
 
 
 def in_folder(name):
-    """Whether a job writes into this folder of a night."""
     return lambda job: f"/{name}" in str(getattr(job, "path", ""))
 
 
@@ -73,15 +69,6 @@ def test_a_baseline_that_is_a_run_directory_is_not_scored_again_by_a_broken_scor
     scaled_fid(1.01)(monkeypatch)
     found = night(tmp_path / "history", begun / "nearby.yaml", "1", "--baseline", begun / "run", code=3)
     assert found["result"] == "changed scorer"
-
-
-def test_a_run_without_a_record_of_its_scorer_gets_no_tick(begun, tmp_path):
-    run = shutil.copytree(begun / "run", tmp_path / "run")
-    (run / "scorer.json").unlink()
-    taugrid("baseline", "accept", run, "--to", tmp_path / "b.json", "--reason", "of an earlier version")
-    found = night(tmp_path / "history", begun / "nearby.yaml", "1", "--baseline", tmp_path / "b.json")
-    assert checks(found)["scorer"] == "unknown"
-    assert "➖ not worse" in summary(tmp_path / "history", "1").splitlines()[0]
 
 
 @pytest.mark.long

@@ -45,7 +45,6 @@ def every_file(root):
 
 @pytest.fixture(scope="module")
 def judged(begun):
-    """A history with a second night, which is worse, and its verdict."""
     history = shutil.copytree(begun / "history", begun / "judged")
     before = len(nights.connections)
     found = night(history, begun / "worse.yaml", "2", code=3)
@@ -55,7 +54,6 @@ def judged(begun):
 
 @pytest.fixture
 def after_worse(judged, tmp_path):
-    """A copy of that history."""
     return shutil.copytree(judged[0], tmp_path / "judged")
 
 
@@ -145,7 +143,8 @@ def test_the_same_night_again_changes_nothing_and_mends_what_a_kill_left_unwritt
     assert night(after_worse, begun / "worse.yaml", "2", code=3) == judged[1]
     assert every_file(after_worse) == before
     shutil.copy(begun / "history/history.parquet", after_worse / "history.parquet")  # as before the verdict
-    (after_worse / "trend.svg").unlink()
+    for name in ("trend.svg", "index.html"):
+        (after_worse / name).unlink()
     night(after_worse, begun / "worse.yaml", "2", code=3)
     assert every_file(after_worse) == before
 
@@ -268,20 +267,17 @@ def test_old_images_are_removed_and_count_as_done(begun, history, reported):
     assert "missing" in taugrid("verify", root, code=1)[0], "a damaged record is none"
 
 
-def test_history_is_documented_and_read_by_pandas_and_duckdb(after_worse, rendered, reported):
+def test_history_is_documented_and_read_by_duckdb(after_worse, rendered, reported):
     taugrid("report", after_worse)
     path = after_worse / "history.parquet"
     assert pq.read_schema(path).equals(schema_of(()), check_metadata=True)
     assert all(field.metadata[b"about"] for field in pq.read_schema(path))
-    counted = duckdb.sql(f"select night, count(*), max(t) from '{path}' group by night order by night").fetchall()
-    assert [(name, count) for name, count, _ in counted] == [("1", CELLS), ("2", CELLS)]
-    assert counted[1][2] > 3
+    counted = duckdb.sql(f"select night, count(*) from '{path}' where t is null or t > 3 group by night order by night")
+    assert counted.fetchall() == [("1", CELLS), ("2", CELLS)]
     assert (after_worse / "trend.png").stat().st_size > 10_000
-    assert (after_worse / "trend.svg").exists()
 
 
 def test_two_at_once_do_not_corrupt_a_history(begun, history, monkeypatch):
-    """The second is refused while the first is running, and nothing of the first is lost."""
     submit, refusals = PoolHere.submit, []
 
     def with_a_rival(pool, worker, job, key):
@@ -306,7 +302,7 @@ def test_what_can_not_be_a_night_is_refused_before_anything_starts(begun, tmp_pa
     assert not (tmp_path / "history/nights/1/run/samples").exists()
 
 
-def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
+def test_plan_prices_a_night_in_time_and_bytes(begun, judged, tmp_path):
     out, _ = taugrid("plan", begun / "same.yaml", "--out", tmp_path / "run", "--history", begun / "history", "--json")
     found = json.loads(out)["night"]
     text = next((begun / "history/nights/1/run/events").glob("*")).read_text()
@@ -316,11 +312,9 @@ def test_plan_prices_a_night_in_time_and_bytes(begun, tmp_path):
     assert found["bytes_at_most"] == 200 * CELLS * (16 + 200)
     shown, _ = taugrid("plan", begun / "same.yaml", "--out", tmp_path / "run", "--history", tmp_path / "none")
     recorded(shown, "unknown")
-
-
-def test_what_a_night_will_detect_is_not_told_by_a_broken_one(begun, judged):
     priced = json.loads(taugrid("plan", begun / "nearby.yaml", "--history", judged[0], "--json")[0])["night"]
-    assert (judged[1]["comparison"]["sharpnesses"].keys(), priced["smallest_losses_seen"]) == ({"fid"}, {})
+    assert judged[1]["comparison"]["sharpnesses"].keys() == {"fid"}
+    assert priced["smallest_losses_seen"] == {}, "a broken night does not tell what one will detect"
 
 
 @pytest.mark.long

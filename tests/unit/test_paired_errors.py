@@ -33,7 +33,6 @@ class Cells(NamedTuple):
 
 
 def features(z: Array, shape: str) -> Array:
-    """Gaussian features, or rectified ones, as behind a ReLU: skewed, with a point mass at 0."""
     mixed = z @ MIXING
     return mixed if shape == "gaussian" else np.maximum(mixed, 0)
 

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 
 def planned(config, baseline):
-    """The key `baseline` of the plan, and what is said of it."""
     words = ("plan", config, "--out", config.parent / "out", "--baseline", baseline)
     return json.loads(taugrid(*words, "--json")[0])["baseline"], taugrid(*words)[0]
 
@@ -56,11 +55,6 @@ def test_what_the_night_would_refuse_is_refused_in_its_words(begun, tmp_path, ch
     out, by_plan = taugrid("plan", config, "--out", tmp_path / "history/nights/1/run", *file, "--json", code=2)
     assert (by_plan, out) == (by_night.splitlines()[-1], "")
     assert not (tmp_path / "history/nights/1/run/samples").exists()
-
-
-def test_a_baseline_that_is_none_is_refused(begun, tmp_path):
-    config = write_config(tmp_path / "night.yaml", begun / "same")
-    recorded(taugrid("plan", config, "--baseline", tmp_path / "absent", code=2)[1], "directory")
 
 
 @pytest.mark.parametrize("lacking", ["a model", "the reference"])
@@ -123,20 +117,15 @@ def test_a_dry_run_of_images_from_elsewhere_is_refused(begun, tmp_path):
         recorded(taugrid(*words, "--samples", tmp_path, "--dry-run", code=2)[1])
 
 
-def test_compare_of_folders_that_are_no_runs_says_which_command_compares_what(begun, tmp_path):
-    for name in ("A", "B"):
+def test_what_is_no_run_is_told_with_the_command_that_takes_it_and_a_cell_may_have_a_folders_name(
+    begun, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("A", "B", "S0002-eta0"):
         (tmp_path / name).mkdir()
-    for words in ((begun / "run", tmp_path / "B"), (tmp_path / "A", "x", "y")):
-        recorded(taugrid("compare", *words, code=2)[1])
-
-
-def test_compare_of_a_run_that_has_lost_its_config_says_how_to_write_it_again(begun, tmp_path):
     lost = shutil.copytree(begun / "run", tmp_path / "lost")
     (lost / "config.json").unlink()
-    recorded(taugrid("compare", lost, begun / "baseline.json", code=2)[1], "taugrid")
-
-
-def test_a_cell_may_have_the_name_of_a_folder(begun, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "S0002-eta0").mkdir()
+    for words in ((begun / "run", "B"), ("A", "x", "y"), (lost, begun / "baseline.json")):
+        recorded(taugrid("compare", *words, code=2)[1])
+    recorded(taugrid("plan", begun / "same.yaml", "--baseline", tmp_path / "absent", code=2)[1], "directory")
     assert "FID" in taugrid("compare", begun / "run", "S0002-eta0", "S0003-eta0")[0]

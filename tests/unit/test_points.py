@@ -51,7 +51,6 @@ def test_what_is_wrong_with_a_grid_is_said_in_a_line(grid):
 
 
 def test_zipped_keys_are_keys_everywhere(tmp_path):
-    """Patterns of checkpoints are resolved, and code is found that must be trusted."""
     from taugrid.config.load import load
 
     file = tmp_path / "c.yaml"

@@ -29,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("user_cache")
 
 
 def published_with(monkeypatch, name, **num_images):
-    """Let a data set have other sizes than were published."""
     changed = replace(DATASETS[name], num_images=DATASETS[name].num_images | num_images)
     monkeypatch.setitem(DATASETS, name, changed)
 
@@ -46,8 +45,11 @@ def files(tmp_path, monkeypatch):
     folder = tmp_path / "files"
     folder.mkdir()
     for seed, (split, count) in enumerate(SIZES.items()):
-        content = struct.pack(">IIII", 0x803, count, 28, 28) + noise(count, 1, 28, 28, seed=seed).tobytes()
-        (folder / f"{fashion_mnist.FILES[split]}.gz").write_bytes(gzip.compress(content))
+        name, pixels = fashion_mnist.FILES[split], noise(count, 28, 28, seed=seed).tobytes()
+        content = struct.pack(">IIII", 0x803, count, 28, 28) + pixels
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        (folder / f"{fashion_mnist.LABELS[split]}.gz").write_bytes(gzip.compress(bytes(8)))
+        monkeypatch.setitem(fashion_mnist.SHA256, name, hashlib.sha256(pixels).hexdigest())
     published_with(monkeypatch, "fashion-mnist", **SIZES)
     return folder
 

@@ -24,7 +24,6 @@ from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -64,7 +63,6 @@ def reconstruct(root, count, **sections):
 
 
 def save_networks(work, seed=1):
-    """An untrained network in the place of each model that would be trained."""
     for model in work.plan.models:
         if isinstance(model.source, Trained):
             save_network(work.rundir.models / model.id, model.source.unet, model.image_shape, seed)
@@ -77,7 +75,6 @@ def save_network(folder: Path, unet, shape, seed=1):
 
 
 def do(work):
-    """Do what is missing, as workers would. Returns the tasks."""
     tasks = list(work.tasks())
     for task in tasks:
         network = load_network(task.job.network, task.job.diffusion, "cpu")
@@ -103,15 +100,6 @@ def errors_of(path, of):
     kept = np.concatenate([batch for _, batch in parts]).astype(float)
     index = np.concatenate([i for i, _ in parts])
     return listed, (((kept - of[index]) / 255) ** 2).reshape(len(kept), -1).mean(axis=1)
-
-
-def test_the_view_of_reconstructions_counts_their_evaluations_and_not_those_of_samples(tmp_path):
-    work = reconstruct(tmp_path / "run", 8)
-    save_networks(work)
-    tasks = {task.key: task for task in work.tasks()}
-    run = Run(work.config, work.plan, work.rundir)
-    cells = SessionSummary(run, work.plan, None, tasks).cells(with_scores=False)
-    assert [(cell.done, cell.total) for cell in cells.values()] == [(0, 8 * 2 * 2)], "there and back in 2 steps"
 
 
 def test_the_price_and_the_way_to_a_lower_one_are_said_before_it_starts(tmp_path):

@@ -5,7 +5,6 @@ import re
 
 import pytest
 from pages import ROOT
-from snapshots import recorded
 
 from tools.docs import reference
 
@@ -48,10 +47,3 @@ def test_keys_that_enter_no_id_say_so():
     )
     assert "*Not in" in items["num_samples"]
     assert "*By content.*" in items["checkpoint"]
-
-
-def test_a_line_of_a_docstring_that_goes_on_is_no_new_item():
-    returns = reference.docstring("Says.\n\nReturns:\n    `a`, the first, and\n    `b`, the second.")
-    recorded("\n".join(list(returns)))
-    arguments = reference.docstring("Says.\n\nArgs:\n    a: the first, and\n        its rest.\n    b: the second.")
-    recorded(list(arguments)[-1])

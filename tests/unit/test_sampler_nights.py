@@ -23,7 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A history whose first night is its baseline."""
     return begin(tmp_path_factory.mktemp("samplers"), grid=GRID)
 
 

@@ -1,6 +1,5 @@
 """Tables, figures and effects of grids over samplers: what S costs, what a sampler ignores, and what is compared."""
 
-import json
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -9,9 +8,10 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from matplotlib.text import Text
+from nights import compared
+from nights import taugrid as command
 from PIL import Image
 from rich.console import Console
 from snapshots import recorded
@@ -45,7 +45,6 @@ from taugrid.eval.tables.published.counterparts import (
 )
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
-from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -125,9 +124,9 @@ def test_options_of_a_sampler_are_a_column_that_reads():
     head, *shown = markdown_rows(to_markdown(table(rows)))
     assert head[:3] == ["sampler", "sampler_options", "η \\ S"]
     assert [row[:2] for row in shown] == [[name, ""], [name, "solver_order=3 final_sigmas_type=zero"], ["ddim", ""]]
-    lines = [text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()]
+    lines = {text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()}
     short = "DPMSolverMultistep"
-    assert sorted(lines) == sorted([f"{short} solver_order=3 final_sigmas_type=zero", short, r"ddim $\eta$ = 0.0"])
+    assert lines == {f"{short} solver_order=3 final_sigmas_type=zero", short, r"ddim $\eta$ = 0.0"}
     console = Console(file=StringIO(), width=50)
     console.print(to_console(table(rows)))
     folded = console.file.getvalue()
@@ -250,13 +249,6 @@ def test_long_names_of_samplers_stay_within_the_figures():
             assert box.x1 <= right
 
 
-def test_a_sampler_without_spacing_is_in_every_panel():
-    spaced = [cell("ddim", 5, 0.0, spacing=name) for name in ("linear", "quadratic")]
-    panels = quality_figure(long_form([*spaced, cell("diffusers:X", 5)])).axes
-    assert [panel.get_title() for panel in panels] == ["spacing=linear", "spacing=quadratic"]
-    assert [len(panel.containers) for panel in panels] == [2, 2]
-
-
 def test_panels_of_a_key_say_a_sampler_once():
     rows = [row | {"spacing": name, "cell": f"{row['cell']} {name}"}
             for row in product() for name in ("linear", "quadratic")]  # fmt: skip
@@ -267,6 +259,11 @@ def test_panels_of_a_key_say_a_sampler_once():
     assert len(names["by-sampler"]) == 6
     assert not [name for name in names["by-sampler"] if "ddim" in name]
     assert names["by-spacing"] == ["ddim, η = 0.0", "ddim, η = 1.0", "dpm++2m", "heun"]
+    spaced = [cell("ddim", 5, 0.0, spacing=name) for name in ("linear", "quadratic")]
+    panels = quality_figure(long_form([*spaced, cell("diffusers:X", 5)])).axes
+    assert [(panel.get_title(), len(panel.containers)) for panel in panels] == [
+        ("spacing=linear", 2), ("spacing=quadratic", 2),
+    ]  # fmt: skip
 
 
 def test_a_page_does_not_begin_with_an_effect_of_samplers_at_unequal_cost():
@@ -440,27 +437,28 @@ def test_a_run_of_samplers_is_read_as_any_other(run):
 
 def test_report_x_is_what_was_asked_for(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--x", "steps"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    command("report", tmp_path / "run", "--x", "steps")
     assert "| sampler | η \\ S | 2 | 3 |" in (tmp_path / "run/tables/quality.md").read_text()
     assert "sampling steps" in (tmp_path / "run/figures/quality.svg").read_text()
-    recorded(str(CliRunner().invoke(cli, ["plan", str(run), "--set", "report.x=nfe"]).exception), "must")
+    recorded(command("plan", run, "--set", "report.x=nfe", code=2)[1], "must")
 
 
 @pytest.mark.parametrize("name", ["sampler=dpm++2m,steps=3", "S0003-dpm++2m", "sampler=dpm++2m · S=3"])
 def test_compare_takes_the_names_of_samplers(run, name):
-    found = CliRunner().invoke(cli, ["compare", str(run), name, "S=3 sampler=heun", "--json"], catch_exceptions=False)
-    assert found.exit_code == 0, found.output
-    row = json.loads(found.stdout)
+    row = compared(run, name, "S=3 sampler=heun")
     recorded(row["others"])
     assert row["se"] > 0
 
 
-def test_a_picture_of_samples_names_a_sampler_once(run):
+def test_pictures_of_samplers_are_told_apart_by_their_names_and_titles(run):
     found = first_images(open_existing(str(run)))
     assert {group.title: sorted(group.images) for group in found} == {
         "sampler=ddim": [("0", 2), ("0", 3)], "sampler=dpm++2m": [("", 2), ("", 3)], "sampler=heun": [("", 2), ("", 3)],
     }  # fmt: skip
+    paths = sorted((run / "figures").glob("samples*.png"))
+    names = [path.name.rsplit("-", 1)[0] for path in paths]
+    assert names == ["samples-linear", "samples-linear-dpm__2m", "samples-linear-heun"]
+    assert [tiles_of(Image.open(path)).ys[0] for path in paths] == [3 * MARGIN + 2 * FONT_SIZE] * 3, "below a title"
 
 
 def test_the_ode_stays_that_of_ddim(run):
@@ -475,19 +473,10 @@ def test_evaluations_are_those_of_each_set_of_options():
     recorded("\n".join(evaluations(planned(grid)[0])))
 
 
-def test_pictures_of_samplers_are_told_apart_by_their_names_and_titles(run):
-    paths = sorted((run / "figures").glob("samples*.png"))
-    names = [path.name.rsplit("-", 1)[0] for path in paths]
-    assert names == ["samples-linear", "samples-linear-dpm__2m", "samples-linear-heun"]
-    assert [tiles_of(Image.open(path)).ys[0] for path in paths] == [3 * MARGIN + 2 * FONT_SIZE] * 3, "below a title"
-
-
-@pytest.mark.parametrize(
-    ("sampler", "seconds", "notes"),
-    [("diffusers:X", 5, 1), ("diffusers:X", 500, 0), ("diffusers:X", None, 0), ("heun", 5, 0)],
-)
-def test_seconds_that_loading_diffusers_may_dominate_are_said(sampler, seconds, notes):
-    assert len(about_short_cells([{"sampler": sampler, "seconds": seconds}])) == notes
+def test_seconds_that_loading_diffusers_may_dominate_are_said():
+    cells = (("diffusers:X", 5), ("diffusers:X", 500), ("diffusers:X", None), ("heun", 5))
+    notes = [about_short_cells([{"sampler": sampler, "seconds": seconds}]) for sampler, seconds in cells]
+    assert [len(each) for each in notes] == [1, 0, 0, 0]
 
 
 def test_a_cell_with_its_samplers_defaults_is_named_without_options():

@@ -43,8 +43,6 @@ MINUTE = 60.0
 
 @pytest.fixture
 def cluster_of(monkeypatch):
-    """Says what is free on which nodes, and what memory the driver has."""
-
     def give(*nodes, memory=100 * HELPERS_BYTES):
         monkeypatch.setattr(stage.capacity, "free", lambda selector: list(nodes))
         monkeypatch.setattr(stage, "memory_here", lambda: memory)
@@ -89,12 +87,6 @@ def test_a_part_of_a_gpu_is_sought_on_one_gpu(cluster_of, gpus, taken, each, beg
     assert another_fits(Trainers(1, 2, each), 1, 0, Cluster(), may_grow=False) is begins
 
 
-def test_cpus_that_are_taken_are_not_free(cluster_of):
-    cluster_of(Node("a", 4, 0, taken=Size(1.5, 0)))
-    fit = [another_fits(Trainers(1, cpus, 0), 1, 0, Cluster(), may_grow=False) for cpus in (2.5, 3)]
-    assert fit == [True, False]
-
-
 def test_the_first_begins_without_room_and_a_number_asks_for_so_many_on_a_cluster_that_grows(cluster_of):
     cluster_of()
     assert another_fits(GPU, 0, 0, Cluster(), may_grow=True), "and waits for it"
@@ -112,7 +104,6 @@ def test_the_drivers_memory_limits_them_unless_a_number_is_given(cluster_of):
 
 @pytest.fixture
 def opened(tmp_path, monkeypatch, cluster_of):
-    """A run of three models on a machine that holds three trainings."""
     cluster_of(Node("a", 3, 0))
     monkeypatch.setattr(stage.Training, "wanted", lambda self: Trainers(1, 1, 0))
     monkeypatch.setattr(stage, "POLL_SECONDS", 0.01)
@@ -190,11 +181,12 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
     late, tries, at_work, again = opened.plan.models[2].id, [], threading.Event(), threading.Event()
-    show = stage.TrainingScheduler._show
+    look, begun = stage.Training.check_log, set()
 
-    def shown(self):
-        show(self)
-        if sum(training.has_begun for training in self._under_way) == 2:
+    def looked(self):
+        look(self)
+        begun.update({self.model.id} if self.has_begun else ())
+        if len(begun - {late}) == 2:
             at_work.set()
 
     def train(spec):
@@ -209,7 +201,7 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
         again.set()
         trained(spec)
 
-    monkeypatch.setattr(stage.TrainingScheduler, "_show", shown)
+    monkeypatch.setattr(stage.Training, "check_log", looked)
     outcome, printed = do(opened, monkeypatch, train)
     assert (tries.count(late), outcome.missing) == (4, {})
     assert len(re.findall("seed=2 .* step 2", printed)) == 1
@@ -218,21 +210,13 @@ def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkey
     assert [event.get("step") for event in own] == [None, None, 2, None, 2, None, 2, None]
 
 
-@pytest.mark.parametrize("third", ["starts", "has ended"])
-def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkeypatch, third):
-    """The first has ended when the second gives up, and the third, in its room, has logged no step yet."""
-    first, second, _ = (model.id for model in opened.plan.models)
-    others, tries, refused = threading.Semaphore(0), [], threading.Event()
-    end, put_back = stage.Training.end, stage.TrainingScheduler._end
+def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkeypatch):
+    """The others have ended when it gives up."""
+    second, others, tries, end = opened.plan.models[1].id, threading.Semaphore(0), [], stage.Training.end
 
     def ended(self, log):
         end(self, log)
         others.release()
-
-    def handled(self, training):
-        put_back(self, training)
-        if training.model.id == second:
-            refused.set()
 
     def train(spec):
         tries.append(spec.model_id)
@@ -240,13 +224,9 @@ def test_one_that_found_no_room_while_another_worked_begins_again(opened, monkey
             for _ in range(2):
                 assert others.acquire(timeout=MINUTE)
             raise fit.NoRoom("no room")
-        if third == "starts" and spec.model_id not in (first, second):
-            others.release()
-            assert refused.wait(MINUTE)
         trained(spec)
 
     monkeypatch.setattr(stage.Training, "end", ended)
-    monkeypatch.setattr(stage.TrainingScheduler, "_end", handled)
     outcome, _ = do(opened, monkeypatch, train)
     assert (tries.count(second), outcome.missing) == (2, {})
     assert "training waits" in events(opened)
@@ -319,12 +299,12 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
         written.wait(MINUTE)
         stay.wait(MINUTE)
 
-    def interrupted(progress):
+    def interrupted(progress, done, **_):
         written.wait(MINUTE)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage.TrainingScheduler, "_show", interrupted)
+        patched.setattr(Progress, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             do(opened, patched, train)
     stay.set()

@@ -10,7 +10,6 @@ from taugrid.registry.metrics import COLUMNS
 
 
 def history(*cells):
-    """Rows of (night, S, baseline)."""
     told, schema = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}, schema_of(())
     rows = [
         dict.fromkeys(schema.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
@@ -21,7 +20,6 @@ def history(*cells):
 
 
 def new_baselines(panel):
-    """Between which nights a panel has its dotted lines."""
     return [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"]
 
 
@@ -33,13 +31,6 @@ def test_a_night_without_an_s_or_a_baseline_does_not_make_the_next_ones_baseline
     of_10, of_20 = trend_figure(rows, dict.fromkeys("12345", "green")).axes
     assert new_baselines(of_10) == [0.5, 3.5], "the third night had no S = 10"
     assert new_baselines(of_20) == [0.5, 3.5], "the fourth had no baseline"
-
-
-def test_a_line_breaks_where_a_night_lacks_the_cell():
-    nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
-    (panel,) = trend_figure(history(("1", 10, "A"), ("2", 10, "A"), ("4", 10, "A")), nights).axes
-    line = next(line for line in panel.lines if line.get_linestyle() == "-")
-    np.testing.assert_array_equal(line.get_ydata(), [5, 5, np.nan, 5])
 
 
 def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
