@@ -14,7 +14,6 @@ from test_grid import planned
 from taugrid.config import Config, validate
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.orchestrator.cli.text.runs import print_result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report import requested
@@ -74,16 +73,6 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     assert "3 sampling" in page
     assert "± is one" not in page
     assert "8 settings" in page, "each is three cells"
-
-
-def test_the_terminal_shows_the_one_table_and_another_layout_on_request(run, capsys):
-    opened, outcome = run
-    print_result(opened.rundir, outcome)
-    lines = capsys.readouterr().out.splitlines()
-    recorded(lines[0])
-    assert lines[1].split() == ["schedule", "beta_end", "η", "\\", "S", "2", "4"]
-    of_fid = lines[: lines.index("")]
-    assert len([line for line in of_fid if line.startswith(("linear", "cosine"))]) == 4
 
 
 @pytest.mark.parametrize(

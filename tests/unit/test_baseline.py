@@ -15,7 +15,6 @@ from snapshots import recorded
 
 from taugrid.orchestrator.baseline import pixels
 from taugrid.orchestrator.baseline.compared import Situation
-from taugrid.orchestrator.baseline.matching import labels_of
 
 GAUSSIAN = CONFIG["data"]
 SAME, OTHER, _ = get_args(Situation)
@@ -220,18 +219,6 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
     path.write_text(path.read_text().replace("the first", "another"))
     recorded(taugrid("compare", begun / "run", path, code=2)[1], "changed")
     recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "exist")
-
-
-@pytest.mark.parametrize(
-    ("places", "names"),
-    [
-        (["/x/a/unet", "/x/b/unet/"], ["a/unet", "b/unet"]),
-        (["/x/step-900", "/x/step-1000"], ["step-900", "step-1000"]),
-    ],
-)
-def test_cells_of_checkpoints_in_folders_of_one_name_have_labels_of_their_own(places, names):
-    cells = {str(n): {"steps": 2, "eta": 0.0, "model.checkpoint": place} for n, place in enumerate(places)}
-    assert list(labels_of(cells).values()) == [f"S0002-eta0 model.checkpoint={name}" for name in names]
 
 
 def test_the_mean_distance_of_images_is_over_all_their_pixels():

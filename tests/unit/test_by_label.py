@@ -90,14 +90,6 @@ def test_the_table_has_a_row_for_each_cell_and_of_many_classes_the_worst():
     assert len(table.frame) == 60
 
 
-@pytest.mark.parametrize("asked", [("kid",), ("kid", "kid_mean")])
-def test_kid_over_subsets_has_a_table_by_class_if_it_is_asked_for(asked):
-    rows = [row(label, kid=0.1, kid_se=0.01, kid_mean=0.2, kid_std=0.02) for label in range(2)]
-    names = ["kid", *(["kid_mean"] if "kid_mean" in asked else [])]
-    assert [pivot.metric.name for pivot in LabelTable.of(rows, {}, asked).pivots] == names
-    assert [pivot.metric.name for pivot in LabelTable.read({"rows": rows}, asked).pivots] == names
-
-
 def test_a_figure_of_many_classes_has_rows_of_twenty(monkeypatch):
     """It showed one image of each of ImageNet's classes that came first."""
     labels = np.concatenate([np.random.default_rng(i).permutation(100) for i in range(10)])

@@ -254,15 +254,6 @@ def test_few_images_are_not_judged_and_told_each_reason_once(places, tmp_path, n
     recorded(out, "references")
 
 
-def test_an_exif_orientation_is_ignored_and_said(places, tmp_path, noisy):
-    b = folder(tmp_path / "b", noisy(1)[:3])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(noisy(1)[0, 0]).save(b / "0000.png", exif=exif)
-    warnings = compared(places / "a", b, code=None)["warnings"]
-    recorded("\n".join(warnings), "EXIF")
-
-
 def test_evaluate_gives_each_set_a_column(places):
     words = ("evaluate", "--samples", places / "a", "--samples", places / "b", *REFERENCE, "--metrics", "fid,kid")
     out, _ = taugrid(*words)

@@ -6,14 +6,12 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
-from matplotlib.colors import LogNorm, Normalize
 from snapshots import raises, recorded
 from test_differences import cell, evidence, spread
 from test_one_table import SCHEDULE, TRAINING
 from test_report_page import Parsed, findings
 from test_tables import table_rows
 
-from taugrid.eval.figures.ablation.panels import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
@@ -240,23 +238,6 @@ def test_the_order_of_evaluate_metrics_decides_which_error_counts(small_n, tmp_p
     assert f"{table.judged_by.title} decides" in table.about_judge
     write_quality(table, tmp_path)
     assert QualityTable.read(json.loads((tmp_path / "quality.json").read_text()), table.layout).judged_by.name == first
-
-
-def test_a_report_draws_the_metric_that_decides_in_every_figure(small_n):
-    rows = [row | {"steps": steps, "cell": f"{row['cell']}{steps}", "eta": 0.0, "rate": rate, "kid": row["kid"] - shift}
-            for row, rate in zip(small_n.rows[:2], (1.0, 2.0), strict=True)
-            for steps, shift in ((10, 0.0), (20, 0.01))]  # fmt: skip
-    phi = {row["cell"]: spread(0.0001 * (1 + place)) for place, row in enumerate(rows)}
-    effects = Effects.of(QualityTable(rows, known(rows, phi)), {"rate": 1.0}).by_metric[KID]
-    [(_, heat)] = heat_maps(QualityTable(rows, known(rows, phi)), effects, KID)
-    panel, bar = heat.axes
-    assert bar.get_ylabel() == KID.heading
-    numbers = sorted(float(text.get_text()) for text in panel.texts)
-    assert numbers == pytest.approx(sorted(row["kid"] for row in rows))
-    assert type(panel.images[0].norm) is Normalize, "two of them are 0 or less"
-    above = [row | {"kid": row["kid"] + 1} for row in rows]
-    [(_, heat)] = heat_maps(QualityTable(above, known(above, phi)), effects, KID)
-    assert type(heat.axes[0].images[0].norm) is LogNorm
 
 
 def trained(kid):

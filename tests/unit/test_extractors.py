@@ -4,7 +4,6 @@ import functools
 import http.server
 import pickle
 import pkgutil
-import sys
 import threading
 import urllib.request
 from dataclasses import replace
@@ -36,7 +35,6 @@ from taugrid.registry.extractors import (
     FASHION_CONVNET,
     IMAGENET_LITE0,
     INCEPTION,
-    KnownExtractor,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,36 +84,6 @@ def test_layers_and_files_are_torch_fidelitys():
     assert EXTRACTORS["vgg16"].weights.url == VGG16_Weights.IMAGENET1K_V1.url
     assert EXTRACTORS[CLIP].weights.url == MODEL_URLS[CLIP]
     assert MODEL_METADATA[CLIP]["hash"] in EXTRACTORS[CLIP].weights.file_name
-
-
-MEANS = """
-import torch_fidelity
-
-
-class Means(torch_fidelity.FeatureExtractorBase):
-    def __init__(self, name, features_list):
-        super().__init__(name, features_list)
-
-    def forward(self, images):
-        return (images.float().mean(dim=(2, 3)),)
-
-    @staticmethod
-    def get_provided_features_list():
-        return ("means",)
-"""
-
-
-def test_a_new_extractor_is_one_file_and_one_entry(tmp_path, monkeypatch):
-    (tmp_path / "channel_means.py").write_text(MEANS)
-    monkeypatch.syspath_prepend(tmp_path)
-    entry = KnownExtractor("channel-means", "channel_means:Means", feature_layer="means", dimensions=3, weights=None)
-    monkeypatch.setitem(EXTRACTORS, "channel-means", entry)
-    spec = resolve("channel-means", "digits", None, DIGIT)
-    assert (spec.dimensions, spec.weights_path, spec.logits_layer) == (3, None, None)
-    extraction = load(spec, "cpu")(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
-    assert extraction.logits is None
-    assert torch.equal(extraction.features, torch.full((4, 3), 7.0))
-    sys.modules.pop("channel_means")
 
 
 def test_pixels_are_grey_levels_in_c_order():

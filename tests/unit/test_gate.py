@@ -227,12 +227,3 @@ def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_include
     assert (
         judge([found]).critical == pytest.approx(recipe_critical_value(1, 3, ALPHA)) == pytest.approx(6.9646, abs=1e-4)
     )
-
-
-def test_a_recipe_has_three_trainings_and_all_cells_of_a_night_have_the_same_number():
-    networks = [Scored(1.0 + i, np.arange(50.0) * (i + 1)) for i in range(5)]
-    with pytest.raises(ValueError, match="not 2"):
-        Change.between("a", networks[0], networks[1:3], 0.0, "seed_set")
-    one, three = (Change.between("a", networks[0], networks[1 : 1 + k], 0.0, "seed_set") for k in (1, 3))
-    with raises(ValueError):
-        judge([one, three])

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -83,8 +82,7 @@ def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, hist
     assert kid["t"] == pytest.approx((kid["difference"] - kid["margin"]) / kid["se"])
     assert kid["margin"] == pytest.approx(MARGIN * kid["size"])
     assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
-    case = ElementTree.fromstring((history / "nights/2/junit.xml").read_text()).find("*/testcase/failure")
-    assert case.text.startswith(f"{KID.title} ")
+    assert f">{KID.title} " in (history / "nights/2/junit.xml").read_text()
     recorded(summary(history, "2"), "| verdict |")
     row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
     assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])

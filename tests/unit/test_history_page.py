@@ -221,16 +221,6 @@ def test_status_has_a_line_for_each_night_and_changes_nothing(history):
     assert every_file(history) == before
 
 
-def test_status_names_the_checkpoint_and_what_was_not_judged(history):
-    def change(verdict):
-        verdict["model"] = [{"checkpoint": f"runs/x/step-{step}", "weights_sha256": None} for step in (1, 2, 3)]
-        verdict["not_judged"] = ["3 of 4 cells are too blunt"]
-
-    rewritten(history, "3", change)
-    line = taugrid("status", history)[0].splitlines()[2]
-    recorded(line, "worse")
-
-
 def test_open_gives_the_nights_their_table_and_their_runs(history):
     before = every_file(history)
     found = taugrid_api.open(history)

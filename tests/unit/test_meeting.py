@@ -3,8 +3,7 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import pytest
@@ -44,31 +43,19 @@ def test_a_node_that_does_not_see_the_folder_says_so_and_does_not_wait_for_the_f
         Meeting(tmp_path / "gone", 1, 2)
 
 
-TOGETHER = """
-import os, sys
-from pathlib import Path
-from taugrid.jobs import Hopeless
-from taugrid.workers.training import meeting
-meeting.broadcast_from_rank_zero = lambda _: ("meeting-0", None)
-child = os.fork()
-rank = int(child == 0)
-place = meeting.Meeting(Path(sys.argv[1]), rank, 2)
-place.stop_together("data", None)
-try:
-    place.stop_together("device", "node b: no GPU" if rank == 1 else None)
-except Hopeless as error:
-    os.write(1, f"{rank} {error}\\n".encode())
-del place
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
-"""
+def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path, monkeypatch):
+    """A rank without a GPU could not join NCCL's. Two threads and torch's own store."""
+    monkeypatch.setattr(meeting, "broadcast_from_rank_zero", lambda _: ("meeting-0", None))
 
+    def of_rank(number):
+        place = Meeting(tmp_path, number, 2)
+        place.stop_together("data", None)
+        with pytest.raises(Hopeless) as caught:
+            place.stop_together("device", "node b: no GPU" if number == 1 else None)
+        return str(caught.value)
 
-@pytest.mark.long
-def test_a_fault_of_one_rank_stops_all_without_a_process_group(tmp_path):
-    """A rank without a GPU could not join NCCL's. Two processes and torch's own store."""
-    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, check=False)
-    recorded("\n".join(sorted(done.stdout.splitlines())))
-    assert done.returncode == 0
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(of_rank, range(2))) == ["node b: no GPU"] * 2
     with pytest.raises(Hopeless, match="alone"):
         Meeting(tmp_path, 0, 1).stop_together("device", "alone")
 

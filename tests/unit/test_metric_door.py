@@ -28,7 +28,7 @@ def drift(inputs):
     index = inputs.columns["index"]
     grey = [float(row.mean()) for chunk in inputs.features() for row in chunk]
     slope = sum(i * g for i, g in zip(index, grey)) / inputs.num_samples
-    return MetricResult({"drift": slope})
+    return MetricResult({"drift": slope, "drift_se": 0.125})
 """
 
 
@@ -36,7 +36,7 @@ def drift(inputs):
 def toy(tmp_path, monkeypatch):
     (tmp_path / "toy_metric.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
-    column = MetricColumn("drift", "Drift")
+    column = MetricColumn("drift", "Drift", "drift_se", "a guess")
     found = Metric("drift", "a toy", (column,), "toy_metric:drift", needs_reference=False, sample_columns=("index",))
     monkeypatch.setitem(metrics.METRICS, "drift", found)
 
@@ -47,6 +47,8 @@ def test_a_metric_from_outside_is_in_scores_and_tables(toy, tmp_path):
         Session(replace(opened, rundir=RunDir(tmp_path / "run")), "local", Progress.silent()).do(("report",))
     frame = pd.read_csv(tmp_path / "run/tables/quality.csv")
     assert len(frame) == len(opened.plan.cells)
+    assert list(frame.columns)[-2:] == ["drift", "drift_se"], "behind all others"
+    assert "± is a guess." in (tmp_path / "run/tables/quality.md").read_text(encoding="utf-8")
     features = tmp_path / "run/features"
     for _, row in frame.iterrows():
         parts = sorted(features.glob(f"*/*{row['cell']}/part-*.parquet"))

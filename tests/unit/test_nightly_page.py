@@ -160,12 +160,6 @@ def test_the_cron_job_is_what_kubernetes_takes():
     assert container()["workingDir"] == container()["volumeMounts"][0]["mountPath"]
 
 
-def test_scrontab_gives_sbatch_its_options():
-    options = re.findall(r"^#SCRON (--[\w-]+)=\S+$", block("scrontab"), re.MULTILINE)
-    assert options == ["--job-name", "--gres", "--time", "--chdir", "--mail-type"]
-    assert len(block("scrontab").splitlines()) == len(options) + 1
-
-
 def test_the_schema_is_that_of_the_file():
     written = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", HISTORY, re.MULTILINE)
     assert written == [(name, str(kind), about) for name, kind, about in COLUMNS_ABOUT]

@@ -33,18 +33,10 @@ def test_excluded_points_make_no_cell_and_the_others_keep_their_ids():
 
 @pytest.mark.parametrize(
     "grid",
-    [
-        {"zip": {"steps": [5, 6], "eta": [0.0]}},
-        {"zip": {"steps": [5, 6]}, "steps": [7]},
-        {"zip": [5]},
-        {"zip": {"steps": 5}},
-        {"steps": [5], "exclude": [{"steps": 50}]},
-        {"steps": [5], "exclude": [{"schedule": "cosine"}]},
-        {"steps": [5], "exclude": [{"steps": 5}]},
-        {"steps": [5], "exclude": "cosine"},
-        {"steps": [5], "exclude": []},
-    ],
-)
+    [{"zip": {"steps": [5, 6], "eta": [0.0]}}, {"zip": {"steps": [5, 6]}, "steps": [7]}, {"zip": [5]},
+     {"zip": {"steps": 5}}, *({"steps": [5], "exclude": left_out} for left_out in
+                              ([{"steps": 50}], [{"schedule": "cosine"}], [{"steps": 5}], "cosine", []))],
+)  # fmt: skip
 def test_what_is_wrong_with_a_grid_is_said_in_a_line(grid):
     with raises(UserError):
         planned(grid=grid)

@@ -1,12 +1,9 @@
-import io
 import json
 
 import pandas as pd
 import pytest
-from rich.console import Console
 from snapshots import recorded
 
-from taugrid.eval.tables.console import reconstruction_to_console
 from taugrid.eval.tables.reconstruction import (
     RECONSTRUCTION_COLUMNS,
     reconstruction_frame,
@@ -113,15 +110,3 @@ def test_json_says_what_the_rows_are_and_is_json_where_a_value_is_missing(tmp_pa
     assert (document["about"], document["notes"]) == (ABOUT, ["a note"])
     assert [(r["steps"], r["mse"], r["mse_se"]) for r in document["rows"]] == [(10, 0.014, None), (20, None, None)]
     assert isinstance(document["rows"][0]["steps"], int)
-
-
-def test_the_terminal_has_the_table_and_its_notes():
-    pipe = io.StringIO()
-    Console(file=pipe, width=80).print(
-        reconstruction_to_console(reconstruction_frame(paper()), ABOUT, ["1 is missing"])
-    )
-    lines = pipe.getvalue().splitlines()
-    assert lines[1].split() == ["S", *map(str, PAPER)]
-    assert lines[3].split()[0] == "Error"
-    assert "|" not in pipe.getvalue(), "it is no Markdown"
-    recorded(pipe.getvalue(), "missing")

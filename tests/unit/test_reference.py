@@ -171,23 +171,10 @@ def test_covariances_of_no_full_rank_and_rounded_are_taken(tmp_path):
 def test_what_is_no_npz_is_refused(tmp_path):
     """`np.load` ends with an EOFError for an empty file, and takes a `.npy` whatever it is called."""
     np.save(tmp_path / "array.npy", np.eye(3))
-    for content in (b"", b"no zip", (tmp_path / "array.npy").read_bytes()):
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(1))
+    files = [(tmp_path / name).read_bytes() for name in ("array.npy", "pickled.npz")]
+    for content in (b"", b"no zip", *files, files[1][:-30]):
         (tmp_path / "a.npz").write_bytes(content)
         with raises(DamagedFile) as caught:
             open_reference(str(tmp_path / "a.npz"))
         assert "\n" not in str(caught.value)
-
-
-def test_pickles_and_torn_files_are_refused(tmp_path):
-    path = tmp_path / "a.npz"
-    np.savez(path, mu=np.array([{}]), sigma=np.eye(1))
-    with raises(DamagedFile):
-        open_reference(str(path))
-    np.savez(path, mu=np.zeros(100), sigma=np.eye(100))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-30])
-    with pytest.raises(DamagedFile, match="not a complete"):
-        open_reference(str(path))
-    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
-    with raises(DamagedFile):
-        open_reference(str(path))

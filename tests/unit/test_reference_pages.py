@@ -36,14 +36,3 @@ def test_every_variable_that_the_code_reads_is_listed():
     }
     assert len(read) > 12
     assert read - SET_BY_TAUGRID <= set(reference.MEANINGS["variables"])
-
-
-def test_keys_that_enter_no_id_say_so():
-    text = (FOLDER / "config.md").read_text()
-    items = dict(
-        re.findall(
-            r"^- `(num_samples|batch_size|checkpoint|workers)` (.*?)(?=^- |\n\n)", text, re.MULTILINE | re.DOTALL
-        )
-    )
-    assert "*Not in" in items["num_samples"]
-    assert "*By content.*" in items["checkpoint"]

@@ -1,9 +1,7 @@
 """Tables, figures and effects of grids over samplers: what S costs, what a sampler ignores, and what is compared."""
 
-import re
 import shutil
 from dataclasses import asdict, replace
-from io import StringIO
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +11,6 @@ from matplotlib.text import Text
 from nights import compared
 from nights import taugrid as command
 from PIL import Image
-from rich.console import Console
 from snapshots import recorded
 from test_differences import N, protocol, spread
 from test_differences import cell as row_of
@@ -31,9 +28,7 @@ from taugrid.eval.pages.comparisons import effects as page_effects
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
-from taugrid.eval.tables.console import to_console
-from taugrid.eval.tables.differences import Evidence, pair
-from taugrid.eval.tables.differences_files import difference_line
+from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.published.counterparts import (
     INCEPTION_SHA256,
@@ -127,11 +122,6 @@ def test_options_of_a_sampler_are_a_column_that_reads():
     lines = {text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()}
     short = "DPMSolverMultistep"
     assert lines == {f"{short} solver_order=3 final_sigmas_type=zero", short, r"ddim $\eta$ = 0.0"}
-    console = Console(file=StringIO(), width=50)
-    console.print(to_console(table(rows)))
-    folded = console.file.getvalue()
-    assert "diffusers:" not in folded
-    assert re.search(r"^DPMSolver .*\n^Multistep ", folded, re.MULTILINE), folded
     found = effects(rows, known(rows), {"sampler": "ddim"})
     assert {effect.key for effect in found} == {"sampler & sampler_options"}
     assert short_key_names(found) == {"sampler & sampler_options": "sampler"}
@@ -145,9 +135,6 @@ def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
     assert "–" not in str(rows)
     [pivot] = table(aligned(), Layout(columns=EVALUATIONS)).section(FID).tables
     assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
-
-
-def test_the_best_of_a_column_is_that_of_one_cost():
     [pivot] = table(product(), Layout(columns=EVALUATIONS)).section(FID).tables
     assert pivot.columns == ["5", "9", "10", "19"]
     best = [[entry.number for entry in row if entry.best] for row in pivot.entries]
@@ -163,13 +150,6 @@ def test_a_column_that_one_sampler_has_alone_has_no_best():
     assert len(list(pivot.against_best())) == 1
     without = [row for row in rows if row["cell"] != "ddim 9 0.0 linear"]
     assert not table(without, Layout(columns=EVALUATIONS)).section(FID).tables[0].has_best
-
-
-def test_the_closed_form_has_rows_of_ddim_alone():
-    rows = [row | {"fid_exact": 3.0} if row["sampler"] == "ddim" else row for row in product()]
-    _, exact = to_markdown(table(rows)).split("## FID in closed form")
-    assert "| ddim | 0.0 | **3.00** | **3.00** |" in exact
-    assert "heun" not in exact
 
 
 PRODUCT = {"sampler": ["ddim", "heun"], "steps": [5, 10]}
@@ -274,13 +254,6 @@ def test_a_page_does_not_begin_with_an_effect_of_samplers_at_unequal_cost():
     assert not [line for line in shown["answer"] if "heun" in line]
 
 
-def test_cells_without_measured_seconds_are_left_out():
-    rows = [row | {"seconds": None} if row["sampler"] == "heun" else row for row in product()]
-    [panel] = quality_figure(long_form(rows), x="seconds").axes
-    assert [bar.get_label() for bar in panel.containers] == [r"ddim $\eta$ = 0.0", r"ddim $\eta$ = 1.0", "dpm++2m"]
-    assert quality_figure(long_form([row | {"seconds": None} for row in rows]), x="seconds").axes
-
-
 def test_samplers_are_compared_with_the_base_at_equal_evaluations_where_they_meet():
     rows = aligned()
     found = effects(rows, known(rows))
@@ -332,17 +305,6 @@ def test_a_spacing_that_some_samplers_ignore_is_no_part_of_their_effect():
     recorded(text, "- sampler")
     assert " 10.0" in text
     assert "can't decide" not in text.partition("spacing: ")[0], "both are of one network"
-
-
-def test_compare_says_what_two_samplers_differ_in():
-    rows = {row["cell"]: row for row in product()}
-    a, b, c = (rows[name] for name in ("ddim 5 0.0 linear none", "heun 5 None linear none", "dpm++2m 5 None"))
-    recorded(pair(a, b, known(rows.values()))["others"])
-    recorded(pair(a, c, known(rows.values()))["others"])
-    options = [row | {"sampler_options": given} for row, given in ((a, {"karras": True}), (b, {}))]
-    recorded(pair(*options, known(rows.values()))["others"], "defaults")
-    recorded(difference_line(pair(a, c, known(rows.values()))))
-    assert " -10.0" in difference_line(pair(a, c, known(rows.values())))
 
 
 def test_the_published_numbers_of_solvers_are_another_networks():

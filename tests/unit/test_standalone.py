@@ -13,7 +13,6 @@ from taugrid import parquet
 from taugrid.config import Data
 from taugrid.eval import standalone
 from taugrid.eval.features import load as extractors
-from taugrid.eval.features.networks import DigitsConvnet
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import kernel, statistics
 from taugrid.eval.metrics.extrapolation import NO_ERROR
@@ -110,35 +109,6 @@ def test_every_metric_of_images_is_given_with_its_progress(tmp_path, spec, cell,
     assert seen[-1] == ("samples", SAMPLES, SAMPLES)
     assert ("reference", len(digits), len(digits)) in seen
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-
-
-def test_torch_fidelity_gives_the_same_numbers_for_the_same_folders(tmp_path, spec, cell, digits):
-    """KID and the Inception Score depend on the order, which here is that of 0.png, 1.png, 10.png, 100.png, ..."""
-    import torch_fidelity
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    if DIGITS_CONVNET not in FEATURE_EXTRACTORS_REGISTRY:
-        torch_fidelity.register_feature_extractor(DIGITS_CONVNET, DigitsConvnet)
-    folders = {"cell": cell, "digits": digits}
-    for name, batch in folders.items():
-        (tmp_path / name).mkdir()
-        for i, image in enumerate(batch):
-            (tmp_path / name / f"{i}.png").write_bytes(encode_png(image))
-    samples, reference = (open_source(str(tmp_path / name)) for name in folders)
-    ours = evaluate(samples, reference, spec, replace(ALL, metrics=("fid", "isc", "kid", "prc")), versions=VERSIONS)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=samples.path, input2=reference.path, feature_extractor=DIGITS_CONVNET, fid=True, isc=True, kid=True,
-        prc=True, kid_subsets=ALL.kid_subsets, kid_subset_size=ALL.kid_subset_size, cuda=False, cache=False,
-        save_cpu_ram=True, verbose=False,
-    )  # fmt: skip
-    found = ours["metrics"]
-    assert found["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert found["isc_mean"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert found["isc_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-4)
-    assert found["kid_mean"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-5, rel=1e-3)
-    assert found["precision"] == pytest.approx(theirs["precision"], abs=2 / SAMPLES)
-    assert found["recall"] == pytest.approx(theirs["recall"], abs=2 / SAMPLES)
-    assert 0.05 < found["precision"] < 0.95, "neither all in nor all out"
 
 
 @pytest.mark.long

@@ -382,11 +382,3 @@ def test_parts_leave_kid_unbiased_with_an_influence_of_each_sample(monkeypatch):
         assert np.corrcoef(getattr(cut[0], name), getattr(whole, name))[0, 1] > 0.8
     again = kernel_distance(x, y, subsets=1, subset_size=10, seed=0).whole
     assert np.array_equal(again.influence, cut[0].influence)
-
-
-def test_two_images_have_no_kid_of_the_whole_set():
-    x = correlated(2, 4, seed=1).astype(np.float32)
-    statistics = of_features(lambda: iter([x]), 2, None, "", lambda: x)
-    found = score(lambda: iter([x]), None, 2, statistics, MetricSettings(("kid",), kid_subset_size=2))
-    assert found.values.keys() == {"kid_mean", "kid_std"}
-    recorded("\n".join(found.notes))

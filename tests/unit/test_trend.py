@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from taugrid.eval.figures.trend import LIGHTS, judged_metrics, trend_figure
+from taugrid.eval.figures.trend import judged_metrics, trend_figure
 from taugrid.orchestrator.nightly.write import schema_of
 from taugrid.registry.metrics import COLUMNS
 
@@ -31,16 +31,6 @@ def test_a_night_without_an_s_or_a_baseline_does_not_make_the_next_ones_baseline
     of_10, of_20 = trend_figure(rows, dict.fromkeys("12345", "green")).axes
     assert new_baselines(of_10) == [0.5, 3.5], "the third night had no S = 10"
     assert new_baselines(of_20) == [0.5, 3.5], "the fourth had no baseline"
-
-
-def test_each_night_has_the_mark_of_its_verdict_even_without_a_score():
-    nights = {"1": "grey", "2": "green", "3": "red", "4": "green"}
-    (panel,) = trend_figure(history(("1", 10, None), ("2", 10, "A"), ("4", 10, "A")), nights).axes
-    marks = [line for line in panel.lines if line.get_label().lstrip("_") in LIGHTS]
-    assert [(line.get_xdata(), line.get_label()) for line in marks] == [
-        ([0], "_grey"), ([1], "_green"), ([2], "_red"), ([3], "_green"),
-    ]  # fmt: skip
-    assert [(line.get_marker(), line.get_color()) for line in marks] == [LIGHTS[light] for light in nights.values()]
 
 
 def test_a_metric_beside_fid_has_a_figure_if_it_judged_the_nights():
