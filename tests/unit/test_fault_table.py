@@ -222,7 +222,6 @@ def test_a_night_killed_at_random_moments_ten_times(folder, pytestconfig):
             process.kill()
             process.wait()
             kills += 1
-    print(f"\n{kills} kills, {len(names)} nights")
     first = json.loads((folder / "history/nights/undisturbed/verdict.json").read_text())
     for name in names:
         found = night(folder, f"seed-0/step-{HALF}", name, code=3)

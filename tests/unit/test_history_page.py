@@ -65,11 +65,13 @@ def page(history):
 
 
 def rows(parsed):
-    found = []
+    found, is_of_nights = [], False
     for element in parsed.elements:
-        if element["tag"] == "tr":
+        if element["tag"] == "table":
+            is_of_nights = element.get("class") == "nights"
+        elif is_of_nights and element["tag"] == "tr":
             found.append([])
-        elif element["tag"] in ("td", "th"):
+        elif is_of_nights and element["tag"] in ("td", "th"):
             found[-1].append(" ".join(element["text"].split()))
     return found
 

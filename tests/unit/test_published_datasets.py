@@ -48,7 +48,8 @@ def files(tmp_path, monkeypatch):
         name, pixels = fashion_mnist.FILES[split], noise(count, 28, 28, seed=seed).tobytes()
         content = struct.pack(">IIII", 0x803, count, 28, 28) + pixels
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-        (folder / f"{fashion_mnist.LABELS[split]}.gz").write_bytes(gzip.compress(bytes(8)))
+        labels = struct.pack(">II", 0x801, count) + bytes(count)
+        (folder / f"{fashion_mnist.LABELS[split]}.gz").write_bytes(gzip.compress(labels))
         monkeypatch.setitem(fashion_mnist.SHA256, name, hashlib.sha256(pixels).hexdigest())
     published_with(monkeypatch, "fashion-mnist", **SIZES)
     return folder
