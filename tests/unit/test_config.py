@@ -9,7 +9,7 @@ import yaml
 from snapshots import raises, recorded
 
 from taugrid import __version__
-from taugrid.config import Config, Diffusion, validate
+from taugrid.config import Config, Diffusion, Evaluate, validate
 from taugrid.config import schema as config_schema
 from taugrid.config.load import find, load, merge
 from taugrid.config.sample import Spacing
@@ -377,3 +377,20 @@ def test_what_is_nested_deeply_is_one_line(deep):
         value = [value]
     with pytest.raises(UserError):
         load(MINIMAL | {"grid": value})
+
+
+def test_seeds_that_are_given_stay_whatever_the_top_level_one_is(tmp_path):
+    assert load(MINIMAL | {"seed": 7, "train": {"seed": 0}}).train.seed == 0
+    (tmp_path / "config.json").write_text(load("digits").model_dump_json())
+    config = load(str(tmp_path / "config.json"), ["seed=5", "sample.seed=3"])
+    assert (config.train.seed, config.sample.seed) == (5, 3)
+
+
+def test_the_root_of_data_means_the_same_folder_from_everywhere():
+    assert load(MINIMAL | {"data": {"name": "fashion-mnist", "root": "x"}}).data.root == str(Path("x").absolute())
+
+
+def test_metrics_get_all_of_their_settings():
+    keys = ("seed", "isc_splits", "kid_subsets", "kid_subset_size", "prc_neighborhood", "mind_projections")
+    given = {key: number for number, key in enumerate(keys, 5)}
+    assert validate(Evaluate, given, "test").metric_settings.__dict__.items() >= given.items()

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from snapshots import raises
 
-from taugrid.config import Config, Diffusion, Sample, validate
+from taugrid.config import Config, Data, Diffusion, Sample, validate
 from taugrid.config.load import load, merge
 from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
+from taugrid.orchestrator.plan.sections import data_identity
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.work.reconstruct import ode_cells
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint
@@ -400,3 +401,14 @@ def test_later_keys_at_their_defaults_are_not_recorded():
     steps = "steps eta spacing sampler clip clip_range steps_offset weights precision"
     assert set(Diffusion().recorded) == set(betas.split())
     assert set(Sample().recorded) == {*steps.split(), "num_samples", "batch_size", "seed", "shard_evaluations"}
+
+
+def test_other_labels_of_a_users_images_make_another_model():
+    data = Data(name="folder", root="/x", shape=(1, 8, 8))
+    identified = data_identity(data, lambda data, of="images": of, has_labels=True)
+    assert (identified["sha256"], identified["labels"]) == ("images", "labels")
+
+
+def test_a_cell_that_is_named_with_another_n_is_refused_though_an_ignored_key_differs():
+    with pytest.raises(UserError):
+        planned(grid=[{"sampler": ["heun"], "zip": [{"eta": [0.0, 1.0], "num_samples": [10, 20]}]}])

@@ -186,3 +186,7 @@ def test_a_plan_prices_cells_whose_guide_is_missing():
     assert cells.cells[0].nfe == 10
     assert cells.cells[0].shown_id == "pending"
     recorded(cells.remarks[0], "folder")
+
+
+def test_all_but_1_is_guidance():
+    assert [planned(**guided(guidance=scale)).cells[0].nfe for scale in (0.0, 0.5, 2.0)] == [10] * 3
