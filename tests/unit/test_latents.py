@@ -325,7 +325,7 @@ def test_the_stages_along_the_ode_are_refused_for_latents(ldm):
 
 def test_the_protocol_names_the_vae_and_the_rounding(ldm, tmp_path):
     [cell] = planned(ldm[0], sample={"vae_precision": "bf16", "rounding": "truncate"}).cells
-    assert cell.decoder_block["precision"] == "bf16"
+    assert (cell.decoder_block["precision"], cell.decoder_block["batch"]) == ("bf16", cell.settings.decode_batch)
     assert cell.decoder_block["weights"] == cell.decoder.saved.weights_sha256
     assert cell.settings.rounding_in_words == "8 bits, truncated"
     metadata = RunDir(tmp_path).sample_metadata(cell)

@@ -10,6 +10,7 @@ import pytest
 from nights import CONFIG, checkpoint, taugrid, write_config
 from snapshots import raises
 
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.eval.figures.checkpoints import training_steps
 from taugrid.eval.tables.differences import best_checkpoints
@@ -140,3 +141,10 @@ def test_a_config_without_patterns_stays_as_it_is(training):
     found = opened(training, str(training / "x/step-90"))
     assert resolve_patterns(found.config, []).config is found.config
     assert json.dumps(CONFIG)
+
+
+def test_of_the_newest_those_that_were_evaluated_before_stay(training):
+    given = load(str(config(training / "c.yaml", {"newest": 1, "of": str(training / "x/step-*")})))
+    before = str(training / "x/step-90")
+    now = resolve_patterns(given, [before]).config.grid[0]["model.checkpoint"]
+    assert now == [before, str(training / "x/step-1000")]

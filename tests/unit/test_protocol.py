@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from snapshots import raises, recorded
@@ -208,3 +209,13 @@ def test_long_lists_are_cut_and_stay_apart():
     shown = list(found["sampler.times"])
     assert len(shown) == 2
     assert all(text.startswith("[999.0, 989.0, 979.0 ... ") and len(text) < 60 for text in shown)
+
+
+def test_other_code_of_an_extractor_is_another_evaluation_and_raw_weights_another_protocol():
+    scoring, cell = evaluated(DIGITS)
+    ids = {
+        replace(scoring, extractor=replace(scoring.extractor, source_sha256=code)).id(cell) for code in (None, "a", "b")
+    }
+    assert len(ids) == 3
+    _, raw = evaluated(DIGITS | {"sample": {"seed": 0, "weights": "raw"}})
+    assert scoring.protocol(raw).as_dict()["weights"] == "raw"
