@@ -10,7 +10,7 @@ from snapshots import raises
 
 from taugrid.config import Config, Data, Diffusion, Sample, validate
 from taugrid.config.load import load, merge
-from taugrid.errors import UserError
+from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import identity
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
@@ -412,3 +412,11 @@ def test_other_labels_of_a_users_images_make_another_model():
 def test_a_cell_that_is_named_with_another_n_is_refused_though_an_ignored_key_differs():
     with pytest.raises(UserError):
         planned(grid=[{"sampler": ["heun"], "zip": [{"eta": [0.0, 1.0], "num_samples": [10, 20]}]}])
+
+
+def test_weights_that_were_replaced_since_they_were_planned_are_refused(tmp_path):
+    model = planned(model={"checkpoint": str(checkpoint_folder(tmp_path / "c"))}).models[0]
+    other = checkpoint_folder(tmp_path / "other", weights=b"v")
+    (other / "unet" / WEIGHTS_FILE).rename(tmp_path / "c/unet" / WEIGHTS_FILE)
+    with pytest.raises(WeightsChanged):
+        model.source.network(tmp_path, "ema")
