@@ -420,3 +420,9 @@ def test_weights_that_were_replaced_since_they_were_planned_are_refused(tmp_path
     (other / "unet" / WEIGHTS_FILE).rename(tmp_path / "c/unet" / WEIGHTS_FILE)
     with pytest.raises(WeightsChanged):
         model.source.network(tmp_path, "ema")
+
+
+def test_raw_weights_are_not_the_averaged_ones():
+    source = planned().models[0].source
+    files = [source.weights_file(Path("models"), weights).relative_to("models") for weights in ("ema", "raw")]
+    assert files == [Path("unet") / WEIGHTS_FILE, Path("unet_raw") / WEIGHTS_FILE]

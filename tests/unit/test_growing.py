@@ -25,7 +25,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text.runs import print_result, result_json
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.grown import read_sizes
+from taugrid.orchestrator.rundir.grown import at_larger_sizes, read_sizes
 from taugrid.orchestrator.selection import select
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.dry_run import describe_plan
@@ -276,3 +276,10 @@ def test_looking_again_and_again_does_not_find_what_is_not_there(monkeypatch):
         shares = growing.SPENDING[spending]
         wrong = sum(growing.procedure(np.random.default_rng((1, i)), values, normal, shares).wrong for i in range(100))
         assert fewest <= wrong <= most
+
+
+def test_a_table_at_a_larger_n_has_all_cells_that_grew_at_least_to_it(opened):
+    a, b, *_ = (cell.id for cell in opened.plan.cells)
+    plans = at_larger_sizes(opened.plan, {a: 100, b: 200})
+    found = [{cell.id: cell.settings.num_samples for cell in plan.cells} for plan in plans]
+    assert found == [{a: 100, b: 100}, {b: 200}]
