@@ -19,6 +19,8 @@ from taugrid.eval.gate.power import (
     standard_errors_for_power,
 )
 from taugrid.eval.gate.rule import ALPHA, Change, Scored, judge, screen
+from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.nightly.judging import Terms
 
 N, CELLS, NIGHTS = 150, 20, 1_500
 DRAWS = 5_000
@@ -227,3 +229,8 @@ def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_include
     assert (
         judge([found]).critical == pytest.approx(recipe_critical_value(1, 3, ALPHA)) == pytest.approx(6.9646, abs=1e-4)
     )
+
+
+def test_looks_at_fresh_samples_share_alpha():
+    gate = GateSettings(alpha=0.01)
+    assert [Terms(gate, grow_to).alpha_of_a_look for grow_to in (None, 400)] == [0.01, 0.005]
