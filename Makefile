@@ -32,6 +32,7 @@ texts: $(STAMP)           ## record what taugrid says (tests/texts) and how long
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(STAMP)
 	$(BIN)/mypy
