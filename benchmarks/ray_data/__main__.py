@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.ray_data.clusters import cluster
 from benchmarks.ray_data.programs import Experiment
 from benchmarks.ray_data.scenarios import SCENARIOS, WORKERS, AnyCluster, Figures, Scenario, Trial, lines
-from benchmarks.ray_data.tally import Work
+from benchmarks.ray_data.tally import Work, check
 
 SHORT_WORKERS = 2
 
@@ -73,6 +73,7 @@ def main() -> None:
     asked = arguments.only.split(",")
     if unknown := set(asked) - {*SCENARIOS, "f"}:
         parser.error(f"--only names {', '.join(sorted(unknown))}; there are {', '.join([*SCENARIOS, 'f'])}")
+    check()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no cluster stays behind
     measure(asked, arguments)
 

@@ -112,3 +112,14 @@ def code_lines(text: str) -> int:
         elif line and not line.startswith("#"):
             lines += 1
     return lines
+
+
+def check() -> None:
+    """That faults are counted where they belong, all planted at once, so that a lost row can't hide a doubled one."""
+    work = Work(steps=(2, 4), images=6, batch=2, evaluations=8, seconds=0.5, workers=2)
+    found = Counter(work.rows)
+    found.subtract([(2, 4), (2, 5)])
+    found.update([(4, 0), (4, 1), (4, 2), (7, 0)])  # doubled three, and one that nobody asked for
+    records = [np.array([(100, 0.5, 2)] * calls, RECORD) for calls in (6, 12, 5)]  # the last five are too many
+    assert count(work, +found, records) == (2, 4, 10)
+    assert (work.shards, work.ideal) == (5, 3 * (2 + 4) * 0.5 / 2)

@@ -1,5 +1,6 @@
 """Each command's help ends with examples, and each of them does what it says, on a small run."""
 
+import re
 import shlex
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from nights import taugrid
 from test_options import COMMANDS
-from test_pages import parse
+from test_pages import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("sketched", "one_thread")
 
@@ -19,8 +20,6 @@ CONFIG = {
     "grid": {"steps": [10, 20], "eta": [0.0, 1.0]},
     "evaluate": {"metrics": ["fid"], "keep_features": True},
 }
-
-LINES = sorted(line for command in COMMANDS.values() for line in command.examples)
 
 NOT_RUN = {
     "taugrid run digits": "trains for minutes",
@@ -35,10 +34,6 @@ NOT_RUN = {
 """How lines begin that are only parsed, and why."""
 
 SMALLER = {"sample.num_samples=20000": "sample.num_samples=700", "--max 16000": "--max 1320"}
-
-
-def command_of(line):
-    return line.partition("  # ")[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,6 @@ def world(tmp_path_factory, one_thread, sketched):
     return folder
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=map(" ".join, COMMANDS))
 def test_every_command_has_examples_that_say_what_they_do(command):
     assert command.examples
@@ -71,22 +65,15 @@ def test_every_command_has_examples_that_say_what_they_do(command):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("line", LINES)
-def test_an_example_has_options_that_there_are(line):
-    parse(command_of(line).partition(" > ")[0])
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith(tuple(NOT_RUN))])
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if not line.startswith(tuple(NOT_RUN))])
 def test_an_example_does_what_it_says(line, world, tmp_path, monkeypatch):
     unnamed = (name for name in ("pngs", "old-pngs", "new-pngs") if name not in line)  # 660 files each
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "here", ignore=shutil.ignore_patterns(*unnamed)))
-    command = command_of(line).partition(" > ")[0]
+    command = re.split(" > |  # ", line)[0]
     for shown, smaller in SMALLER.items():
         command = command.replace(shown, smaller)
     taugrid(*shlex.split(command)[1:])
 
 
-@pytest.mark.long
 def test_lines_that_are_not_run_are_some():
-    assert [begin for begin in NOT_RUN if not any(line.startswith(begin) for line in LINES)] == []
+    assert [begin for begin in NOT_RUN if not any(line.startswith(begin) for line in EXAMPLES)] == []

@@ -9,11 +9,15 @@ import click
 import pytest
 import yaml
 from pages import PAGES, ROOT, anchors, blocks, commands, links, mentioned, name
+from test_options import COMMANDS
 
 import taugrid
 from taugrid.orchestrator.cli.main import cli
 
 LONGEST_README = 100
+
+EXAMPLES = sorted(line for command in COMMANDS.values() for line in command.examples)
+"""Of help texts."""
 
 TESTED_ELSEWHERE = {
     "docs/custom-network.md": "test_wheel.py",
@@ -32,21 +36,9 @@ TESTED_ELSEWHERE = {
 """Pages whose Python, YAML and shell scripts a test of their own runs."""
 
 NOT_OURS = {
-    "make",
-    "python",
-    "python3",
-    "export",
-    "ray",
-    "ssh",
-    "cp",
-    "sbatch",
-    "pip",
-    ".venv/bin/pip",
-    "docker",
-    "kubectl",
-    "select",
-    "cat",
-}
+    "make", "python", "python3", "export", "ray", "ssh", "cp", "sbatch", "pip", ".venv/bin/pip", "docker", "kubectl",
+    "select", "cat",
+}  # fmt: skip
 """First words of lines for other programs. `test_cluster_configs.py` reads those for Ray and Kubernetes."""
 
 TREES = ("runs/<name>/", "history/nights/<id>/", "taugrid/ ", "extraction of ", "B (new) - A: ")
@@ -61,10 +53,9 @@ def is_broken(link, page):
     return bool(anchor) and anchor not in anchors(target.read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_link_leads_somewhere(page):
-    inside = [link for link in links(page.read_text()) if not re.match(r"https?://", link)]
-    assert [link for link in inside if is_broken(link, page)] == []
+def test_every_link_leads_somewhere():
+    inside = {page: [link for link in links(page.read_text()) if not re.match(r"https?://", link)] for page in PAGES}
+    assert [(name(page), link) for page in PAGES for link in inside[page] if is_broken(link, page)] == []
 
 
 def test_a_broken_link_would_be_found(tmp_path):
@@ -90,41 +81,36 @@ def test_readme_is_one_page():
 
 
 def parse(line):
-    command, words = cli, shlex.split(line.partition(" > ")[0])[1:]
+    command, words = cli, shlex.split(re.split(" > |  # ", line)[0])[1:]
     while isinstance(command, click.Group):
         command, (_, *words) = command.commands[words[0]], words
     command.make_context(command.name, words)
 
 
-@pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block)}))
-def test_a_command_that_a_page_shows_exists_with_its_options(line):
-    parse(line)
-
-
-@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in mentioned(page)}))
-def test_a_command_that_a_sentence_names_exists_with_the_options_that_it_has(line):
-    with suppress(click.MissingParameter, click.BadOptionUsage):
+def test_a_command_that_a_page_or_a_help_text_shows_exists_with_its_options():
+    for line in {line for block in blocks() for line in commands(block)} | set(EXAMPLES):
         parse(line)
 
 
-@pytest.mark.parametrize("line", sorted({line for block in blocks() for line in commands(block, "python")}))
-def test_a_script_that_a_page_runs_is_there(line):
-    _, path, *others = line.split()
-    if path == "-m":
-        module = ROOT / others[0].replace(".", "/")
-        path = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
-    compile((ROOT / path).read_text(), line, "exec")
+def test_a_command_that_a_sentence_names_exists_with_the_options_that_it_has():
+    for line in {line for page in PAGES for line in mentioned(page)}:
+        with suppress(click.MissingParameter, click.BadOptionUsage):
+            parse(line)
+
+
+def test_a_script_that_a_page_runs_is_there():
+    for line in {line for block in blocks() for line in commands(block, "python")}:
+        _, path, *others = line.split()
+        if path == "-m":
+            module = ROOT / others[0].replace(".", "/")
+            path = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+        compile((ROOT / path).read_text(), line, "exec")
 
 
 def is_config(block):
     """A whole config, or sections of one; a config with code of its own is tested with its page."""
     begins = re.match(r"(name|grid|train|report|model|data|sample|evaluate):", block.text)
-    return (
-        begins is not None
-        and "callable: my" not in block.text
-        and ", my_" not in block.text
-        and "\njobs:" not in block.text
-    )
+    return begins is not None and not re.search("callable: my|, my_|\njobs:", block.text)
 
 
 CONFIGS = [block for block in blocks() if block.language in ("", "yaml") and is_config(block)]
@@ -142,9 +128,8 @@ def test_a_config_that_a_page_shows_can_be_planned(block, tmp_path, monkeypatch)
 
 
 def test_pages_show_configs():
-    assert {"README.md", "docs/grid.md", "docs/models.md", "docs/data.md", "docs/ablations.md"} <= {
-        block.page for block in CONFIGS
-    }
+    pages = {"README.md", "docs/grid.md", "docs/models.md", "docs/data.md", "docs/ablations.md"}
+    assert pages <= {block.page for block in CONFIGS}
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
@@ -152,11 +137,8 @@ def test_every_block_is_of_a_kind_that_is_tested():
     for block in blocks():
         lines = [line for line in re.sub(r" *\\\n *", " ", block.text).splitlines() if line.strip()]
         programs = {line.split()[0] for line in lines}
-        is_known = (
-            block in CONFIGS
-            or block.page in TESTED_ELSEWHERE
-            or block.text.startswith(TREES)
-            or programs <= {"taugrid", *NOT_OURS}
+        is_known = (block in CONFIGS or block.page in TESTED_ELSEWHERE) or (
+            block.text.startswith(TREES) or programs <= {"taugrid", *NOT_OURS}
         )
         unknown += [] if is_known else [(block.page, lines[0])]
     assert unknown == []
