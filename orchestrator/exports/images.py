@@ -52,10 +52,10 @@ def write_npz(path: Path, cell: Cell, rundir: RunDir, comment: bytes, tick: Tick
     """
     with zipfile.ZipFile(path, "w") as archive:
         archive.comment = comment
-        _put_array(archive, "arr_0", _pixels(cell, rundir), cell.settings.num_samples, tick)
+        put_array(archive, "arr_0", _pixels(cell, rundir), cell.settings.num_samples, tick)
         if cell.label_rule is not None:
             labels = (label for shard in cell.shards for label in _labels_of(cell, shard, rundir))
-            _put_array(archive, "arr_1", labels, cell.settings.num_samples, lambda count: None)
+            put_array(archive, "arr_1", labels, cell.settings.num_samples, lambda count: None)
 
 
 def has_comment(path: Path, comment: bytes) -> bool:
@@ -80,7 +80,7 @@ def _pixels(cell: Cell, rundir: RunDir) -> Iterator[NDArray[np.uint8]]:
     return decode_each(decode_png, pngs, lambda image: image.nbytes, lambda image: image.transpose(1, 2, 0))
 
 
-def _put_array(
+def put_array(
     archive: zipfile.ZipFile, name: str, elements: Iterator[NDArray[np.generic]], count: int, tick: Tick
 ) -> None:
     """Put `count` arrays of one shape into a zip file as one, stored as np.savez does."""

@@ -41,21 +41,21 @@ class Trackers(Observer):
 
     def __init__(self, names: Sequence[str], say: Say) -> None:
         self._names, self._say = names, say
-        self._processes: list[TrackerProcess] = []
+        self.processes: list[TrackerProcess] = []
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
         self._directory, self._reports = directory, "report" in stages
-        self._processes = [TrackerProcess(name, directory, self._say) for name in self._names]
+        self.processes = [TrackerProcess(name, directory, self._say) for name in self._names]
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
         if event["event"] == "score" and event["committed"]:
-            for process in self._processes:
+            for process in self.processes:
                 process.tell(f"score {event['task'].partition('/')[2]}")
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
         since = time.monotonic()
         try:
-            for process in self._processes:
+            for process in self.processes:
                 process.tell(f"end {'report' if self._reports else ''} {'' if missing else 'complete'}")
                 process.pipe.close()
             if names := self._running(since + QUIET_SECONDS):
@@ -66,19 +66,19 @@ class Trackers(Observer):
                     f"`taugrid report {self._directory}` sends what is missing"
                 )
         finally:
-            for process in self._processes:
+            for process in self.processes:
                 process.kill()
 
     def session_failed(self, error: BaseException) -> None:
         """Leave the processes alone: they note the failure and end by themselves."""
-        for process in self._processes:
+        for process in self.processes:
             process.pipe.close()
 
     def _running(self, until: float) -> str:
         """The names of those that have not ended at that time of the monotonic clock."""
-        for process in self._processes:
+        for process in self.processes:
             process.reader.join(max(0.0, until - time.monotonic()))
-        return ", ".join(process.name for process in self._processes if process.reader.is_alive())
+        return ", ".join(process.name for process in self.processes if process.reader.is_alive())
 
 
 class TrackerProcess(subprocess.Popen[str]):

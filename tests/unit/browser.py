@@ -62,6 +62,11 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def until(self, expression):
+        """The first value of a JavaScript expression that is true."""
+        look = f"const look = () => {{ const found = {expression}; found ? then(found) : setTimeout(look, 20) }}"
+        return self.run(f"new Promise(then => {{ {look}; look() }})")
+
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
             text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {}) if kind == "keyDown" else {}
@@ -79,7 +84,15 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, **where)
 
     def save_downloads_to(self, folder):
-        self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+        where = {"behavior": "allow", "downloadPath": str(folder), "eventsEnabled": True}
+        self._call("Browser.setDownloadBehavior", where)
+
+    def saved(self, path):
+        """The path of a download, once it is complete."""
+        while not any(done["state"] == "completed" for done in self.named("Browser.downloadProgress")):
+            self.events.append(self._read())
+        assert path.exists()
+        return path
 
     def picture(self, path):
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

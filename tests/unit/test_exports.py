@@ -14,6 +14,7 @@ import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import datasets
@@ -33,7 +34,7 @@ from torchvision.datasets import ImageFolder
 
 from taugrid import parquet
 from taugrid.config.load import load
-from taugrid.errors import UserError, user_errors
+from taugrid.errors import RunFailed, UserError, user_errors
 from taugrid.eval.tables.entries import Entry
 from taugrid.eval.tables.latex import siunitx_entry
 from taugrid.orchestrator.exports import images as exported_images
@@ -80,6 +81,25 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def edited(finished, place, change, name="tables/quality.json"):
+    """A copy of the run, with a JSON file of it changed."""
+    run = shutil.copytree(finished, place)
+    document = json.loads((run / name).read_text())
+    change(document)
+    (run / name).write_text(json.dumps(document))
+    return run
+
+
+def refused(*arguments):
+    """What `taugrid export` says as it refuses."""
+    return taugrid("export", *arguments, code=2)[1]
+
+
+def yaml_in(text):
+    """The last block of YAML that a card shows."""
+    return yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
+
+
 def inodes(folder):
     return {str(p.relative_to(folder)): p.stat().st_ino for p in folder.rglob("*") if p.is_file() and p.name != SUMS}
 
@@ -107,8 +127,7 @@ def check_sums(folder):
 def test_pngs_are_named_by_index_and_have_the_bytes_of_the_sample_files(finished, tmp_path, untouched):
     recorded(taugrid("export", finished, "eta=0.2", "--to", tmp_path / "one")[0], "images")
     folder = next(name for name in cells(finished) if "eta0.2" in name)
-    stored = [row["image"]["bytes"] for part in sorted((finished / "samples" / folder).glob("*"))
-              for row in parquet_rows(part)]  # fmt: skip
+    stored = [row["image"]["bytes"] for row in rows_in(finished / "samples" / folder)]
     found = tree(tmp_path / "one")
     assert set(found) == {SUMS, *(f"{i:07d}.png" for i in range(200))}
     assert [found[f"{i:07d}.png"] for i in range(200)] == stored
@@ -120,12 +139,12 @@ def test_pngs_are_named_by_index_and_have_the_bytes_of_the_sample_files(finished
     assert tree(tmp_path / "all" / folder) == found
 
 
-def parquet_rows(part):
-    return pq.read_table(part).to_pylist()
+def rows_in(folder):
+    return [row for part in sorted(folder.rglob("*.parquet")) for row in pq.read_table(part).to_pylist()]
 
 
 def labels_in(root):
-    return [row["label"] for part in sorted(root.glob("samples/*/*.parquet")) for row in parquet_rows(part)]
+    return [row["label"] for row in rows_in(root / "samples")]
 
 
 def test_an_npz_has_the_images_in_their_order_in_adms_form(finished, tmp_path, untouched):
@@ -142,7 +161,7 @@ def test_an_npz_has_the_images_in_their_order_in_adms_form(finished, tmp_path, u
     before = file.stat().st_ino
     taugrid("export", finished, "eta=0.2", "--format", "npz", "--to", file)
     assert file.stat().st_ino == before, "it is there already"
-    recorded(taugrid("export", finished, "eta=0", "--format", "npz", "--to", file, code=2)[1], "this")
+    recorded(refused(finished, "eta=0", "--format", "npz", "--to", file), "this")
     assert zipfile.ZipFile(file).testzip() is None
 
 
@@ -152,7 +171,7 @@ def test_memory_does_not_grow_with_what_is_put_into_an_npz(tmp_path):
         tracemalloc.start()
         with zipfile.ZipFile(tmp_path / f"{count}.npz", "w") as archive:
             ones = (np.ones((512, 512, 2), np.uint8) for _ in range(count))
-            exported_images._put_array(archive, "arr_0", ones, count, lambda done: None)
+            exported_images.put_array(archive, "arr_0", ones, count, lambda done: None)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert np.load(tmp_path / "128.npz")["arr_0"].shape == (128, 512, 512, 2)
@@ -186,20 +205,13 @@ def test_a_data_set_has_a_split_for_each_cell_with_its_images_decoded(finished, 
         datasets.load_dataset("dataset")
 
 
-@pytest.mark.parametrize(
-    ("folder", "split"),
-    [
+def test_a_split_has_a_name_that_datasets_takes():
+    for name, split in (
         ("S0010-eta0.2-0123456789", "S0010_eta0.2_0123456789"),
-        ("S0010-sigma_hat-0123456789", "S0010_sigma_hat_0123456789"),
         ("S0010-a.-b..c+-0123456789", "S0010_a__b_.c__0123456789"),
-    ],
-)
-def test_a_split_has_a_name_that_datasets_takes(folder, split, monkeypatch):
-    class Named:
-        name = folder
-
-    assert split_of(Named()) == split
-    assert datasets.NamedSplit(split) == split
+    ):
+        assert split_of(SimpleNamespace(name=name)) == split
+        assert datasets.NamedSplit(split) == split
 
 
 def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(finished, tmp_path, untouched):
@@ -217,15 +229,12 @@ def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(fi
             assert result.dataset_name == "gaussian"
             assert result.metric_args["standard_error"] == float(row[f"{metric}_se"])
     assert {metric for _, metric in found} == {"fid_exact"}, "an oracle's closed form"
-    text = file.read_text()
-    config = text.split("~~~~~~yaml\n")[1].split("~~~~~~")[0]
-    assert load(yaml.safe_load(config)) == load(yaml.safe_load(CONFIG.partition("cluster")[0]))
-    assert "| η \\ S | 2 |" in text
+    assert load(yaml_in(file.read_text())) == load(yaml.safe_load(CONFIG.partition("cluster")[0]))
+    assert "| η \\ S | 2 |" in file.read_text()
     before = file.stat().st_ino
     taugrid("export", finished, "--format", "model-card", "--to", file)
     assert file.stat().st_ino == before
-    other = taugrid("export", finished, "eta=0", "--format", "model-card", "--to", file, code=2)[1]
-    recorded(other, "model")
+    recorded(refused(finished, "eta=0", "--format", "model-card", "--to", file), "model")
 
 
 HOSTILE = "\xc3\xef\xf1\u0142\u00ab\u2026\u201c \u2013 a_b%$#&{}~^\\<i>|\u2265\U0001f4a5\u4e2d\x07\\input{/etc/passwd}"
@@ -239,30 +248,27 @@ def block(language):
 
 
 def test_a_card_has_kid_over_subsets_if_it_was_asked_for(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    taugrid("export", run, "--format", "model-card", "--to", tmp_path / "without.md")
-    file = run / "tables/quality.json"
-    document = json.loads(file.read_text())
-    for protocol in document["protocols"].values():
-        protocol["metrics"] = ["fid", "kid", "kid_mean"]
-    file.write_text(json.dumps(document))
-    taugrid("export", run, "--format", "model-card", "--to", tmp_path / "with.md")
-    types = [
-        {result.metric_type for result in ModelCard.load(tmp_path / name).data.eval_results}
-        for name in ("without.md", "with.md")
-    ]
+    def change(document):
+        for protocol in document["protocols"].values():
+            protocol["metrics"] = ["fid", "kid", "kid_mean"]
+
+    types = []
+    for run in (finished, edited(finished, tmp_path / "run", change)):
+        taugrid("export", run, "--format", "model-card", "--to", tmp_path / f"{len(types)}.md")
+        results = ModelCard.load(tmp_path / f"{len(types)}.md").data.eval_results
+        types.append({result.metric_type for result in results})
     assert types[1] - types[0] == {"kid_mean"}
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
 @pytest.mark.parametrize("hostile", [False, True])
 def test_latex_compiles_with_booktabs_and_siunitx(finished, tmp_path, hostile):
-    run = shutil.copytree(finished, tmp_path / "run")
-    if hostile:
-        document = json.loads((run / "tables/quality.json").read_text())
+    def change(document):
         for row in document["rows"]:
             row["diffusion.schedule"] = HOSTILE + " -6.5 of 95 %" + row["cell"]
-        (run / "tables/quality.json").write_text(json.dumps(document | {"notes": [HOSTILE]}))
+        document["notes"] = [HOSTILE]
+
+    run = edited(finished, tmp_path / "run", change) if hostile else finished
     taugrid("export", run, "--format", "latex", "--to", tmp_path / "table.tex")
     (tmp_path / "main.tex").write_text(block("latex"))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main"]
@@ -309,10 +315,7 @@ def test_of_a_file_with_more_images_the_first_are_taken(labelled, tmp_path, monk
     (split,) = loaded
     images = pixels(root, run.plan.cells[0].name)[:10]
     assert np.array_equal(np.stack([np.asarray(row["image"]) for row in loaded[split]]), images[..., 0])
-    assert (
-        loaded[split]["label"][:]
-        == [row["label"] for part in sorted(root.glob("samples/*/*")) for row in parquet_rows(part)][:10]
-    )
+    assert loaded[split]["label"][:] == labels_in(root)[:10]
     (file,) = (tmp_path / "npz").glob("*.npz")
     with np.load(file) as arrays:
         assert np.array_equal(arrays["arr_0"], images)
@@ -331,9 +334,8 @@ def labelled(tmp_path_factory, one_thread, sketched):
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, num_class_embeds=4, **UNET)
     unet.register_to_config(null_label=3)
-    diffusers.DDIMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler(clip_sample=False)).save_pretrained(
-        place / "net"
-    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    diffusers.DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(place / "net")
     text = f"""
 name: classes
 model: {{checkpoint: {place}/net}}
@@ -349,8 +351,7 @@ cluster: {{workers: 1}}
 
 
 def test_folders_by_label_need_labels(finished, tmp_path):
-    said = taugrid("export", finished, "--by-label", "--to", tmp_path / "x", code=2)[1]
-    recorded(said, "labels")
+    recorded(refused(finished, "--by-label", "--to", tmp_path / "x"), "labels")
     assert not (tmp_path / "x").exists()
 
 
@@ -358,13 +359,10 @@ class Killed(BaseException):
     """The process ends here: nothing is caught or cleaned up in between that a kill would not."""
 
 
-@pytest.mark.parametrize("form", ["png", "npz", "hf"])
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_killed_export_leaves_no_half_file_and_is_made_again(finished, tmp_path, monkeypatch, untouched, form, at):
+@pytest.mark.parametrize(("form", "share"), [("png", 3), ("npz", 1000), ("npz", 3), ("hf", 3)])
+def test_a_killed_export_leaves_no_half_file_and_is_made_again(finished, tmp_path, monkeypatch, untouched, form, share):
     taugrid("export", finished, "--format", form, "--to", tmp_path / "whole")
-    count = len(tree(tmp_path / "whole"))
-    wanted, written = (0 if at == 0 else count // 3), []
-    put = Target.put
+    wanted, written, put = len(tree(tmp_path / "whole")) // share, [], Target.put
 
     def put_or_die(self, name, write):
         if len(written) == wanted:
@@ -421,28 +419,24 @@ def test_a_file_that_comes_meanwhile_or_a_dangling_link_is_not_replaced(finished
         put_file(tmp_path / "x.tex", "it", lambda path: path.read_text() == "ours", write)
     assert tree(tmp_path) == {"x.tex": b"theirs"}
     (tmp_path / "link.tex").symlink_to(tmp_path / "nowhere")
-    said = taugrid("export", finished, "--format", "latex", "--to", tmp_path / "link.tex", code=2)[1]
-    recorded(said, "exists")
+    recorded(refused(finished, "--format", "latex", "--to", tmp_path / "link.tex"), "exists")
     assert (tmp_path / "link.tex").is_symlink()
 
 
 def test_a_folder_that_is_read_only_is_one_line(finished, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for form, name in (("png", ""), ("latex", "x.tex")):
-        said = taugrid("export", finished, "--format", form, "--to", small_disk / name, code=2)[1]
-        recorded(said, "write")
+        recorded(refused(finished, "--format", form, "--to", small_disk / name), "write")
 
 
 def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(finished.parent / "alice"))
-    run = shutil.copytree(finished, tmp_path / "run")
-    document = json.loads((run / "config.json").read_text())
-    document["evaluate"]["weights"] = str(finished.parent / "alice/w.pth")
-    (run / "config.json").write_text(json.dumps(document))
-    for form, name in (("model-card", "card.md"), ("hf", "hf")):
-        taugrid("export", run, "--format", form, "--to", tmp_path / name)
-    for text in ((tmp_path / "card.md").read_text(), (tmp_path / "hf/README.md").read_text()):
-        config = yaml.safe_load(text.split("~~~~~~yaml\n")[-1].split("~~~~~~")[0])
+    weights = {"weights": str(finished.parent / "alice/w.pth")}
+    run = edited(finished, tmp_path / "run", lambda document: document["evaluate"].update(weights), "config.json")
+    for form, to, card in (("model-card", "card.md", "card.md"), ("hf", "hf", "hf/README.md")):
+        taugrid("export", run, "--format", form, "--to", tmp_path / to)
+        text = (tmp_path / card).read_text()
+        config = yaml_in(text)
         assert config["evaluate"]["weights"] == "~/w.pth"
         assert "cluster" not in config
         assert "± is one" in text, "of KID"
@@ -453,15 +447,13 @@ def test_a_card_tells_no_home_folder_and_every_id_stays_text(finished, tmp_path,
 def test_a_folder_that_holds_anything_else_is_refused(finished, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note.txt").write_text("mine")
-    recorded(taugrid("export", finished, "--to", finished / "x", code=2)[1], "directory")
-    recorded(taugrid("export", finished, "--to", tmp_path / "full", code=2)[1], "folder")
+    recorded(refused(finished, "--to", finished / "x"), "directory")
+    recorded(refused(finished, "--to", tmp_path / "full"), "folder")
     taugrid("export", finished, "eta=0", "--format", "npz", "--to", tmp_path / "one")
-    before = tree(tmp_path / "one")
+    before = tree(tmp_path)
     for other in (["eta=0.2"], []):
-        said = taugrid("export", finished, *other, "--format", "npz", "--to", tmp_path / "one", code=2)[1]
-        recorded(said, "images")
-    assert tree(tmp_path / "one") == before
-    assert tree(tmp_path / "full") == {"note.txt": b"mine"}
+        recorded(refused(finished, *other, "--format", "npz", "--to", tmp_path / "one"), "images")
+    assert tree(tmp_path) == before
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(finished, tmp_path, monkeypatch, untouched):
@@ -476,12 +468,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(finished, tmp_path, monkeyp
     command = ("export", finished, "eta=0", "--to", tmp_path / "to")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", write)
-        with (
-            raises(Exception) as caught,
-            user_errors(),
-        ):
+        with raises(RunFailed), user_errors():
             taugrid(*command)
-    assert type(caught.value).__name__ == "RunFailed"
     assert len(list((tmp_path / "to").glob("*.png"))) == 3
     taugrid(*command)
     check_sums(tmp_path / "to")
@@ -497,7 +485,7 @@ def test_cells_without_all_their_images_are_left_out_and_added_later(finished, t
     assert [cell["images"] for cell in document["cells"]] == [200]
     recorded(err, "missing")
     assert document["left_out"][0] in err
-    recorded(taugrid("export", run, "eta=0", "--to", tmp_path / "x", code=2)[1], "missing")
+    recorded(refused(run, "eta=0", "--to", tmp_path / "x"), "missing")
     before = inodes(tmp_path / "hf")
     (tmp_path / "kept").rename(part)
     taugrid(*command)
@@ -521,11 +509,13 @@ def test_an_export_from_a_bucket_is_the_same(labelled, bucket, tmp_path):
     assert tree(tmp_path / "here") == tree(tmp_path / "there")
 
 
+ABOUT = {"form": "png", "run": None, "images": {}}
+
+
 def test_two_exports_do_not_fill_one_folder_at_once(finished, tmp_path):
-    about = {"form": "png", "run": None, "images": {}}
-    with filling(tmp_path / "to", about) as target:
+    with filling(tmp_path / "to", ABOUT) as target:
         target.put_text("a", "first")
-        with raises(UserError), filling(tmp_path / "to", about):
+        with raises(UserError), filling(tmp_path / "to", ABOUT):
             pass
         target.put_text("b", "second")
     check_sums(tmp_path / "to")
@@ -536,35 +526,35 @@ def test_where_no_lock_holds_two_exports_of_one_folder_write_whole_files(tmp_pat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
-    folder, about = tmp_path / "to", {"form": "png", "run": None, "images": {}}
+    folder = tmp_path / "to"
 
     def slowly(path):
         path.write_bytes(b"the first ")
-        with filling(folder, about) as other:
+        with filling(folder, ABOUT) as other:
             other.put("a", lambda path: path.write_bytes(b"the second half"))
         with path.open("ab") as file:
             file.write(b"half")
 
-    with filling(folder, about) as target:
+    with filling(folder, ABOUT) as target:
         target.put("a", slowly)
     assert (folder / "a").read_bytes() == b"the first half"
     check_sums(folder)
 
 
 def test_an_error_of_the_disk_is_no_lack_of_locks(tmp_path, monkeypatch):
-    folder, about = tmp_path / "to", {"form": "png", "run": None, "images": {}}
-    left, delete = folder / ".taugrid-export.0123456789ab.tmp", LocalStorage.delete
+    folder, delete = tmp_path / "to", LocalStorage.delete
+    left = folder / ".taugrid-export.0123456789ab.tmp"
 
     def fails(self, path):
         if path == left:
             raise OSError(errno.EIO, "planted", str(path))
         delete(self, path)
 
-    with filling(folder, about):
+    with filling(folder, ABOUT):
         pass
     left.touch()
     monkeypatch.setattr(LocalStorage, "delete", fails)
-    with pytest.raises(OSError, match="planted") as caught, filling(folder, about):
+    with pytest.raises(OSError, match="planted") as caught, filling(folder, ABOUT):
         pytest.fail("it went on")
     assert caught.value.errno == errno.EIO
 
@@ -593,21 +583,21 @@ def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finishe
 
 
 def test_a_card_says_what_the_protocols_share_and_the_rest_of_each(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
+    def change(document):
+        (protocol,) = document["protocols"].values()
+        other = {key: value for key, value in protocol.items() if key != "rounding"} | {"clip": "x0", "tau": [1, 500]}
+        document["rows"][1]["protocol"], document["protocols"]["other"] = "other", other
+
+    run = edited(finished, tmp_path / "run", change)
     document = json.loads((run / "tables/quality.json").read_text())
-    (protocol,) = document["protocols"].values()
-    other = protocol | {"clip": "x0", "tau": [1, 500]}
-    other.pop("rounding")
-    document["rows"][1]["protocol"], document["protocols"]["other"] = "other", other
-    (run / "tables/quality.json").write_text(json.dumps(document))
     taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
     said = yaml.safe_load((tmp_path / "hf/README.md").read_text().split("~~~~~~yaml\n")[1].split("~~~~~~")[0])
     splits = said.pop("splits")
     assert {"clip", "tau", "rounding"} & set(said) == set()
-    assert said["reference"] == protocol["reference"]
-    for row, its in zip(document["rows"], (protocol, other), strict=True):
+    for row, protocol in zip(document["rows"], document["protocols"].values(), strict=True):
+        assert said["reference"] == protocol["reference"]
         (split,) = (split for split in splits if split.endswith(row["cell"]))
-        assert said | splits[split] == its
+        assert said | splits[split] == protocol
 
 
 def test_a_run_without_scores_has_images_and_says_what_it_lacks(finished, tmp_path):
@@ -616,8 +606,7 @@ def test_a_run_without_scores_has_images_and_says_what_it_lacks(finished, tmp_pa
     taugrid("export", run, "--format", "hf", "--to", tmp_path / "hf")
     assert "## Protocol" not in (tmp_path / "hf/README.md").read_text()
     for form in ("latex", "model-card"):
-        said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
-        recorded(said, "evaluate")
+        recorded(refused(run, "--format", form, "--to", tmp_path / form), "evaluate")
         assert not (tmp_path / form).exists()
 
 
@@ -627,13 +616,11 @@ def test_damage_that_comes_while_files_are_read_is_one_line(finished, tmp_path, 
     data = bytearray(part.read_bytes())
     data[len(data) // 3] ^= 1
     part.write_bytes(data)
-    recorded(taugrid("export", run, "eta=0", "--to", tmp_path / "x", code=2)[1], "missing")
+    recorded(refused(run, "eta=0", "--to", tmp_path / "x"), "missing")
     monkeypatch.setattr("taugrid.orchestrator.exports.export.choose", lambda run, name: (run.plan.cells[:1], []))
     for form in ("png", "npz"):
-        said = taugrid("export", run, "--format", form, "--to", tmp_path / form, code=2)[1]
-        assert "part-000001.parquet" in said
-        assert "`taugrid verify" in said
-        assert "\n" not in said
+        said = refused(run, "--format", form, "--to", tmp_path / form)
+        assert [part in said for part in ("part-000001.parquet", "`taugrid verify", "\n")] == [True, True, False]
         assert not (tmp_path / form / SUMS).exists()
 
 
@@ -671,6 +658,5 @@ def test_options_that_do_not_go_together_are_refused(finished, tmp_path):
             taugrid("export", finished, *words, "--to", tmp_path / "x")
     with raises(click.UsageError):
         taugrid("export", finished, "--to", "s3://bucket/x")
-    said = taugrid("export", finished, "--format", "npz", "--to", tmp_path / "x.npz", code=2)[1]
-    recorded(said, "takes")
+    recorded(refused(finished, "--format", "npz", "--to", tmp_path / "x.npz"), "takes")
     assert list(tmp_path.iterdir()) == []

@@ -38,10 +38,6 @@ def modules_after_each(steps):
     return {name: set(modules) for name, modules in found}
 
 
-def modules_after(code):
-    return modules_after_each({"code": code})["code"]
-
-
 def command(*arguments):
     return f"""
         import sys
@@ -91,41 +87,22 @@ def test_help_imports_next_to_nothing(loaded):
     assert not loaded["help"] & {*HEAVY, *TABLES, "rich", "yaml"}
 
 
-@pytest.mark.parametrize("arguments", LOOKING, ids=" ".join)
-def test_looking_imports_nothing_heavy(arguments, loaded):
-    modules = loaded[" ".join(arguments)]
-    assert "taugrid.config" in modules
-    assert not modules & {*HEAVY, *SLOW}
+@pytest.mark.parametrize("name", [*map(" ".join, LOOKING), "status"])
+def test_looking_imports_nothing_heavy(name, loaded):
+    assert "taugrid.config" in loaded[name]
+    assert not loaded[name] & {*HEAVY, *SLOW}
 
 
-def test_status_imports_nothing_heavy(loaded):
-    assert "taugrid.orchestrator.view.inspection" in loaded["status"]
-    assert not loaded["status"] & {*HEAVY, *SLOW}
-
-
-@pytest.mark.parametrize("arguments", ASKING, ids=lambda arguments: arguments[0])
-def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(arguments, loaded):
-    assert not loaded[arguments[0]] & set(HEAVY)
-
-
-def test_looking_at_a_run_imports_neither_torch_nor_ray(loaded):
-    assert "taugrid.orchestrator.view.run" in loaded["open"]
-    assert not loaded["open"] & set(HEAVY)
-
-
-def test_the_driver_needs_no_torch_to_dispatch():
-    modules = modules_after(
-        "import taugrid.orchestrator.session, taugrid.orchestrator.dispatch.loop, taugrid.workers.actor\n"
-        "from taugrid.orchestrator.work import work_kinds\n"
-        "assert len(work_kinds()) == 7"
-    )
-    assert "ray" in modules
-    assert not modules & {"torch", "diffusers", "torch_fidelity"}
+@pytest.mark.parametrize("name", [*(arguments[0] for arguments in ASKING), "open"])
+def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(name, loaded):
+    assert "taugrid.orchestrator.view.inspection" in loaded[name]
+    assert not loaded[name] & set(HEAVY)
 
 
 @pytest.mark.long
 def test_a_worker_of_oracles_and_custom_networks_imports_no_diffusers():
     """It takes seconds in each worker."""
-    modules = modules_after("import taugrid.workers.network.load, taugrid.workers.sample, taugrid.workers.actor")
+    code = "import taugrid.workers.network.load, taugrid.workers.sample, taugrid.workers.actor"
+    modules = modules_after_each({"worker": code})["worker"]
     assert "torch" in modules
     assert "diffusers" not in modules

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import re
-import time
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -36,7 +36,7 @@ from taugrid.orchestrator.session import SessionResult
 from taugrid.orchestrator.view.page import reproducing, write_page
 from taugrid.registry.extractors import INCEPTION
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
 
 SCRIPT = "<script>alert(1)</script>"
 VOID = frozenset({"meta", "img", "path", "circle", "br", "input"})
@@ -83,24 +83,12 @@ def cells_of(rows, alike=frozenset()):
 def findings(**changes):
     steps = np.arange(1, 500)
     found = PageFacts(
-        name="a run",
-        planned=4,
-        quality=written(ROWS),
-        differences=[],
-        effects=[],
-        published=[],
-        costs=[],
-        reconstruction={},
-        by_label=LabelTable((), ()),
-        losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})},
-        first_images=lambda cell: None,
-        made=["2026-11-29"],
+        name="a run", planned=4, quality=written(ROWS), differences=[], effects=[], published=[], costs=[],
+        reconstruction={}, by_label=LabelTable((), ()), first_images=lambda cell: None, made=["2026-11-29"],
+        losses={"m": pd.DataFrame({"step": steps, "loss": 1 / steps})}, pictures=[], provenance={"devices": "cpu"},
         samples={"": {("0", 10): np.zeros((8, 4, 4), np.uint8), ("0", 50): np.zeros((8, 4, 4), np.uint8)}},
-        pictures=[],
-        provenance={"devices": "cpu"},
-        config="name: a run\n",
-        warnings=[],
-    )
+        config="name: a run\n", warnings=[],
+    )  # fmt: skip
     return replace(found, **changes)
 
 
@@ -140,7 +128,6 @@ def page(finished):
     return Parsed((finished / "report.html").read_text())
 
 
-@pytest.mark.long
 def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
     [policy] = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     [script], [style] = page.all("script"), page.all("style")
@@ -156,7 +143,6 @@ def test_nothing_runs_or_loads_but_what_is_in_the_page(page):
     assert not re.search(r"\burl\(|@import|https?:", style["text"])
 
 
-@pytest.mark.long
 def test_a_screen_reader_finds_its_way(page):
     charts = page.all("figure", **{"class": "chart"})
     assert len(charts) == 2, "FID against S, and against costs"
@@ -176,40 +162,25 @@ def test_a_screen_reader_finds_its_way(page):
     assert levels[1] == "h2"
 
 
-@pytest.mark.long
-def test_it_holds_the_run(page, finished):
-    run = taugrid.open(finished)
+def test_it_holds_the_run_and_a_config_that_makes_it_again(page, finished, tmp_path):
     text = page.all("main")[0]["text"]
-    for value in run.quality["fid"]:
-        assert f"{value:.4f}"[:4] in text
+    assert all(f"{value:.4f}"[:4] in text for value in taugrid.open(finished).quality["fid"])
     assert len(page.all("img")) == 16 + 4 * 8 + 2 * 8, "of the best cell, of each cell, and of η = 0 by S"
     assert page.all("h1")[0]["text"] == "small"
-
-
-@pytest.mark.long
-def test_the_config_in_it_makes_the_same_run(finished, tmp_path):
     config = open_existing(str(finished)).config
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(reproducing(config)))
     assert load(str(tmp_path / "again.yaml")) == config
 
 
-@pytest.mark.long
-def test_cells_without_a_score_are_told_with_their_reasons(finished):
-    opened = open_existing(str(finished))
-    name = opened.plan.cells[0].name
-    table = finished / "tables/quality.json"
-    whole = table.read_text()
-    try:
-        table.write_text(whole.replace(opened.plan.cells[0].id, "0000000000"))
-        write_page(opened, {name: "set aside: killed its workers"})
-        warnings = Parsed((finished / "report.html").read_text()).all("section", id="warnings")[0]["text"]
-    finally:
-        table.write_text(whole)
-        write_page(opened)
+def test_cells_without_a_score_are_told_with_their_reasons(finished, tmp_path):
+    opened = open_existing(shutil.copytree(finished, tmp_path / "run"))
+    table = tmp_path / "run/tables/quality.json"
+    table.write_text(table.read_text().replace(opened.plan.cells[0].id, "0000000000"))
+    write_page(opened, {opened.plan.cells[0].name: "set aside: killed its workers"})
+    warnings = Parsed((tmp_path / "run/report.html").read_text()).all("section", id="warnings")[0]["text"]
     assert "killed its" in warnings
 
 
-@pytest.mark.long
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
     opened = open_existing(str(finished))
     warnings = write_page(opened)
@@ -218,12 +189,10 @@ def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys
     print_result(opened.rundir, SessionResult({}, [], warnings=warnings))
     lines = capsys.readouterr().err.splitlines()
     assert lines[: len(warnings)] == [f"warning: {text}" for text in warnings]
-    lines = lines[len(warnings) :]
-    assert lines[0].split()[:4] == ["report:", f"{finished}/report.html", f"({len(warnings)}", "warnings"]
-    assert [line.partition(":")[0] for line in lines] == ["report", "samples", "tables", "figures"]
+    assert [line.partition(":")[0] for line in lines[len(warnings) :]] == ["report", "samples", "tables", "figures"]
+    assert lines[len(warnings)].split()[1:3] == [f"{finished}/report.html", f"({len(warnings)}"]
 
 
-@pytest.mark.long
 def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     warnings = ["every cell: a has no B", "S=10 has no score: set aside", "N is small"]
     said = {"missing": {"x": "set aside"}, "warnings": warnings, "warned": ["a has no B"]}
@@ -232,18 +201,11 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     recorded("\n".join([line for line in lines if line.startswith("warning")]))
 
 
-@pytest.mark.long
 def test_bold_and_shades_are_explained_where_there_are_any():
-    def notes(rows):
+    for rows, has in ((ROWS, ("bold", "Shades")), ([ROWS[0], ROWS[2]], ("Shades",)), (ROWS[:1], ())):
         page = Parsed(report_html(findings(quality=written(rows))))
-        return page.all("details", **{"class": "about"})[0]["text"]
-
-    assert "bold" in notes(ROWS)
-    assert "Shades" in notes(ROWS)
-    one_row = notes([ROWS[0], ROWS[2]])
-    assert "bold" not in one_row
-    assert "Shades" in one_row
-    assert "Shades" not in notes(ROWS[:1])
+        notes = page.all("details", **{"class": "about"})[0]["text"]
+        assert tuple(word for word in ("bold", "Shades") if word in notes) == has
 
 
 def effect(**changes):
@@ -254,67 +216,56 @@ def effect(**changes):
     return row | changes
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("extractor", ["digits-convnet", INCEPTION])
-def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart(extractor):
-    def head(protocols):
-        page = Parsed(report_html(findings(quality=written(ROWS, protocols))))
-        return " ".join(e["text"] for e in page.all("p") if "header" in e["within"]).replace("\u00a0", " ")
+def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart():
+    def head(protocols, rows=ROWS):
+        page = Parsed(report_html(findings(quality=written(rows, protocols))))
+        return page.all("header")[0]["text"].replace("\u00a0", " ")
 
-    text = head({"p": scored_by(extractor)})
-    for part in ("N = 100 ", "digits/train", "1,437 images", f"features: {extractor}"):
-        assert part in text
-    assert ("not comparable" in text) == (extractor != INCEPTION)
+    for extractor in ("digits-convnet", INCEPTION):
+        text = head({"p": scored_by(extractor)})
+        for part in ("N = 100 ", "digits/train", "1,437 images", f"features: {extractor}"):
+            assert part in text
+        assert ("not comparable" in text) == (extractor != INCEPTION)
     unknown = head(PROTOCOLS)
-    assert "N = 100 " in unknown
-    assert "features" not in unknown
-    assert "published" not in unknown
-    nothing = Parsed(report_html(findings(quality=written([]))))
-    assert "N =" not in nothing.all("header")[0]["text"]
+    assert [word in unknown for word in ("N = 100 ", "features", "published")] == [True, False, False]
+    assert "N =" not in head(PROTOCOLS, [])
 
 
-@pytest.mark.long
 def test_effects_are_a_table_with_those_that_are_certain_in_bold():
     at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
     page = Parsed(report_html(findings(effects=[effect(), at_10])))
     tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
-    assert len(tables) == 2, "one for each scope"
     for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S = 10"), strict=True):
-        for part in ("schedule", "linear", "-6.00 to -4.00", value, where):
-            assert part in text
-    bold = [entry["text"] for entry in page.all("td", **{"class": "tg-best"})]
-    assert bold == ["-5.00 ± 0.50"]
+        assert all(part in text for part in ("schedule", "linear", "-6.00 to -4.00", value, where))
+    assert [entry["text"] for entry in page.all("td", **{"class": "tg-best"})] == ["-5.00 ± 0.50"]
     verdict, _ = page.all("a", href="#effects")
     recorded(verdict["text"], "schedule")
     assert not Parsed(report_html(findings())).all("section", id="effects")
 
 
-@pytest.mark.long
 def test_the_section_of_pictures_is_called_what_it_has():
-    def heading(**changes):
-        page = Parsed(report_html(findings(**changes)))
-        [link] = page.all("a", href="#pictures") or [{"text": ""}]
-        [title] = page.all("h2", id="pictures-title") or [{"text": ""}]
-        assert link["text"] == title["text"]
-        return title["text"]
-
     interpolation = [(PagePicture("interpolations-x.png", "Interpolations", "", "p"), b"png")]
-    assert heading() == "Consistency", "two S of eta 0"
-    assert heading(pictures=interpolation) == "Consistency, interpolation"
-    assert heading(pictures=interpolation, samples={}) == "Interpolation"
-    assert heading(samples={}) == ""
+    for changes, expected in (
+        ({}, "Consistency"),  # two S of eta 0
+        ({"pictures": interpolation}, "Consistency, interpolation"),
+        ({"pictures": interpolation, "samples": {}}, "Interpolation"),
+        ({"samples": {}}, None),
+    ):
+        page = Parsed(report_html(findings(**changes)))
+        titles = page.all("a", href="#pictures") + page.all("h2", id="pictures-title")
+        assert [title["text"] for title in titles] == [expected] * 2 * bool(expected)
 
 
-@pytest.mark.long
+def pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
 def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp():
     image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     [grid] = grids({"": {("0", 10): image[None]}}, 10**6)
-    uri = grid.rows[0][1][0][0]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
-    assert (shown == image.repeat(12, 0).repeat(12, 1)).all()
+    assert (pixels(grid.rows[0][1][0][0]) == image.repeat(12, 0).repeat(12, 1)).all()
 
 
-@pytest.mark.long
 def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_black_in_the_dark(tmp_path):
     originals = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     png = tmp_path / "reconstructions.png"
@@ -325,22 +276,19 @@ def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_bla
     recorded("".join(table["text"].split()))
     images = {e["alt"]: e["src"] for e in page.all("img")}
     assert list(images)[::5] == ["original, image 0", "S = 10, image 2"]
-    last = Image.open(io.BytesIO(base64.b64decode(images["S = 10, image 2"].partition(",")[2])))
-    assert (np.asarray(last) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
+    assert (pixels(images["S = 10, image 2"]) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("text", ["{", '{"width": 8, "a later version": 1}', "[]"])
-def test_a_picture_whose_tiles_are_not_known_is_shown_whole(text):
-    said, file = PngInfo(), io.BytesIO()
-    said.add_text(KEY, text)
-    Image.new("L", (8, 8)).save(file, format="PNG", pnginfo=said)
-    shown = (PagePicture("reconstructions.png", "Reconstructions", "", "as a whole"), file.getvalue())
-    page = Parsed(report_html(findings(samples={}, pictures=[shown])))
-    assert "as a whole" in [e["alt"] for e in page.all("img")]
+def test_a_picture_whose_tiles_are_not_known_is_shown_whole():
+    for text in ("{", '{"width": 8, "a later version": 1}', "[]"):
+        said, file = PngInfo(), io.BytesIO()
+        said.add_text(KEY, text)
+        Image.new("L", (8, 8)).save(file, format="PNG", pnginfo=said)
+        shown = (PagePicture("reconstructions.png", "Reconstructions", "", "as a whole"), file.getvalue())
+        page = Parsed(report_html(findings(samples={}, pictures=[shown])))
+        assert "as a whole" in [e["alt"] for e in page.all("img")]
 
 
-@pytest.mark.long
 def test_texts_of_a_config_are_escaped():
     difference = {
         "cell_a": "a", "cell_b": "b", "along": SCRIPT, "settings": SCRIPT, "steps_a": 1, "steps_b": 2, "eta_a": 0.0,
@@ -368,7 +316,6 @@ def test_texts_of_a_config_are_escaped():
     assert SCRIPT in [item["text"] for item in page.all("li")], "a warning"
 
 
-@pytest.mark.long
 def test_a_page_of_many_large_images_stays_small():
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
     samples = {"": {(f"{eta:g}", steps): noise for eta in np.linspace(0, 1, 10) for steps in range(10, 20)}}
@@ -379,7 +326,6 @@ def test_a_page_of_many_large_images_stays_small():
     assert ": figures/p.png" in page.all("main")[0]["text"]
 
 
-@pytest.mark.long
 def test_images_are_reduced_before_cells_lose_them():
     images = {("0", 10): np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)}
     [whole] = grids({"": images}, 10**6)
@@ -393,7 +339,6 @@ def test_images_are_reduced_before_cells_lose_them():
     assert uri_bytes(b"x" * 3) >= len("data:image/png;base64,eHh4")
 
 
-@pytest.mark.long
 def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
     first, second = answer(cells_of(ROWS, {"50-0.0"}), 4)
     recorded(first)
@@ -401,7 +346,6 @@ def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
     assert [re.findall(r"\d+\.0 ± 1\.0", text) for text in (first, second)] == [["8.0 ± 1.0"], ["20.0 ± 1.0"]]
 
 
-@pytest.mark.long
 def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     plain = [one | {"fid_se": None} for one in ROWS]
     recorded(answer(cells_of(plain), 4)[0], "without")
@@ -414,7 +358,6 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     assert len(answer(cells_of(ROWS[:1]), 4)) == 1
 
 
-@pytest.mark.long
 def test_marks_of_another_layout_are_not_taken_for_those_of_a_column_of_steps():
     document = {"rows": ROWS, "protocols": PROTOCOLS, "notes": [], "indistinguishable": ["50-0.0"]}
     text = report_html(findings(quality=QualityTable.read(document, Layout(("steps",), "eta"))))
@@ -432,7 +375,6 @@ def seen(text):
     return page, [table["text"] for table in tables]
 
 
-@pytest.mark.long
 def test_costs_have_a_chart_and_a_table_if_there_are_several():
     rows = [row(10, 0.0, 20.0, seconds=5.0), row(50, 0.0, 9.0, seconds=20.0), row(50, 1.0, 9.5, seconds=None)]
     found = costs(written(rows), {})
@@ -442,7 +384,6 @@ def test_costs_have_a_chart_and_a_table_if_there_are_several():
     assert not Parsed(report_html(findings(costs=found[:1]))).all("a", href="#cost")
 
 
-@pytest.mark.long
 def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
     published = [
         {"cell": "10-0.0", "published": 19.0, "differs": ""},
@@ -455,7 +396,6 @@ def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
     assert more == 1, "an empty marker"
 
 
-@pytest.mark.long
 def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     schedules = ("linear", "cosine")
     rows = [one | {"cell": f"{s}-{one['cell']}", "diffusion.schedule": s} for one in ROWS for s in schedules]
@@ -476,7 +416,6 @@ def test_a_figure_in_the_page_has_the_pages_colours_and_ids_of_its_own():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")] == ["η = 0.0", "η = 1.0", "m"]
 
 
-@pytest.mark.long
 def test_names_of_lines_are_shown_as_they_are():
     long = f"{'long-name-' * 8}of a model"
     logs = dict.fromkeys(("a$_$", "<b>&", long), findings().losses["m"])
@@ -484,7 +423,6 @@ def test_names_of_lines_are_shown_as_they_are():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
-@pytest.mark.long
 def test_the_number_at_the_top_is_that_of_the_best_cell():
     near = {"cell_a": "10-1.0", "cell_b": "50-1.0", "difference": -1.0, "z": -1.9, "se": 0.5, "settings": "",
             "along": "steps", "others": "", "note": "", "joined": False, "steps_a": 10, "steps_b": 50, "eta_a": 1.0,
@@ -504,7 +442,6 @@ def test_the_number_at_the_top_is_that_of_the_best_cell():
     assert shown.endswith(" 9.00"), "higher is better"
 
 
-@pytest.mark.long
 def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
     asked = []
 
@@ -520,10 +457,9 @@ def test_the_top_shows_the_number_of_the_table_and_images_of_that_cell():
     assert best.replace("\u00a0", " ") == "8.0 ± 1.0"
     shown = [image for image in page.all("img") if image["alt"].startswith("S = 50, η = 1.0, image")]
     assert len(shown) == 16
-    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]["src"].partition(",")[2])))).max() == 77
+    assert pixels(shown[0]["src"]).max() == 77
 
 
-@pytest.mark.long
 def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
     text = Parsed((finished / "report.html").read_text()).all("header")[0]["text"]
     line = next(line for line in text.splitlines() if " · " in line)
@@ -531,7 +467,6 @@ def test_the_head_says_when_with_what_and_on_what_the_run_was_made(finished):
     assert line.endswith(": gaussian oracle")
 
 
-@pytest.mark.long
 def test_what_says_nothing_is_left_out():
     def sections(**changes):
         page = Parsed(report_html(findings(**changes)))
@@ -545,7 +480,6 @@ def test_what_says_nothing_is_left_out():
     assert sections(quality=written([]), losses={}, samples={}) == {"protocol"}
 
 
-@pytest.mark.long
 def test_eta_is_a_letter_everywhere_but_in_the_config():
     found = effect(key="eta", base="0.0", value="1.0", scope="S", settings="S=10 eta=0.5")
     config = "grid: {eta: [0.0]}\n"
@@ -566,7 +500,6 @@ def tab(tmp_path_factory):
         yield tab
 
 
-@pytest.mark.long
 def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
     tab.open(finished / "report.html", width=390)
     assert tab.run("document.documentElement.scrollWidth <= innerWidth"), "nothing to scroll sideways"
@@ -594,7 +527,6 @@ def test_in_a_browser_lines_are_chosen_by_mouse_and_keyboard(finished, tab):
     assert tab.run(state) == [False, "none"]
 
 
-@pytest.mark.long
 def test_in_a_browser_the_slider_leads_one_image_over_the_steps(finished, tab):
     tab.open(finished / "report.html")
     images = {image["alt"]: image["src"] for image in Parsed((finished / "report.html").read_text()).all("img")}
@@ -613,7 +545,6 @@ def test_in_a_browser_the_slider_leads_one_image_over_the_steps(finished, tab):
     assert tab.run("document.querySelector('.slide output').textContent") == "3"
 
 
-@pytest.mark.long
 def test_in_a_browser_images_grow_and_keys_lead_on_and_back(finished, tab):
     tab.open(finished / "report.html")
     large = "(d => d && d.open && d.querySelector('img').alt)(document.querySelector('dialog'))"
@@ -633,7 +564,6 @@ def test_in_a_browser_images_grow_and_keys_lead_on_and_back(finished, tab):
     assert tab.run(stops) == 1, "one stop of the tab key for all"
 
 
-@pytest.mark.long
 def test_in_a_browser_tables_are_copied_as_their_files_have_them(finished, tab):
     tab.open(finished / "report.html")
     clipboard = "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: %s})"
@@ -652,16 +582,11 @@ def test_in_a_browser_tables_are_copied_as_their_files_have_them(finished, tab):
         tab.run(clipboard % "{writeText: async text => { window.copied = text }}")
 
 
-@pytest.mark.long
 def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(finished, tab, tmp_path):
     tab.open(finished / "report.html", scheme="dark")
     tab.save_downloads_to(tmp_path)
     tab.click("#steps [data-save]")
-    end = time.monotonic() + 60
-    while not (saved := list(tmp_path.glob("*.png"))) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert [path.name for path in saved] == ["FID-against-sampling-steps-S.png"]
-    picture = np.asarray(Image.open(saved[0]).convert("RGB"))
+    picture = np.asarray(Image.open(tab.saved(tmp_path / "FID-against-sampling-steps-S.png")).convert("RGB"))
     width, height = tab.run("document.querySelector('#steps svg[viewBox][role]').getAttribute('viewBox')").split()[2:]
     assert picture.shape == (int(3 * (float(height) + 34)), int(3 * float(width)), 3), "with a legend of two lines"
     assert (picture[0, 0] == 255).all()
@@ -670,7 +595,6 @@ def test_in_a_browser_a_chart_is_saved_on_white_in_the_colours_of_a_light_page(f
         assert (part == (68, 1, 84)).all(axis=2).sum() > 50, "the first line's colour"
 
 
-@pytest.mark.long
 def test_in_a_browser_explanations_open_and_dark_numbers_are_light(finished, tab):
     tab.open(finished / "report.html", scheme="dark")
     state = "document.querySelector('#steps .about').open"
@@ -686,7 +610,6 @@ def test_in_a_browser_explanations_open_and_dark_numbers_are_light(finished, tab
     assert tab.run(entry) == ["rgb(230, 233, 237)", "rgb(11, 85, 96)"]
 
 
-@pytest.mark.long
 def test_in_a_browser_nothing_fails_or_loads_and_a_page_without_scripts_has_no_dead_buttons(finished, tab):
     assert tab.named("Runtime.exceptionThrown") == []
     assert tab.named("Runtime.consoleAPICalled") == []

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -71,8 +72,6 @@ def finished(tmp_path_factory, sketched):
 @pytest.fixture
 def run(finished, tmp_path, monkeypatch):
     """A copy of that run in a working directory of its own, without anybody's login."""
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -114,10 +113,7 @@ def rows_of(directory):
 # Config
 
 
-@pytest.mark.parametrize(
-    "track",
-    [["mlflow", "comet"], ["wandb", "wandb"], "wandb"],
-)
+@pytest.mark.parametrize("track", [["mlflow", "comet"], ["wandb", "wandb"], "wandb"])
 def test_a_wrong_list_is_refused_in_a_line(track):
     with raises(UserError):
         validate(Config, {"name": "x", "track": track}, "c")
@@ -126,14 +122,12 @@ def test_a_wrong_list_is_refused_in_a_line(track):
 @pytest.mark.long
 def test_what_is_tracked_is_in_no_id_and_may_change_between_sessions(run, tmp_path, monkeypatch):
     monkeypatch.setattr(background.Trackers, "session_started", lambda *_: None)
-    plan, config = (run / "plan.json").read_bytes(), (run / "config.json").read_bytes()
-    assert "track" not in json.loads(config), "what is not set is not recorded"
+    plan, config = (run / "plan.json").read_bytes(), json.loads((run / "config.json").read_text())
+    assert "track" not in config, "what is not set is not recorded"
     outcome, printed = work(tmp_path, run, f"{TEXT}\ntrack: [tensorboard]\n")
-    assert outcome.missing == {}
-    assert "to do" not in printed
+    assert (outcome.missing, "to do" in printed) == ({}, False)
     assert (run / "plan.json").read_bytes() == plan
-    assert json.loads((run / "config.json").read_text()) == json.loads(config) | {"track": ["tensorboard"]}
-    monkeypatch.setattr("taugrid.orchestrator.opened.open_config", None)
+    assert json.loads((run / "config.json").read_text()) == config | {"track": ["tensorboard"]}
     assert open_existing(str(run)).config.track == ["tensorboard"], "it is opened as recorded"
     assert load(str(run), ("track=[]",)).track == []
 
@@ -213,12 +207,14 @@ def test_tensorboard_removes_the_old_file_after_the_new_one_is_there(run, monkey
     assert scalars(run / "tensorboard/eta=0") == before, "no step is read twice"
 
 
-def test_each_row_has_a_folder_of_its_own_in_tensorboard(run):
+def test_each_curve_has_a_folder_of_its_own_in_tensorboard(run):
     tracker = tensorboard.TensorboardTracker(RunResults(str(run)))
     tracker.start()
-    labels = ["a b", "a-b", "x" * 300, f"{'x' * 300}y"]
-    folders = {tracker._at(label)._folder.name for label in labels}
-    assert len(folders) == len(labels)
+    for label in ("a b", "a-b", "x" * 300, f"{'x' * 300}y"):
+        tracker.losses(label, {1: {"loss": 0.5}})
+    tracker.close(True)
+    folders = [path.name for path in (run / "tensorboard").glob("train*")]
+    assert len(folders) == 4
     assert max(map(len, folders)) < 120
 
 
@@ -401,9 +397,8 @@ def test_losses_continue_where_they_were_in_every_tracker(trained, database, off
     expected = [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3, rel=1e-6))]
     assert scalars(folder)["loss"] == expected
     parent, _ = runs_of(database, tmp_path / "run")
-    assert [
-        (m.step, m.value) for m in database.get_metric_history(parent.info.run_id, f"train/{model}/loss")
-    ] == expected
+    history = database.get_metric_history(parent.info.run_id, f"train/{model}/loss")
+    assert [(metric.step, metric.value) for metric in history] == expected
     points = [point for each in offline() for point in each.history if "train_step" in point]
     assert [(point["train_step"], point[f"train_{model}/loss"]) for point in points] == expected
     assert len(offline()) == 2, "a session with nothing new opens no run"
@@ -417,29 +412,17 @@ def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch,
     calls = []
 
     class Faulty:
-        def __getattr__(self, name):
-            return lambda *_: calls.append(name)
-
         def __init__(self, results):
-            self._called("__init__")
+            self.called("__init__")
 
-        def start(self):
-            self._called("start")
-            return "here"
+        def __getattr__(self, name):
+            return lambda *_: self.called(name)
 
-        def cell(self, cell):
-            self._called("cell")
-
-        def shared(self, files):
-            self._called("shared")
-
-        def close(self, finished):
-            self._called("close")
-
-        def _called(self, name):
+        def called(self, name):
             calls.append(name)
             if name == method:
                 raise OSError("no server\nat port 1")
+            return "here"
 
     monkeypatch.setitem(sys.modules, "taugrid.orchestrator.trackers.wandb", SimpleNamespace(WandbTracker=Faulty))
     said = []
@@ -482,43 +465,55 @@ def test_a_process_says_why_it_failed(tmp_path, patient):
 
 
 @pytest.fixture
-def hanging(tmp_path, monkeypatch):
-    """Trackers of which each process hangs from its start."""
-    script = tmp_path / "hangs"
-    script.write_text("#!/bin/sh\nexec sleep 120\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
-    monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
-    monkeypatch.setattr(background, "WAIT_SECONDS", 0.5)
-    said = []
-    trackers = background.Trackers(["wandb", "mlflow"], said.append)
-    trackers.session_started(None, "runs/x", ["report"])
-    yield trackers, said
-    for process in trackers._processes:
+def tracking(tmp_path, monkeypatch):
+    """Starts trackers, each of which is a script of the shell."""
+    every = []
+
+    def start(script, *names):
+        program = tmp_path / "program"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(program)))
+        every.append(background.Trackers(names, (said := []).append))
+        every[0].session_started(None, "runs/x", ["report", "sample"])
+        return every[0], said
+
+    yield start
+    for process in every[0].processes:
         process.kill()
 
 
-def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(hanging):
-    trackers, said = hanging
+def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(tracking, monkeypatch):
+    monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(background, "WAIT_SECONDS", 0.5)
+    trackers, said = tracking("exec sleep 120", "wandb", "mlflow")
     for number in range(20_000):  # more than a pipe holds
         trackers.happened(None, {"event": "score", "task": f"score/{number:010d}", "committed": True})
     trackers.session_finished([], {})
     recorded("\n".join(said))
-    assert [process.wait(60) for process in trackers._processes] == [-SIGKILL] * 2, "they hung to the end"
+    assert [process.wait(60) for process in trackers.processes] == [-SIGKILL] * 2, "they hung to the end"
+
+
+def test_a_session_that_fails_waits_for_no_tracker(tracking):
+    trackers, said = tracking("exec sleep 120", "wandb")
+    trackers.session_failed(KeyboardInterrupt())
+    assert said == []
+    assert all(process.stdin.closed for process in trackers.processes), "they hear that nothing follows"
 
 
 @pytest.mark.parametrize(("missing", "end"), [({}, ["end", "report", "complete"]), ({"S2": "why"}, ["end", "report"])])
-def test_a_process_hears_of_scores_and_of_what_is_missing(tmp_path, monkeypatch, patient, missing, end):
-    script = tmp_path / "hears"
-    script.write_text(f"#!/bin/sh\nexec cat > {tmp_path}/heard\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
-    trackers = background.Trackers(["wandb"], pytest.fail)
-    trackers.session_started(None, "runs/x", ["report", "sample"])
+def test_a_process_hears_of_scores_and_of_what_is_missing(tmp_path, tracking, patient, missing, end):
+    trackers, said = tracking(f"exec cat > {tmp_path}/heard", "wandb")
     trackers.happened(None, {"event": "score", "task": "score/c1", "committed": True})
     trackers.session_finished([], missing)
     heard = [line.split() for line in (tmp_path / "heard").read_text().splitlines()]
-    assert heard == [["score", "c1"], end]
+    assert (said, heard) == ([], [["score", "c1"], end])
+
+
+def test_a_process_that_ends_by_itself_is_said(tracking, patient):
+    trackers, said = tracking("echo Traceback >&2; echo no module >&2; exit 3", "wandb")
+    trackers.session_finished([], {})
+    recorded("\n".join(said))
 
 
 def test_losses_are_looked_for_while_a_training_runs(monkeypatch):
@@ -548,25 +543,6 @@ def test_a_tracker_waits_for_the_process_of_the_session_before(run):
         assert said == []
         assert not (run / "tensorboard").exists()
     thread.join()
-    recorded("\n".join(said))
-
-
-def test_a_session_that_fails_waits_for_no_tracker(hanging):
-    trackers, said = hanging
-    trackers.session_failed(KeyboardInterrupt())
-    assert said == []
-    assert all(process.stdin.closed for process in trackers._processes), "they hear that nothing follows"
-
-
-def test_a_process_that_ends_by_itself_is_said(tmp_path, monkeypatch, patient):
-    script = tmp_path / "ends"
-    script.write_text("#!/bin/sh\necho Traceback >&2; echo no module >&2; exit 3\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(background, "sys", SimpleNamespace(executable=str(script)))
-    said = []
-    trackers = background.Trackers(["wandb"], said.append)
-    trackers.session_started(None, "runs/x", ["report"])
-    trackers.session_finished([], {})
     recorded("\n".join(said))
 
 
