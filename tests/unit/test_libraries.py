@@ -57,7 +57,7 @@ def test_events_and_provenance_name_them(tmp_path, monkeypatch, accelerator):
         monkeypatch.setattr(actor, "libraries", lambda kind: {k: v for k, v in accelerator.items() if k != "kind"})
     root = tmp_path / "run"
     with small_run(tmp_path, CONFIG) as opened:
-        drive(opened, root, LocalStorage(root))
+        drive(opened, root, LocalStorage(root), ("sample", "evaluate", "report"))
     [worker] = [event for event in read_events(RunDir(root)) if event["event"] == "worker"]
     [machine] = json.loads((root / "provenance.json").read_text())["machines"]
     assert worker.get("accelerator") == machine.get("accelerator") == accelerator

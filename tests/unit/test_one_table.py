@@ -93,10 +93,7 @@ def test_seeds_of_trainings_are_no_rows_but_means_with_their_spread():
     fids = {"linear": (10.0, 12.0, 14.0), "cosine": (9.0, 9.5, 13.0)}
     rows = ablation({(s, None, seed, 10): fid for s, its in fids.items() for seed, fid in enumerate(its)})
     text = markdown(rows)
-    assert table_rows(text)[1:] == [
-        ["linear", "0.0", "12.0 ± 1.2 (2.0)"],
-        ["cosine", "0.0", "**10.5 ± 1.3 (2.2)**"],
-    ]
+    assert table_rows(text)[1:] == [["linear", "0.0", "12.0 ± 1.2 (2.0)"], ["cosine", "0.0", "**10.5 ± 1.3 (2.2)**"]]
     recorded(text, "deviation")
     assert "error of" not in text
     assert "(2.0)" in latex(rows)

@@ -201,13 +201,6 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     recorded("\n".join([line for line in lines if line.startswith("warning")]))
 
 
-def test_bold_and_shades_are_explained_where_there_are_any():
-    for rows, has in ((ROWS, ("bold", "Shades")), ([ROWS[0], ROWS[2]], ("Shades",)), (ROWS[:1], ())):
-        page = Parsed(report_html(findings(quality=written(rows))))
-        notes = page.all("details", **{"class": "about"})[0]["text"]
-        assert tuple(word for word in ("bold", "Shades") if word in notes) == has
-
-
 def effect(**changes):
     row = {"metric": "fid", "scope": "all", "key": "diffusion.schedule", "base": "linear", "value": "cosine",
            "settings": None, "mean_base": 9.0, "mean_value": 4.0, "effect": -5.0, "se_sampling": 0.5, "replicates": 3,
@@ -241,19 +234,6 @@ def test_effects_are_a_table_with_those_that_are_certain_in_bold():
     verdict, _ = page.all("a", href="#effects")
     recorded(verdict["text"], "schedule")
     assert not Parsed(report_html(findings())).all("section", id="effects")
-
-
-def test_the_section_of_pictures_is_called_what_it_has():
-    interpolation = [(PagePicture("interpolations-x.png", "Interpolations", "", "p"), b"png")]
-    for changes, expected in (
-        ({}, "Consistency"),  # two S of eta 0
-        ({"pictures": interpolation}, "Consistency, interpolation"),
-        ({"pictures": interpolation, "samples": {}}, "Interpolation"),
-        ({"samples": {}}, None),
-    ):
-        page = Parsed(report_html(findings(**changes)))
-        titles = page.all("a", href="#pictures") + page.all("h2", id="pictures-title")
-        assert [title["text"] for title in titles] == [expected] * 2 * bool(expected)
 
 
 def pixels(uri):

@@ -11,9 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from taugrid.config import Data, Diffusion, ModelSection
+from taugrid.config import Diffusion, ModelSection
 from taugrid.config.load import load
 from taugrid.errors import MissingInput
+from taugrid.eval.tables.published.counterparts import FOLDER
 from taugrid.jobs import CustomNetwork, SavedNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
@@ -51,16 +52,14 @@ def latents(path, kind, network, scaling_factor, **config):
 
 def hub_checkpoint(path):
     """What google/ddpm-ema-church-256 says of itself; bedroom's is built alike. And what the latent pipelines say."""
+    dit = {"sample_size": 32, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
     if path.endswith("sit-xl-2-256"):
-        about = {"sample_size": 32, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
         flow = Diffusion(process="flow", prediction="velocity", timesteps=1000)
-        return replace(latents(path, "AutoencoderKL", DIT, 0.18215, **about), diffusion=flow)
+        return replace(latents(path, "AutoencoderKL", DIT, 0.18215, **dit), diffusion=flow)
     if path == "facebook/DiT-XL-2-256":
-        about = {"sample_size": 32, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 1000}
-        return latents(path, "AutoencoderKL", DIT, 0.18215, **about)
+        return latents(path, "AutoencoderKL", DIT, 0.18215, **dit)
     if path == "CompVis/ldm-celebahq-256":
-        about = {"sample_size": 64, "in_channels": 3, "out_channels": 3}
-        return latents(path, "VQModel", "UNet2DModel", 1.0, **about)
+        return latents(path, "VQModel", "UNet2DModel", 1.0, sample_size=64, in_channels=3, out_channels=3)
     down = [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"]
     up = ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4]
     unet = {"sample_size": 256, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "down_block_types": down}
@@ -84,7 +83,6 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     assert config.name.removesuffix("-v2") == name.removesuffix(".yaml")
     cost = text(name).partition("Cost:")[2]
     said = re.search(r"([\d,]+) (?:network )?evaluations", cost)
-    assert said, "a config begins with what it costs"
     assert describe(Run(config, found, RunDir(tmp_path)))["network_evaluations"] == int(said[1].replace(",", ""))
     steps = re.search(r"([\d,]+) training steps", cost)
     trained = {f"{source.train.steps:,}" for _, source in found.trained_here}
@@ -105,52 +103,25 @@ def test_latent_pipelines_are_priced_without_their_files(name, tmp_path):
     assert {cell.settings.clip for cell in with_files.cells} == {"none"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_has_shards_of_a_few_batches(name):
-    """So that a small cell has work for several workers, and a lost one little to do again."""
-    settings = [cell.settings for cell in planned(name)[1].cells]
-    assert {each.shard_evaluations for each in settings} <= {2_000, 5_000, 10_000}
-
-
-def test_the_configs_of_the_paper_are_there():
-    others = {"fashion-mnist.yaml", "fashion-mnist-classes.yaml", "digits.yaml", "gaussian.yaml"}
-    assert set(OF_THE_PAPER) | others <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_a_config_of_the_paper_has_its_protocol(name):
+def test_a_config_of_the_paper_has_its_protocol_and_the_cells_of_its_table(name):
+    """The clipping too: it must not be left to the loaded pipeline, whose own is x0."""
     dataset, spacing, cells = OF_THE_PAPER[name]
     config, found = planned(name)
     reference = config.evaluate.reference
-    assert isinstance(reference, Data), "the reference is named"
-    assert (reference.full_name, reference.split) == (dataset, "train")
+    assert (reference.full_name, reference.split) == (dataset, "train"), "the reference is named"
     assert config.evaluate.extractor == "inception-v3-compat"
-    assert len(found.cells) == cells
-    assert {cell.settings.spacing for cell in found.cells} == {spacing}
-    assert {cell.settings.num_samples for cell in found.cells} == {50_000}
-    shape = found.models[0].image_shape
-    assert shape == config.data.image_shape == reference.image_shape
-
-
-@pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_every_cell_of_a_published_table_is_in_its_config_and_clips_alike(name):
-    """The clipping too: it must not be left to the loaded pipeline, whose own is x0."""
-    from taugrid.eval.tables.published.counterparts import FOLDER
-
-    dataset = OF_THE_PAPER[name][0]
+    settings = [cell.settings for cell in found.cells]
+    assert {(of.spacing, of.num_samples) for of in settings} == {(spacing, 50_000)}
+    assert found.models[0].image_shape == config.data.image_shape == reference.image_shape
     lines = [line.split(",") for line in (FOLDER / "fid.csv").read_text().splitlines()]
     published = {(sigma, float(eta), int(s), clip) for _, d, sigma, eta, s, _, _, clip, *_ in lines[1:] if d == dataset}
-    settings = [cell.settings for cell in planned(name)[1].cells]
     assert {(of.sigma, of.eta_number, of.steps, of.clip) for of in settings} == published
-
-
-@pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_the_released_codes_spacing_is_there_to_be_chosen(name):
+    assert len(published) == len(settings) == cells
     alternative = re.search(r"^ +# spacing: (ermongroup-[a-z]+)$", text(name), re.MULTILINE)
-    assert alternative
-    of_the_paper, of_the_code = planned(name)[1], planned(name, f"sample.spacing={alternative[1]}")[1]
+    of_the_code = planned(name, f"sample.spacing={alternative[1]}")[1]
     assert {cell.tau[0] for cell in of_the_code.cells} == {1}, "both kinds begin at index 0"
-    assert not {cell.id for cell in of_the_paper.cells} & {cell.id for cell in of_the_code.cells}
+    assert not {cell.id for cell in found.cells} & {cell.id for cell in of_the_code.cells}
 
 
 @pytest.mark.parametrize("name", ["cifar10-table1.yaml", "celeba-table1.yaml"])
@@ -178,7 +149,6 @@ def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
 @pytest.mark.parametrize("name", ["bedroom-table3.yaml", "church-table3.yaml"])
 def test_the_disk_that_decoded_images_need_is_said(name):
     said = re.search(r"([\d.]+) GB[^~]* ~/.cache/(\S+)\. ", text(name))
-    assert said, "a config says what its images take"
     images = load(name, []).evaluate.reference
     assert float(said[1]) == round(images.limit * math.prod(images.image_shape) / 1e9, 1)
     assert decoded_folder().parts[-2:] == Path(said[2]).parts
@@ -188,7 +158,6 @@ def test_the_disk_that_decoded_images_need_is_said(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_editor_finds_the_schema_of_a_config_and_the_config_valid(name):
     line = re.search(r"^# yaml-language-server: \$schema=(\S+)$", text(name), re.MULTILINE)
-    assert line, "editors look for this line"
     described, config = json.loads(text(line[1])), yaml.safe_load(text(name))
     jsonschema.validate(config, described)
     with pytest.raises(jsonschema.ValidationError, match="batch_sizes"):
