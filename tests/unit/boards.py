@@ -2,37 +2,21 @@
 
 import numpy as np
 
-COLUMNS = [
-    {"name": "cell", "heading": "cell", "kind": "text"},
-    {"name": "sampler", "heading": "sampler", "kind": "setting"},
-    {"name": "steps", "heading": "S", "kind": "setting"},
-    {"name": "eta", "heading": "η", "kind": "setting"},
-    {"name": "num_samples", "heading": "N", "kind": "setting"},
-    {"name": "network_evaluations", "heading": "evaluations", "kind": "number"},
-    {
-        "name": "fid",
-        "heading": "FID",
-        "kind": "metric",
-        "better": "lower",
-        "error": "fid_se",
-        "se": "fid_se",
-        "error_means": "one standard error of sampling at this N",
-    },
-    {"name": "fid_se", "heading": "FID error", "kind": "error"},
-    {
-        "name": "isc_mean",
-        "heading": "IS",
-        "kind": "metric",
-        "better": "higher",
-        "error": "isc_std",
-        "se": "isc_se",
-        "error_means": "the standard deviation over splits",
-    },
-    {"name": "isc_std", "heading": "IS spread", "kind": "error"},
-    {"name": "isc_se", "heading": "IS error", "kind": "error"},
-    {"name": "protocol", "heading": "protocol", "kind": "text"},
-]
+SAMPLING, SPLITS = "one standard error of sampling at this N", "the standard deviation over splits"
+METRICS = {
+    "fid": {"better": "lower", "error": "fid_se", "se": "fid_se", "error_means": SAMPLING},
+    "isc_mean": {"better": "higher", "error": "isc_std", "se": "isc_se", "error_means": SPLITS},
+}
 NOTHING = {"better": None, "error": None, "error_means": None, "se": None}
+COLUMNS = [
+    NOTHING | {"name": name, "heading": heading, "kind": kind} | METRICS.get(name, {})
+    for name, heading, kind in (
+        ("cell", "cell", "text"), ("sampler", "sampler", "setting"), ("steps", "S", "setting"), ("eta", "η", "setting"),
+        ("num_samples", "N", "setting"), ("network_evaluations", "evaluations", "number"), ("fid", "FID", "metric"),
+        ("fid_se", "FID error", "error"), ("isc_mean", "IS", "metric"), ("isc_std", "IS spread", "error"),
+        ("isc_se", "IS error", "error"), ("protocol", "protocol", "text"),
+    )
+]  # fmt: skip
 STEPS = (10, 20, 50, 100, 1000)
 ETAS = (0.0, 0.2, 0.5, "σ̂")
 PROTOCOLS = {
@@ -67,7 +51,7 @@ def board(runs=3, **changes):
             noise.append(f"noise-{number}")
     made = {
         "format": 1, "made": "2026-11-29T01:45:50+00:00", "version": "0.1.0", "places": ["/data/runs"],
-        "runs": [run(number) for number in range(runs)], "columns": [NOTHING | column for column in COLUMNS],
+        "runs": [run(number) for number in range(runs)], "columns": [{**column} for column in COLUMNS],
         "rows": rows, "cells": labels, "groups": groups, "noise": noise, "protocols": PROTOCOLS,
         "images": {"per_cell": 16, "rows": [False] * len(rows)}, "differences": [], "histories": [],
     }  # fmt: skip

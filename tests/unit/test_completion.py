@@ -11,20 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 from click.shell_completion import FishComplete, ZshComplete
+from click.testing import CliRunner
 from test_contract import OLD
 
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text.completion import VARIABLE, Bash
 
-GRID = [
-    {"steps": [10, 20], "eta": [0.0, "sigma_hat"], "zip": {"diffusion.schedule": ["linear", "cosine"], "seed": [1, 2]}}
-]
-PLAN = {
-    "cells": [
-        {"id": f"{number:010x}", "values": {"steps": steps, "eta": 0.0, "diffusion.schedule": "cosine"}}
-        for number, steps in enumerate((4, 8))
-    ]
-}
+ZIPPED = {"diffusion.schedule": ["linear", "cosine"], "seed": [1, 2]}
+GRID = [{"steps": [10, 20], "eta": [0.0, "sigma_hat"], "zip": ZIPPED}]
+VALUES = {"eta": 0.0, "diffusion.schedule": "cosine"}
+PLAN = {"cells": [{"id": f"{n:010x}", "values": {"steps": steps, **VALUES}} for n, steps in enumerate((4, 8))]}
 CELLS = [row.split(",")[1] for row in (OLD / "run" / "tables" / "cells.csv").read_text().splitlines()[1:]]
 
 
@@ -62,13 +58,8 @@ def bash(line):
         printf '%s\\n' "${COMPREPLY[@]}"
     """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={**os.environ, "LINE": line, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = {**os.environ, "LINE": line, "PATH": path}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -112,9 +103,8 @@ def test_keys_and_their_values_are_the_configs():
     sets = ("run", "my.yaml", "--set")
     assert {"name=", "seed=", "sample.", "model."} <= set(completed(*sets, ""))
     assert completed(*sets, "sample.cl") == ["sample.clip=", "sample.clip_range="]
-    assert completed(*sets, "sample.clip=", kind=FishComplete) == [
-        f"sample.clip={v}" for v in ("none", "x0", "x0_and_eps", "null")
-    ]
+    clips = [f"sample.clip={value}" for value in ("none", "x0", "x0_and_eps", "null")]
+    assert completed(*sets, "sample.clip=", kind=FishComplete) == clips
     assert completed(*sets, "train.flip=") == ["true", "false"]
     assert completed(*sets, "model.unet.num_c") == ["model.unet.num_classes="]
     assert completed(*sets, "sample.sampler=d") == ["ddim", "dpm++2m", "dpm++3m"]
@@ -158,13 +148,11 @@ def test_a_session_of_bash(line, offered):
     assert bash(line) == offered
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_names_the_program_and_its_variable(shell):
-    from click.testing import CliRunner
-
-    script = CliRunner().invoke(cli, ["completion", shell], catch_exceptions=False).stdout
-    assert f"{VARIABLE}={shell}_complete" in script
-    assert " taugrid" in script
+def test_the_script_names_the_program_and_its_variable():
+    for shell in ("bash", "zsh", "fish"):
+        script = CliRunner().invoke(cli, ["completion", shell], catch_exceptions=False).stdout
+        assert f"{VARIABLE}={shell}_complete" in script
+        assert " taugrid" in script
 
 
 def test_completion_imports_nothing_slow():
@@ -175,7 +163,6 @@ def test_completion_imports_nothing_slow():
         "atexit.register(lambda: print(*{'pydantic', 'numpy', 'torch', 'ray'} & sys.modules.keys(), file=sys.stderr))\n"
         "main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True, check=True
-    )
+    words = {**os.environ, **words}
+    done = subprocess.run([sys.executable, "-c", code], env=words, capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr.split()) == (["plain,10", "plain,20"], [])

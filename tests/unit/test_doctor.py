@@ -23,15 +23,7 @@ from test_gpu import DRIVER
 from taugrid.errors import CustomCodeError
 from taugrid.orchestrator.dispatch.nodes import Answer
 from taugrid.orchestrator.doctor import check, examination, machine
-from taugrid.orchestrator.doctor.machine import (
-    bucket,
-    clock,
-    devices,
-    disk,
-    memory,
-    shared_memory,
-    weights,
-)
+from taugrid.orchestrator.doctor.machine import bucket, clock, devices, disk, memory, shared_memory, weights
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import INCEPTION
 from taugrid.workers.accelerator.found import TorchFound, torch_found

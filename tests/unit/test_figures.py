@@ -142,12 +142,8 @@ def test_nearly_equal_values_do_not_look_far_apart():
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        pytest.param(grid(steps=(50,)), id="one S"),
-        pytest.param(grid(etas=(0.0,)), id="one eta"),
-        pytest.param(grid(etas=("sigma_hat",), steps=(50,)), id="one cell"),
-        pytest.param(grid(error=1.5), id="wide bars"),
-    ],
+    [grid(steps=(50,)), grid(etas=(0.0,)), grid(etas=("sigma_hat",), steps=(50,)), grid(error=1.5)],
+    ids=["one S", "one eta", "one cell", "wide bars"],
 )
 def test_small_grids_and_wide_bars_show_all_their_points(rows):
     (panel,) = draw(rows).axes
@@ -252,9 +248,8 @@ def test_each_setting_of_a_reconstruction_has_its_line_and_the_legend_leaves_roo
     assert names[0] == "model.checkpoint = b"
     assert names[1].replace("\n", "").replace(" ", "") == f"model.checkpoint={long}".replace("$", r"\$")
     for name, factor in zip(names, (3.0, 1.0), strict=True):
-        np.testing.assert_allclose(
-            bars(panel)[name].lines[0].get_ydata(orig=False), 1000 * factor * np.array(list(ERRORS.values()))
-        )
+        line = bars(panel)[name].lines[0]
+        np.testing.assert_allclose(line.get_ydata(orig=False), 1000 * factor * np.array(list(ERRORS.values())))
     assert not legend.get_window_extent().overlaps(panel.get_tightbbox())
     assert legend.get_window_extent().width <= figure.bbox.width
     alone = draw_errors(reconstructions()).axes[0].get_window_extent()

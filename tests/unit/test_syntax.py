@@ -82,25 +82,13 @@ def test_comments_docstrings_and_layout_do_not_count(text):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("'a'", "'b'"),
-        ("'a'", "b'a'"),
-        ("'a'", "f'{x}'"),
-        ("=1", "=1.0"),
-        ("=1", "=True"),
-        ("=1", "=-1"),
-        ("x + y", "y + x"),
-        ("x + y", "x - y"),
-        ("x + y", "x + y + 0"),
-        ("y=1", "*, y=1"),
-        ("import os", "import os as o"),
-        ("import os", "from os import path"),
-        ("    return", "    pass\n    return"),
-        ("    return", "    1\n    return"),
-        ("return", "yield"),
-        ("def f", "@staticmethod\ndef f"),
+        ("'a'", "'b'"), ("'a'", "b'a'"), ("'a'", "f'{x}'"), ("=1", "=1.0"), ("=1", "=True"), ("=1", "=-1"),
+        ("x + y", "y + x"), ("x + y", "x - y"), ("x + y", "x + y + 0"), ("y=1", "*, y=1"),
+        ("import os", "import os as o"), ("import os", "from os import path"), ("    return", "    pass\n    return"),
+        ("    return", "    1\n    return"), ("return", "yield"), ("def f", "@staticmethod\ndef f"),
         ("(x,", "(x: 'int',"),
     ],
-)
+)  # fmt: skip
 def test_whatever_can_have_an_effect_counts(old, new):
     assert old in BASE
     assert without_comments(BASE.replace(old, new).encode()) != without_comments(BASE.encode())

@@ -34,7 +34,6 @@ from taugrid.orchestrator.view.tables import parsed
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import open_place, replacing
 from taugrid.workers import schedules
-from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.data.load import fingerprint, load_images
 from taugrid.workers.diffusion import gaussian, oracle
 
@@ -267,27 +266,18 @@ def test_each_part_of_a_network_in_memory_is_in_evaluation_mode_and_then_as_it_w
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"model": ORACLE, "indices": 0},
-        {"model": ORACLE, "indices": [-1]},
-        {"model": ORACLE, "indices": [0.5]},
-        {"model": ORACLE, "indices": np.arange(4) == 2},
-        {"model": ORACLE, "indices": 2.0},
-        {"model": ORACLE, "indices": 1, "device": "nonsense"},
-        {"model": ORACLE, "indices": 1, "device": ""},
-        {"model": ORACLE, "num_samples": 5},
-        {"model": ORACLE, "steps": 0},
-        {"model": {"unet": {}}},
-        {"model": {"callable": "a:b"}},
-        {"model": lambda x, t: x},
-        {"model": lambda x, t: x[:1], "shape": (1, 4, 4)},
-        {"model": 5, "shape": (1, 4, 4)},
+        {"model": ORACLE, "indices": 0}, {"model": ORACLE, "indices": [-1]}, {"model": ORACLE, "indices": [0.5]},
+        {"model": ORACLE, "indices": np.arange(4) == 2}, {"model": ORACLE, "indices": 2.0},
+        {"model": ORACLE, "indices": 1, "device": "nonsense"}, {"model": ORACLE, "indices": 1, "device": ""},
+        {"model": ORACLE, "num_samples": 5}, {"model": ORACLE, "steps": 0},
+        {"model": {"unet": {}}}, {"model": {"callable": "a:b"}}, {"model": 5, "shape": (1, 4, 4)},
+        {"model": lambda x, t: x}, {"model": lambda x, t: x[:1], "shape": (1, 4, 4)},
         {"model": lambda x, t: x, "shape": (1, 4, 4), "compile": "default"},
         {"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "tf32", "device": "cpu"},
         {"model": ORACLE, "precision": "tf32", "device": "cpu"},
-        {"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "bf16-weights"},
-        {"model": "no/such/folder"},
+        {"model": lambda x, t: x, "shape": (1, 4, 4), "precision": "bf16-weights"}, {"model": "no/such/folder"},
     ],
-)
+)  # fmt: skip
 def test_what_can_not_be_sampled_is_refused(arguments):
     with raises(UserError):
         taugrid.sample(**arguments)
@@ -342,25 +332,6 @@ def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     for precision in ("float32", "bf16"):
         taugrid.sample(network, 1, precision=precision, device="cpu", **AS_IN_THE_RUN)
     assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
-
-
-@pytest.mark.parametrize("what", ["sample", "evaluate"])
-def test_torch_keeps_its_settings(what):
-    backends, images = torch.backends, np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
-
-    def settings():
-        cudnn, places = backends.cudnn, (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.matmul)
-        return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, [place.fp32_precision for place in places]
-
-    with arithmetic.restored():
-        backends.cudnn.deterministic = False
-        backends.cudnn.benchmark = backends.cudnn.allow_tf32 = True
-        before = settings()
-        if what == "sample":
-            taugrid.sample(ORACLE, 1, **AS_IN_THE_RUN)
-        else:
-            taugrid.evaluate(images[:10], images[10:], progress=False, extractor="pixels", metrics=["fid"])
-        assert settings() == before
 
 
 def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, tmp_path, user_cache):
