@@ -189,13 +189,6 @@ def test_disks(small_disk, tmp_path, monkeypatch, quick):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_speed_of_a_disk_is_in_bytes_a_second(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(os, "fsync", lambda file: clock.__setitem__(0, clock[0] + 0.25))
-    monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    assert machine.write_speed(tmp_path) == 4 * machine.CHUNK_BYTES
-
-
 def test_little_memory(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000000 kB\n")
     [found] = memory(tmp_path / "meminfo")

@@ -9,10 +9,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 from snapshots import recorded
+from test_tables import cell
 
 from taugrid.eval.figures.drawing import MAX_SIDE, MIN_SPAN, save
 from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
-from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.long_form import long_form
 from taugrid.eval.tables.reconstruction import reconstruction_frame
 
 STEPS = (10, 20, 50, 100, 1000)
@@ -27,13 +28,9 @@ def grid(etas=ETAS, steps=STEPS, score=fid, error=0.05, **others):
     rows = []
     for eta in etas:
         for s in steps:
-            sigma_hat = eta == "sigma_hat"
-            row = dict.fromkeys(COLUMNS)
-            row |= {"cell": f"{s}-{eta}", "model": "m", "sampler": "ddim", "steps": s, "spacing": "linear"}
-            row |= {"eta": 1.0 if sigma_hat else eta, "sigma": "sigma_hat" if sigma_hat else "eta"}
-            row |= {"clip": "x0_and_eps" if sigma_hat else "none", "num_samples": 1000, "network_evaluations": 1000 * s}
-            value = score(s, eta)
-            rows.append(row | {"fid": value, "fid_se": None if value is None else error * value} | others)
+            value, clip = score(s, eta), "x0_and_eps" if eta == "sigma_hat" else "none"
+            se = None if value is None else error * value
+            rows.append(cell(s, eta, value, se, **({"clip": clip, "model": "m", "num_samples": 1000} | others)))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -196,20 +195,6 @@ def test_a_listing_that_can_only_begin_anew_names_each_file_once(bucket, store, 
     with store.refusing(lambda method, path: (503, "SlowDown") if store.requests["LIST"] == third else None):
         assert [path.name for path in storage.list(root / "samples", "*/*")] == names
     assert store.requests["LIST"] == third + 3, "two pages, a failure, and all three"
-
-
-def test_scores_are_listed_once_and_before_the_threads_that_read_them(opened, bucket, monkeypatch):
-    root, storage = bucket
-    asked, listing = [], Listing(RunDir(root, storage))
-
-    def scores(cell):
-        asked.append(threading.current_thread())
-        return {}
-
-    monkeypatch.setattr(listing, "scores", scores)
-    wanted = [(cell, "0123456789") for cell in opened.plan.cells]
-    assert list(RunDir(root, storage).read_scores(wanted, listing)) == [None] * len(wanted)
-    assert asked == [threading.current_thread()] * len(wanted)
 
 
 def test_what_a_command_commits_after_its_first_look_is_seen_by_the_next(opened, place):

@@ -112,11 +112,6 @@ def test_with_both_seeds_a_training_counts_with_the_mean_of_its_samplings():
     assert (alone.over, alone.most, alone.frame["fid"].tolist()) == ("seed", 2, [11.0])
 
 
-def test_a_missing_replicate_leaves_the_mean_of_the_others():
-    rows = ablation({("linear", None, 0, 10): 10.0, ("linear", None, 1, 10): 12.0, ("cosine", None, 0, 10): 9.0})
-    assert text_of(rows)[1:] == [["linear", "0.0", "11.0 ± 1.0 (1.4)"], ["cosine", "0.0", "**9.00 (n = 1)**"]]
-
-
 def test_marks_among_means_pair_the_trainings_by_their_seeds():
     """What a seed does to all settings cancels: `far` is always 1 worse, `near` sometimes better."""
     noise = (0.0, 5.0, -4.0)

@@ -18,6 +18,7 @@ from in_process import CONFIG, small_run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from snapshots import recorded
+from test_tables import cell
 
 import taugrid
 from taugrid.config.load import load
@@ -26,7 +27,6 @@ from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids, uri_bytes
 from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
-from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.grids.axes import Layout
@@ -50,17 +50,10 @@ def finished(tmp_path_factory):
         return Path(taugrid.run(folder / "small.yaml", out=folder / "run", progress=False).directory)
 
 
-def row(steps, eta, fid, se=1.0, cell="", protocol="p", seconds=None):
-    blank = dict.fromkeys(("fid_infinity", "isc_mean", "isc_std", "kid_mean", "kid_std", "precision", "recall"))
-    return blank | {
-        "cell": cell or f"{steps}-{eta}", "model": "m", "sampler": "ddim", "steps": steps, "eta": eta, "sigma": "eta",
-        "spacing": "linear", "clip": "none", "num_samples": 100, "network_evaluations": steps, "fid": fid,
-        "fid_se": se, "seconds": seconds, "protocol": protocol,
-    }  # fmt: skip
-
-
-ROWS = [row(10, 0.0, 20.0, seconds=5.0), row(10, 1.0, 30.0, seconds=4.0), row(50, 0.0, 9.0, seconds=20.0),
-        row(50, 1.0, 8.0, seconds=21.0)]  # fmt: skip
+ROWS = [
+    cell(steps, eta, fid, 1.0, cell=f"{steps}-{eta}", model="m", num_samples=100, protocol="p")
+    for steps, eta, fid in ((10, 0.0, 20.0), (10, 1.0, 30.0), (50, 0.0, 9.0), (50, 1.0, 8.0))
+]
 PROTOCOLS = {
     "p": {"num_samples": 100, "versions": {"torch": "1"}},
     "q": {"num_samples": 100, "versions": {"torch": "2"}},
@@ -201,14 +194,6 @@ def test_a_warning_that_was_told_before_is_not_printed_again(finished, capsys):
     recorded("\n".join([line for line in lines if line.startswith("warning")]))
 
 
-def effect(**changes):
-    row = {"metric": "fid", "scope": "all", "key": "diffusion.schedule", "base": "linear", "value": "cosine",
-           "settings": None, "mean_base": 9.0, "mean_value": 4.0, "effect": -5.0, "se_sampling": 0.5, "replicates": 3,
-           "over": "training", "low": -6.0, "high": -4.0, "p": 0.001, "p_holm": 0.002, "pairs": 4,
-           "note": None}  # fmt: skip
-    return row | changes
-
-
 def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart():
     def head(protocols, rows=ROWS):
         page = Parsed(report_html(findings(quality=written(rows, protocols))))
@@ -222,18 +207,6 @@ def test_the_head_says_what_was_measured_and_whether_published_numbers_are_apart
     unknown = head(PROTOCOLS)
     assert [word in unknown for word in ("N = 100 ", "features", "published")] == [True, False, False]
     assert "N =" not in head(PROTOCOLS, [])
-
-
-def test_effects_are_a_table_with_those_that_are_certain_in_bold():
-    at_10 = effect(scope="S", settings="S=10", p_holm=0.2, effect=-3.0)
-    page = Parsed(report_html(findings(effects=[effect(), at_10])))
-    tables = [table["text"] for table in page.all("table") if "cosine" in table["text"]]
-    for text, value, where in zip(tables, ("-5.00 ± 0.50", "-3.00 ± 0.50"), ("", "S = 10"), strict=True):
-        assert all(part in text for part in ("schedule", "linear", "-6.00 to -4.00", value, where))
-    assert [entry["text"] for entry in page.all("td", **{"class": "tg-best"})] == ["-5.00 ± 0.50"]
-    verdict, _ = page.all("a", href="#effects")
-    recorded(verdict["text"], "schedule")
-    assert not Parsed(report_html(findings())).all("section", id="effects")
 
 
 def pixels(uri):
@@ -319,13 +292,6 @@ def test_images_are_reduced_before_cells_lose_them():
     assert uri_bytes(b"x" * 3) >= len("data:image/png;base64,eHh4")
 
 
-def test_the_answer_is_the_best_and_the_other_end_with_what_is_as_good():
-    first, second = answer(cells_of(ROWS, {"50-0.0"}), 4)
-    recorded(first)
-    recorded(second)
-    assert [re.findall(r"\d+\.0 ± 1\.0", text) for text in (first, second)] == [["8.0 ± 1.0"], ["20.0 ± 1.0"]]
-
-
 def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     plain = [one | {"fid_se": None} for one in ROWS]
     recorded(answer(cells_of(plain), 4)[0], "without")
@@ -353,15 +319,6 @@ def seen(text):
     tables = [e for e in page.all("table") if "figure" in e["within"]]
     assert len(page.all("svg", role="img")) == len(tables)
     return page, [table["text"] for table in tables]
-
-
-def test_costs_have_a_chart_and_a_table_if_there_are_several():
-    rows = [row(10, 0.0, 20.0, seconds=5.0), row(50, 0.0, 9.0, seconds=20.0), row(50, 1.0, 9.5, seconds=None)]
-    found = costs(written(rows), {})
-    page, (_, table, _) = seen(report_html(findings(costs=found)))
-    assert table.splitlines()[2:] == ["100.020.0 ± 1.01050.00–●●", "500.09.0 ± 1.050200.00–●●", "501.09.5 ± 1.050––"]
-    assert page.all("a", href="#cost")
-    assert not Parsed(report_html(findings(costs=found[:1]))).all("a", href="#cost")
 
 
 def test_published_numbers_are_drawn_and_listed_only_where_nothing_differs():
@@ -403,21 +360,13 @@ def test_names_of_lines_are_shown_as_they_are():
     assert [e["text"].strip() for e in page.all("button") if e.get("data-toggle")][-3:] == list(logs)
 
 
-def test_the_number_at_the_top_is_that_of_the_best_cell():
-    near = {"cell_a": "10-1.0", "cell_b": "50-1.0", "difference": -1.0, "z": -1.9, "se": 0.5, "settings": "",
-            "along": "steps", "others": "", "note": "", "joined": False, "steps_a": 10, "steps_b": 50, "eta_a": 1.0,
-            "eta_b": 1.0, "sigma_a": "eta", "sigma_b": "eta"}  # fmt: skip
-
-    def number(rows, differences=()):
-        page = Parsed(report_html(findings(quality=written(rows), differences=differences, samples={})))
+def test_the_number_at_the_top_is_of_cells_that_can_be_compared_and_follows_the_metrics_direction():
+    def number(rows):
+        page = Parsed(report_html(findings(quality=written(rows), samples={})))
         return [found["text"].replace("\u00a0", " ") for found in page.all("p", **{"class": "hero"})]
 
-    assert number(ROWS) == ["50 steps: FID 8.0 ± 1.0"]
-    assert number(ROWS, [near]) == ["50 steps: FID 8.0 ± 1.0"], "10 steps with FID 30 are worse than 10 with 20"
-    assert number([one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]) == []
-    assert number([]) == []
-    alone = [ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}]
-    [shown] = number(alone)
+    assert number([one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]) == number([]) == []
+    [shown] = number([ROWS[0] | {"fid": None, "isc_mean": 7.0}, ROWS[2] | {"fid": None, "isc_mean": 9.0}])
     recorded(shown)
     assert shown.endswith(" 9.00"), "higher is better"
 
@@ -461,7 +410,10 @@ def test_what_says_nothing_is_left_out():
 
 
 def test_eta_is_a_letter_everywhere_but_in_the_config():
-    found = effect(key="eta", base="0.0", value="1.0", scope="S", settings="S=10 eta=0.5")
+    found = {"metric": "fid", "scope": "S", "key": "eta", "base": "0.0", "value": "1.0", "settings": "S=10 eta=0.5",
+             "mean_base": 9.0, "mean_value": 4.0, "effect": -5.0, "se_sampling": 0.5, "replicates": 3,
+             "over": "training", "low": -6.0, "high": -4.0, "p": 0.001, "p_holm": 0.002, "pairs": 4,
+             "note": None}  # fmt: skip
     config = "grid: {eta: [0.0]}\n"
     text = report_html(findings(name="eta", effects=[found], warnings=["S=10 eta=0.5 has no score"], config=config))
     page = Parsed(text)

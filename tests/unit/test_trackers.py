@@ -455,15 +455,6 @@ def test_a_session_is_tracked_by_another_process_and_gives_the_same_files(finish
     assert verify(opened, lambda n: None) == ([], [])
 
 
-def test_a_process_says_why_it_failed(tmp_path, patient):
-    said = []
-    trackers = background.Trackers(["tensorboard"], said.append)
-    trackers.session_started(None, str(tmp_path), ["report"])
-    trackers.session_finished([], {})
-    (line,) = said
-    recorded(line, "tensorboard")
-
-
 @pytest.fixture
 def tracking(tmp_path, monkeypatch):
     """Starts trackers, each of which is a script of the shell."""

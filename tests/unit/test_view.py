@@ -31,7 +31,6 @@ from taugrid.images import decode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.view.tables import parsed
-from taugrid.registry.metrics import METRICS
 from taugrid.storage import open_place, replacing
 from taugrid.workers import schedules
 from taugrid.workers.data.load import fingerprint, load_images
@@ -178,16 +177,6 @@ def test_figures_are_matplotlibs(run, finished, tmp_path):
     for absent in ("nonsense", "loss"):
         with raises(UserError):
             run.figure(absent)
-
-
-def test_the_figure_of_quality_is_of_the_metric_that_decides(finished, tmp_path):
-    bare = shutil.copytree(finished, tmp_path / "bare")
-    file = bare / "tables/quality.json"
-    document = json.loads(file.read_text())
-    for row in document["rows"]:
-        row |= {"fid_se": None, "kid": 0.01, "kid_se": 0.001}
-    file.write_text(json.dumps(document))
-    assert taugrid.open(bare).figure("quality").axes[0].get_ylabel() == METRICS["kid"].columns[0].heading
 
 
 def test_the_figure_of_quality_is_that_of_the_report_with_means_over_seeds_too(tmp_path):
