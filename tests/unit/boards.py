@@ -26,7 +26,6 @@ PROTOCOLS = {
 
 
 def run(number, **changes):
-    """A finished run."""
     return {
         "key": f"r{number}", "name": "ablation", "title": f"ablation/seed-{number}",
         "directory": f"/data/runs/ablation/seed-{number}", "state": "finished", "note": "", "progress": None,

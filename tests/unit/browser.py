@@ -104,7 +104,6 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"]))
 
     def named(self, method):
-        """What events of this name say."""
         return [event["params"] for event in self.events if event.get("method") == method]
 
 

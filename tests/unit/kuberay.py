@@ -35,7 +35,6 @@ def of_fields(names: str, maps: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """The schema of a document of this kind."""
     return of_fields(FIELDS, "rayStartParams nodeSelector requests limits", VALUES | {"kind": {"const": kind}})
 
 

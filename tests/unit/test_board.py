@@ -56,7 +56,6 @@ def by_title(board):
 
 
 def change(path, **values):
-    """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 

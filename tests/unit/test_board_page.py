@@ -29,7 +29,6 @@ A, B, OTHER = "ablation/seed-0/0000000000", "ablation/seed-0/0000000004", "ablat
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
-    """One browser for all tests of this file."""
     with browser.page(tmp_path_factory.mktemp("browser")) as tab:
         yield tab
 
@@ -77,7 +76,6 @@ def number_of(tab, selector):
 
 
 def column(tab, name):
-    """The visible texts of a column."""
     place = tab.run(f"table.columns.findIndex(({{ name }}) => name === {json.dumps(name)}) + 1")
     return texts(tab, f"#rows tr[data-row] > :nth-child({place})")
 
@@ -92,7 +90,6 @@ def tick(tab, number, what="input"):
 
 
 def choose(tab, column, text):
-    """Tick a value in a column's menu."""
     tab.click(f'[data-filter="{column}"] summary')
     settled(tab)
     labels = texts(tab, f'[data-filter="{column}"] label bdi')

@@ -65,7 +65,6 @@ class Client:
 
 @contextmanager
 def served(*places):
-    """A client of a board that is served in a thread."""
     index = Index([Place.of(str(place)) for place in places])
     listening = server.listen(0)
     address = server.address_of(listening, server.new_token())

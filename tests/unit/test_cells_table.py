@@ -35,7 +35,6 @@ def test_each_cell_has_a_row_with_every_key_of_the_grid_in_its_own_type(tmp_path
 
 
 def test_cells_join_samples_and_scores(tmp_path):
-    """The columns `cell` and `model` mean the same in all of them."""
     plan = planned(grid={"diffusion.schedule": ["linear", "cosine"], "steps": [3]})
     write_cells(plan, RunDir(tmp_path))
     samples = pd.DataFrame({"cell": [plan.cells[1].id] * 2, "index": [0, 1]})

@@ -26,7 +26,6 @@ CELLS = [row.split(",")[1] for row in (OLD / "run" / "tables" / "cells.csv").rea
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A folder with a config, a run, another run of fewer cells, and what is broken."""
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text(yaml.safe_dump({"name": "mine", "grid": GRID}, sort_keys=False))
     shutil.copytree(OLD / "run", "run")
@@ -131,18 +130,15 @@ def test_what_a_file_of_somebody_else_says_is_not_put_into_the_command_line():
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("taugrid repo", ["report"]),
-        ("taugrid run my.yaml --only steps=", ["10", "20"]),
-        ("taugrid run my.yaml --only eta=s", ["sigma_hat"]),
+        ("taugrid repo", ["report"]), ("taugrid export broken S", []), ("taugrid run broken.yaml --only s", []),
+        ("taugrid run my.yaml --only steps=", ["10", "20"]), ("taugrid run my.yaml --only eta=s", ["sigma_hat"]),
         ("taugrid run my.yaml --only steps=10,eta=", ["0", "sigma_hat"]),
         ("taugrid run my.yaml --only steps=10 --set train.flip=t", ["true"]),
         ("taugrid run my.yaml --set=sample.clip=x0_", ["x0_and_eps"]),
         ("taugrid nightly --address auto:1 --history with", ["without-tables/"]),
         ("taugrid export run S0008-eta0-", [cell for cell in CELLS if cell.startswith("S0008-eta0-")]),
-        ("taugrid export broken S", []),
-        ("taugrid run broken.yaml --only s", []),
     ],
-)
+)  # fmt: skip
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_a_session_of_bash(line, offered):
     assert bash(line) == offered

@@ -33,30 +33,20 @@ CUDA = "CUDA error: an illegal memory access was encountered"
 SURROUNDINGS = [
     *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EROFS)),
     *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)),
-    TimeoutError("timed out"),
-    ConnectionResetError("reset"),
-    RunDirectoryNotVisible("node n does not see d"),
-    WrongWeights("other weights"),
-    AcceleratorError("device unavailable"),
-    RuntimeError(CUDA),
+    TimeoutError("timed out"), ConnectionResetError("reset"), RunDirectoryNotVisible("node n does not see d"),
+    WrongWeights("other weights"), AcceleratorError("device unavailable"), RuntimeError(CUDA),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     SafetensorError("Error while reading: Input/output error (os error 5)"),
-]
+]  # fmt: skip
 
 THE_TASKS = [
-    FileNotFoundError(errno.ENOENT, "no such file"),
-    IsADirectoryError(errno.EISDIR, "a folder"),
-    OSError("not a Parquet file"),
-    DamagedFile("its seal is broken"),
-    ValueError("CUDA error in the name of a cell"),
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-    MemoryError(),
-    OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    AcceleratorError("CUDA error: out of memory"),
+    FileNotFoundError(errno.ENOENT, "no such file"), IsADirectoryError(errno.EISDIR, "a folder"), MemoryError(),
+    OSError("not a Parquet file"), DamagedFile("its seal is broken"), SafetensorError("No such file (os error 2)"),
+    ValueError("CUDA error in the name of a cell"), RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-    SafetensorError("No such file (os error 2)"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("error", SURROUNDINGS, ids=repr)

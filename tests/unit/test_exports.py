@@ -63,7 +63,6 @@ cluster: {workers: 1}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, one_thread, sketched):
-    """The directory of a run with scores; tests do not change it."""
     folder = tmp_path_factory.mktemp("exports")
     (folder / "small.yaml").write_text(CONFIG)
     taugrid("run", folder / "small.yaml", "--out", folder / "run")
@@ -82,7 +81,6 @@ def tree(folder):
 
 
 def edited(finished, place, change, name="tables/quality.json"):
-    """A copy of the run, with a JSON file of it changed."""
     run = shutil.copytree(finished, place)
     document = json.loads((run / name).read_text())
     change(document)
@@ -91,7 +89,6 @@ def edited(finished, place, change, name="tables/quality.json"):
 
 
 def refused(*arguments):
-    """What `taugrid export` says as it refuses."""
     return taugrid("export", *arguments, code=2)[1]
 
 
@@ -242,7 +239,6 @@ PAGE = Path(__file__).parents[2] / "docs/exports.md"
 
 
 def block(language):
-    """The block of a language that the page shows."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return found
 

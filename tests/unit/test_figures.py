@@ -35,7 +35,6 @@ def grid(etas=ETAS, steps=STEPS, score=fid, error=0.05, **others):
 
 
 def draw(rows):
-    """The figure, drawn, so that ticks and limits are what a person sees."""
     figure = quality_figure(long_form(rows))
     figure.draw_without_rendering()
     return figure

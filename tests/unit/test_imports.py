@@ -101,7 +101,6 @@ def test_asking_a_run_that_has_not_begun_imports_nothing_heavy(name, loaded):
 
 @pytest.mark.long
 def test_a_worker_of_oracles_and_custom_networks_imports_no_diffusers():
-    """It takes seconds in each worker."""
     code = "import taugrid.workers.network.load, taugrid.workers.sample, taugrid.workers.actor"
     modules = modules_after_each({"worker": code})["worker"]
     assert "torch" in modules

@@ -4,25 +4,17 @@ import json
 import shutil
 from contextlib import suppress
 
+import diffusers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from diffusers import (
-    CMStochasticIterativeScheduler,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    LCMScheduler,
-    UNet2DModel,
-)
 from latents import save_dit, save_ldm
 from nights import taugrid
 from snapshots import raises, recorded
+from tiny import UNET
 
 import taugrid as api
 from taugrid.config.load import load
@@ -37,9 +29,7 @@ PUBLISHED = [name for name, dataset in DATASETS.items() if not dataset.required]
 
 
 def network(**changes):
-    blocks = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "add_attention": False}
-    blocks |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    return UNet2DModel(**{"sample_size": 8, "in_channels": 1, "out_channels": 1} | blocks | changes)
+    return diffusers.UNet2DModel(**{"sample_size": 8, "in_channels": 1, "out_channels": 1} | UNET | changes)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +37,17 @@ def checkpoints(tmp_path_factory):
     """Folder of networks of each kind that taugrid loads, by name."""
     root = tmp_path_factory.mktemp("networks")
     network().save_pretrained(root / "bare")
-    v = DDPMScheduler(num_train_timesteps=30, beta_end=0.6, prediction_type="v_prediction")
-    DDIMPipeline(network(sample_size=28), v).save_pretrained(root / "v")
+    v = diffusers.DDPMScheduler(num_train_timesteps=30, beta_end=0.6, prediction_type="v_prediction")
+    diffusers.DDIMPipeline(network(sample_size=28), v).save_pretrained(root / "v")
     classes = network(num_class_embeds=4)
     classes.save_pretrained(root / "classes")
     classes.register_to_config(null_label=3)
-    DDIMPipeline(classes, DDIMScheduler()).save_pretrained(root / "guided")
+    diffusers.DDIMPipeline(classes, diffusers.DDIMScheduler()).save_pretrained(root / "guided")
     rgb = network(sample_size=12, in_channels=3, out_channels=3)
     rgb.save_pretrained(root / "consistency")
-    CMStochasticIterativeScheduler().save_pretrained(root / "consistency")
-    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    for name, scheduler in {"flow": flow, "edm": EDMEulerScheduler(), "lcm": LCMScheduler()}.items():
+    diffusers.CMStochasticIterativeScheduler().save_pretrained(root / "consistency")
+    flow, edm = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), diffusers.EDMEulerScheduler()
+    for name, scheduler in {"flow": flow, "edm": edm, "lcm": diffusers.LCMScheduler()}.items():
         rgb.save_pretrained(root / name / "unet")
         scheduler.save_pretrained(root / name / "scheduler")
     save_ldm(root / "ldm")
@@ -105,7 +95,7 @@ def test_the_trained_network_takes_the_images(height, width, levels, tmp_path):
     assert [side % 2 ** (levels - 1) for side in (height, width)] == [0, 0]
     if levels <= 3:
         x, arguments = torch.zeros(1, 3, height, width), unet.model_dump(exclude={"num_classes"})
-        built = UNet2DModel(sample_size=[height, width], in_channels=3, out_channels=3, **arguments)
+        built = diffusers.UNet2DModel(sample_size=[height, width], in_channels=3, out_channels=3, **arguments)
         assert built(x, 1).sample.shape == x.shape
 
 

@@ -37,7 +37,6 @@ def opened(tmp_path_factory):
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    """Where a run may be, and its storage."""
     on_disk = request.param == "folder"
     return open_place(str(tmp_path / "run"), "--out") if on_disk else request.getfixturevalue("bucket")
 
@@ -71,7 +70,6 @@ def counting(calls, name, real, path, *arguments, **options):
 
 @contextmanager
 def counted(monkeypatch):
-    """The calls of the file system below a folder, by their name."""
     calls = Counter()
     with monkeypatch.context() as patch:
         for name in ("stat", "lstat", "scandir", "listdir", "open"):

@@ -63,7 +63,6 @@ def test_what_contradicts_or_is_not_there_is_refused(words, error, tmp_path, mon
 
 
 def test_options_that_are_lists_may_be_repeated(tmp_path, monkeypatch):
-    """Nothing but the config is wrong, which does not exist."""
     monkeypatch.chdir(tmp_path)
     for words in (words for words, command in COMMANDS.items() if any(p.multiple for p in command.params)):
         history = ["--history", "absent"] if words == ("nightly",) else []

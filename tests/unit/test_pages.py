@@ -20,19 +20,13 @@ EXAMPLES = sorted(line for command in COMMANDS.values() for line in command.exam
 """Of help texts."""
 
 TESTED_ELSEWHERE = {
-    "docs/custom-network.md": "test_wheel.py",
-    "docs/custom-extractor.md": "test_extractor_page.py",
-    "docs/custom-sampler.md": "test_doors.py",
-    "docs/samplers.md": "test_teacher_and_student.py",
-    "docs/exports.md": "test_exports.py",
-    "docs/python.md": "test_view.py",
-    "docs/board.md": "test_board_served.py",
-    "docs/storage.md": "test_readers.py",
-    "docs/nightly.md": "test_nightly_page.py",
-    "docs/nightly-history.md": "test_nightly_page.py",
-    "docs/nightly-recipes.md": "test_nightly_page.py",
+    "docs/custom-network.md": "test_wheel.py", "docs/custom-extractor.md": "test_extractor_page.py",
+    "docs/custom-sampler.md": "test_doors.py", "docs/samplers.md": "test_teacher_and_student.py",
+    "docs/exports.md": "test_exports.py", "docs/python.md": "test_view.py", "docs/board.md": "test_board_served.py",
+    "docs/storage.md": "test_readers.py", "docs/nightly.md": "test_nightly_page.py",
+    "docs/nightly-history.md": "test_nightly_page.py", "docs/nightly-recipes.md": "test_nightly_page.py",
     "docs/reference/python.md": "test_reference_pages.py",
-}
+}  # fmt: skip
 """Pages whose Python, YAML and shell scripts a test of their own runs."""
 
 NOT_OURS = {

@@ -43,7 +43,6 @@ def reported(request, tmp_path_factory):
 
 
 def as_numbers(text):
-    """A text with its decimal fractions cut to eight significant digits."""
     return re.sub(r"\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.8g}", text)
 
 

@@ -44,7 +44,6 @@ VOID = frozenset({"meta", "img", "path", "circle", "br", "input"})
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The directory of a run with tables, figures and the page; tests do not change it."""
     folder = tmp_path_factory.mktemp("page")
     with small_run(folder, CONFIG.replace("steps: [2]", "steps: [2, 3]")):
         return Path(taugrid.run(folder / "small.yaml", out=folder / "run", progress=False).directory)
@@ -166,7 +165,7 @@ def test_it_holds_the_run_and_a_config_that_makes_it_again(page, finished, tmp_p
 
 
 def test_cells_without_a_score_are_told_with_their_reasons(finished, tmp_path):
-    opened = open_existing(shutil.copytree(finished, tmp_path / "run"))
+    opened = open_existing(str(shutil.copytree(finished, tmp_path / "run")))
     table = tmp_path / "run/tables/quality.json"
     table.write_text(table.read_text().replace(opened.plan.cells[0].id, "0000000000"))
     write_page(opened, {opened.plan.cells[0].name: "set aside: killed its workers"})

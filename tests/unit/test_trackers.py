@@ -457,7 +457,6 @@ def test_a_session_is_tracked_by_another_process_and_gives_the_same_files(finish
 
 @pytest.fixture
 def tracking(tmp_path, monkeypatch):
-    """Starts trackers, each of which is a script of the shell."""
     every = []
 
     def start(script, *names):

@@ -43,7 +43,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The directory of a run with tables and figures; tests do not change it."""
     folder = tmp_path_factory.mktemp("view")
     with small_run(folder):
         made = taugrid.run(folder / "small.yaml", out=folder / "runs" / "digits", progress=False)
@@ -273,7 +272,6 @@ def test_what_can_not_be_sampled_is_refused(arguments):
 
 
 def test_a_device_that_can_not_be_used_is_refused_with_another():
-    """The rest is torch's own text."""
     with pytest.raises(UserError, match=r"^device: cpu:x .* device='cpu'$"):
         taugrid.sample(ORACLE, indices=1, device="cpu:x")
 

@@ -9,7 +9,6 @@ BLOCK = 32768
 
 
 def records(path):
-    """The records of a .wandb file, as protocol buffers."""
     data, at, parts, found = path.read_bytes(), 7, [], []
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
@@ -28,8 +27,6 @@ def records(path):
 
 
 class Offline:
-    """A run of W&B in a folder of offline runs."""
-
     def __init__(self, path):
         self.records = records(path)
         self.run = next(record.run for record in self.records if record.WhichOneof("record_type") == "run")
