@@ -149,11 +149,8 @@ def solved(name, path, known, x=X):
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    return (
-        find(name)
-        .sample(x, path, Denoise(known.network, known.process, known.process.prediction), no_noise, Sample())
-        .numpy()
-    )
+    denoise = Denoise(known.network, known.process, known.process.prediction)
+    return find(name).sample(x, path, denoise, no_noise, Sample()).numpy()
 
 
 def error(name, path, known):

@@ -1,6 +1,5 @@
 """Pipelines with classes in diffusers' own loops, with our noise and labels; the process of consistency models."""
 
-import json
 import math
 import shutil
 from contextlib import contextmanager
@@ -11,16 +10,16 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_consistency_models
 from in_process import drive, results, small_run
-from snapshots import recorded
+from latents import edit
+from plans import ORACLE, planned
+from snapshots import raises, recorded
 from tiny import UNET
 
 import taugrid
 from taugrid import parquet
-from taugrid.config import CONSISTENCY_DEFAULTS, Config, Diffusion, Sample, validate
+from taugrid.config import CONSISTENCY_DEFAULTS, Diffusion, Sample
 from taugrid.errors import UserError
 from taugrid.images import to_uint8
-from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
@@ -72,17 +71,9 @@ cluster: {{workers: 1}}
 """
 
 
-def planned(folder, **sections):
-    sample = {"seed": 0, "sampler": "consistency", "steps": 2, "labels": "balanced"} | sections.pop("sample", {})
-    values = {"name": "x", "model": {"checkpoint": str(folder)}, "sample": sample} | sections
-    return plan(validate(Config, values, "test"))
-
-
-def refusal(function, *arguments, **named):
-    with pytest.raises(UserError) as caught:
-        function(*arguments, **named)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def on(folder, **sections):
+    sample = {"sampler": "consistency", "steps": 2, "labels": "balanced"} | sections.pop("sample", {})
+    return planned(**{"model": {"checkpoint": str(folder)}, "data": {}, "sample": sample} | sections)
 
 
 @contextmanager
@@ -122,7 +113,7 @@ def ran(folder, tmp_path_factory, one_thread, sketched):
     return root / "run"
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_pictures_are_those_of_diffusers_own_loop_with_our_noise(folder, ran, steps):
     mine, theirs = pictures(ran, steps), by_diffusers(folder, steps)
     assert mine.std() > 20
@@ -217,10 +208,8 @@ def test_the_process_is_that_of_diffusers_scheduler():
         expected = 1 / math.hypot(at.sigma, 0.5), float(skip), float(out)
         assert PROCESS.preconditioning(at) == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert PROCESS.preconditioning(PROCESS.at(1))[1:] == (1.0, 0.0), "f(x, sigma_min) = x"
-    assert PROCESS.at(0).sigma == 0
     for t in (1, 17.5, 40):
         assert PROCESS.told(PROCESS.at(t).time)[:6] == pytest.approx(PROCESS.at(t)[:6], rel=1e-12)
-    assert PROCESS.at(1).sigma < PROCESS.at(1.5).sigma < PROCESS.at(2).sigma
 
 
 def test_keys_are_distinct_and_in_range_and_never_change():
@@ -244,7 +233,7 @@ def test_times_are_those_of_diffusers(steps):
 
 
 def test_a_list_of_times_is_taken_and_x_begins_with_the_noise_of_the_last(folder):
-    [cell] = planned(folder, sample={"spacing": [20, 39], "steps": 2}).cells
+    [cell] = on(folder, sample={"spacing": [20, 39], "steps": 2}).cells
     assert cell.tau == (20, 39)
     settings = cell.settings.model_copy(update={"clip": "none"})
     seen = []
@@ -260,22 +249,19 @@ def test_a_list_of_times_is_taken_and_x_begins_with_the_noise_of_the_last(folder
 
 
 def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):
-    [cell] = planned(folder).cells
+    [cell] = on(folder).cells
     assert cell.model.diffusion == CONSISTENCY_DEFAULTS
     assert (cell.settings.clip, cell.nfe, cell.sampler_block["last_sigma"]) == ("x0", 2, pytest.approx(0.002))
-    told = cell.model.source.description(cell.model.diffusion, [cell.settings])
-    recorded(told.partition("scheduler: ")[2])
-    assert "0.002 to 80" in told
-    [other] = planned(folder, diffusion={"sigma_max": 60.0}).cells
+    recorded(cell.model.source.description(cell.model.diffusion, [cell.settings]).partition("scheduler: ")[2])
+    [other] = on(folder, diffusion={"sigma_max": 60.0}).cells
     assert other.model.id != cell.model.id
     assert other.model.diffusion.sigma_max == 60.0
     assert Diffusion().recorded == Diffusion().model_dump(exclude=set(Diffusion.later_keys))
 
 
 def test_a_plan_without_the_weights_prices_it():
-    values = {"name": "x", "model": {"checkpoint": "no/such"}, "sample": {"sampler": "consistency", "seed": 0}}
-    found = plan(validate(Config, values | {"grid": {"steps": [1, 2]}}, "test"), dry=True)
-    assert [cell.nfe for cell in found.cells] == [1, 2]
+    sections = {"model": {"checkpoint": "no/such"}, "data": {}, "sample": {"sampler": "consistency"}}
+    assert [cell.nfe for cell in planned(**sections, grid={"steps": [1, 2]}, dry=True).cells] == [1, 2]
 
 
 def test_a_network_in_memory_predicts_so_by_default():
@@ -287,14 +273,6 @@ def test_a_network_in_memory_predicts_so_by_default():
 
     taugrid.sample(network, 1, shape=SHAPE, diffusion={"process": "edm"}, sampler="consistency", steps=2)
     assert told == pytest.approx([PROCESS.at(t).time for t in (40, 20)])
-
-
-GAUSSIAN = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-
-
-@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun", "unipc", "diffusers:LCMScheduler"])
-def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
-    recorded(refusal(planned, folder, sample={"sampler": name}), "consistency")
 
 
 @pytest.mark.parametrize(
@@ -310,39 +288,33 @@ def test_another_sampler_is_refused_on_a_consistency_model(folder, name):
         {"diffusion": {"sigma_max": 0.001}},
         {"sample": {"labels": None}},
         {"sample": {"guidance": 2.0}},
-        GAUSSIAN,
-        {**GAUSSIAN, "diffusion": {"sigma_max": 1.0}},
-        {**GAUSSIAN, "diffusion": {"process": "edm"}},
+        ORACLE,
+        {**ORACLE, "diffusion": {"sigma_max": 1.0}},
+        {**ORACLE, "diffusion": {"process": "edm"}},
         {"model": {"unet": {}}, "diffusion": {"process": "edm", "prediction": "consistency"}},
+        *({"sample": {"sampler": name}} for name in ("ddim", "heun", "diffusers:LCMScheduler")),
         {"sample": {"sampler": "diffusers:CMStochasticIterativeScheduler"}},
     ],
 )
-def test_a_mistake_is_one_line(folder, sections):
-    recorded(refusal(planned, folder, **sections))
+def test_a_mistake_is_refused(folder, sections):
+    with raises(UserError):
+        on(folder, **sections)
 
 
 def test_there_is_nothing_to_reconstruct(folder):
-    recorded(refusal(require_ode_cells, planned(folder), "reconstruct"), "along")
+    with raises(UserError):
+        require_ode_cells(on(folder), "reconstruct")
 
 
-def test_a_scheduler_that_cannot_be_honoured_is_one_line(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "it")
-    file = tmp_path / "it/scheduler/scheduler_config.json"
-    values = json.loads(file.read_text())
-    file.write_text(json.dumps(values | {"s_noise": 1.01}))
-    assert "s_noise: 1.01" in refusal(planned, tmp_path / "it")
-    file.write_text(json.dumps(values | {"sigma_data": 0.6}))
-    guided = {"checkpoint": str(folder), "guide": str(tmp_path / "it")}
-    said = refusal(planned, folder, model=guided, sample={"guidance": 2.0})
-    recorded(said, "trained")
-    assert "sigma_data 0.6" in said
-    file.write_text(json.dumps(values | {"clip_denoised": False, "num_train_timesteps": 18}))
-    [cell] = planned(tmp_path / "it").cells
+def test_a_scheduler_that_cannot_be_honoured_is_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "it")
+    edit(other / "scheduler/scheduler_config.json", s_noise=1.01)
+    with raises(UserError):
+        on(other)
+    edit(other / "scheduler/scheduler_config.json", s_noise=1.0, sigma_data=0.6)
+    with raises(UserError):
+        on(folder, model={"checkpoint": str(folder), "guide": str(other)}, sample={"guidance": 2.0})
+    changes = {"sigma_data": 0.5, "clip_denoised": False, "num_train_timesteps": 18}
+    edit(other / "scheduler/scheduler_config.json", **changes)
+    [cell] = on(other).cells
     assert (cell.settings.clip, cell.tau) == ("none", (9, 18))
-
-
-def test_a_process_of_betas_is_as_before():
-    assert diffusion_section(Diffusion()).process is None
-    process = schedules.process(diffusion_section(Diffusion()))
-    assert process.preconditioning(process.at(3)) is None
-    assert process.first_scale(process.at(500)) == 1.0

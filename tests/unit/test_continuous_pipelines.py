@@ -1,6 +1,5 @@
 """Diffusers folders whose scheduler is a flow's or EDM's: what is read, refused and written, and their samples."""
 
-import json
 import math
 
 import diffusers
@@ -8,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from latents import DIT, VAE, edit, lively
+from plans import planned
 from snapshots import raises
 from tiny import UNET
 
 import taugrid
-from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Config, Diffusion, Unet, validate
+from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Diffusion, Unet
 from taugrid.errors import UserError
 from taugrid.images import to_pictures, to_uint8
-from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.network.checkpoint import read_checkpoint
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
@@ -25,15 +24,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, SEED = 6, 5
 FLOW, EDM = diffusers.FlowMatchEulerDiscreteScheduler, diffusers.EDMEulerScheduler
 EDM_OF_8 = {"sigma_max": 8.0, "sigma_min": 0.02, "sigma_data": 0.4, "rho": 5.0}
+EDM_V = diffusers.EDMDPMSolverMultistepScheduler(**EDM_OF_8, prediction_type="v_prediction")
 READ = [
     (FLOW(shift=3.0), {"process": "flow", "prediction": "velocity", "timesteps": 1000}, 3.0),
     (diffusers.FlowMatchHeunDiscreteScheduler(500), {"process": "flow", "prediction": "velocity", "timesteps": 500}, 1),
     (EDM(**EDM_OF_8), {"process": "edm", "prediction": "edm", **EDM_OF_8}, None),
-    (
-        diffusers.EDMDPMSolverMultistepScheduler(**EDM_OF_8, prediction_type="v_prediction"),
-        {"process": "edm", "prediction": "v_prediction", **EDM_OF_8},
-        None,
-    ),
+    (EDM_V, {"process": "edm", "prediction": "v_prediction", **EDM_OF_8}, None),
 ]
 
 
@@ -61,9 +57,9 @@ def pipeline(saved):
     return make
 
 
-def planned(folder, **sections):
-    values = {"name": "x", "model": {"checkpoint": folder}, "sample": {"seed": 0, "steps": 4}} | sections
-    return plan(validate(Config, values, "test"))
+def cell_of(folder, **sections):
+    [cell] = planned(**{"model": {"checkpoint": folder}, "data": {}} | sections).cells
+    return cell
 
 
 @pytest.mark.parametrize(("scheduler", "diffusion", "shift"), READ, ids=lambda value: type(value).__name__)
@@ -71,11 +67,11 @@ def test_a_schedulers_process_is_read(pipeline, scheduler, diffusion, shift):
     found = read_checkpoint(pipeline(scheduler))
     assert found.diffusion == Diffusion(**diffusion)
     assert found.sample.get("shift") == shift
-    [cell] = planned(found.path).cells
+    cell = cell_of(found.path)
     assert cell.settings.shift == (3.0 if shift == 3 else None)
     said = cell.model.source.description(cell.model.diffusion, [cell.settings])
     assert ("shift 3," in said or said.endswith("shift 3)")) == (shift == 3), said
-    [cell] = planned(found.path, sample={"seed": 0, "shift": 2.0} if shift else {"seed": 0}).cells
+    cell = cell_of(found.path, sample={"shift": 2.0} if shift else {})
     assert cell.settings.shift == (2.0 if shift else None), "the config's is first"
 
 
@@ -103,13 +99,8 @@ def test_what_a_config_leaves_out_is_what_its_class_has(pipeline, scheduler):
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(pipeline, scheduler, changes):
-    folder = pipeline(scheduler, **changes)
-    with pytest.raises(UserError) as error:
-        read_checkpoint(folder)
-    [(key, value)] = changes.items()
-    assert key in str(error.value)
-    assert json.dumps(value).strip('"') in str(error.value)
-    assert "\n" not in str(error.value)
+    with raises(UserError):
+        read_checkpoint(pipeline(scheduler, **changes))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +108,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(pipeline, scheduler, changes
 )
 def test_a_network_of_another_process_than_the_configs_is_one_line(pipeline, scheduler, process):
     with raises(UserError):
-        planned(pipeline(scheduler), diffusion={"process": process})
+        cell_of(pipeline(scheduler), diffusion={"process": process})
 
 
 @torch.no_grad()
@@ -148,33 +139,37 @@ def test_a_unets_pictures_are_those_of_diffusers_loop(saved, pipeline, scheduler
     assert abs(found - levels(x)).max() <= 1
 
 
+def decoded(vae, latents):
+    with torch.no_grad():
+        return levels(vae.decode(latents).sample)
+
+
+def saved_as(folder, **parts):
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    return str(folder)
+
+
 def test_latent_pipelines_sample_too(tmp_path):
     """DiT is told 1000 t, and its learned sigma is dropped; LDM has a VQ-VAE and EDM's scheduler."""
     torch.manual_seed(1)
     vae = lively(diffusers.AutoencoderKL(**VAE, latent_channels=4, scaling_factor=0.3))
-    dit = diffusers.DiTTransformer2DModel(**DIT).eval()
-    with torch.no_grad():
-        for weight in dit.parameters():
-            weight += 0.05 * torch.randn_like(weight)
-    for name, part in (("transformer", dit), ("vae", vae), ("scheduler", FLOW())):
-        part.save_pretrained(tmp_path / "dit" / name)
+    dit = diffusers.DiTTransformer2DModel(**DIT).eval().requires_grad_(False)
+    for weight in dit.parameters():
+        weight += 0.05 * torch.randn_like(weight)
     labels = torch.tensor([3, 9, 0])
     x = by_diffusers(FLOW(), lambda x, t: dit(x, t, class_labels=labels).sample[:, :4], (4, 8, 8), 3)
-    with torch.no_grad():
-        pictures = levels(vae.decode(x / 0.3).sample)
-    found = taugrid.sample(str(tmp_path / "dit"), 3, labels=labels.tolist(), steps=STEPS, seed=SEED)
+    folder = saved_as(tmp_path / "dit", transformer=dit, vae=vae, scheduler=FLOW())
+    found = taugrid.sample(folder, 3, labels=labels.tolist(), steps=STEPS, seed=SEED)
     assert np.ptp(found) > 100
-    assert abs(found - pictures).max() <= 1
+    assert abs(found - decoded(vae, x / 0.3)).max() <= 1
     vq = lively(diffusers.VQModel(**VAE, latent_channels=3, num_vq_embeddings=64, scaling_factor=100.0))
     unet = diffusers.UNet2DModel(**UNET, sample_size=8, in_channels=3, out_channels=3)
-    for name, part in (("unet", unet), ("vqvae", vq), ("scheduler", EDM(**EDM_OF_8))):
-        part.save_pretrained(tmp_path / "ldm" / name)
     x = by_diffusers(EDM(**EDM_OF_8), lambda x, t: unet(x, t).sample, (3, 8, 8), 3)
-    with torch.no_grad():
-        pictures = levels(vq.decode(x / 100).sample)
-    found = taugrid.sample(str(tmp_path / "ldm"), 3, steps=STEPS, seed=SEED)
+    folder = saved_as(tmp_path / "ldm", unet=unet, vqvae=vq, scheduler=EDM(**EDM_OF_8))
+    found = taugrid.sample(folder, 3, steps=STEPS, seed=SEED)
     assert np.ptp(found) > 100
-    assert (abs(found - pictures) <= 1).mean() > 0.99, "a latent near two codes may fall to either"
+    assert (abs(found - decoded(vq, x / 100)) <= 1).mean() > 0.99, "a latent near two codes may fall to either"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +183,7 @@ def test_latent_pipelines_sample_too(tmp_path):
 def test_a_saved_network_is_read_back_as_the_same_process(saved, tmp_path, diffusion):
     """`test_objectives.py` has what diffusers' own pipeline samples of it."""
     save_pipeline(tmp_path, saved[1], ema_start(saved[1]), diffusion)
-    [model] = planned(str(tmp_path)).models
+    model = cell_of(str(tmp_path)).model
     assert model.diffusion == diffusion
     assert model.source.checkpoint.raw_folder is not None
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler if diffusion.process == "flow" else EDM

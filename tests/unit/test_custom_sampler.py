@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plans
 import pytest
 import torch
 from asking import forget_code_here
@@ -21,7 +22,6 @@ from taugrid.errors import ContentMismatch, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
-from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selfcheck import overrides
@@ -109,10 +109,8 @@ NUMBER = 3
 
 
 def planned(name="my_sampler:sample", grid=None, diffusion=None, **settings):
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    sample = {"seed": 0, "steps": 4, "sampler": name} | settings
-    sections = {"sample": sample, "grid": grid or {}, "diffusion": diffusion or {}}
-    return plan(validate(Config, values | sections, "test"))
+    sample = {"steps": 4, "sampler": name} | settings
+    return plans.planned(sample=sample, grid=grid or {}, diffusion=diffusion or {})
 
 
 def refused(name, **settings):
@@ -144,38 +142,15 @@ def here(folder, asked_here):
     return folder
 
 
+RULE_BREAKERS = """
+randn numpys pythons own_generator entropy keeps_state mean shape dtype nothing nan float64 threads deterministic
+matmul at_time_0 too_few_arguments NotANumber wrong_number no_number wrong_keys text_as_keys a_number wrong_options
+NUMBER goood
+"""
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "name",
-    [
-        "randn",
-        "numpys",
-        "pythons",
-        "float64",
-        "threads",
-        "deterministic",
-        "matmul",
-        "NotANumber",
-        "own_generator",
-        "entropy",
-        "keeps_state",
-        "mean",
-        "shape",
-        "dtype",
-        "nothing",
-        "nan",
-        "wrong_number",
-        "no_number",
-        "at_time_0",
-        "wrong_keys",
-        "text_as_keys",
-        "a_number",
-        "wrong_options",
-        "too_few_arguments",
-        "NUMBER",
-        "goood",
-    ],
-)
+@pytest.mark.parametrize("name", RULE_BREAKERS.split())
 def test_a_sampler_that_breaks_the_rules_is_refused_before_it_runs(here, name):
     before = [get() for get, _ in trial.SETTINGS.values()]
     recorded(refused(f"mine:{name}"))
@@ -188,11 +163,14 @@ def test_a_module_that_turns_gradients_off_is_refused(here):
     assert torch.is_grad_enabled()
 
 
+def in_memory(name, indices=2):
+    settings = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
+    return taugrid.sample(indices=indices, sampler=name, **settings)
+
+
 @pytest.mark.parametrize("name", ["learned", "guided"])
 def test_images_have_no_gradient(here, name):
-    model = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
-    images = taugrid.sample(indices=2, sampler=f"mine:{name}", **model)
-    assert np.array_equal(images, taugrid.sample(indices=2, sampler="mine:good", **model))
+    assert np.array_equal(in_memory(f"mine:{name}"), in_memory("mine:good"))
 
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
@@ -201,14 +179,12 @@ def test_what_a_sampler_computes_from_each_image_alone_passes(here, name):
 
 
 def test_names_and_options_that_do_not_fit_are_refused(here):
-    for name in (None, 3):
-        recorded(refused(name), "diffusers")
-    recorded(refused("mien:good"), "neither")
-    recorded(refused("mine:f(x)"), "function")
-    recorded(refused("mine:with_options", sampler_options={"wait": 1}))
-    recorded(refused("mine:good", sampler_options={"weight": 1}), "options")
-    recorded(refused("mine:good", steps=1001), "steps")
-    recorded(refused("mine:with_options", sampler_options={"weight": float("nan")}), "infinity")
+    for name in (None, 3, "mien:good", "mine:f(x)"):
+        recorded(refused(name))
+    recorded(refused("mine:good", steps=1001))
+    recorded(refused("mine:good", sampler_options={"weight": 1}))
+    for options in ({"wait": 1}, {"weight": float("nan")}):
+        recorded(refused("mine:with_options", sampler_options=options))
 
 
 @pytest.mark.long
@@ -290,12 +266,10 @@ def test_all_options_reach_it_with_their_defaults(here):
     assert cell.sampler_description.arguments == {"weight": 0.25, "passes": 2}
 
 
-def test_samples_in_memory_are_those_of_a_run_and_it_is_tried_too(here):
-    model = {"model": {"oracle": "gaussian"}, "shape": (1, 4, 4), "steps": 4, "seed": 0}
-    images = taugrid.sample(indices=5, sampler="my_sampler:renoised", **model)
-    apart = [taugrid.sample(indices=[n], sampler="my_sampler:renoised", **model) for n in range(5)]
-    assert np.array_equal(images, np.concatenate(apart))
-    assert not np.array_equal(images, taugrid.sample(indices=5, **model))
+def test_samples_in_memory_depend_on_no_batch_and_it_is_tried_too(here):
+    images = in_memory("my_sampler:renoised", 5)
+    assert np.array_equal(images, np.concatenate([in_memory("my_sampler:renoised", [n]) for n in range(5)]))
+    assert not np.array_equal(images, in_memory("ddim", 5))
     with raises(UserError):
         taugrid.sample(lambda x, t: x, 5, shape=(1, 4, 4), sampler="mine:randn")
 
@@ -311,16 +285,13 @@ def test_its_modules_are_sent_to_workers_and_with_jobs(here, tmp_path_factory):
 
 
 def test_a_worker_with_other_code_is_refused(here):
-    expected = planned().cells[0].sampler_description.code
+    expected, file = planned().cells[0].sampler_description.code, here / "my_sampler.py"
     sampler.require_code("my_sampler:sample", expected)
-    forget_code_here()
-    (here / "my_sampler.py").write_text(SOURCE.replace("0.5", "0.25"))
-    with raises(ContentMismatch):
-        sampler.require_code("my_sampler:sample", expected)
-    forget_code_here()
-    (here / "my_sampler.py").unlink()
-    with raises(ContentMismatch):
-        sampler.require_code("my_sampler:sample", expected)
+    for change in (lambda: file.write_text(SOURCE.replace("0.5", "0.25")), file.unlink):
+        forget_code_here()
+        change()
+        with raises(ContentMismatch):
+            sampler.require_code("my_sampler:sample", expected)
 
 
 @pytest.mark.long
@@ -375,20 +346,11 @@ def test_the_judge_of_samplers_passes_options_on():
 
 def test_a_plan_names_its_only_sampler_and_cells_that_are_sampled_twice(here):
     grid = {"spacing": ["linear", "trailing"], "steps": [3, 5], "sampler_options": [{}, {"weight": 0.5}, {"weight": 1}]}
-    (here / "my.yaml").write_text(
-        f"name: x\nmodel: {{oracle: gaussian}}\ndata: {{name: gaussian, shape: [1, 4, 4]}}\n"
-        f"sample: {{sampler: 'my_sampler:sample'}}\ngrid: {json.dumps(grid)}\n"
-    )
-    told = command("plan", here / "my.yaml")
-    assert {(cell["sampler"], cell["eta"]) for cell in told["cells"]} == {("my_sampler:sample", None)}
-    assert all("sampler=my_sampler:sample" in cell["label"] for cell in told["cells"])
-    [remark] = [line for line in told["remarks"] if "same times" in line]
-    same = " and ".join(
-        f"S=5 spacing={spacing}{options} sampler=my_sampler:sample"
-        for spacing in ("linear", "trailing")
-        for options in ("", " sampler_options='{\"weight\": 0.5}'")
-    )
-    assert same in remark
+    found = planned(grid=grid)
+    assert {cell.settings.sampler for cell in found.cells} == {"my_sampler:sample"}
+    assert all("sampler=my_sampler:sample" in cell.label for cell in found.cells)
+    [remark] = [line for line in found.remarks if "same times" in line]
+    recorded(remark)
     of_3 = [cells for cells in remark.split("; ") if "S=3" in cells]
     assert not [cells for cells in of_3 if "linear" in cells and "trailing" in cells], "these times differ"
 

@@ -12,7 +12,6 @@ from taugrid.registry.metrics import MetricSettings, Sizes
 D = 8
 SCALES = np.geomspace(2, 0.5, D)
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -47,7 +46,6 @@ def test_bias_falls_far_below_that_of_plain_fid():
 def test_result_depends_on_the_seed_and_on_nothing_else():
     x, reference = samples(300, 1), exact_reference()
     first = fid_infinity(x, reference, seed=5)
-    assert fid_infinity(x, reference, seed=5) == first
     assert fid_infinity(x, reference, symmetric_root(reference.covariance), seed=5) == first
     assert abs(fid_infinity(x, reference, seed=6) - first) > 1e-6
 
@@ -56,32 +54,24 @@ def test_subset_sizes_are_the_papers():
     sizes = subset_sizes(50_000, 2048)
     np.testing.assert_array_equal(sizes, np.linspace(5000, 50_000, 15).astype(int))
     # Fewer than 20 samples for each feature: the smallest subset is 2 for each.
-    assert subset_sizes(10_000, 2048)[0] == 4096
-    assert subset_sizes(10_000, 2048)[-1] == 10_000
+    assert subset_sizes(10_000, 2048)[[0, -1]].tolist() == [4096, 10_000]
 
 
 @pytest.mark.parametrize(("n", "d"), [(30, 1), (30, 7), (192, 48), (1000, 3)])
 def test_every_number_that_is_allowed_gives_distinct_subsets_with_a_covariance(n, d):
     sizes = subset_sizes(n, d)
     assert len(set(sizes.tolist())) == len(sizes) == POINTS
-    assert sizes[0] >= 2 * d
     assert (sizes[0], sizes[-1]) == (max(n // 10, 2 * d), n)
 
 
-def test_too_few_samples_are_refused():
+def test_too_few_samples_and_features_that_are_not_finite_are_refused():
     assert no_extrapolation(32, 8) is None
-    with raises(ValueError) as refused:
-        fid_infinity(samples(31, 0), exact_reference(), seed=0)
-    assert no_extrapolation(31, 8) == str(refused.value)
+    not_finite = np.vstack([samples(99, 0), np.full((1, D), np.nan)])
+    for x in (samples(31, 0), not_finite):
+        with raises(ValueError):
+            fid_infinity(x, exact_reference(), seed=0)
     with raises(ValueError):
         subset_sizes(29, 1)
-
-
-def test_features_that_are_not_finite_are_refused():
-    x = samples(100, 0)
-    x[99] = np.nan
-    with raises(ValueError):
-        fid_infinity(x, exact_reference(), seed=0)
 
 
 def test_it_scatters_more_than_fid_which_a_remark_says_and_can_be_negative():

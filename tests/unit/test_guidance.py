@@ -4,14 +4,15 @@ import json
 import re
 
 import numpy as np
+import plans
 import pytest
 from snapshots import raises, recorded
 
-from taugrid.config import Config, Diffusion, validate
+from taugrid.config import Diffusion
 from taugrid.errors import MissingInput, UserError
 from taugrid.grids.names import Naming
 from taugrid.orchestrator.plan import record
-from taugrid.orchestrator.plan.grid import plan, with_settings
+from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.workers import schedules
 from taugrid.workers.network.checkpoint import Checkpoint
 
@@ -40,9 +41,9 @@ def read(path):
 
 
 def planned(dry=False, checkpoint="/m/net", **sections):
-    given = {"name": "x", **sections, "model": {"checkpoint": checkpoint, **sections.get("model", {})}}
-    given["sample"] = {"seed": 0, "steps": 5, **sections.get("sample", {})}
-    return plan(validate(Config, given, "test"), read, dry=dry)
+    model = {"checkpoint": checkpoint, **sections.pop("model", {})}
+    sample = {"steps": 5, **sections.pop("sample", {})}
+    return plans.planned(read, dry, model=model, data={}, sample=sample, **sections)
 
 
 def guided(**sample):
@@ -60,13 +61,11 @@ def test_guidance_1_is_the_cell_without_any_of_its_keys():
 
 
 def test_scale_interval_channels_and_the_guides_weights_make_cells_and_nothing_makes_another_model():
-    cases = [
-        guided(), guided(guidance=3.0), guided(guidance_interval=[0.1, 2]), guided(guidance_channels=2),
-        {**guided(), "model": {"guide": "/m/bare"}}, {},
-    ]  # fmt: skip
-    plans = [planned(**case) for case in cases]
-    assert len({each.cells[0].id for each in plans}) == len(plans)
-    assert len({each.models[0].id for each in plans}) == 1
+    other = [{"guidance": 3.0}, {"guidance_interval": [0.1, 2]}, {"guidance_channels": 2}]
+    cases = [guided(), *(guided(**keys) for keys in other), {**guided(), "model": {"guide": "/m/bare"}}, {}]
+    found = [planned(**case) for case in cases]
+    assert len({each.cells[0].id for each in found}) == len(cases)
+    assert len({each.models[0].id for each in found}) == 1
 
 
 def test_a_guide_belongs_to_the_names_of_cells_not_to_those_of_models():
@@ -82,9 +81,12 @@ def test_guided_calls_count_twice():
     cell = planned(**guided(guidance_interval=[0.1, 2.0])).cells[0]
     process = schedules.process(cell.model.diffusion)
     ratios = [process.at(t + 1).ratio for t in cell.sampler_description.times]
-    assert cell.nfe == 5 + sum(0.1 < ratio <= 2.0 for ratio in ratios) == 5 + cell.guidance.calls
+    assert cell.guidance.calls == sum(0.1 < ratio <= 2.0 for ratio in ratios) == cell.nfe - 5
     assert 0 < cell.guidance.calls < 5
     assert planned(**guided()).cells[0].nfe == 10
+    no_signal = {"rescale_betas_zero_snr": True, "prediction": "v_prediction"}
+    cell = planned(**guided(guidance_interval=[0.1, 1e6], spacing="trailing"), diffusion=no_signal).cells[0]
+    assert cell.guidance.calls == 4, "a last time without signal is outside every interval"
 
 
 def test_an_interval_is_open_below_and_closed_above_also_after_rounding():
@@ -95,12 +97,6 @@ def test_an_interval_is_open_below_and_closed_above_also_after_rounding():
         assert not low.is_within(ends)
         assert high.is_within(ends)
         assert planned(**guided(guidance_interval=ends, spacing=[50, 100, 150, 200, 900])).cells[0].guided_calls == 2
-
-
-def test_the_last_time_of_a_schedule_without_signal_is_outside_every_interval():
-    diffusion = {"rescale_betas_zero_snr": True, "prediction": "v_prediction"}
-    cell = planned(**guided(guidance_interval=[0.1, 1e6], spacing="trailing"), diffusion=diffusion).cells[0]
-    assert cell.guidance.calls == 4
 
 
 def test_a_recorded_plan_has_its_guides():

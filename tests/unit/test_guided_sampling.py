@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from in_process import drive, results, small_run
 from snapshots import raises, recorded
+from tiny import UNET
 from torch import nn
 
 import taugrid
@@ -77,18 +78,6 @@ def test_guided_classes_are_classes_with_guided_means_for_every_sampler(settings
     assert (images - sample_batch(CLASSES, indices, spec_of(**settings), labels)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_guided_samples_have_the_guided_mean_and_the_common_covariance(eta):
-    n, spec = 4000, spec_of(guidance=SCALE, eta=eta)
-    images = sample_batch(CLASSES, torch.arange(n), spec, torch.full((n,), 1)).flatten(1).double().numpy()
-    moved = gaussian.Gaussian(DATA.mean + GUIDED_OFFSETS[1], DATA.eigenvalues, DATA.eigenvectors)
-    exact = gaussian.sampled(moved, [float(ALPHA_BAR[t]) for t in reversed([0, *spec.tau])], eta)
-    white = (images - exact.mean) @ exact.eigenvectors / np.sqrt(exact.eigenvalues)
-    assert n * np.square(white.mean(axis=0)).sum() < 16 + 5 * np.sqrt(32)
-    excess = white.T @ white / n - np.eye(16)
-    assert n / 2 * np.square(excess).sum() < 136 + 5 * np.sqrt(2 * 136)
-
-
 def toy(log, name, gain=1.0):
     """An elementwise network that notes its calls, and whose output depends on the label."""
 
@@ -103,24 +92,22 @@ POINT = Point(alpha=0.6, sigma=0.8, alpha_bar=0.36, time=7, key=8)
 
 
 def test_a_call_is_two_of_one_batch_each_the_labelled_one_first():
-    log, x, labels = [], torch.ones(2, 3, 1, 1), torch.tensor([0, 2])
-    guided = Guided(toy(log, "net"), None, Guidance(3.0, 1, null_label=9))
-    assert torch.equal(guided(x, POINT, labels), (x + 9) + 3.0 * ((x + labels.reshape(-1, 1, 1, 1)) - (x + 9)))
-    assert log == [("net", 7, [0, 2]), ("net", 7, [9, 9])]
-
-
-@pytest.mark.parametrize("has_labels", [False, True])
-def test_a_guide_gets_the_labels_that_it_takes(has_labels):
-    log, x, labels = [], torch.ones(2, 3, 1, 1), torch.tensor([0, 2])
-    how = Guidance(2.0, 1, null_label=9, guide_has_labels=has_labels)
-    Guided(toy(log, "net"), toy(log, "guide", 0.5), how)(x, POINT, labels)
-    assert log == [("net", 7, [0, 2]), ("guide", 7, [0, 2] if has_labels else None)]
-
-
-def test_channels_that_are_not_guided_are_those_of_the_labelled_call():
-    x = torch.ones(1, 4, 1, 1)
-    guided = Guided(toy([], "net"), toy([], "guide", 0.5), Guidance(2.0, 1, channels=3))
-    assert guided(x, POINT).flatten().tolist() == [1.5, 1.5, 1.5, 1.0]
+    log, x, labels = [], torch.ones(2, 4, 1, 1), torch.tensor([0, 2])
+    network, guide, per_image = toy(log, "net"), toy(log, "guide", 0.5), labels.reshape(-1, 1, 1, 1)
+    guided = Guided(network, None, Guidance(3.0, 1, null_label=9))
+    assert torch.equal(guided(x, POINT, labels), (x + 9) + 3.0 * ((x + per_image) - (x + 9)))
+    Guided(network, guide, Guidance(2.0, 1, null_label=9, guide_has_labels=True))(x, POINT, labels)
+    partly = Guided(network, guide, Guidance(2.0, 1, channels=3, null_label=9))(x, POINT, labels)
+    own = x + per_image
+    assert torch.equal(partly, torch.cat([2 * own - 0.5, own], 1)[:, [0, 1, 2, 7]]), "the fourth is the labelled call's"
+    assert log == [
+        ("net", 7, [0, 2]),
+        ("net", 7, [9, 9]),
+        ("net", 7, [0, 2]),
+        ("guide", 7, [0, 2]),
+        ("net", 7, [0, 2]),
+        ("guide", 7, None),
+    ]
 
 
 def test_outside_of_the_interval_there_is_one_call_and_the_networks_own_bits():
@@ -156,12 +143,6 @@ def test_calls_that_are_guided_less_often_than_planned_are_a_fault_of_the_sample
 
 # Jobs of two networks
 
-UNET = {
-    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 8),
-    "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4,
-    "add_attention": False,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, one_thread):
@@ -169,7 +150,7 @@ def folders(tmp_path_factory, one_thread):
     root = tmp_path_factory.mktemp("pipelines")
     for seed, (name, classes) in enumerate({"net": None, "weak": None, "classes": 3, "broken": None}.items()):
         torch.manual_seed(seed)
-        network = UNet2DModel(**UNET, num_class_embeds=classes)
+        network = UNet2DModel(8, 1, 1, **UNET, num_class_embeds=classes)
         if name == "broken":
             nn.init.constant_(network.conv_out.bias, torch.nan)
         network.save_pretrained(root / name / "unet")
@@ -189,12 +170,16 @@ cluster: {{workers: 1}}
 """
 
 
+def drive_in(folder, text):
+    """The outcome of a run in `folder / "run"`."""
+    with small_run(folder, text) as run:
+        return drive(run, folder / "run", LocalStorage(folder / "run"))[0]
+
+
 @pytest.fixture(scope="module")
 def done(folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
-    with small_run(folder, text(folders)) as run:
-        outcome, printed = drive(run, folder / "run", LocalStorage(folder / "run"))
-    assert outcome.missing == {}, printed
+    assert drive_in(folder, text(folders)).missing == {}
     return folder / "run"
 
 
@@ -215,8 +200,7 @@ def test_a_run_of_two_networks_counts_both_and_records_the_guide(done, folders):
 
 def test_guidance_1_of_a_run_has_the_bytes_of_a_run_without_guidance(done, folders, tmp_path):
     plain = text(folders, grid="{steps: [3]}").replace(f", guide: {folders / 'weak'}", "")
-    with small_run(tmp_path, plain) as run:
-        drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    drive_in(tmp_path, plain)
     mine, theirs = results(tmp_path / "run"), results(done)
     samples = {name for name in mine if name.startswith("samples")}
     assert samples
@@ -229,17 +213,13 @@ def test_a_part_of_a_guided_shard_is_gone_on_with_to_the_same_bytes(done, folder
     gone = sorted((tmp_path / "run/samples").glob("*/part-000001.parquet"))
     for path in gone:
         path.unlink()
-    with small_run(tmp_path, text(folders)) as run:
-        drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
+    drive_in(tmp_path, text(folders))
     assert gone
-    assert {path.name for path in gone} == {"part-000001.parquet"}
     assert results(tmp_path / "run") == results(done)
 
 
 def test_nan_of_the_guide_alone_gives_no_image(folders, tmp_path):
-    with small_run(tmp_path, text(folders, guide="broken", grid="{guidance: [2]}")) as run:
-        outcome, _ = drive(run, tmp_path / "run", LocalStorage(tmp_path / "run"))
-    [told] = outcome.missing.values()
+    [told] = drive_in(tmp_path, text(folders, guide="broken", grid="{guidance: [2]}")).missing.values()
     recorded(told.partition("NotFinite: ")[2].partition(" (")[0])
     assert not list((tmp_path / "run/samples").rglob("*.parquet"))
 
@@ -279,10 +259,10 @@ def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers
 def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):
     asked, device = [], Device("cpu")
     monkeypatch.setattr(device, "network", lambda spec, diffusion, how, batch=None: asked.append((spec, batch)) or spec)
-    assert device.networks(["net", "guide"], DIFFUSION, PLAIN, (2, 1, 8, 8)) == ["net", "guide"]
-    loaded = [spec for spec, batch in asked]
-    assert [spec for spec, batch in asked if batch] == ["net", "guide"]
-    assert loaded.index("guide") < next(place for place, (_, batch) in enumerate(asked) if batch)
+    batch = (2, 1, 8, 8)
+    assert device.networks(["net", "guide"], DIFFUSION, PLAIN, batch) == ["net", "guide"]
+    assert [spec for spec, its in asked if its] == ["net", "guide"]
+    assert asked.index(("guide", None)) < asked.index(("net", batch))
 
 
 # In memory
@@ -319,29 +299,24 @@ def test_the_api_samples_a_checkpoint_with_a_guide_as_a_run_does(done, folders):
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("model", "given"),
     [
-        {"guidance": 2, "labels": 0, "guidance_interval": [1e6, 1e7]},
-        {"guidance": 2, "labels": 0, "guidance_channels": 2},
-        {"labels": 0, "guide": Net()},
-        {"labels": 0, "guidance": 2, "guide": "a/folder"},
+        (Net(), {"labels": 0, "guidance_interval": [1e6, 1e7]}),
+        (Net(), {"labels": 0, "guidance_channels": 2}),
+        (Net(), {"labels": 0, "guidance": 1, "guide": Net()}),
+        (Net(), {"labels": 0, "guide": "a/folder"}),
+        (lambda x, t: x, {"guide": Net()}),
     ],
 )
-def test_what_can_not_be_guided_in_memory_is_refused(given):
+def test_what_can_not_be_guided_in_memory_is_refused(model, given):
     with raises(UserError):
-        taugrid.sample(Net(), 2, shape=(1, 4, 4), steps=4, **given)
+        taugrid.sample(model, 2, shape=(1, 4, 4), steps=4, **{"guidance": 2, **given})
 
 
-def test_a_network_in_memory_without_a_null_class_is_refused(folders):
+def test_a_network_without_a_null_class_or_its_vae_is_refused(folders):
     with raises(UserError):
         taugrid.sample(str(folders / "classes"), 2, steps=3, labels="balanced", guidance=2)
-    with raises(UserError):
-        taugrid.sample(lambda x, t: x, 2, shape=(1, 4, 4), guide=Net(), guidance=2)
-
-
-def test_a_transformer_of_latents_in_memory_is_refused():
-    """It is conditional, and was called unconditional; its VAE is not with it."""
     sizes = {"num_attention_heads": 1, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4, "norm_num_groups": 1}
-    network = DiTTransformer2DModel(in_channels=4, patch_size=2, num_embeds_ada_norm=3, **sizes)
+    of_latents = DiTTransformer2DModel(in_channels=4, patch_size=2, num_embeds_ada_norm=3, **sizes)
     with raises(UserError):
-        taugrid.sample(network, 2, labels=1, steps=2)
+        taugrid.sample(of_latents, 2, labels=1, steps=2)

@@ -29,24 +29,14 @@ def test_slerp_goes_round_the_sphere_at_an_even_pace():
     assert (a + b).norm() / 2 < 0.9 * a.norm(), "a straight line would leave the sphere"
 
 
-def test_slerp_keeps_the_dtype():
-    a, b = draws(2).float()
-    assert slerp(a, b, torch.tensor([0.3])).dtype == torch.float32
-
-
-def test_rows_take_neighbours_as_pairs():
+def test_rows_are_pairs_of_neighbours_and_a_square_has_them_above_and_below():
     x_T = draws(4)
-    found = rows(x_T, 3)
-    assert found.shape == (2, 3, 2, 3, 4)
+    pairs = rows(x_T, 3)
+    assert pairs.shape == (2, 3, 2, 3, 4)
     for i in range(2):
-        torch.testing.assert_close(found[i, [0, -1]], x_T[2 * i : 2 * i + 2])
-        torch.testing.assert_close(found[i, 1], slerp(x_T[2 * i], x_T[2 * i + 1], torch.tensor([0.5]))[0])
-
-
-def test_square_has_the_pairs_above_and_below():
-    x_T = draws(4)
+        torch.testing.assert_close(pairs[i, [0, -1]], x_T[2 * i : 2 * i + 2])
+        torch.testing.assert_close(pairs[i, 1], slerp(x_T[2 * i], x_T[2 * i + 1], torch.tensor([0.5]))[0])
     found = square(x_T, 5)
-    assert found.shape == (5, 5, 2, 3, 4)
     torch.testing.assert_close(torch.stack([found[0, 0], found[0, -1], found[-1, 0], found[-1, -1]]), x_T)
     above, below = rows(x_T, 5)
     torch.testing.assert_close(found[0], above)
@@ -57,3 +47,4 @@ def test_square_has_the_pairs_above_and_below():
 def test_between_opposite_points_there_is_no_arc_and_the_straight_line_is_used():
     a = draws(1)[0]
     torch.testing.assert_close(slerp(a, -a, torch.tensor([0.25]))[0], a / 2)
+    assert slerp(a.float(), -a.float(), torch.tensor([0.25])).dtype == torch.float32

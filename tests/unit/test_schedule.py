@@ -1,38 +1,24 @@
 """Schedules by their definitions and against diffusers' tables, which are float32."""
 
-import math
-
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshots import raises
 
 from taugrid.config import DIFFUSION_DEFAULTS, Diffusion
 from taugrid.workers import schedules
-from taugrid.workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, products, rescaled_to_zero_snr
+from taugrid.workers.diffusion.schedule import SCHEDULES, alpha_bar, betas, rescaled_to_zero_snr
 
-DIFFUSERS_NAMES = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "cosine": "squaredcos_cap_v2",
-    "sigmoid": "sigmoid",
-}
 SETTINGS = [(1000, 1e-4, 2e-2), (1000, 0.00085, 0.012), (50, 2e-3, 0.4)]
 
 
-def diffusers_scheduler(schedule, timesteps, beta_start, beta_end):
-    cls = DDPMScheduler if schedule == "sigmoid" else DDIMScheduler  # DDIMScheduler has no sigmoid
-    return cls(timesteps, beta_start, beta_end, DIFFUSERS_NAMES[schedule])
-
-
-@pytest.mark.parametrize("schedule", DIFFUSERS_NAMES)
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_agrees_with_diffusers(schedule, settings):
-    scheduler = diffusers_scheduler(schedule, *settings)
+    cls = DDPMScheduler if schedule == "sigmoid" else DDIMScheduler  # DDIMScheduler has no sigmoid
+    scheduler = cls(*settings, {"cosine": "squaredcos_cap_v2"}.get(schedule, schedule))
     # Ours are exact to 1e-16; the others are differences from 1, or linspaces, in float32's 6e-8.
     np.testing.assert_allclose(betas(schedule, *settings), scheduler.betas.numpy(), rtol=1e-6, atol=1e-7)
     # T roundings of float32 in a product. The last cosine beta, 0.999, keeps 1e-3 of its alpha: 6e-8 / 1e-3 more.
@@ -43,28 +29,14 @@ def test_agrees_with_diffusers(schedule, settings):
 @pytest.mark.parametrize("timesteps", [1, 2, 3, 1000])
 def test_has_a_one_in_front_and_decreases(schedule, timesteps):
     ours = alpha_bar(schedule, timesteps, 1e-4, 2e-2)
-    assert betas(schedule, timesteps, 1e-4, 2e-2).shape == (timesteps,)
     assert ours.shape == (timesteps + 1,)
     assert ours.dtype == betas(schedule, timesteps, 1e-4, 2e-2).dtype == np.float64
     assert ours[0] == 1.0
     assert np.all(np.diff(ours) < 0)
     assert (ours[-1] == 0.0) == (schedule == "jsd")
-    assert ours[-2] > 0
-
-
-def test_linear_schedule_of_the_paper_by_its_definition():
-    ours = alpha_bar("linear", 1000, 1e-4, 2e-2)
-    product = 1.0
-    for s in range(1, 1001):
-        product *= 1 - (1e-4 + (s - 1) / 999 * (2e-2 - 1e-4))
-        assert ours[s] == pytest.approx(product, rel=1e-12)
-
-
-def test_sigmoid_by_its_definition():
-    ours = betas("sigmoid", 101, 1e-4, 2e-2)
-    for i in range(101):
-        logistic = 0.5 * (1 + math.tanh((-6 + 12 * i / 100) / 2))
-        assert ours[i] == pytest.approx(1e-4 + logistic * (2e-2 - 1e-4), rel=1e-12)
+    if schedule == "linear" and timesteps > 1:
+        exact = np.cumprod([1 - (1e-4 + s / (timesteps - 1) * (2e-2 - 1e-4)) for s in range(timesteps)])
+        np.testing.assert_allclose(ours[1:], exact, rtol=1e-12)
 
 
 @given(st.integers(1, 5000))
@@ -72,7 +44,6 @@ def test_jsd_falls_linearly_to_exactly_zero(timesteps):
     """The product telescopes: (T-1)/T (T-2)/(T-1) ... = (T-t)/T."""
     ours = alpha_bar("jsd", timesteps, 1e-4, 2e-2)
     np.testing.assert_allclose(ours, (timesteps - np.arange(timesteps + 1)) / timesteps, rtol=0, atol=1e-12)
-    assert ours[-1] == 0.0
 
 
 def test_constant_is_a_power_of_beta_end():
@@ -88,19 +59,9 @@ def test_takes_no_notice_of_the_betas_it_says(schedule, ignored):
     assert np.array_equal(ours, betas(schedule, 10, 1e-4, 3e-2)) == (ignored == "both")
 
 
-@pytest.mark.parametrize("function", [betas, alpha_bar])
-def test_unknown_schedule_is_named(function):
+def test_unknown_schedule_is_named():
     with raises(ValueError):
-        function("quad", 1000, 1e-4, 2e-2)
-
-
-@pytest.mark.parametrize("settings", [("linear", 1000, 1e-4, 2e-2), ("scaled_linear", 1000, 0.00085, 0.012)])
-def test_rescaling_agrees_with_diffusers(settings):
-    """In its own float64, without the roundings of its float32."""
-    theirs = 1 - rescale_zero_terminal_snr(torch.from_numpy(betas(*settings)))
-    ours = rescaled_to_zero_snr(alpha_bar(*settings))
-    np.testing.assert_allclose(ours[1:], np.cumprod(theirs.numpy()), rtol=1e-10)
-    assert ours[-1] == 0.0
+        alpha_bar("quad", 1000, 1e-4, 2e-2)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -119,10 +80,6 @@ def test_rescaling_by_its_definition(schedule):
 def test_one_time_can_not_be_rescaled():
     with raises(ValueError):
         rescaled_to_zero_snr(np.array([1.0, 0.9]))
-
-
-def test_products_by_their_definition():
-    np.testing.assert_allclose(products(np.array([0.1, 0.5, 1.0])), [1, 0.9, 0.45, 0], rtol=1e-15)
 
 
 def test_a_section_of_the_config_puts_its_keys_together():

@@ -77,6 +77,11 @@ def test_our_solvers_pass(name):
     assert problems(name) == []
 
 
+def assert_sound(found):
+    assert found.findings.problems == ()
+    assert max(abs(each.z) for each in (found.findings.mean, found.findings.covariance, found.findings.fid)) < 4
+
+
 def churned(S_noise=1.0):
     """100 steps of edm-heun on its own process: the images, and what they should be like."""
     process = schedules.process(EDM_DEFAULTS)
@@ -93,9 +98,8 @@ def churned(S_noise=1.0):
 def test_edms_sampler_is_judged_on_its_process():
     """Churn makes another image of x_T, but the distribution stays; too much noise widens it."""
     found = churned()
-    assert found.findings.problems == ()
+    assert_sound(found)
     assert found.mean_difference is None
-    assert max(abs(each.z) for each in (found.findings.mean, found.findings.covariance, found.findings.fid)) < 4
     assert any("above the" in line for line in churned(1.2).findings.problems)
     [cell, *_] = plan(load("selfcheck", overrides("edm-heun")), dry=True).cells
     assert cell.model.diffusion.process == "edm"
@@ -105,40 +109,34 @@ def test_an_unknown_sampler_is_judged_by_what_its_images_are():
     """DDIM as a package's sampler: at eta = 0 its images are the ODE's, at eta = 1 its moments are the data's."""
     for eta, follows in ((0.0, True), (1.0, False)):
         found = judged("another", pictures("ddim", 200, eta), 200, follows=False)
-        assert found.findings.problems == ()
+        assert_sound(found)
         assert (found.mean_difference is not None) == follows
-        assert max(abs(each.z) for each in (found.findings.mean, found.findings.covariance, found.findings.fid)) < 4
 
 
-def test_a_solver_of_a_lower_order_is_found(monkeypatch):
-    real = DPMpp3M.step
-    monkeypatch.setattr(DPMpp3M, "step", DPMpp2M.step)
-    monkeypatch.setattr(DPMpp3M, "points", 2)
-    [problem] = problems("dpm++3m")
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute", "lower", "order"),
+    [
+        ("dpm++3m", DPMpp3M, "step", DPMpp2M.step, "1.9"),
+        ("unipc", unipc, "ORDER", 2, "3.0"),
+        ("dpm++2m", DPMpp2M, "points", 1, "1.0"),
+    ],
+)
+def test_a_solver_of_a_lower_order_is_found(monkeypatch, name, owner, attribute, lower, order):
+    monkeypatch.setattr(owner, attribute, lower)
+    if owner is DPMpp3M:
+        monkeypatch.setattr(DPMpp3M, "points", 2)
+    [problem] = problems(name)
     recorded(problem)
-    assert "order 1.9," in problem
-    monkeypatch.setattr(DPMpp3M, "step", real)
-    monkeypatch.setattr(unipc, "ORDER", 2)
-    [problem] = problems("unipc")
-    recorded(problem)
-    assert "order 3.0," in problem
-    monkeypatch.setattr(DPMpp2M, "points", 1)
-    [problem] = problems("dpm++2m")
-    recorded(problem)
-    assert "order 1.0," in problem
+    assert f"order {order}," in problem
 
 
-def test_a_wrong_coefficient_is_found(monkeypatch):
-    real = unipc.weights
-    monkeypatch.setattr(unipc, "weights", lambda h, r: [w * (1 + (i == 0) / 100) for i, w in enumerate(real(h, r))])
-    assert any("has order 4" in line for line in problems("unipc"))
-
-
-def test_a_network_asked_at_another_time_is_found():
+def test_a_wrong_coefficient_and_a_network_asked_at_another_time_are_found(monkeypatch):
     """One step of the schedule too early moves images by less than a grey level."""
-    network = oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu")
+    network, real = oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), unipc.weights
     shifted = lambda x, at, condition=None: network(x, PROCESS.at(max(1, at.key - 1)))  # noqa: E731
-    assert any("has order 3" in line for line in problems("dpm++3m", network=shifted))
+    assert any("order 3" in line for line in problems("dpm++3m", network=shifted))
+    monkeypatch.setattr(unipc, "weights", lambda h, r: [w * (1 + (i == 0) / 100) for i, w in enumerate(real(h, r))])
+    assert any("order 4" in line for line in problems("unipc"))
 
 
 def test_images_of_other_noise_are_found():

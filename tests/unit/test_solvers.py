@@ -21,7 +21,6 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.dpmpp import DPMpp2M, DPMpp3M
 from taugrid.workers.samplers.sampler import find
@@ -190,11 +189,7 @@ CASES = [
 ]
 
 
-def case_id(case):
-    return "-".join(f"{key}={value}" for key, value in case.items())
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_agrees_with_a_float64_loop_of_its_paper(name, case):
     expected = by_the_paper(name, **case)
@@ -210,15 +205,9 @@ def test_agrees_with_a_float64_loop_of_its_paper(name, case):
     ("name", "oracle"),
     [
         ("dpm++2m", "two points"),
-        ("dpm++3m", "Gaussian"),
-        ("heun", "Gaussian"),
-        ("unipc", "Gaussian"),
-        proof("ddim", "Gaussian"),
-        proof("ddim", "two points"),
-        proof("dpm++2m", "Gaussian"),
-        proof("dpm++3m", "two points"),
-        proof("heun", "two points"),
-        proof("unipc", "two points"),
+        *((name, "Gaussian") for name in ("dpm++3m", "heun", "unipc")),
+        *(proof(name, "two points") for name in ("ddim", "dpm++3m", "heun", "unipc")),
+        *(proof(name, "Gaussian") for name in ("ddim", "dpm++2m")),
     ],
 )
 def test_a_solver_has_its_order(name, oracle):
@@ -240,9 +229,8 @@ def test_the_start_alone_limits_the_order_of_3m():
 @pytest.mark.slow
 def test_the_page_shows_what_is_measured():
     page = (Path(__file__).parents[2] / "docs" / "mathematics.md").read_text()
-    rows = [
-        line for line in page.splitlines() if line.startswith(("| Solver |", *(f"| `{name}` |" for name in CLAIMED)))
-    ]
+    starts = ("| Solver |", *(f"| `{name}` |" for name in CLAIMED))
+    rows = [line for line in page.splitlines() if line.startswith(starts)]
     numbers = re.compile(r"[\d.]+(?:e[-+]\d+)?")
     for shown, found in zip(rows, (line for line in orders.table() if not line.startswith("| :")), strict=True):
         assert numbers.sub("#", shown) == numbers.sub("#", found)
@@ -267,7 +255,8 @@ def test_diffusers_third_order_is_of_order_2(monkeypatch):
     theirs.set_timesteps(20)
     points = [orders.point(-math.log(s)) for s in theirs.sigmas.double().tolist()[4:8]]
     m = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    theirs._step_index = 6
+    for t in theirs.timesteps[:6]:
+        theirs.step(m[0], t, m[0])
     expected = theirs.multistep_dpm_solver_third_order_update(list(m), sample=m[0])
     history = [Evaluated(*each) for each in zip(points[2::-1], reversed(m), strict=True)]
     torch.testing.assert_close(halved(find("dpm++3m"), m[0], history, points[3]), expected, rtol=1e-4, atol=1e-6)
@@ -276,7 +265,7 @@ def test_diffusers_third_order_is_of_order_2(monkeypatch):
     assert order == pytest.approx(2, abs=0.15)
 
 
-@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("steps", [10, 50])
 def test_2m_is_diffusers_2m_where_the_times_agree(steps):
     """Below 15 steps too: it is their `lower_order_final` that makes a kink there, and a step onto 0 is not."""
     theirs = DPMSolverMultistepScheduler(
@@ -291,20 +280,6 @@ def test_2m_is_diffusers_2m_where_the_times_agree(steps):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_moments_at_many_steps_are_those_of_the_closed_form(name):
-    """Of the ODE from N(0, I) at T to time 1, and of x0 as it is predicted there. The sampler is affine in x."""
-    d = math.prod(orders.SHAPE)
-    x_T = torch.cat([torch.zeros(1, d), torch.eye(d)]).double().reshape(-1, *orders.SHAPE)
-    oracle, points = ORACLES["Gaussian"], path(PROCESS, times("logsnr", 400, PROCESS.alpha_bar))
-    found = orders.solved(name, points, oracle, x_T).reshape(-1, d)
-    at_1 = oracle.solution(x_T.numpy(), points[0], points[-2])
-    exact = oracle.x0(at_1, points[-2].alpha, points[-2].sigma).reshape(-1, d)
-    np.testing.assert_allclose(found[0], exact[0], rtol=0, atol=1e-4 * 0.1)
-    covariances = [(each[1:] - each[0]).T @ (each[1:] - each[0]) for each in (found, exact)]
-    np.testing.assert_allclose(*covariances, rtol=0, atol=1e-3 * 0.1**2)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
 def test_one_step_is_the_prediction_at_the_last_time(name):
     """Whatever the spacing says: never a prediction at time 0, whose deviation would be 0.01."""
     for spacing in ("linear", "trailing", "logsnr", "logsnr-int"):
@@ -312,9 +287,7 @@ def test_one_step_is_the_prediction_at_the_last_time(name):
     np.testing.assert_allclose(sampled(name, X.double(), steps=1), x0_of(X.double(), PROCESS.at(1000)), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("process", "expected"), [("usual", 2 * 10 - 1), ("jsd", 2 * 10 - 2), ("to alpha 1", 2 * 10 - 1)]
-)
+@pytest.mark.parametrize(("process", "expected"), [("usual", 2 * 10 - 1), ("jsd", 2 * 10 - 2)])
 def test_heun_evaluates_twice_where_a_step_is_second_order(process, expected):
     asked = []
 
@@ -334,16 +307,6 @@ def test_moments_of_unipc_are_those_of_fractions(h):
     exact = [sum(Fraction(h) * each * Fraction(factorial(k), factorial(k + j + 1)) for j, each in enumerate(terms))
              for k in range(4)]  # fmt: skip
     assert moments(h, 4) == pytest.approx([float(each) for each in exact], rel=1e-14, abs=0)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_clipping(name):
-    """The two modes that clip are one: the ODE's eps is the one that leads from x0 to x."""
-    clipped, both, free = (sampled(name, clip=clip) for clip in ("x0", "x0_and_eps", "none"))
-    assert torch.equal(clipped, both)
-    assert clipped.abs().max() == 1
-    assert (clipped - free).abs().max() > 0.1
-    assert sampled(name, clip="x0", clip_range=0.5).abs().max() == 0.5
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -385,27 +348,3 @@ def test_a_first_call_where_x_should_be_mostly_signal_is_refused(name, spacing):
         sampled(name, spacing=spacing, steps=1 if is_named else len(spacing))
     if is_named:
         sampled(name, spacing=spacing, steps=2)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("process", DIFFUSIONS)
-@pytest.mark.parametrize("spacing", ["linear", "quadratic", "leading", "trailing", "linspace", "logsnr", "logsnr-int"])
-def test_what_the_plan_accepts_gives_images(name, process, spacing):
-    accepted = 0
-    for steps in (1, 2, 3, 5, 15, 100):
-        try:
-            found = sampled(name, X[:1].double(), process, spacing=spacing, steps=steps)
-        except UserError:
-            continue
-        accepted += 1
-        assert found.isfinite().all()
-        # Where a step begins near T, the second slope of Heun's method means little: steps that long need S > 5.
-        assert found.abs().max() < (10 if name != "heun" or steps > 5 else 200)
-    nowhere = {("jsd", "logsnr"), ("jsd", "logsnr-int"), ("to alpha 1", "leading"), ("to alpha 1", "linspace")}
-    assert (accepted == 0) == ((process, spacing) in nowhere)
-
-
-def test_logsnr_needs_signal_at_the_last_time():
-    with raises(UserError):
-        sampled("dpm++2m", process="jsd", spacing="logsnr")

@@ -8,10 +8,9 @@ import yaml
 from asking import answer
 from in_process import drive, small_run
 from pages import blocks
+from plans import planned
 from snapshots import recorded
 
-from taugrid.config import Config, validate
-from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
@@ -88,9 +87,6 @@ def test_the_pages_config_of_a_flow_in_user_code_is_planned(tmp_path, monkeypatc
     monkeypatch.setattr(custom_process, "ask", answer)
     [text] = [each.text for each in blocks() if each.page == "docs/samplers.md" and "callable: my_flow" in each.text]
     (tmp_path / "my_flow.py").write_text(f"{NETWORKS}\nnetwork = teacher\n")
-    values = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}} | yaml.safe_load(text)
-    planned = plan(validate(Config, values | {"sample": {"seed": 0} | values["sample"]}, "test"))
-    cells = {(cell.settings.sampler, cell.nfe) for cell in planned.cells}
-    assert cells == {(name, S) for name in ("euler", "dpm++2m") for S in (5, 10, 20)} | {
-        ("heun", 2 * S - 1) for S in (5, 10, 20)
-    }
+    cells = {(cell.settings.sampler, cell.nfe) for cell in planned(**yaml.safe_load(text)).cells}
+    names = "euler", "dpm++2m", "heun"
+    assert cells == {(name, 2 * S - 1 if name == "heun" else S) for name in names for S in (5, 10, 20)}

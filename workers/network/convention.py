@@ -98,7 +98,7 @@ def require(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes
         CustomCodeError: if it denoises only when it is called in another way. If it is merely better then, which may be
             a matter of the images, that is the line returned.
     """
-    measure = None if diffusion.prediction == "consistency" else _measure(network, diffusion, data, takes)
+    measure = None if diffusion.prediction == "consistency" else errors_of(network, diffusion, data, takes)
     if measure is None or (error := _mean(own := measure(Way(diffusion), math.inf))) < GOOD:
         return None
     where, call = f"on noised images of {data.full_name}", expected(diffusion)
@@ -166,7 +166,7 @@ def _better(measure: Measure, among: Iterable[Way], own: Sequence[float]) -> tup
     return found
 
 
-def _measure(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditions | None) -> Measure | None:
+def errors_of(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditions | None) -> Measure | None:
     """The errors of ways, over those of the best linear estimate; None if there are no images here."""
     channels, height, width = data.image_shape
     count = min(64, max(4, 4096 // (channels * height * width)))
