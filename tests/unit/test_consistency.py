@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_consistency_models
-from in_process import drive, results, small_run
+from in_process import drive, small_run
 from latents import edit
 from plans import ORACLE, planned
 from snapshots import raises, recorded
@@ -140,25 +140,6 @@ def test_a_pixel_pipeline_with_classes_is_diffusers_ddim_with_our_noise_and_labe
     assert np.abs(mine.astype(int) - to_uint8(x.numpy())).max() <= 1
 
 
-@pytest.mark.long
-def test_batches_shards_and_a_restart_change_nothing(folder, ran, tmp_path):
-    with small_run(tmp_path, config(folder, batch=4, shard=1000)) as opened:
-        drive(opened, tmp_path / "run", LOCAL)
-    for steps in (1, 4):
-        np.testing.assert_array_equal(pictures(tmp_path / "run", steps), pictures(ran, steps))
-    with small_run(tmp_path, config(folder, batch=3)) as opened:
-        drive(opened, tmp_path / "other", LOCAL)
-    assert np.abs(pictures(tmp_path / "other", 4).astype(int) - pictures(ran, 4)).max() <= 1
-    kept = results(ran)
-    [lost] = (ran / "samples").glob("S0002-*/part-000000.parquet")
-    lost.unlink()
-    with small_run(tmp_path, config(folder)) as opened:
-        drive(opened, ran, LOCAL)
-    assert {name: of for name, of in results(ran).items() if name.startswith("samples")} == {
-        name: of for name, of in kept.items() if name.startswith("samples")
-    }
-
-
 MEAN, DEVIATION = 0.3, 0.4
 
 
@@ -177,7 +158,7 @@ def shrinking(process, at):
     return math.sqrt((DEVIATION**2 + process.at(1).sigma ** 2) / (DEVIATION**2 + at.sigma**2))
 
 
-@pytest.mark.parametrize(("spacing", "sigma_min"), [("linear", 0.002), ([40], 0.002), ([4, 40], 0.5)])
+@pytest.mark.parametrize(("spacing", "sigma_min"), [("linear", 0.002), ([40], 0.002), ([4, 30], 0.5)])
 def test_a_gaussians_consistency_function_gives_its_mean_and_deviation(spacing, sigma_min):
     """The exact moments, those of an x_T without the mean included; they are within 1 % of the data's at sigma_min."""
     diffusion = CONSISTENCY_DEFAULTS.model_copy(update={"sigma_min": sigma_min})
@@ -230,22 +211,6 @@ def test_times_are_those_of_diffusers(steps):
     scheduler.set_timesteps(steps)
     mine = find("consistency").times(Sample(sampler="consistency", steps=steps, seed=0), PROCESS)
     np.testing.assert_allclose(mine, scheduler.timesteps.numpy(), rtol=1e-12)
-
-
-def test_a_list_of_times_is_taken_and_x_begins_with_the_noise_of_the_last(folder):
-    [cell] = on(folder, sample={"spacing": [20, 39], "steps": 2}).cells
-    assert cell.tau == (20, 39)
-    settings = cell.settings.model_copy(update={"clip": "none"})
-    seen = []
-
-    def network(x, at, condition=None):
-        seen.append((x, at))
-        return torch.zeros_like(x)
-
-    sample_batch(network, torch.arange(3), SamplingSpec(Identity(SHAPE), CONSISTENCY_DEFAULTS, settings, cell.tau, 2))
-    sigma = PROCESS.at(39).sigma
-    torch.testing.assert_close(seen[0][0], normal(0, torch.arange(3), 0, SHAPE) * sigma / math.hypot(sigma, 0.5))
-    assert [at.time for _, at in seen] == [PROCESS.at(39).time, PROCESS.at(20).time]
 
 
 def test_what_the_pipeline_says_is_taken_and_enters_the_id(folder):

@@ -256,13 +256,8 @@ import torch
 
 seen = []
 
-
 def load():
-    def network(x, t):
-        seen.append((x, t))
-        return x
-    return network
-
+    return lambda x, t: seen.append((x, t)) or x
 
 def flow_map():
     def network(x, t, r):
@@ -271,31 +266,24 @@ def flow_map():
         return x
     return network
 
-
 def any_number():
     inner = lambda x, t, r: x
     return lambda x, *others: inner(x, *others)
 
-
 def over_r():
     return lambda x, t, r: x + r.mul_(2).view(-1, 1, 1, 1)
-
 
 def embedding():
     return Embedded()
 
-
 def of_sigma():
     return lambda x, sigma: optimum(x, sigma) + 0 * sigma.log().view(-1, 1, 1, 1)  # as NVlabs' takes the logarithm
-
 
 def plain():
     return lambda x, t: optimum(x, t)
 
-
 def broken():
     return lambda x, t: x / 0
-
 
 class Embedded(torch.nn.Module):
     def __init__(self):

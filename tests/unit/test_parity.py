@@ -16,6 +16,7 @@ import pytest
 import torch
 from denoisers import encode, sample
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from proofs import cases
 from tiny import UNET
 
 from taugrid import config
@@ -32,16 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALPHA = alpha_bar("linear", 1000, 1e-4, 2e-2)
 SHAPE = (1, 8, 8)
-
-
-def proof(*values):
-    """A case of `make proofs` alone."""
-    return pytest.param(*values, marks=[pytest.mark.proof, pytest.mark.slow])
-
-
-def cases(few, *factors):
-    """The product of the factors, of which `make test` has a few."""
-    return [case if case in few else proof(*case) for case in product(*factors)]
 
 
 @cache
@@ -225,14 +216,14 @@ def test_a_loaded_checkpoint_and_its_pipeline_make_the_same_images(unet, tmp_pat
     pipeline.set_progress_bar_config(disable=True)
     drawn = {"batch_size": 4, "num_inference_steps": 10, "eta": 0.0, "output_type": "np"}
     floats = pipeline(**drawn, generator=torch.Generator().manual_seed(3)).images
-    pictures = pipeline.numpy_to_pil(floats)
     assert [index + 1 for index in pipeline.scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
     x_T = torch.randn((4, *SHAPE), generator=torch.Generator().manual_seed(3))
     model = load_network(saved_network(Path(cell.model.source.checkpoint.unet_folder)), cell.model.diffusion, "cpu")
     x0 = sampled(cell, model, lambda _: x_T).numpy()
     theirs = floats.transpose(0, 3, 1, 2) * 2 - 1  # its last x is clipped already, so its clamp to [0, 1] hides nothing
     assert np.abs(x0 - theirs).max() <= 1e-4 * np.abs(theirs).max()
-    levels = to_uint8(x0).astype(int)[:, 0] - np.stack([np.asarray(picture) for picture in pictures])
+    pictures = np.stack([np.asarray(picture) for picture in pipeline.numpy_to_pil(floats)])
+    levels = to_uint8(x0).astype(int)[:, 0] - pictures
     assert np.abs(levels).max() <= 1
     assert (np.abs(x0) < 1).mean() > 0.4
 

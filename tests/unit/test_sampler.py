@@ -8,6 +8,7 @@ import denoisers
 import numpy as np
 import pytest
 import torch
+from proofs import cases
 from snapshots import raises
 
 from taugrid.workers.diffusion import timesteps
@@ -26,7 +27,6 @@ INDICES = torch.arange(5)
 ETAS = [0.0, 0.2, 0.5, 1.0, "sigma_hat"]
 CLIPS = ["none", "x0", "x0_and_eps"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
-PROOF = [pytest.mark.proof, pytest.mark.slow]
 PATHS = {
     "linear": tau("linear", 30, 1000),  # 30 does not divide 1000
     "quadratic": tau("quadratic", 30, 1000),
@@ -124,10 +124,9 @@ PAIRS = [
     for (i, path), (j, eta) in product(enumerate(PATHS), enumerate(ETAS))
 ]
 """Each two of the values meet in one of them."""
-CASES = [case if case in PAIRS else pytest.param(*case, marks=PROOF) for case in product(*FACTORS)]
 
 
-@pytest.mark.parametrize(("path", "eta", "prediction", "clip"), CASES)
+@pytest.mark.parametrize(("path", "eta", "prediction", "clip"), cases(PAIRS, *FACTORS))
 def test_agrees_with_a_float64_loop(path, eta, prediction, clip):
     model, times = network(prediction), PATHS[path]
     expected = paper_loop(model, times, eta, clip, prediction)
@@ -287,10 +286,9 @@ def test_reconstruction_error_falls_with_the_number_of_steps():
 
 
 def test_decoding_is_sampling_without_noise():
-    x_T = noise(0)
     for prediction in PREDICTIONS:
         expected = sample(network(prediction), noise, ALPHA, PATHS["list"], 0.0, "none", prediction)
-        assert torch.equal(decode(network(prediction), x_T, ALPHA, PATHS["list"], prediction), expected)
+        assert torch.equal(decode(network(prediction), noise(0), ALPHA, PATHS["list"], prediction), expected)
 
 
 def test_unknown_clip_is_named():

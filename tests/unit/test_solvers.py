@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from orders import CLAIMED, ORACLES, PROCESS, measured
+from proofs import proof
 from snapshots import raises
 
 from taugrid.config import DIFFUSION_DEFAULTS
@@ -36,11 +37,6 @@ DIFFUSIONS = {
     "to alpha 1": DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}),
 }
 X = normal(3, torch.arange(5), 0, (2, 3, 3))
-
-
-def proof(*values):
-    """A case of `make proofs` alone."""
-    return pytest.param(*values, marks=[pytest.mark.proof, pytest.mark.slow])
 
 
 def x0_of(x, at):
@@ -268,10 +264,9 @@ def test_diffusers_third_order_is_of_order_2(monkeypatch):
 @pytest.mark.parametrize("steps", [10, 50])
 def test_2m_is_diffusers_2m_where_the_times_agree(steps):
     """Below 15 steps too: it is their `lower_order_final` that makes a kink there, and a step onto 0 is not."""
-    theirs = DPMSolverMultistepScheduler(
-        trained_betas=1 - PROCESS.alpha_bar[1:] / PROCESS.alpha_bar[:-1], timestep_spacing="trailing",
-        prediction_type="v_prediction", lower_order_final=False,
-    )  # fmt: skip
+    options = {"timestep_spacing": "trailing", "prediction_type": "v_prediction", "lower_order_final": False}
+    betas = 1 - PROCESS.alpha_bar[1:] / PROCESS.alpha_bar[:-1]
+    theirs = DPMSolverMultistepScheduler(trained_betas=betas, **options)
     theirs.set_timesteps(steps)
     x = X
     for t in theirs.timesteps:

@@ -1,8 +1,6 @@
 """Samplers of few-step students: latent consistency models as in diffusers' loop, and flow maps in closed form."""
 
 import json
-from itertools import product
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Wrapped
 from taugrid.workers.diffusion.noise import normal
-from taugrid.workers.diffusion.process import PredictionType, path
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.network import load
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
@@ -255,27 +253,3 @@ def test_a_flow_map_in_memory_is_called_with_two_times_and_perhaps_labels():
 def test_a_mistake_with_lcm_is_refused(sample):
     with raises(UserError):
         planned(sample={"sampler": "lcm"} | sample, dry=True)
-
-
-ANY = {"ddim", "dpm++2m", "heun", "unipc", "euler"}
-ON_DDPM = {*ANY, "lcm", "diffusers:LCMScheduler", "diffusers:DPMSolverMultistepScheduler"}
-ON_EDM = {*ANY, "edm-heun"}
-SAMPLED = {
-    "ddpm": dict.fromkeys(("epsilon", "sample", "v_prediction"), ON_DDPM),
-    "edm": dict.fromkeys(("edm", "sample", "v_prediction"), ON_EDM) | {"consistency": {"consistency"}},
-    "flow": dict.fromkeys(("velocity", "sample"), ANY) | {"average_velocity": {"flow-map"}},
-}
-"""The samplers of networks, by process and prediction."""
-
-
-@pytest.mark.parametrize("process", SAMPLED)
-def test_every_other_process_prediction_and_sampler_is_refused(process):
-    for prediction, sampler in product(get_args(PredictionType), ON_DDPM | ON_EDM | {"consistency", "flow-map"}):
-        diffusion = {"process": process, "prediction": prediction}
-        sample, model = {"sampler": sampler, "steps": 4}, {"checkpoint": "/no/such"}
-        if sampler in SAMPLED[process].get(prediction, ()):
-            [cell] = planned(model=model, diffusion=diffusion, sample=sample, dry=True).cells
-            assert cell.nfe == (7 if "heun" in sampler else 4)
-        else:
-            with pytest.raises(UserError, match=r"^(diffusion\.prediction|sample\.sampler): .*set "):
-                planned(model=model, diffusion=diffusion, sample=sample, dry=True)
