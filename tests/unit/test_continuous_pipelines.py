@@ -139,19 +139,8 @@ def test_a_unets_pictures_are_those_of_diffusers_loop(saved, pipeline, scheduler
     assert abs(found - levels(x)).max() <= 1
 
 
-def decoded(vae, latents):
-    with torch.no_grad():
-        return levels(vae.decode(latents).sample)
-
-
-def saved_as(folder, **parts):
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    return str(folder)
-
-
-def test_latent_pipelines_sample_too(tmp_path):
-    """DiT is told 1000 t, and its learned sigma is dropped; LDM has a VQ-VAE and EDM's scheduler."""
+def test_a_latent_pipeline_samples_too(tmp_path):
+    """DiT is told 1000 t, and its learned sigma is dropped."""
     torch.manual_seed(1)
     vae = lively(diffusers.AutoencoderKL(**VAE, latent_channels=4, scaling_factor=0.3))
     dit = diffusers.DiTTransformer2DModel(**DIT).eval().requires_grad_(False)
@@ -159,17 +148,12 @@ def test_latent_pipelines_sample_too(tmp_path):
         weight += 0.05 * torch.randn_like(weight)
     labels = torch.tensor([3, 9, 0])
     x = by_diffusers(FLOW(), lambda x, t: dit(x, t, class_labels=labels).sample[:, :4], (4, 8, 8), 3)
-    folder = saved_as(tmp_path / "dit", transformer=dit, vae=vae, scheduler=FLOW())
-    found = taugrid.sample(folder, 3, labels=labels.tolist(), steps=STEPS, seed=SEED)
+    for name, part in (("transformer", dit), ("vae", vae), ("scheduler", FLOW())):
+        part.save_pretrained(tmp_path / name)
+    found = taugrid.sample(str(tmp_path), 3, labels=labels.tolist(), steps=STEPS, seed=SEED)
     assert np.ptp(found) > 100
-    assert abs(found - decoded(vae, x / 0.3)).max() <= 1
-    vq = lively(diffusers.VQModel(**VAE, latent_channels=3, num_vq_embeddings=64, scaling_factor=100.0))
-    unet = diffusers.UNet2DModel(**UNET, sample_size=8, in_channels=3, out_channels=3)
-    x = by_diffusers(EDM(**EDM_OF_8), lambda x, t: unet(x, t).sample, (3, 8, 8), 3)
-    folder = saved_as(tmp_path / "ldm", unet=unet, vqvae=vq, scheduler=EDM(**EDM_OF_8))
-    found = taugrid.sample(folder, 3, steps=STEPS, seed=SEED)
-    assert np.ptp(found) > 100
-    assert (abs(found - decoded(vq, x / 100)) <= 1).mean() > 0.99, "a latent near two codes may fall to either"
+    with torch.no_grad():
+        assert abs(found - levels(vae.decode(x / 0.3).sample)).max() <= 1
 
 
 @pytest.mark.parametrize(

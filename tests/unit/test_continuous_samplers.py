@@ -170,6 +170,16 @@ def test_flows_are_those_of_diffusers(steps, shift):
     assert len(asked) == len(heun.timesteps) == 2 * steps - 1
 
 
+def test_diffusers_own_times_of_flows_are_not_ours():
+    """Left alone, FlowMatchEuler spends its last step at 0.001, and shifts twice what it spaces (diffusers#14013)."""
+    alone, shifted = FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    alone.set_timesteps(2)
+    assert alone.sigmas.tolist() == pytest.approx([1, 0.001, 0])
+    shifted.set_timesteps(2)
+    least = 0.003 / 1.002  # 0.001, shifted
+    assert shifted.sigmas[1] == pytest.approx(3 * least / (1 + 2 * least))
+
+
 CHURN = {"S_churn": 6.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.007}
 
 

@@ -198,15 +198,6 @@ def test_a_run_of_two_networks_counts_both_and_records_the_guide(done, folders):
     assert evaluations == {1.0: 6 * 3, 2.0: 6 * 6}
 
 
-def test_guidance_1_of_a_run_has_the_bytes_of_a_run_without_guidance(done, folders, tmp_path):
-    plain = text(folders, grid="{steps: [3]}").replace(f", guide: {folders / 'weak'}", "")
-    drive_in(tmp_path, plain)
-    mine, theirs = results(tmp_path / "run"), results(done)
-    samples = {name for name in mine if name.startswith("samples")}
-    assert samples
-    assert all(theirs[name] == mine[name] for name in samples)
-
-
 def test_a_part_of_a_guided_shard_is_gone_on_with_to_the_same_bytes(done, folders, tmp_path):
     """Other jobs, on a worker that has no network yet."""
     shutil.copytree(done, tmp_path / "run")

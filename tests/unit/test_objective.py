@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
 from snapshots import raises
 
-from taugrid.workers.diffusion.forward import generative, posterior
+from taugrid.workers.diffusion.forward import generative, posterior, sigma_hat
 from taugrid.workers.diffusion.objective import j_sigma, l_gamma
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
@@ -75,14 +75,14 @@ def j_of(theta, alpha, times, sigma, probabilities=PROBABILITIES):
     return weights @ each.numpy()
 
 
-def j_by_hand(theta, alpha, times, sigma, as_printed=False, probabilities=PROBABILITIES):
+def j_by_hand(theta, alpha, times, sigma, as_printed=False):
     """Eq. 11 over eqs. 52, 53 and 55 to 57: E_q [log q(x_{1:T} | x_0) - log p_theta(x_{0:T})].
 
     `as_printed` conditions eq. 57 on f(x_{tau_{i-1}}), where the correct formula has f(x_{tau_i}).
     """
     T = len(alpha) - 1
     star = [t for t in range(1, T + 1) if t not in times]
-    x0, z, weights = expectation_grid(T, probabilities)
+    x0, z, weights = expectation_grid(T)
     x, log_q = {}, 0.0
     for t in [T, *star]:
         x[t] = alpha[t] ** 0.5 * x0 + (1 - alpha[t]) ** 0.5 * z[:, t - 1]
@@ -231,10 +231,9 @@ def test_j_bounds_the_likelihood_on_the_full_chain_but_not_with_a_star():
     theta = np.zeros((4, 6, D))
     for t in (1, 2, 3):
         theta[t, :3] = np.vstack([-(alpha[t] ** 0.5) * DATA[0], np.eye(D)]) / (1 - alpha[t]) ** 0.5
-    only_the_first = np.array([1.0, 0.0])
     negative_log_likelihood = -log_density(DATA[:1], DATA[0], sigma[1] ** 2).item()
-    assert j_of(theta, alpha, (1, 2, 3), sigma, only_the_first) > negative_log_likelihood
-    assert j_of(theta, alpha, (1, 3), sigma, only_the_first) < negative_log_likelihood - 1
+    assert j_of(theta, alpha, (1, 2, 3), sigma, [1.0, 0.0]) > negative_log_likelihood
+    assert j_of(theta, alpha, (1, 3), sigma, [1.0, 0.0]) < negative_log_likelihood - 1
 
 
 @pytest.mark.parametrize("steps", [1000, 50, 10])
@@ -268,6 +267,8 @@ def test_sigma_for_theorem_1():
     gamma = theorem1_weights(alpha, times, sigma)
     np.testing.assert_allclose(gamma[[1, 4]], 0.5, rtol=1e-12)
     assert gamma[2] == pytest.approx(0.3 / (2 * 0.25**2 * 0.7))
+    by_sigma_hat = np.array([0.0, *(sigma_hat(a, a_prev) for a_prev, a in pairwise(LINEAR.tolist()))])
+    assert theorem1_weights(LINEAR, (1000,), by_sigma_hat)[999] == pytest.approx(6e5, rel=0.05), "without bound"
 
 
 @pytest.mark.parametrize(("eta", "sigma_1"), [(0.0, 0.1), (1.0, 0.0), (1.0, math.nan), (1.0, -0.1)])

@@ -64,10 +64,14 @@ def train(network, loss, steps, batch, learning_rate=2e-3, file="weights.pt"):
     torch.save(network.state_dict(), file)
 
 
-def is_not_doubted(name, diffusion):
+def sampled(name, count, diffusion, **settings):
+    """Images in [-1, 1] of the module's network, whose convention is not doubted."""
     data = Data(name="digits").model_dump(mode="json")
-    found = custom.describe(f"{name}:load", "weights.pt", SHAPE, diffusion.model_dump(mode="json"), data)
-    return found.doubt is None
+    described = custom.describe(f"{name}:load", "weights.pt", SHAPE, diffusion.model_dump(mode="json"), data)
+    assert described.doubt is None
+    model = {"callable": f"{name}:load", "weights": "weights.pt"}
+    section = diffusion.model_dump(include={"process", "prediction"})
+    return taugrid.sample(model, count, shape=SHAPE, diffusion=section, seed=0, **settings) / 127.5 - 1
 
 
 def test_a_preconditioned_network_is_sampled(module):
@@ -80,16 +84,12 @@ def test_a_preconditioned_network_is_sampled(module):
         return (weight * (network(x0 + sigma * torch.randn_like(x0), sigma.flatten()) - x0) ** 2).mean()
 
     train(network, loss, 400, 128)
-    assert is_not_doubted("edm_network", D_EDM)
-    model, diffusion = {"callable": "edm_network:load", "weights": "weights.pt"}, {"process": "edm"}
-    settings = {"diffusion": diffusion | {"prediction": "sample"}, "sampler": "heun", "steps": 10, "seed": 0}
-    found = taugrid.sample(model, 200, shape=SHAPE, **settings) / 127.5 - 1
-    x0 = IMAGES[:, 0].numpy()
+    found = sampled("edm_network", 200, D_EDM, sampler="heun", steps=10).reshape(200, -1)
+    x0 = IMAGES.flatten(1).numpy()
     assert np.abs(found.mean(0) - x0.mean(0)).mean() < 0.12
     assert np.abs(found.std(0) - x0.std(0)).mean() < 0.12
-    components = np.linalg.svd(x0.reshape(len(x0), -1) - x0.reshape(len(x0), -1).mean(0), full_matrices=False)[2][:20]
-    centred = found.reshape(200, -1) - x0.reshape(len(x0), -1).mean(0)
-    explained = ((centred @ components.T) ** 2).sum() / (centred**2).sum()
+    components = np.linalg.svd(x0 - x0.mean(0), full_matrices=False)[2][:20]
+    explained = np.square((found - x0.mean(0)) @ components.T).sum() / np.square(found - x0.mean(0)).sum()
     assert explained > 0.75, "most of it is where digits vary"
 
 
@@ -105,11 +105,8 @@ def test_a_transformer_with_classes_is_sampled(module):
         return (network((1 - at) * x0 + at * eps, t, labels) - (eps - x0)).square().mean()
 
     train(network, loss, 300, 64, 4e-3)
-    assert is_not_doubted("sit", FLOW_DEFAULTS)
-    model = {"callable": "sit:load", "weights": "weights.pt"}
-    settings = {"diffusion": {"process": "flow"}, "sampler": "euler", "steps": 12, "seed": 0}
     labels = [label for label in range(10) for _ in range(10)]
-    found = taugrid.sample(model, 100, shape=SHAPE, labels=labels, **settings) / 127.5 - 1
+    found = sampled("sit", 100, FLOW_DEFAULTS, sampler="euler", steps=12, labels=labels)
     means = np.stack([IMAGES[label == LABELS][:, 0].mean(0).numpy().ravel() for label in range(10)])
     drawn = found.reshape(10, 10, -1).mean(1)
     nearest = ((drawn[:, None] - means) ** 2).sum(-1).argmin(1)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from taugrid.workers import ode, schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import noise
-from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.sample import sample_shard
@@ -32,15 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE, SEED, N = (1, 8, 8), 5, 10
 READINGS = ["epsilon", "sample", "v_prediction"]
-
-
-class Job(NamedTuple):
-    """A job of the plan, the network that it names, loaded as a worker does, and what the sampler wants beside it."""
-
-    job: object
-    network: Denoiser
-    alpha_bar: np.ndarray
-    tau: tuple[int, ...]
+ALPHA_BAR = schedules.alpha_bar(config.DIFFUSION_DEFAULTS)
 
 
 @pytest.fixture(scope="module", params=READINGS)
@@ -63,14 +53,10 @@ def run(request, one_thread, tmp_path_factory):
     return loaded, planned, rundir
 
 
-def survey(run, stage):
-    return Survey(Run(*run), None, frozenset({stage}), pytest.fail)
-
-
-def the_only_job(tasks):
-    [task] = tasks
-    network = load_network(task.job.network, task.job.diffusion, "cpu")
-    return Job(task.job, network, schedules.alpha_bar(config.DIFFUSION_DEFAULTS), task.job.tau)
+def the_only_job(kind, run, stage):
+    """The job, and the network that it names, loaded as a worker does."""
+    [task] = kind(Survey(Run(*run), None, frozenset({stage}), pytest.fail)).tasks()
+    return task.job, load_network(task.job.network, task.job.diffusion, "cpu")
 
 
 def pictures(job):
@@ -105,23 +91,24 @@ def assert_beats(do, job, network):
 
 
 def test_a_shard_is_sampled_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(SampleWork(survey(run, "sample")).tasks())
+    job, network = the_only_job(SampleWork, run, "sample")
     assert_beats(sample_shard, job, network)
 
     def z(t):
         return noise.normal(SEED, torch.arange(N), t, SHAPE)
 
-    by_reading = {r: sample(network, z, alpha_bar, times, 0.5, "none", r) for r in READINGS}
+    by_reading = {r: sample(network, z, ALPHA_BAR, job.tau, 0.5, "none", r) for r in READINGS}
     assert_read_as(run, pictures(job), by_reading)
 
 
 def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(ReconstructWork(survey(run, "reconstruct")).tasks())
+    job, network = the_only_job(ReconstructWork, run, "reconstruct")
     assert_beats(ode.reconstruct_shard, job, network)
     x0 = torch.tensor(data.load_images(config.Data())[:N]).float() / 127.5 - 1
     mse = np.concatenate([part for _, part in parquet.read_numbers(Path(job.path), "mse")])
     for reading in READINGS:
-        rebuilt = decode(network, encode(network, x0, alpha_bar, times, reading), alpha_bar, times, reading)
+        along = ALPHA_BAR, job.tau, reading
+        rebuilt = decode(network, encode(network, x0, *along), *along)
         expected = ((rebuilt - x0) / 2).square().flatten(1).mean(dim=1).numpy()
         if reading == run[0].diffusion.prediction:
             np.testing.assert_allclose(mse, expected, rtol=1e-3)
@@ -131,9 +118,9 @@ def test_images_are_encoded_and_decoded_by_what_the_network_predicts(run):
 
 
 def test_what_lies_between_is_decoded_by_what_the_network_predicts(run):
-    job, network, alpha_bar, times = the_only_job(InterpolateWork(survey(run, "interpolate")).tasks())
+    job, network = the_only_job(InterpolateWork, run, "interpolate")
     job = replace(job, batch_size=50)
     assert_beats(ode.interpolate_cell, job, network)
     x_T = ode.points(job, "cpu")[::11]
-    by_reading = {r: decode(network, x_T, alpha_bar, times, r) for r in READINGS}
+    by_reading = {r: decode(network, x_T, ALPHA_BAR, job.tau, r) for r in READINGS}
     assert_read_as(run, pictures(job)[::11], by_reading)

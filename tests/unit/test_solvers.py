@@ -261,19 +261,6 @@ def test_diffusers_third_order_is_of_order_2(monkeypatch):
     assert order == pytest.approx(2, abs=0.15)
 
 
-@pytest.mark.parametrize("steps", [10, 50])
-def test_2m_is_diffusers_2m_where_the_times_agree(steps):
-    """Below 15 steps too: it is their `lower_order_final` that makes a kink there, and a step onto 0 is not."""
-    options = {"timestep_spacing": "trailing", "prediction_type": "v_prediction", "lower_order_final": False}
-    betas = 1 - PROCESS.alpha_bar[1:] / PROCESS.alpha_bar[:-1]
-    theirs = DPMSolverMultistepScheduler(trained_betas=betas, **options)
-    theirs.set_timesteps(steps)
-    x = X
-    for t in theirs.timesteps:
-        x = theirs.step(v(x, PROCESS.at(int(t) + 1)), t, x).prev_sample
-    np.testing.assert_allclose(sampled("dpm++2m", steps=steps, spacing="trailing"), x, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_one_step_is_the_prediction_at_the_last_time(name):
     """Whatever the spacing says: never a prediction at time 0, whose deviation would be 0.01."""
