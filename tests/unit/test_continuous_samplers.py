@@ -277,50 +277,22 @@ def on(process, sampler, *, diffusion=None, **settings):
     return planned(diffusion={"process": process} | (diffusion or {}), sample=sample, dry=True)
 
 
-MULTISTEP = "diffusers:DPMSolverMultistepScheduler"
+WRONG_OPTIONS = [
+    {"S_chrn": 1}, {"S_churn": -1}, {"S_churn": "a"}, {"S_churn": None}, {"S_noise": 1.0}, {"S_churn": 4, "S_min": 100},
+    {"S_churn": 9, "S_min": 30, "S_max": 40},
+]  # fmt: skip
+MISTAKES = [
+    *(("edm", "edm-heun", {"sampler_options": options}) for options in WRONG_OPTIONS),
+    ("edm", "euler", {"sampler_options": {"S_churn": 9}}), ("edm", "euler", {"eta": 1.0}),
+    ("edm", "euler", {"diffusion": {"sigma_max": 0.8}}), ("edm", "diffusers:EDMEulerScheduler", {}),
+    ("flow", "diffusers:DPMSolverMultistepScheduler", {}), ("ddpm", "edm-heun", {}), ("edm", "lcm", {}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("process", "sampler"),
-    [
-        ("ddpm", "edm-heun"),
-        ("flow", "edm-heun"),
-        ("edm", "lcm"),
-        ("edm", "flow-map"),
-        ("edm", MULTISTEP),
-        ("flow", MULTISTEP),
-        ("edm", "diffusers:EDMEulerScheduler"),
-        ("flow", "diffusers:FlowMatchHeunDiscreteScheduler"),
-    ],
-)
-def test_a_sampler_of_another_process_is_refused(process, sampler):
+@pytest.mark.parametrize(("process", "sampler", "settings"), MISTAKES)
+def test_a_mistake_is_refused(process, sampler, settings):
     with raises(UserError):
-        on(process, sampler)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "settings"),
-    [
-        *(
-            ("edm-heun", {"sampler_options": options})
-            for options in (
-                {"S_chrn": 1},
-                {"S_churn": -1},
-                {"S_churn": "a"},
-                {"S_churn": None},
-                {"S_noise": 1.0},
-                {"S_churn": 9, "S_min": 30, "S_max": 40},
-                {"S_churn": 4, "S_min": 100},
-            )
-        ),
-        ("euler", {"sampler_options": {"S_churn": 9}}),
-        ("euler", {"eta": 1.0}),
-        ("euler", {"diffusion": {"sigma_max": 0.8}}),
-    ],
-)
-def test_a_mistake_is_refused(sampler, settings):
-    with raises(UserError):
-        on("edm", sampler, **settings)
+        on(process, sampler, **settings)
 
 
 def remarks(*given, **settings):

@@ -1,7 +1,6 @@
 """Custom networks of each process: what they are called with, and what their error on noised images tells of it."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -85,15 +84,14 @@ def test_an_optimum_is_not_doubted(network, diffusion):
     assert require(network, "my:load", diffusion, DATA, None) is None
 
 
-@pytest.mark.parametrize(
-    "coarse",
-    [
-        DIFFUSION_DEFAULTS.model_copy(update={"schedule": "constant", "beta_end": 0.5, "timesteps": 10}),
-        EDM_DEFAULTS.model_copy(update={"sigma_min": 2.0}),
-    ],
-    ids=["ddpm", "edm"],
-)
-def test_a_process_may_begin_above_the_levels_that_are_tried(coarse):
+COARSE = [
+    DIFFUSION_DEFAULTS.model_copy(update={"schedule": "constant", "beta_end": 0.5, "timesteps": 10}),
+    EDM_DEFAULTS.model_copy(update={"sigma_min": 2.0}),
+]
+
+
+@pytest.mark.parametrize(("coarse", "least"), zip(COARSE, (1.0, 2.0), strict=True), ids=["ddpm", "edm"])
+def test_a_process_may_begin_above_the_levels_that_are_tried(coarse, least):
     process, levels = schedules.process(coarse), []
 
     def network(x, times):
@@ -101,36 +99,23 @@ def test_a_process_may_begin_above_the_levels_that_are_tried(coarse):
         return torch.zeros_like(x)
 
     require(network, "my:load", coarse, DATA, None)
-    least = 1.0 if coarse.process is None else 2.0
     assert levels[:3] == pytest.approx([least] * 3, rel=1e-6), "those of the network's own way"
 
 
 @pytest.mark.parametrize(
     ("network", "diffusion"),
     [
-        (lambda x, t: flow(x, 1 - t), FLOW_DEFAULTS),
-        (lambda x, t: -flow(x, t), FLOW_DEFAULTS),
-        (lambda x, t: -flow(x, 1 - t), FLOW_DEFAULTS),
-        (lambda x, t: flow(x, t / 1000), FLOW_DEFAULTS),
-        (flow, TOLD_1000),
-        (lambda x, t: x - wide(t) * flow(x, t), FLOW_DEFAULTS),
-        (lambda x, t, r: -flow(x, t), FLOW_MAP),
-        (lambda x, c: edm(x, c / 1000), EDM_DEFAULTS),
-        (lambda x, c: edm(x, 1000 * c), EDM_DEFAULTS),
-        (own_c_in, EDM_DEFAULTS),
-        (lambda x, c: -edm(x, c), EDM_DEFAULTS),
-        (denoised, EDM_DEFAULTS),
-        (edm, D_EDM),
-        (ddpm, FLOW_DEFAULTS),
-        (ddpm, EDM_DEFAULTS),
-        (edm, FLOW_DEFAULTS),
-        (flow, EDM_DEFAULTS),
-        (lambda x, t: flow(x, t.float()), DIFFUSION_DEFAULTS),
-        (lambda x, t: flow(x, t / 1000), DIFFUSION_DEFAULTS),
-        (lambda x, t: edm(x, t.float()), DIFFUSION_DEFAULTS),
-        (lambda x, t, r: flow(x, t / 1000), FLOW_MAP),
+        (lambda x, t: flow(x, 1 - t), FLOW_DEFAULTS), (lambda x, t: -flow(x, t), FLOW_DEFAULTS),
+        (lambda x, t: -flow(x, 1 - t), FLOW_DEFAULTS), (lambda x, t: flow(x, t / 1000), FLOW_DEFAULTS),
+        (flow, TOLD_1000), (lambda x, t: x - wide(t) * flow(x, t), FLOW_DEFAULTS),
+        (lambda x, t, r: -flow(x, t), FLOW_MAP), (lambda x, c: edm(x, c / 1000), EDM_DEFAULTS),
+        (lambda x, c: edm(x, 1000 * c), EDM_DEFAULTS), (own_c_in, EDM_DEFAULTS),
+        (lambda x, c: -edm(x, c), EDM_DEFAULTS), (denoised, EDM_DEFAULTS), (edm, D_EDM), (ddpm, FLOW_DEFAULTS),
+        (ddpm, EDM_DEFAULTS), (edm, FLOW_DEFAULTS), (flow, EDM_DEFAULTS),
+        (lambda x, t: flow(x, t.float()), DIFFUSION_DEFAULTS), (lambda x, t: flow(x, t / 1000), DIFFUSION_DEFAULTS),
+        (lambda x, t: edm(x, t.float()), DIFFUSION_DEFAULTS), (lambda x, t, r: flow(x, t / 1000), FLOW_MAP),
     ],
-)
+)  # fmt: skip
 def test_a_network_that_is_called_otherwise_is_refused_with_the_call_that_it_expects(network, diffusion):
     with raises(CustomCodeError):
         require(network, "my:load", diffusion, DATA, None)
@@ -296,12 +281,10 @@ class Embedded(torch.nn.Module):
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
+def module(tmp_path, monkeypatch, asked_here):
     (tmp_path / "called.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    yield "called"
-    sys.modules.pop("called", None)
 
 
 def tried(name, diffusion):
@@ -331,14 +314,10 @@ def test_the_trial_calls_a_network_with_what_its_process_tells_it(module, diffus
 @pytest.mark.parametrize(
     ("name", "diffusion"),
     [
-        ("load", FLOW_MAP),
-        ("flow_map", FLOW_DEFAULTS),
-        ("any_number", FLOW_DEFAULTS),
-        ("any_number", DIFFUSION_DEFAULTS),
-        ("embedding", FLOW_DEFAULTS),
-        ("over_r", FLOW_MAP),
+        ("load", FLOW_MAP), ("flow_map", FLOW_DEFAULTS), ("any_number", FLOW_DEFAULTS),
+        ("any_number", DIFFUSION_DEFAULTS), ("embedding", FLOW_DEFAULTS), ("over_r", FLOW_MAP),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_arity_or_an_embedding_of_whole_times_is_refused(module, name, diffusion):
     assert tried("flow_map", FLOW_MAP).conditions is None
     with raises(CustomCodeError):
@@ -375,7 +354,7 @@ def test_under_ddpm_only_what_predicts_epsilon_is_looked_at(module):
         custom.describe("called:plain", None, SHAPE, DIFFUSION_DEFAULTS.model_dump(mode="json"), data)
 
 
-def test_a_doubt_is_said_by_the_plan_and_is_in_no_file(module, asked_here):
+def test_a_doubt_is_said_by_the_plan_and_is_in_no_file(module):
     data = {"name": "gaussian", "shape": [1, 8, 8]}
     found = planned(model={"callable": "called:load"}, data=data, diffusion={"process": "flow"})
     [model] = found.models

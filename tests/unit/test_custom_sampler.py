@@ -226,15 +226,13 @@ def test_a_cell_knows_the_calls_that_were_counted(here):
     assert longer.nfe == 8
 
 
-@pytest.mark.parametrize(
-    "diffusion",
-    [
-        {"prediction": "v_prediction", "rescale_betas_zero_snr": True},
-        {"prediction": "sample", "schedule": "cosine"},
-        {"set_alpha_to_one": False},
-    ],
-    ids=str,
-)
+SECTIONS = [
+    {"prediction": "v_prediction", "rescale_betas_zero_snr": True}, {"prediction": "sample", "schedule": "cosine"},
+    {"set_alpha_to_one": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("diffusion", SECTIONS, ids=str)
 def test_a_sound_sampler_passes_with_each_prediction_and_end(here, diffusion):
     points = [{"sample": {"steps": steps, "clip": "none"}, "diffusion": diffusion} for steps in (1, 20)]
     for name in ("sample", "renoised"):

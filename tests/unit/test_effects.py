@@ -44,13 +44,9 @@ def every(rows, *errors, **more):
 def test_an_effect_over_trainings_is_students_t_of_differences_paired_by_seed():
     rows = trained()
     found = effects(rows, known(rows))
-    assert [(e.scope, e.settings, e.key, e.base, e.value) for e in found] == [
-        ("all", "", SCHEDULE, "linear", "cosine"),
-        ("S", "S=10", SCHEDULE, "linear", "cosine"),
-        ("S", "S=20", SCHEDULE, "linear", "cosine"),
-    ]
-    of_10 = np.array([-1.1, -1.0, -0.9])
-    expected = stats.ttest_1samp(of_10, 0)
+    assert [(e.scope, e.settings) for e in found] == [("all", ""), ("S", "S=10"), ("S", "S=20")]
+    assert {(e.key, e.base, e.value) for e in found} == {(SCHEDULE, "linear", "cosine")}
+    expected = stats.ttest_1samp([-1.1, -1.0, -0.9], 0)
     low, high = expected.confidence_interval()
     at_10 = found[1]
     assert (at_10.over, at_10.replicates, at_10.pairs) == ("training", 3, 3)
@@ -237,8 +233,7 @@ def test_figures_have_a_panel_for_each_value_a_row_for_each_effect_and_a_square_
         assert panel.xaxis.get_tick_params()["labelbottom"], "each panel says what its places are"
         labels = [label.get_text() for label in panel.get_yticklabels()]
         recorded(labels[-1])
-    [(name, heat)] = heat_maps(table(rows), found)
-    assert name == "heat-map"
+    [(_, heat)] = heat_maps(table(rows), found)
     first = heat.axes[0]
     assert [text.get_text() for text in first.get_yticklabels()] == ["0.01", "0.02"], "ascending, whatever the config"
     assert (first.get_xlabel(), first.get_ylabel(), first.get_title()) == ("S", "learning_rate", "schedule=linear")
@@ -260,17 +255,10 @@ def drawn(sizes, scope=EACH_CELL, half=0.1, average=None):
     return figure.axes[0], figure.get_supxlabel()
 
 
-@pytest.mark.parametrize(
-    ("sizes", "average"),
-    [
-        ((1.0, -2.0, 3.0, 200.0), None),
-        ((1.0, 200.0), 100.5),  # either of two cells may be the outlier, and it is in their average, too
-        ((0.0, 1.0, -200.0), None),
-        ((1.0, 2e5), None),
-    ],
-)
-def test_one_large_effect_makes_the_axis_logarithmic_so_that_small_ones_are_still_seen(sizes, average):
-    panel, caption = drawn(sizes, average=average)
+@pytest.mark.parametrize("sizes", [(1.0, -2.0, 3.0, 200.0), (1.0, 200.0), (0.0, 1.0, -200.0), (1.0, 2e5)])
+def test_one_large_effect_makes_the_axis_logarithmic_so_that_small_ones_are_still_seen(sizes):
+    """Either of two cells may be the outlier, and it is in their average, too."""
+    panel, caption = drawn(sizes, average=100.5 if sizes == (1.0, 200.0) else None)
     assert "logarithmic" in caption
     assert panel.get_xscale() == "symlog"
     one, zero = panel.transAxes.inverted().transform(panel.transData.transform([(1.0, 0), (0.0, 0)]))[:, 0]
@@ -291,16 +279,14 @@ def test_the_axis_is_linear_without_an_outlier_and_where_all_intervals_are_wide(
 def test_sigma_hat_and_eta_1_have_a_heat_map_each_and_there_is_none_over_eta_with_sigma_hat():
     """Both have 1 as the number eta, and sigma-hat has no place between numbers."""
 
-    def maps(etas, bases, **keys):
+    def maps(etas, bases, key="clip", values=("none",)):
         rows = [
             cell(f"{steps}-{eta}-{value}", steps, eta, 10.0 + steps) | {"protocol": "one", key: value}
-            for steps, eta in product((10, 20), etas)
-            for key, values in keys.items()
-            for value in values
+            for steps, eta, value in product((10, 20), etas, values)
         ]
         return list(heat_maps(table(rows), effects(rows, known(rows), bases)))
 
-    [(_, heat)] = maps((1.0, "sigma_hat"), {"rate": 1.0}, rate=(1.0, 2.0))
+    [(_, heat)] = maps((1.0, "sigma_hat"), {"rate": 1.0}, "rate", (1.0, 2.0))
     assert [panel.get_title() for panel in heat.axes[:2]] == ["η=1.0", "η=σ̂"]
-    assert maps((0.0, 1.0, "sigma_hat"), {"eta": 0.0}, clip=["none"]) == []
-    assert [name for name, _ in maps((0.0, 1.0), {"eta": 0.0}, clip=["none"])] == ["heat-map"]
+    assert maps((0.0, 1.0, "sigma_hat"), {"eta": 0.0}) == []
+    assert [name for name, _ in maps((0.0, 1.0), {"eta": 0.0})] == ["heat-map"]

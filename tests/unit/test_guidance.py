@@ -119,21 +119,16 @@ def test_a_cell_with_other_settings_keeps_its_guide_unless_it_is_not_guided_any_
 @pytest.mark.parametrize(
     "sections",
     [
-        {"sample": {"guidance": 2}},
-        {**guided(), "model": {"guide": "/m/gone"}},
-        {**guided(), "model": {"guide": "/m/large"}},
-        {**guided(), "model": {"guide": "/m/v"}},
-        {**guided(), "model": {"guide": "/m/short"}},
-        {**guided(), "model": {"guide": "/m/cosine"}},
+        {"sample": {"guidance": 2}}, {**guided(), "model": {"guide": "/m/gone"}},
+        {**guided(), "model": {"guide": "/m/large"}}, {**guided(), "model": {"guide": "/m/v"}},
+        {**guided(), "model": {"guide": "/m/short"}}, {**guided(), "model": {"guide": "/m/cosine"}},
         {**guided(), "model": {"guide": "/m/weak-classes"}},
         {**guided(labels="random"), "model": {"guide": "/m/other-classes"}, "checkpoint": "/m/classes"},
-        {"sample": {"guidance": 2, "labels": 3}, "checkpoint": "/m/weak-classes"},
-        guided(guidance_channels=4),
-        guided(guidance_interval=[200, 300]),
-        {"sample": {"guidance_interval": [0.1, 1]}},
+        {"sample": {"guidance": 2, "labels": 3}, "checkpoint": "/m/weak-classes"}, guided(guidance_channels=4),
+        guided(guidance_interval=[200, 300]), {"sample": {"guidance_interval": [0.1, 1]}},
         {"model": {"guide": "/m/weak"}},
     ],
-)
+)  # fmt: skip
 def test_what_can_not_be_guided_is_refused_in_one_line(sections):
     with raises(UserError):
         planned(**sections)

@@ -127,13 +127,6 @@ def test_guidance_1_is_one_call_with_the_bits_of_no_guidance():
     assert len(log) == 10
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    spec, labels = spec_of(guidance=SCALE, guidance_interval=[0.1, 5.0], eta=0.5), torch.tensor([0, 1, 2, 1])
-    whole = sample_batch(toy([], "net", 0.1), torch.arange(4), spec, labels)
-    parts = [sample_batch(toy([], "net", 0.1), torch.arange(4)[at], spec, labels[at]) for at in (slice(3), slice(3, 4))]
-    assert torch.equal(whole, torch.cat(parts))
-
-
 def test_calls_that_are_guided_less_often_than_planned_are_a_fault_of_the_sampler():
     spec = spec_of(guidance=SCALE, guidance_interval=[0.1, 2.0])
     wrong = spec._replace(guidance=spec.guidance._replace(interval=(0.1, 1.0)))

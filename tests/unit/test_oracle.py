@@ -235,17 +235,6 @@ def test_expected_fid_of_sampled_cells(n, m, steps):
     assert fids.std() == pytest.approx(expected.sd, rel=0.25)  # its own standard error is 6 %
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("shift", [0.0, 0.05])
-def test_expected_fid_of_means_apart_and_of_one_distribution(shift):
-    """Of one distribution, FID is all second order; of two means, nearly all is the first order of the means."""
-    data, n = gaussian((1, 2, 2)), 1000
-    source = replace(data, mean=data.mean + shift)
-    fids, expected = fid_of_draws(source, data, n, n, repeats=2000), expected_fid(source, data, n, n)
-    assert fids.mean() == pytest.approx(expected.mean, abs=4 * expected.sd / sqrt(2000))
-    assert fids.std() == pytest.approx(expected.sd, rel=0.06)
-
-
 def test_expected_fid_of_one_pixel_varies_as_two_squares_of_normals_do():
     """By hand, for n draws each of one N(0, v): the means differ by N(0, 2 v / n), the deviations by N(0, v / n).
 

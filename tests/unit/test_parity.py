@@ -269,14 +269,3 @@ def test_what_a_scheduler_may_ask_for(unet, tmp_path, arguments):
         assert [index + 1 for index in scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
         theirs = by_ddim(rough(cell), scheduler, eta, cell.settings.clip, noise(0))
         assert_same(sampled(cell, ours(rough(cell)), noise), theirs, tolerance=1e-4)
-
-
-def test_what_a_scheduler_may_ask_for_changes_the_images(unet, tmp_path):
-    """The agreement above would mean little if the settings made no difference to what is sampled."""
-    images = []
-    for name, arguments in SCHEDULERS.items():
-        diffusers.DDIMPipeline(unet, DDIMScheduler(**arguments)).save_pretrained(tmp_path / name)
-        cell = planned_cell(tmp_path / name, sample={"steps": 10, "spacing": "leading"})
-        images.append(sampled(cell, ours(rough(cell)), noise))
-    distances = [(a - b).abs().max() for i, a in enumerate(images) for b in images[:i]]
-    assert min(distances) > 2e-3

@@ -28,8 +28,6 @@ def steps_and_timesteps(draw):
 @given(REGULAR, steps_and_timesteps())
 @example("quadratic", (100, 1000))  # floor(c i^2) starts with three zeros here
 @example("quadratic", (999, 1000))
-@example("linear", (30, 1000))
-@example("trailing", (61, 1000))
 def test_is_increasing_and_of_length_s(spacing, sizes):
     steps, timesteps = sizes
     times = tau(spacing, steps, timesteps)
@@ -61,11 +59,8 @@ def diffusers_times(cls, spacing, steps, timesteps):
 @given(st.sampled_from(DIFFUSERS), steps_and_timesteps(), st.sampled_from([DDIMScheduler, DDPMScheduler]))
 @example("trailing", (16, 1000), DDIMScheduler)  # 1000 - i 62.5: every second value lies between two integers
 @example("trailing", (48, 1000), DDPMScheduler)
-@example("linspace", (55, 1000), DDIMScheduler)  # 18.5 i
 @example("linspace", (7, 10), DDPMScheduler)  # 1.5 i
-@example("leading", (30, 1000), DDIMScheduler)
 @example("trailing", (61, 1000), DDIMScheduler)  # diffusers has 62 here
-@example("trailing", (13, 15), DDPMScheduler)
 def test_is_diffusers_index_plus_one(spacing, sizes, cls):
     assert tau(spacing, *sizes) == diffusers_times(cls, spacing, *sizes)
 
@@ -127,15 +122,10 @@ def test_a_list_of_times_is_taken_as_it_is(times):
 @pytest.mark.parametrize(
     ("spacing", "steps"),
     [
-        ([1, 500, 1000], 4),
-        ([0, 500], 2),
-        ([500, 1001], 2),
-        ([1, 1, 3], 3),
-        ([1000, 1], 2),
-        ("uniform", 10),
+        ([1, 500, 1000], 4), ([0, 500], 2), ([500, 1001], 2), ([1, 1, 3], 3), ([1000, 1], 2), ("uniform", 10),
         *((spacing, steps) for spacing in [*SPACINGS, []] for steps in (0, 1001)),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_tau_is_refused(spacing, steps):
     with raises(ValueError):
         tau(spacing, steps, 1000)
@@ -160,12 +150,10 @@ def test_log_snr_times_are_the_same_where_logarithms_differ_in_the_last_bit(monk
     assert times("logsnr", 100, process.alpha_bar) == before
 
 
-def test_log_snr_needs_signal_at_the_last_time():
-    process = DiscreteVP(alpha_bar("jsd", 1000, 0, 0))
+@pytest.mark.parametrize(("schedule", "steps"), [("jsd", 10), ("linear", 1001)])
+def test_log_snr_needs_signal_at_the_last_time_and_no_more_steps_than_times(schedule, steps):
     with raises(ValueError):
-        times("logsnr", 10, process.alpha_bar)
-    with raises(ValueError):
-        times("logsnr", 1001, process.alpha_bar)
+        times("logsnr", steps, alpha_bar(schedule, 1000, 1e-4, 2e-2))
 
 
 def test_between_two_times_log_alpha_is_linear():
