@@ -90,7 +90,7 @@ COARSE = [
 ]
 
 
-@pytest.mark.parametrize(("coarse", "least"), zip(COARSE, (1.0, 2.0), strict=True), ids=["ddpm", "edm"])
+@pytest.mark.parametrize(("coarse", "least"), [*zip(COARSE, (1.0, 2.0), strict=True)], ids=["ddpm", "edm"])
 def test_a_process_may_begin_above_the_levels_that_are_tried(coarse, least):
     process, levels = schedules.process(coarse), []
 

@@ -66,6 +66,11 @@ def test_noise_that_both_cells_and_all_trainings_share_cancels_or_adds_up_in_the
     assert found.se_sampling == pytest.approx(0.3 / math.sqrt(2))
     [found] = effects(rows, evidence(rows, {}))
     assert (found.se_sampling, found.over) == (None, "training")
+    rows = trained(seeds=1, steps=(10,))
+    [found] = effects(rows, known(rows, 0.5, 0.8))
+    assert (found.over, found.replicates, found.se_sampling) == ("sampling", 1, pytest.approx(0.3))
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.3)
+    recorded(effects_markdown(Effects({FID: [found]})), "training")
 
 
 def test_an_interval_over_trainings_includes_the_sampling_noise_that_they_share():
@@ -156,14 +161,6 @@ def test_other_metrics_have_an_interval_over_trainings_and_without_replicates_no
     assert f"| **{kid[0].effect:.5f}** |" in text, "with the decimals of its interval"
     once = [row for row in rows if row[TRAINING] == 0]
     assert [metric.name for metric in Effects.of(QualityTable(once, evidence(once, {}))).by_metric] == ["fid"]
-
-
-def test_with_one_training_the_interval_is_of_sampling_and_the_page_says_so():
-    rows = trained(seeds=1, steps=(10,))
-    [found] = effects(rows, known(rows, 0.5, 0.8))
-    assert (found.over, found.replicates, found.se_sampling) == ("sampling", 1, pytest.approx(0.3))
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.3)
-    recorded(effects_markdown(Effects({FID: [found]})), "training")
 
 
 def test_the_base_is_the_first_value_unless_one_is_given_and_s_and_eta_count_on_request():

@@ -13,7 +13,6 @@ from taugrid.registry.metrics import Sizes
 
 Features = NDArray[np.float32]
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -21,20 +20,15 @@ def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) 
     return (np.random.default_rng(seed).standard_normal((n, d)) * scale + shift).astype(np.float32)
 
 
-def torch_fidelitys(features: Features, reference: Features, neighbourhood: int) -> tuple[float, float]:
-    both = torch.from_numpy(features), torch.from_numpy(reference)
-    theirs = prc_features_to_metric(*both, prc_neighborhood=neighbourhood, verbose=False)
-    return theirs[KEY_METRIC_PRECISION], theirs[KEY_METRIC_RECALL]
-
-
 # Narrow samples have high precision and low recall, wide ones the reverse: swapped sides would show.
 @pytest.mark.parametrize(("scale", "shift", "neighbourhood"), [(0.6, 0.0, 3), (1.5, 0.0, 5), (1.0, 0.3, 1)])
 def test_precision_and_recall_are_torch_fidelitys(scale, shift, neighbourhood):
     features, reference = gaussian(700, 12, 1, scale, shift), gaussian(500, 12, 2)
     ours = covered(features, reference, neighbourhood).shares
-    theirs = torch_fidelitys(features, reference, neighbourhood)
-    assert ours.precision == pytest.approx(theirs[0], abs=1 / 700)
-    assert ours.recall == pytest.approx(theirs[1], abs=1 / 500)
+    both = torch.from_numpy(features), torch.from_numpy(reference)
+    theirs = prc_features_to_metric(*both, prc_neighborhood=neighbourhood, verbose=False)
+    assert ours.precision == pytest.approx(theirs[KEY_METRIC_PRECISION], abs=1 / 700)
+    assert ours.recall == pytest.approx(theirs[KEY_METRIC_RECALL], abs=1 / 500)
     assert abs(ours.precision - ours.recall) > 0.05 or scale == 1.0
 
 

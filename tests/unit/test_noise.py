@@ -70,10 +70,7 @@ def test_words_put_block_time_and_index_in_their_places():
     for block in range(3):
         expected = philox_of_integers([block, time, 7, 5], stream_key(11, "sample"))
         assert row[4 * block : 4 * block + 4] == expected
-
-
-def test_words_take_a_time_for_each_index():
-    a, b = torch.tensor([4, 4, 6]), torch.tensor([1, 2, 3])
+    a, b = torch.tensor([4, 4, 6]), torch.tensor([1, 2, 3])  # a time for each index
     one_by_one = [words(1, "x", a[i : i + 1], int(b[i]), blocks=2) for i in range(3)]
     assert torch.equal(words(1, "x", a, b, blocks=2), torch.cat(one_by_one))
 

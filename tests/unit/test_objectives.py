@@ -44,12 +44,6 @@ def batch_of(folder, name, step=0, **train):
     return Batches(a_spec(folder, name, **train), 0, 1, "cpu")[step]
 
 
-def points(name, batch):
-    """The point of each image's path at which samplers tell the network this."""
-    process = schedules.process(PROCESSES[name])
-    return process, [process.told(told) for told in batch.told.tolist()]
-
-
 def denoising(folder, diffusion):
     """How samplers call the network in a folder."""
     network = load_network(saved_network(folder / "unet"), diffusion, "cpu")
@@ -58,9 +52,8 @@ def denoising(folder, diffusion):
 
 @each_process
 def test_training_gives_and_tells_the_network_what_samplers_do(tmp_path, name):
-    batch = batch_of(tmp_path, name)
-    process, ats = points(name, batch)
-    for i, at in enumerate(ats):
+    batch, process = batch_of(tmp_path, name), schedules.process(PROCESSES[name])
+    for i, at in enumerate(map(process.told, batch.told.tolist())):
         x = (at.alpha * batch.x0[i].double() + at.sigma * batch.eps[i].double()).float()
         scaling = process.preconditioning(at)
         torch.testing.assert_close(batch.x_t[i], x if scaling is None else scaling.into * x, rtol=0, atol=3e-6)
@@ -70,13 +63,12 @@ def test_training_gives_and_tells_the_network_what_samplers_do(tmp_path, name):
 @each_process
 def test_a_network_without_loss_is_one_whose_x0_is_the_image(tmp_path, name):
     """And the loss is the square of what it adds to that, at every time."""
-    batch = batch_of(tmp_path, name)
-    process, ats = points(name, batch)
+    batch, process = batch_of(tmp_path, name), schedules.process(PROCESSES[name])
     loss_of = Loss(PROCESSES[name], None, "cpu")
     target = torch.zeros_like(batch.x0).requires_grad_()
     loss_of(target, batch).sum().backward()
     target = -target.grad * batch.x0[0].numel() / 2  # of a mean square
-    for i, at in enumerate(ats):
+    for i, at in enumerate(map(process.told, batch.told.tolist())):
         x, scaling = at.alpha * batch.x0[i] + at.sigma * batch.eps[i], process.preconditioning(at)
         of = predicted(target[i], x, at, process.prediction) if scaling is None else scaling.predicted(target[i], x, at)
         torch.testing.assert_close(of.x0, batch.x0[i], rtol=0, atol=2e-5 / at.alpha)

@@ -16,12 +16,11 @@ import pytest
 import torch
 from denoisers import encode, sample
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from plans import planned
 from proofs import cases
 from tiny import UNET
 
-from taugrid import config
 from taugrid.images import to_uint8
-from taugrid.orchestrator.plan.grid import plan
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.schedule import alpha_bar
@@ -126,7 +125,7 @@ def test_ddim(path, prediction, eta, clip):
         same(sample(ours(model), z, ALPHA, tau(spacing, steps, 1000), eta, clip, prediction), theirs)
 
 
-@pytest.mark.parametrize(("eta", "clip"), zip(ETAS, reversed(CLIPS), strict=True))
+@pytest.mark.parametrize(("eta", "clip"), [*zip(ETAS, reversed(CLIPS), strict=True)])
 def test_ddim_of_a_network(with_unet, eta, clip):
     scheduler = prepared(DDIMScheduler(clip_sample=clip != "none", timestep_spacing="trailing"), 10)
     theirs = by_ddim(with_unet, scheduler, eta, clip, noise(0))
@@ -185,11 +184,8 @@ def test_inverse_ddim(with_unet, spacing, steps):
     assert_same(encode(ours(with_unet), images, ALPHA, tau(spacing, steps, 1000)), x)
 
 
-def planned_cell(folder, **sections):
-    """The only cell of a config, seeded as a file of it would be."""
-    sections["sample"] = {"seed": 0, **sections.get("sample", {})}
-    values = {"name": "x", "model": {"checkpoint": str(folder)}, **sections}
-    [cell] = plan(config.validate(config.Config, values, "test")).cells
+def planned_cell(folder, **sample):
+    [cell] = planned(model={"checkpoint": str(folder)}, data={}, sample=sample).cells
     return cell
 
 
@@ -210,7 +206,7 @@ def test_a_loaded_checkpoint_and_its_pipeline_make_the_same_images(unet, tmp_pat
     if form == "beside":
         shutil.copy(whole / "scheduler/scheduler_config.json", folder)
     said = {"clip": "x0"} if form == "bare" else {}
-    cell = planned_cell(folder, sample={"steps": 10, "spacing": spacing, **said})
+    cell = planned_cell(folder, steps=10, spacing=spacing, **said)
     assert cell.settings.clip == "x0"
     pipeline = diffusers.DDIMPipeline.from_pretrained(whole, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -264,7 +260,7 @@ def test_what_a_scheduler_may_ask_for(unet, tmp_path, arguments):
     for spacing, eta in (("leading", 0.5), ("trailing", 0.0), ("leading", 0.9)):
         scheduler = DDIMScheduler(**arguments, timestep_spacing=spacing)
         diffusers.DDIMPipeline(unet, scheduler).save_pretrained(tmp_path)
-        cell = planned_cell(tmp_path, sample={"steps": 10, "spacing": spacing, "eta": eta})
+        cell = planned_cell(tmp_path, steps=10, spacing=spacing, eta=eta)
         scheduler.set_timesteps(10)
         assert [index + 1 for index in scheduler.timesteps.tolist()] == [*reversed(cell.tau)]
         theirs = by_ddim(rough(cell), scheduler, eta, cell.settings.clip, noise(0))

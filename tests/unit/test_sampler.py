@@ -224,7 +224,7 @@ def jsd_network(prediction):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS[1:])
-@pytest.mark.parametrize(("eta", "clip"), zip(ETAS, [*CLIPS, *CLIPS[:2]], strict=True))
+@pytest.mark.parametrize(("eta", "clip"), [*zip(ETAS, [*CLIPS, *CLIPS[:2]], strict=True)])
 def test_a_schedule_that_ends_at_zero_works_without_eps(prediction, eta, clip):
     """Where alpha_T = 0, x_T says nothing about x_0: the prediction there is the mean, whatever the noise."""
     model = jsd_network(prediction)

@@ -12,7 +12,7 @@ import orders
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from orders import CLAIMED, ORACLES, PROCESS, measured
+from orders import CLAIMED, ORACLES, PROCESS, lam, measured
 from proofs import proof
 from snapshots import raises
 
@@ -69,20 +69,16 @@ def sampled(name, x=X, process="usual", network=v, **given):
     return found
 
 
-def LAMBDA(at):  # noqa: N802
-    return math.log(at.alpha / at.sigma)
-
-
 def integral(a, b, known):
     """sigma_b int e^lambda P(lambda) d lambda from a to b, P through the (point, x0) of `known`: by Gauss's rule."""
     nodes, weights = np.polynomial.legendre.leggauss(24)
-    half, middle = (LAMBDA(b) - LAMBDA(a)) / 2, (LAMBDA(b) + LAMBDA(a)) / 2
-    lam = middle + half * nodes
+    half, middle = (lam(b) - lam(a)) / 2, (lam(b) + lam(a)) / 2
+    points = middle + half * nodes
     total = 0.0
     for i, (at, x0) in enumerate(known):
-        others = [LAMBDA(other) for j, (other, _) in enumerate(known) if j != i]
-        lagrange = np.prod([(lam - other) / (LAMBDA(at) - other) for other in others], axis=0)
-        total = total + half * (weights * np.exp(lam) * lagrange).sum() * x0
+        others = [lam(other) for j, (other, _) in enumerate(known) if j != i]
+        lagrange = np.prod([(points - other) / (lam(at) - other) for other in others], axis=0)
+        total = total + half * (weights * np.exp(points) * lagrange).sum() * x0
     return b.sigma * total
 
 
@@ -98,9 +94,9 @@ def paper_2m(x, points, x0_at):
         if a.alpha == 0 or b.sigma == 0:
             x = ddim_step(x, x0, a, b)
             continue
-        h, D = LAMBDA(b) - LAMBDA(a), x0
+        h, D = lam(b) - lam(a), x0
         if before is not None:
-            r = (LAMBDA(a) - LAMBDA(before[0])) / h
+            r = (lam(a) - lam(before[0])) / h
             D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before[1]
         x, before = b.sigma / a.sigma * x - b.alpha * (math.exp(-h) - 1) * D, (a, x0)
     return x
@@ -118,8 +114,8 @@ def paper_3m(x, points, x0_at):
         if len(known) == 3:
             x = b.sigma / a.sigma * x + integral(a, b, known)
         elif len(known) == 2:
-            [(_, m0), (c, m1)], h = known, LAMBDA(b) - LAMBDA(a)
-            D = m0 + h / (2 * (LAMBDA(a) - LAMBDA(c))) * (m0 - m1)
+            [(_, m0), (c, m1)], h = known, lam(b) - lam(a)
+            D = m0 + h / (2 * (lam(a) - lam(c))) * (m0 - m1)
             x = b.sigma / a.sigma * x - b.alpha * (math.exp(-h) - 1) * D
         else:
             x = ddim_step(x, x0, a, b)
@@ -231,7 +227,7 @@ def halved(self, x, history, b):
     if len(history) < 3:
         return DPMpp2M.step(self, x, history, b)
     (a, m0), (c, m1), (d, m2) = history
-    h, h_0, h_1 = LAMBDA(b) - LAMBDA(a), LAMBDA(a) - LAMBDA(c), LAMBDA(c) - LAMBDA(d)
+    h, h_0, h_1 = lam(b) - lam(a), lam(a) - lam(c), lam(c) - lam(d)
     D1_0, D1_1 = h / h_0 * (m0 - m1), h / h_1 * (m1 - m2)
     D1, D2 = D1_0 + h_0 / (h_0 + h_1) * (D1_0 - D1_1), h / (h_0 + h_1) * (D1_0 - D1_1)
     e = math.exp(-h) - 1
@@ -288,13 +284,10 @@ def test_moments_of_unipc_are_those_of_fractions(h):
 @pytest.mark.parametrize(
     ("spacing", "steps", "process", "works"),
     [
-        ("logsnr-int", 100, "usual", 37),
-        ("ermongroup-quad", 100, "usual", 29),
-        ("linear", 1000, "to alpha 1", 500),
-        ("logsnr", 10, "to alpha 1", None),
-        ([1, 500], 2, "to alpha 1", None),
+        ("logsnr-int", 100, "usual", 37), ("ermongroup-quad", 100, "usual", 29), ("linear", 1000, "to alpha 1", 500),
+        ("logsnr", 10, "to alpha 1", None), ([1, 500], 2, "to alpha 1", None),
     ],
-)
+)  # fmt: skip
 def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, steps, process, works):
     with raises(UserError):
         sampled(name, spacing=spacing, steps=steps, process=process)
