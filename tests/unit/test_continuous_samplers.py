@@ -323,7 +323,7 @@ ONE_STEP = {"steps": [1], "sampler": ["euler"]}
     ],
 )
 def test_the_plan_says_that_one_step_is_the_same_in_all_solvers(process, grid, is_said):
-    said = [line for line in planned(diffusion={"process": process}, grid=grid).remarks if "make the same" in line]
+    said = [line for line in planned(diffusion={"process": process}, grid=grid).remarks if "S = 1" in line]
     assert len(said) == is_said
     recorded("\n".join(said))
 
