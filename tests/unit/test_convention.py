@@ -312,16 +312,19 @@ def test_the_trial_calls_a_network_with_what_its_process_tells_it(module, diffus
 
 
 @pytest.mark.parametrize(
-    ("name", "diffusion"),
+    ("name", "diffusion", "said"),
     [
-        ("load", FLOW_MAP), ("flow_map", FLOW_DEFAULTS), ("any_number", FLOW_DEFAULTS),
-        ("any_number", DIFFUSION_DEFAULTS), ("embedding", FLOW_DEFAULTS), ("over_r", FLOW_MAP),
+        ("load", FLOW_MAP, "positional arguments"), ("flow_map", FLOW_DEFAULTS, "three arguments"),
+        ("any_number", FLOW_DEFAULTS, "average_velocity"), ("any_number", DIFFUSION_DEFAULTS, "average_velocity"),
+        ("embedding", FLOW_DEFAULTS, "torch.float32"), ("over_r", FLOW_MAP, "r.clone()"),
     ],
 )  # fmt: skip
-def test_a_wrong_arity_or_an_embedding_of_whole_times_is_refused(module, name, diffusion):
+def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module, name, diffusion, said):
     assert tried("flow_map", FLOW_MAP).conditions is None
-    with raises(CustomCodeError):
+    with pytest.raises(CustomCodeError) as error:
         tried(name, diffusion)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("diffusion", [DIFFUSION_DEFAULTS, EDM_DEFAULTS, V_EDM], ids=["ddpm", "edm", "v"])
