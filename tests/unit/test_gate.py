@@ -20,7 +20,10 @@ from taugrid.eval.gate.power import (
 )
 from taugrid.eval.gate.rule import ALPHA, Change, Scored, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.nightly import outcome
 from taugrid.orchestrator.nightly.judging import Terms
+from taugrid.orchestrator.nightly.places import History
+from taugrid.storage import write_sealed
 
 N, CELLS, NIGHTS = 150, 20, 1_500
 DRAWS = 5_000
@@ -234,3 +237,14 @@ def test_a_change_from_a_recipe_is_from_the_trainings_mean_and_its_error_include
 def test_looks_at_fresh_samples_share_alpha():
     gate = GateSettings(alpha=0.01)
     assert [Terms(gate, grow_to).alpha_of_a_look for grow_to in (None, 400)] == [0.01, 0.005]
+
+
+def test_a_cell_that_failed_has_collapsed_without_a_baseline_too():
+    assert [outcome._result(None, None, has_failed) for has_failed in (False, True)] == ["no baseline", "collapsed"]
+
+
+def test_nights_are_in_the_order_of_their_verdicts(tmp_path):
+    history = History(tmp_path)
+    for name, time in (("b", "2026-11-01"), ("a", "2026-11-02")):
+        write_sealed(history.night(name).verdict_file, {"time": time})
+    assert [night.id for night in history.complete_nights()] == ["b", "a"]

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from taugrid.config import Config, Data, Diffusion, Sample, validate
 from taugrid.config.load import load, merge
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import identity
+from taugrid.orchestrator.baseline.snapshot import Network
+from taugrid.orchestrator.nightly.resampling import _reason
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.sections import data_identity
@@ -426,3 +429,11 @@ def test_raw_weights_are_not_the_averaged_ones():
     source = planned().models[0].source
     files = [source.weights_file(Path("models"), weights).relative_to("models") for weights in ("ema", "raw")]
     assert files == [Path("unet") / WEIGHTS_FILE, Path("unet_raw") / WEIGHTS_FILE]
+
+
+def test_a_baselines_folder_with_other_weights_is_not_sampled_again(tmp_path):
+    folder = str(checkpoint_folder(tmp_path / "c"))
+    averaged = SimpleNamespace(settings={"weights": "ema"})
+    known = (read_checkpoint(folder).weights_sha256, "0" * 64)
+    reasons = [_reason(Network(digest, {}, None, folder), averaged, trust_code=False) for digest in known]
+    assert [reason is None for reason in reasons] == [True, False]
