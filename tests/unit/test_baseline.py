@@ -15,6 +15,7 @@ from snapshots import recorded
 
 from taugrid.orchestrator.baseline import pixels
 from taugrid.orchestrator.baseline.compared import Situation
+from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment
 
 GAUSSIAN = CONFIG["data"]
 SAME, OTHER, _ = get_args(Situation)
@@ -225,3 +226,13 @@ def test_the_mean_distance_of_images_is_over_all_their_pixels():
     grey = np.zeros((1, 2, 2), np.uint8)
     other = grey + np.array([[0, 0], [0, 8]], np.uint8)
     assert pixels.distance(np.array([3]), 10, {3: other}, {3: grey}) == pixels.PixelDistance(10, 1, 8, 2.0)
+
+
+def test_what_is_unknown_on_both_sides_is_not_taken_for_equal():
+    known, unknown = (SamplingEnvironment(("cpu",), {"torch": torch}, "1", 8) for torch in ("2.9", "unknown"))
+    assert (known.differences(known), len(unknown.differences(unknown))) == ([], 1)
+
+
+def test_equal_weights_of_another_process_are_another_network():
+    linear, cosine = (Network("weights", {"schedule": schedule}, None, None) for schedule in ("linear", "cosine"))
+    assert (linear.is_same(linear), linear.is_same(cosine)) == (True, False)

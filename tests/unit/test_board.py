@@ -432,3 +432,13 @@ def test_a_verdict_is_read_again_once_it_changes(runs):
     nothing = {"comparison": None, "missing": {}, "scores": [], "software": {}}
     write_sealed(night / "verdict.json", nothing | {"night": "1", "time": "2026-12-01", "result": "no baseline"})
     assert index.look().nights[0][1]["verdict"] == "no baseline"
+
+
+def test_a_planned_cell_without_scores_is_lacking_and_labels_are_those_of_the_runs_table(runs):
+    run = runs / "old" / "seed-1"
+    entry = by_title(look(runs))["old/seed-1"]
+    cells = [row[entry["columns"].index("cell")] for row in entry["rows"]]
+    (run / "tables" / "cells.csv").write_text(f"cell,name\n{cells[0]},my label\n")
+    (run / "plan.json").write_text(json.dumps({"cells": [{"id": cell} for cell in (*cells, "another")]}))
+    entry = by_title(look(runs))["old/seed-1"]
+    assert (entry["state"], entry["labels"][0]) == ("incomplete", "my label")

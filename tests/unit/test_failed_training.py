@@ -7,6 +7,7 @@ from snapshots import raises, recorded
 from test_reconstruct_work import save_network
 
 from taugrid.errors import UserError
+from taugrid.jobs import running_folder
 from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text.runs import missing_lines, plan_text, print_result
 from taugrid.orchestrator.dispatch.capacity import Trainers
@@ -17,6 +18,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
+from taugrid.workers.training.fit import remove_leftovers
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -139,3 +141,13 @@ def test_tf32_is_refused_before_a_training_without_a_gpu_starts(tmp_path):
         with pytest.raises(UserError, match=expected):
             training._specified(Trainers(1, 1, 0))
         assert training._specified(Trainers(1, 1, 1)).train.precision == "tf32"
+
+
+def test_the_checkpoints_of_a_training_stay_until_its_model_is_in_place(tmp_path):
+    running = running_folder(tmp_path, "m")
+    running.mkdir()
+    remove_leftovers(tmp_path, "m")
+    assert running.is_dir()
+    (tmp_path / "m").mkdir()
+    remove_leftovers(tmp_path, "m")
+    assert not running.exists()

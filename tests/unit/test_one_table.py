@@ -168,3 +168,11 @@ def test_means_of_fewer_replicates_say_of_how_many():
     single = [row for row in rows if (row[SCHEDULE], row[TRAINING]) != ("cosine", 1)]
     assert "| **5.00 (n = 1)** |" in markdown(single)
     recorded(markdown(single), "difference")
+
+
+def test_replicates_of_other_protocols_are_no_mean():
+    rows = [cell(str(seed), 10, 0.0, 10.0 + seed, seed=seed) for seed in range(2)]
+    known = evidence(rows, {}).protocols[rows[0]["protocol"]]
+    rows[1]["protocol"] = "other"
+    protocols = {rows[0]["protocol"]: known, "other": {**known, "reference": "another"}}
+    assert averaged(in_grid_order(rows), protocols).frame["fid"].tolist() == [10.0, 11.0]

@@ -11,8 +11,10 @@ from taugrid.config import Config, validate
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
+from taugrid.orchestrator.report.collect import exact_fid
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.origins import device_kinds
+from taugrid.orchestrator.work.scorer import SAME_SETUP_TOLERANCE, TOLERANCE, ScoredWith, tolerance
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
@@ -219,3 +221,16 @@ def test_other_code_of_an_extractor_is_another_evaluation_and_raw_weights_anothe
     assert len(ids) == 3
     _, raw = evaluated(DIGITS | {"sample": {"seed": 0, "weights": "raw"}})
     assert scoring.protocol(raw).as_dict()["weights"] == "raw"
+
+
+def test_a_closed_form_is_known_of_rounding_to_nearest_alone():
+    known = {}
+    for rounding in ("round", "truncate"):
+        config, found = planned(ORACLE | {"sample": ORACLE["sample"] | {"rounding": rounding}})
+        known[rounding] = exact_fid(found.cells[0], "pixels", config.data) is not None
+    assert known == {"round": True, "truncate": False}
+
+
+def test_scores_of_other_versions_agree_to_a_wider_tolerance():
+    one, other = (ScoredWith(("cpu, threads: 1",), {"torch": version}) for version in ("2.9", "2.10"))
+    assert (tolerance(one, one), tolerance(one, other)) == (SAME_SETUP_TOLERANCE, TOLERANCE)
