@@ -137,12 +137,12 @@ def worker_size(cluster: Cluster) -> Size:
     """The size of one worker. Without `cluster.gpus_per_worker`: a GPU, if any node has one that its torch can use."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if _torch_uses_gpus(frozenset(node.id for node in staying(cluster) if node.gpus >= 1)) else 0.0
+        gpus = 1.0 if torch_uses_gpus(frozenset(node.id for node in staying(cluster) if node.gpus >= 1)) else 0.0
     return Size(float(exact(cluster.cpus_per_worker)), float(exact(gpus)))
 
 
 @cache
-def _torch_uses_gpus(ids: frozenset[str]) -> bool:
+def torch_uses_gpus(ids: frozenset[str]) -> bool:
     """Whether torch on one of these nodes can use its GPUs; those that do not answer in time count as able.
 
     Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.

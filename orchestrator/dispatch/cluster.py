@@ -151,7 +151,7 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
     import ray
 
     try:
-        with nullcontext() if address == "local" else _shipped(modules) as runtime_env:
+        with nullcontext() if address == "local" else shipped(modules) as runtime_env:
             ray.init(
                 log_to_driver=False, logging_level="error", configure_logging=True, runtime_env=runtime_env, **options
             )
@@ -170,7 +170,7 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
 
 
 @contextmanager
-def _shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]:
+def shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]:
     """The runtime environment with which workers import the user's modules: a folder of only these, which Ray copies.
 
     None if there are no modules, or if the driver is a Ray job with a working directory, which workers have too.

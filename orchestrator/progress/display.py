@@ -82,7 +82,7 @@ class Progress(Observer):
         self._entered = False
         self.state: LiveState | None = None
         """The session that is shown; None: there is none."""
-        self._stage: Stage | None = None
+        self.stage: Stage | None = None
         self._read_score: ReadScore = lambda cell: None
         self._last_plain = clock()
 
@@ -105,7 +105,7 @@ class Progress(Observer):
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            drawn = frame(self.state, self._stage, self._clock(), console, options)
+            drawn = frame(self.state, self.stage, self._clock(), console, options)
         yield drawn
 
     def say(self, text: str) -> None:
@@ -119,7 +119,7 @@ class Progress(Observer):
         """
         with self._shown():
             self.state = LiveState(kinds_by_name()) if state is None else state
-            self._stage, self._read_score = None, read_score
+            self.stage, self._read_score = None, read_score
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
         self.follow()
@@ -128,7 +128,7 @@ class Progress(Observer):
         """End the view and leave its table on the screen."""
         with self._lock:
             kept = grid(self.state, self._console.width - 1, KEPT_LINES) if self._is_live and self.state else []
-            self.state = self._stage = None
+            self.state = self.stage = None
         self._view.stop()
         for part in kept:
             self._console.print(part)
@@ -166,16 +166,16 @@ class Progress(Observer):
     def begin(self, stage: str, total: float, unit: str, waits: bool = False) -> None:
         """Begin a stage of `total` units of work; if it `waits`, its clock starts with the first `update`."""
         with self._shown():
-            self._stage, self._last_plain = Stage(stage, total, unit, self._clock, waits), self._clock()
+            self.stage, self._last_plain = Stage(stage, total, unit, self._clock, waits), self._clock()
 
     def update(self, done: float, workers: int = 0, note: str = "") -> None:
         with self._shown():
-            if self._stage is not None:
-                self._stage.update(done, workers, note)
+            if self.stage is not None:
+                self.stage.update(done, workers, note)
 
     def end(self) -> None:
         with self._shown():
-            self._stage = None
+            self.stage = None
 
     @contextmanager
     def _shown(self) -> Iterator[None]:
@@ -192,8 +192,8 @@ class Progress(Observer):
 
     def _snapshot(self) -> ProgressSnapshot | None:
         """How far the work is; None if none has begun, or there is nothing to say of it."""
-        if self._stage is not None:
-            return self._stage.snapshot() if self._stage.has_begun else None
+        if self.stage is not None:
+            return self.stage.snapshot() if self.stage.has_begun else None
         if self.state is None or not self.state.has_begun:
             return None
         snapshot = self.state.snapshot(self._clock())

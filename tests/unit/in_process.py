@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from threading import current_thread
+from traceback import format_exception
 from unittest import mock
 
 import pytest
@@ -88,7 +89,7 @@ class PoolHere:
         try:
             self._events.append(call())
         except Exception as error:
-            self._events.append(Failed(worker, error, "traceback", key))
+            self._events.append(Failed(worker, error, "".join(format_exception(error)), key))
 
     def stop(self):
         return []  # no job is in flight: each is done as it is given
@@ -135,3 +136,11 @@ def results(root):
     folders = ("samples", "features", "scores")
     files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def flip(path):
+    """Damage a file by one bit, in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)

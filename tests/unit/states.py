@@ -138,34 +138,14 @@ STATES: dict[str, State] = {
 }
 
 
-def succeed(d: Dispatcher, worker: str, now: float) -> None:
-    d.succeeded(worker, now)
-
-
-def fail(d: Dispatcher, worker: str, now: float) -> None:
-    d.failed(worker, now, Fault.TASK, "ValueError")
-
-
-def refuse(d: Dispatcher, worker: str, now: float) -> None:
-    d.failed(worker, now, Fault.REFUSAL, "read-only")
-
-
-def lose(d: Dispatcher, worker: str, now: float) -> None:
-    d.worker_lost(worker, now, "killed")
-
-
-def lose_node(d: Dispatcher, worker: str, now: float) -> None:
-    d.worker_lost(worker, now, "node died", with_its_node=True)
-
-
-def beat(d: Dispatcher, worker: str, now: float) -> None:
-    d.heartbeat(worker, now)
-
-
-EVENTS: dict[str, Callable[[Dispatcher, str, float], None]] = {
-    "succeeded": succeed, "failed": fail, "failed: refused": refuse, "lost": lose, "lost with its node": lose_node,
-    "beat": beat,
-}  # fmt: skip
+EVENTS: dict[str, Callable[[Dispatcher, str, float], object]] = {
+    "succeeded": lambda d, worker, now: d.succeeded(worker, now),
+    "failed": lambda d, worker, now: d.failed(worker, now, Fault.TASK, "ValueError"),
+    "failed: refused": lambda d, worker, now: d.failed(worker, now, Fault.REFUSAL, "read-only"),
+    "lost": lambda d, worker, now: d.worker_lost(worker, now, "killed"),
+    "lost with its node": lambda d, worker, now: d.worker_lost(worker, now, "node died", with_its_node=True),
+    "beat": lambda d, worker, now: d.heartbeat(worker, now),
+}
 """What may happen to a worker that runs a task."""
 
 QUESTIONS: dict[str, Callable[[Dispatcher, float], object]] = {

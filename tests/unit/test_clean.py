@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 from unittest import mock
 
 import pytest
 from nights import checkpoint, taugrid, write_config
 from snapshots import raises, recorded
 
-from taugrid.orchestrator.clean import files
 from taugrid.orchestrator.cli import habits
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import LocalStorage, open_place
+from taugrid.storage import open_place
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -63,12 +61,6 @@ def require_sound(root, before):
     assert tables(root) == before
 
 
-def test_features_stay_without_a_score_that_can_be_read(copy):
-    for score in (copy / "scores").glob("*.json"):
-        score.write_bytes(b"")
-    assert cleaned(copy, "--features") == {}
-
-
 @pytest.mark.long
 def test_features_go_and_no_table_changes(copy):
     before, features = tables(copy), everything(copy / "features")
@@ -78,21 +70,10 @@ def test_features_go_and_no_table_changes(copy):
     assert cleaned(copy, "--features") == {"features": (8, freed)}
     assert everything(copy / "features") == floors, "floors are in tables"
     require_sound(copy, before)
+    assert "is none" in taugrid("clean", copy, "--keep-nights", "1", code=2)[1]
+    recorded(taugrid("clean", copy / "samples", code=2)[1], "directory")
     _, told = taugrid("run", copy, "--set", "evaluate.metrics=[fid,kid]")
     recorded(told, "feature")
-
-
-def test_a_file_too_many_is_seen(copy):
-    """Planted: the floors beside the reference's features go as well. `require_sound` fails for that."""
-    before, real = tables(copy), files.RunFiles._category
-
-    def planted(self, path):
-        return "features" if "-floor-" in path.name else real(self, path)
-
-    with mock.patch.object(files.RunFiles, "_category", planted):
-        cleaned(copy, "--features")
-    with pytest.raises(AssertionError):
-        require_sound(copy, before)
 
 
 def test_what_killed_processes_left_goes_and_nothing_else(copy):
@@ -112,8 +93,7 @@ def test_what_killed_processes_left_goes_and_nothing_else(copy):
         write(copy / "features/e/S0001-eta0-abcdefabcd/part-000000.parquet"),  # of a cell without a score
         write(copy / "notes/.mine.tmp"),
     ]
-    kept.append(copy / "samples/y" / TEMPORARY)
-    write(kept[-1])
+    kept.append(write(copy / "samples/y" / TEMPORARY))
     os.utime(kept[-1], (2e9, 2e9))  # written since the lock was taken
     found = cleaned(copy, "--leftovers", "--damaged", "--logs")
     assert {name: files for name, (files, _) in found.items()} == {"damaged": 1, "leftovers": 5, "logs": 1}
@@ -123,19 +103,6 @@ def test_what_killed_processes_left_goes_and_nothing_else(copy):
     assert cleaned(copy, "--features")["features"][0] == 4, "those of the scored cells"
     assert kept[3].exists()
     assert list(copy.glob("features/*/reference-*/part-*.parquet")), "the cell without a score needs it"
-
-
-def test_links_are_not_followed(copy, tmp_path):
-    away = tmp_path / "away"
-    shutil.move(copy / "features", away)
-    (copy / "features").symlink_to(away)
-    (copy / "logs").mkdir()
-    precious = write(tmp_path / "precious.txt")
-    (copy / "logs/link.txt").symlink_to(precious)
-    (copy / "logs/folder").symlink_to(tmp_path)
-    before = everything(tmp_path)
-    assert cleaned(copy, "--features", "--logs") == {}
-    assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -168,11 +135,25 @@ def test_a_full_disk_can_be_cleaned(copy, small_disk):
     assert not list((small_disk / "run").glob("features/*/*/part-*"))
 
 
-def test_a_driver_at_work_keeps_its_files(copy):
+def test_links_are_not_followed(copy, tmp_path):
+    shutil.move(copy / "features", tmp_path / "away")
+    (copy / "features").symlink_to(tmp_path / "away")
+    (copy / "logs").mkdir()
+    (copy / "logs/link.txt").symlink_to(write(tmp_path / "precious.txt"))
+    (copy / "logs/folder").symlink_to(tmp_path)
+    before = everything(tmp_path)
+    assert cleaned(copy, "--features", "--logs") == {}
+    assert everything(tmp_path) == before
+
+
+def test_a_driver_at_work_keeps_its_files_and_features_stay_without_a_score_that_can_be_read(copy):
     before = everything(copy)
     with RunDir(copy).lock():
         taugrid("clean", copy, "--features", "--yes", code=2)
     assert everything(copy) == before
+    for score in (copy / "scores").glob("*.json"):
+        score.write_bytes(b"")
+    assert cleaned(copy, "--features") == {}
 
 
 def test_a_lease_of_another_clock_is_watched_and_then_taken(copy, monkeypatch):
@@ -184,19 +165,12 @@ def test_a_lease_of_another_clock_is_watched_and_then_taken(copy, monkeypatch):
     assert not list(copy.glob("features/*/*/part-*"))
 
 
-def test_options_that_do_not_fit_are_refused(copy):
-    assert "is none" in taugrid("clean", copy, "--keep-nights", "1", code=2)[1]
-    recorded(taugrid("clean", copy / "samples", code=2)[1], "directory")
-
-
 def test_in_a_bucket(scored, s3):
     """The same files go from a bucket as from a folder."""
     url = f"s3://{s3.bucket()}/some/run"
     root, storage = open_place(url, "DIR")
-    for name in everything(scored):
-        with storage.temporary(root / name) as temporary:
-            shutil.copyfile(scored / name, temporary)
-            storage.commit(root / name, temporary)
+    with storage.local_folder(root) as folder:
+        shutil.copytree(scored, folder, dirs_exist_ok=True)
     before = {path.relative_to(root).as_posix() for path in storage.walk(root)}
     assert before == set(everything(scored))
     assert cleaned(url, "--features")["features"][0] == 8
@@ -230,13 +204,3 @@ def test_old_nights_lose_their_images_and_keep_their_features(tmp_path):
     recorded(taugrid("verify", first)[0], "removed")
     assert "to do" not in taugrid("run", first)[1]
     assert tables(first) == before
-
-
-def test_walking_lists_files_at_any_depth_and_deleting_leaves_no_empty_folder(tmp_path):
-    storage = LocalStorage()
-    for name in ("a", "b/c", "b/d/e/f"):
-        write(tmp_path / name)
-    assert [str(Path(path).relative_to(tmp_path)) for path in sorted(storage.walk(tmp_path))] == ["a", "b/c", "b/d/e/f"]
-    assert storage.walk(tmp_path)[tmp_path / "a"] == storage.stat(tmp_path / "a")
-    storage.delete_all([tmp_path / "b/d/e/f"], tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]

@@ -19,12 +19,8 @@ def plans(draw, poisons=BAD_TASKS):
         (Task(f"sample/{i}", "sample", draw(st.floats(0.1, 20))), draw(behaviours))
         for i in range(draw(st.integers(1, 10)))
     ]
-    shards = [task.key for task, _ in tasks]
-    extracts = [
-        (Task(f"extract/{key}", "extract", 1, frozenset({key})), draw(behaviours))
-        for key in shards
-        if draw(st.booleans())
-    ]
+    extracts = [(Task(f"extract/{task.key}", "extract", 1, frozenset({task.key})), draw(behaviours))
+                for task, _ in tasks if draw(st.booleans())]  # fmt: skip
     needed = frozenset(task.key for task, _ in extracts)
     return tasks + extracts + ([(Task("score", "score", 1, needed), "good")] if draw(st.booleans()) else [])
 
@@ -33,9 +29,7 @@ def plans(draw, poisons=BAD_TASKS):
 def clusters(draw, healthy=1):
     """At least `healthy` good nodes, and up to three of any kind."""
     behaviours = ["good"] * healthy + draw(st.lists(st.sampled_from(("good", *BAD_NODES)), max_size=3))
-    return {
-        f"n{i}": (behaviour, draw(st.integers(1, 3))) for i, behaviour in enumerate(draw(st.permutations(behaviours)))
-    }
+    return {f"n{i}": (each, draw(st.integers(1, 3))) for i, each in enumerate(draw(st.permutations(behaviours)))}
 
 
 def disturbances(data, number):
@@ -50,20 +44,16 @@ def disturbances(data, number):
             return
         left[0] -= 1
         killers = {"kills", "hangs"} & set(world.nodes.values())
-        victims = [
-            worker
-            for worker in world.where
-            if (key := next(iter(world.dispatcher.in_flight.keys(worker)), None)) is None
-            or not (killers or world.deaths[key])
-        ]
+        busy = {worker: keys[0] for worker in world.where if (keys := world.dispatcher.in_flight.keys(worker))}
+        victims = [w for w in world.where if w not in busy or not (killers or world.deaths[busy[w]])]
         good = {node for node in world.where.values() if world.nodes[node] == "good"}
         nodes = sorted(set(world.where.values()) - (good if len(good) == 1 else set()))
         if nodes and data.draw(st.integers(0, 4)) == 0:
             world.lose_node(data.draw(st.sampled_from(nodes)))
         elif victims:
             worker = data.draw(st.sampled_from(sorted(victims)))
-            if keys := world.dispatcher.in_flight.keys(worker):
-                world.deaths[keys[0]] += 1
+            if worker in busy:
+                world.deaths[busy[worker]] += 1
             world.kill_one(worker)
 
     return disturb
@@ -77,21 +67,36 @@ def seconds(tail):
     return {"second": tail is not None, "tail": tail or 0.0}
 
 
-@settings(max_examples=300)
-@given(nodes=clusters(), tasks=plans(), data=st.data(), max_attempts=st.integers(2, 4), tail=TAILS)
-def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(nodes, tasks, data, max_attempts, tail):
-    world = World(nodes, tasks, max_attempts, **seconds(tail))
-    assert world.run(disturbances(data, 12)), "a good node is left"
-    d = world.dispatcher
-    assert d.done | d.quarantined | d.backlog.unreachable == {task.key for task, _ in tasks}
-    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.backlog.unreachable
+def examples(few, **strategies):
+    """A test of a property with so many examples, and with ten times as many in `make test-long`."""
+
+    def decorated(holds):
+        @pytest.mark.parametrize("number", [few, pytest.param(10 * few, marks=pytest.mark.long)])
+        def test(number):
+            settings(max_examples=number)(given(**strategies)(holds))()
+
+        return test
+
+    return decorated
+
+
+def require_all_done(d, tasks):
+    """What is good is done, and what is not is given up, with all that needs it."""
     bad = d.quarantined | d.backlog.unreachable
+    assert d.done | bad == {task.key for task, _ in tasks}
+    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.backlog.unreachable
     assert all(task.requires & bad for task, _ in tasks if task.key in d.backlog.unreachable)
     assert not d.done & bad
 
 
-@settings(max_examples=60)
-@given(nodes=clusters(healthy=2), tasks=plans(), data=st.data(), tail=TAILS)
+@examples(30, nodes=clusters(), tasks=plans(), data=st.data(), max_attempts=st.integers(2, 4), tail=TAILS)
+def test_while_a_node_is_good_all_good_tasks_are_done_and_all_others_given_up(nodes, tasks, data, max_attempts, tail):
+    world = World(nodes, tasks, max_attempts, **seconds(tail))
+    assert world.run(disturbances(data, 12)), "a good node is left"
+    require_all_done(world.dispatcher, tasks)
+
+
+@examples(10, nodes=clusters(healthy=2), tasks=plans(), data=st.data(), tail=TAILS)
 def test_nodes_that_take_some_kinds_or_drain_keep_no_task_from_the_good_node_that_stays(nodes, tasks, data, tail):
     """One of the two good nodes takes everything and stays; any others may drain, and may take only scores."""
     stays = next(name for name, (behaviour, _) in nodes.items() if behaviour == "good")
@@ -107,19 +112,15 @@ def test_nodes_that_take_some_kinds_or_drain_keep_no_task_from_the_good_node_tha
             node = data.draw(st.sampled_from(sorted(at)))
             if node not in world.draining:
                 world.drain(node)
-            elif not world.dispatcher.in_flight.running.keys() & {
-                w for w, place in world.where.items() if place == node
-            }:
+            elif not any(world.where[worker] == node for worker in world.dispatcher.in_flight.running):
                 world.lose_node(node)
 
     assert world.run(drain)
-    d = world.dispatcher
-    assert d.done | d.quarantined | d.backlog.unreachable == {task.key for task, _ in tasks}
-    assert d.quarantined == {t.key for t, behaviour in tasks if behaviour != "good"} - d.backlog.unreachable
+    require_all_done(world.dispatcher, tasks)
 
 
-@settings(max_examples=150)
-@given(
+@examples(
+    15,
     behaviours=st.lists(st.sampled_from(BAD_NODES), min_size=1, max_size=3),
     tasks=plans(),
     data=st.data(),
@@ -143,15 +144,6 @@ def test_a_bad_node_of_two_costs_no_task(behaviour, workers, tail):
     assert (world.seconds > 20) == (tail is not None)
     assert len(world.dispatcher.done) == 48
     assert world.failures["bad"] < 30, "a node that fails all it gets is not given the queue"
-
-
-def test_three_workers_of_32_that_fail_at_once_cost_no_task():
-    tasks = [(Task(f"sample/{i}", "sample", 10.0), "good") for i in range(600)]
-    nodes = {f"n{i}": ("raises" if i < 3 else "good", 1) for i in range(32)}
-    world = World(nodes, tasks)
-    assert world.run()
-    assert len(world.dispatcher.done) == 600
-    assert world.now < 300, "600 tasks of 10 s on 29 workers take 210 s"
 
 
 @pytest.mark.parametrize("behaviour", ["raises", "kills"])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from in_process import results, small_run
+from in_process import PoolHere, results, small_run
 from rich.console import Console
 from snapshots import raises, recorded
 
@@ -85,14 +85,14 @@ def ids(opened, steps):
     return {cell.id for cell in opened.plan.cells if cell.settings.steps == steps}
 
 
-def lines(printed, *starts):
+def starting(printed, *starts):
     return [line for line in printed.splitlines() if line.startswith(starts)]
 
 
 def test_only_undecided_cells_grow_and_it_says_what_that_saves(opened, grown):
     root, outcome, printed = grown
     assert read_sizes(RunDir(root)) == dict.fromkeys(ids(opened, 2), 200)
-    recorded("\n".join(lines(printed, "look", "undecided", "750")))
+    recorded("\n".join(starting(printed, "look", "undecided", "750")))
     told = result_json(RunDir(root), outcome)["told_apart"]
     assert (told["metric"], set(told["undecided"]), told["images"]) == ("fid", ids(opened, 2), 750)
     assert json.loads((root / "config.json").read_text())["sample"]["num_samples"] == 50
@@ -122,26 +122,25 @@ def test_there_is_a_table_for_each_size(opened, grown, capsys):
 def test_without_until_there_is_nothing_to_do(opened, grown, copy):
     before = results(copy), {path.name: path.read_bytes() for path in copy.glob("tables/*")}
     outcome, printed = do(opened, copy)
-    assert (outcome.missing, lines(printed, "to do", "look")) == ({}, [])
+    assert (outcome.missing, starting(printed, "to do", "look")) == ({}, [])
     assert [len(table.rows) for table in outcome.larger] == [3]
     assert before == (results(copy), {path.name: path.read_bytes() for path in copy.glob("tables/*")})
-    assert lines(do(opened, copy, TO_200)[1], "to do", "look") == lines(grown[2], "look"), "it comes to the same"
+    assert starting(do(opened, copy, TO_200)[1], "to do", "look") == starting(grown[2], "look"), "it comes to the same"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("between", [False, True])
 def test_an_interrupted_run_goes_on_where_it_was(opened, grown, tmp_path, monkeypatch, between):
     """N was recorded, and nothing was sampled yet. In between, a run without --until may make what is missing."""
-    root, work, calls = tmp_path / "run", Session._work, []
+    root, submit = tmp_path / "run", PoolHere.submit
 
-    def interrupted(self, kinds, part):
-        calls.append(part)
-        if len(calls) == 2:
+    def interrupted(self, worker, job, key):
+        if key.startswith("sample/") and job.stop > 50:
             raise KeyboardInterrupt
-        return work(self, kinds, part)
+        submit(self, worker, job, key)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "_work", interrupted)
+        patched.setattr(PoolHere, "submit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             do(opened, root, TO_200)
     assert read_sizes(RunDir(root)) == dict.fromkeys(ids(opened, 2), 100)
@@ -163,44 +162,34 @@ def test_commands_that_look_take_the_larger_size(opened, grown):
     assert describe_plan(run)["network_evaluations_remaining"] == 0
     assert not [remark for remark in describe_plan(run)["remarks"] if "replaces tables" in remark]
     assert verify(run, lambda count: None) == ([], [])
+    grew, other, stayed = (next(c for c in opened.plan.cells if (c.settings.steps, c.eta) == at) for at in
+                           ((2, 0.0), (2, 0.05), (10, 0.0)))  # fmt: skip
+    for pair, n in (((grew, other), 200), ((grew, stayed), 50)):  # a pair has its smaller size
+        row = compare(run, *(cell.id for cell in pair), join=False)
+        assert (row["num_samples"], row["se"] is not None) == (n, True)
     assert {len(cell) for cell in taugrid.open(grown[0]).cells} == {50, 200}
     assert {cell.num_samples for cell in snapshot_of_run(str(grown[0])).cells} == {50}, "a night has the config's N"
 
 
-def test_a_pair_is_compared_at_its_smaller_size(opened, grown):
-    run = at(opened, grown[0])
-    grew, other, stayed = (next(c for c in opened.plan.cells if (c.settings.steps, c.eta) == at) for at in
-                           ((2, 0.0), (2, 0.05), (10, 0.0)))  # fmt: skip
-    for pair, n in (((grew, other), 200), ((grew, stayed), 50)):
-        row = compare(run, *(cell.id for cell in pair), join=False)
-        assert (row["num_samples"], row["se"] is not None) == (n, True)
-
-
-def test_neighbours_along_a_key_grow(opened, tmp_path):
+@pytest.mark.long
+def test_neighbours_along_a_key_grow_and_where_nothing_can_be_compared_it_says_so(opened, tmp_path):
     """Cells at S = 2 and 10 differ at any N; the first two eta differ at none."""
-    root = tmp_path / "run"
-    _, printed = do(opened, root, Until("S", 100))
-    recorded("\n".join(lines(printed, "look", "no cell")))
-    assert not (root / "grown.json").exists()
-    _, printed = do(opened, root, Until("eta", 100), only=["steps=10"])
-    recorded("\n".join(lines(printed, "look")))
-    assert len(read_sizes(RunDir(root))) == 2
+    root, said = tmp_path / "run", []
+    for until, only in ((Until("S", 100), ()), (Until("eta", 100), ["steps=10"]), (TO_200, ["steps=10,eta=0"])):
+        outcome, printed = do(opened, root, until, only)
+        said += [*starting(printed, "look", "no cell", "warning: --until"), str(len(read_sizes(RunDir(root))))]
+    recorded("\n".join(said))
+    assert [line for line in said if line.isdigit()] == ["0", "2", "2"]
+    assert len(outcome.growth.as_dict()["undecided"]) == 1
 
 
 def test_where_fid_has_no_error_kid_decides(opened, tmp_path):
-    with small_run(
-        tmp_path, CONFIG.replace("[1, 2, 2]", "[1, 4, 4]").replace("num_samples: 50", "num_samples: 150")
-    ) as opened:
+    text = CONFIG.replace("[1, 2, 2]", "[1, 4, 4]").replace("num_samples: 50", "num_samples: 150")
+    with small_run(tmp_path, text) as opened:
         outcome, printed = do(opened, tmp_path / "run", Until(None, 150))
     [said] = [line for line in printed.splitlines() if "by KID:" in line]
     recorded(said)
     assert outcome.growth.as_dict()["metric"] == "kid"
-
-
-def test_where_nothing_can_be_compared_it_says_so(opened, tmp_path):
-    outcome, printed = do(opened, tmp_path / "run", TO_200, only=["steps=10,eta=0"])
-    recorded("\n".join(lines(printed, "look", "warning: --until")))
-    assert len(outcome.growth.as_dict()["undecided"]) == 1
 
 
 def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
@@ -210,7 +199,7 @@ def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
     assert (outcome.missing, list(outcome.larger), len(list(copy.glob("tables/quality-N*")))) == ({}, [], 0)
     assert "damaged: grown.json" in printed
     _, printed = do(opened, copy, TO_200)
-    assert (len(read_sizes(RunDir(copy))), lines(printed, "to do")) == (3, []), "all images and scores are there"
+    assert (len(read_sizes(RunDir(copy))), starting(printed, "to do")) == (3, []), "all images and scores are there"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +211,7 @@ def test_damage_is_found_and_the_run_goes_on_as_configured(opened, copy):
         (("[fid, kid]", "[kid]"), Until("num_samples", 100)),
         (("eta: [", "seed: [0, 1], eta: ["), TO_200),
         (("[fid, kid]", "[fid]", "num_samples: 50", "num_samples: 39"), TO_200),
+        ((CONFIG.split("\n")[5], "grid: [{steps: [2], num_samples: [50]}, {steps: [3], num_samples: [60]}]"), TO_200),
     ],
 )
 def test_what_can_not_be_told_apart_is_refused_before_any_work(tmp_path, changes, until):
@@ -231,16 +221,6 @@ def test_what_can_not_be_told_apart_is_refused_before_any_work(tmp_path, changes
     with small_run(tmp_path, text) as opened, raises(UserError):
         do(opened, tmp_path / "run", until)
     assert not (tmp_path / "run").exists()
-
-
-def test_cells_of_several_sizes_are_refused(tmp_path):
-    grid = "grid: [{steps: [2], num_samples: [50]}, {steps: [3], num_samples: [60]}]"
-    with (
-        small_run(tmp_path, CONFIG.replace(CONFIG.split("\n")[5], grid)) as opened,
-        pytest.raises(UserError) as refused,
-    ):
-        do(opened, tmp_path / "run", TO_200)
-    recorded(str(refused.value), "these")
 
 
 @pytest.mark.parametrize(

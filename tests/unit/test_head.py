@@ -1,8 +1,8 @@
 """A driver without a head can't go on."""
 
+import signal
 import socket
 import threading
-import time
 from contextlib import nullcontext, suppress
 from queue import SimpleQueue
 
@@ -52,17 +52,10 @@ def address(server):
     return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def wait_for_death(server):
-    with cluster.head_watched(address(server)):
-        server.close()
-        time.sleep(60)
-
-
 def test_a_head_that_dies_ends_the_driver(server):
-    where, began = address(server), time.monotonic()
-    with pytest.raises(RunFailed, match=f"{where} has died"):
-        wait_for_death(server)
-    assert time.monotonic() - began >= (cluster.MAX_HEAD_FAILURES - 1) * cluster.HEAD_POLL_SECONDS
+    with raises(RunFailed), cluster.head_watched(address(server)):
+        server.close()
+        signal.pause()
 
 
 def test_a_head_that_is_out_of_reach_for_a_moment_does_not(server, until):
@@ -99,11 +92,6 @@ def test_only_failures_in_a_row_count(monkeypatch):
 def test_the_last_failure_that_counts_is_its_death(monkeypatch):
     with raises(RunFailed):
         watch(monkeypatch, cluster.MAX_HEAD_FAILURES * [False])
-
-
-def test_ctrl_c_is_no_death(server):
-    with pytest.raises(KeyboardInterrupt), cluster.head_watched(address(server)):
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("in_python", [True, False])

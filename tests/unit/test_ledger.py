@@ -8,7 +8,7 @@ import weakref
 from dataclasses import replace
 
 import pytest
-from in_process import CONFIG, Faulty, drive, results, small_run
+from in_process import CONFIG, Faulty, drive, flip, results, small_run
 from nights import taugrid
 from snapshots import recorded
 
@@ -20,6 +20,8 @@ from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL, end_session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+PART = parquet.PartSummary(0, 3, {"cell": "c"})
 
 
 @pytest.fixture(scope="module")
@@ -63,26 +65,20 @@ def scored(root):
     return set((root / "scores").glob("*.parquet"))
 
 
-def test_the_same_command_reads_no_image_and_no_feature_again(opened, finished):
+def test_what_is_done_is_read_neither_by_the_same_command_nor_by_status(opened, finished):
     again, _ = read_by_a_run(opened, finished)
     assert again == scored(finished)
-
-
-def test_a_run_says_what_is_done_without_reading_files(opened, finished):
     storage = Faulty(finished)
     told = describe(replace(opened, rundir=RunDir(finished, storage)))
     assert told["network_evaluations_remaining"] == 0
     assert read(storage) == set()
 
 
-def test_looking_writes_no_ledger(opened, copy):
+def test_a_copied_directory_is_read_once_and_looking_writes_no_ledger(opened, copy):
     (copy / "ledger.jsonl").unlink()
     describe(replace(opened, rundir=RunDir(copy)))
     verify(replace(opened, rundir=RunDir(copy)), lambda count: None)
     assert not (copy / "ledger.jsonl").exists()
-
-
-def test_a_copied_directory_is_read_once(opened, copy):
     every = set(copy.glob("*/*/part-*.parquet")) | set(copy.glob("*/*/*/part-*.parquet"))
     first, _ = read_by_a_run(opened, copy)
     assert every <= first
@@ -90,22 +86,13 @@ def test_a_copied_directory_is_read_once(opened, copy):
     assert second == scored(copy)
 
 
-@pytest.mark.parametrize("how", ["deleted", "emptied", "torn", "changed"])
-def test_a_ledger_that_lost_a_line_costs_a_reading_of_its_file(opened, copy, how):
+@pytest.mark.parametrize(
+    "harm", [lambda whole: b"", lambda whole: whole[:-20], lambda whole: whole.replace(b'"stop": 20', b'"stop": 21')]
+)
+def test_a_ledger_that_lost_a_line_costs_a_reading_of_its_file(opened, copy, harm):
     drive(opened, copy, LOCAL)
     ledger = copy / "ledger.jsonl"
-    whole = ledger.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    ledger.write_bytes(
-        {
-            "deleted": b"",
-            "emptied": b"",
-            "torn": whole[: -len(lines[-1]) // 2],
-            "changed": whole.replace(b'"stop": 20', b'"stop": 21'),
-        }[how]
-    )
-    if how == "deleted":
-        ledger.unlink()
+    ledger.write_bytes(harm(ledger.read_bytes()))
     before = results(copy)
     again, printed = read_by_a_run(opened, copy)
     assert len(again) > len(scored(copy))
@@ -115,40 +102,20 @@ def test_a_ledger_that_lost_a_line_costs_a_reading_of_its_file(opened, copy, how
     assert second == scored(copy), "it is whole again"
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    with path.open("r+b") as file:
-        file.write(data)
-
-
-def test_a_changed_file_is_read_and_redone(opened, copy):
+@pytest.mark.parametrize("harm", [flip, os.utime])
+def test_a_file_that_may_have_changed_is_read_and_what_has_is_made_again(opened, copy, harm):
     drive(opened, copy, LOCAL)
-    before = results(copy)
-    path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
-    flip(path)
+    before, path = results(copy), sorted(copy.glob("samples/*/part-000001.parquet"))[0]
+    harm(path)
     again, printed = read_by_a_run(opened, copy)
     assert path in again
-    assert f"damaged: {path.relative_to(copy)}" in printed
+    assert printed.count(f"damaged: {path.relative_to(copy)}") == len(list(copy.glob("damaged/*"))) == (harm is flip)
     assert results(copy) == before
-    assert len(list((copy / "damaged").iterdir())) == 1
-
-
-def test_a_touched_file_is_read_and_kept(opened, copy):
-    drive(opened, copy, LOCAL)
-    path = sorted(copy.glob("samples/*/part-000001.parquet"))[0]
-    os.utime(path)
-    again, printed = read_by_a_run(opened, copy)
-    assert path in again
-    assert "damaged" not in printed
 
 
 def read_one(root, path):
     """What a run of other cells does, or one that is interrupted: it reads a file, and finds it intact."""
-    ledger = Ledger(root, LOCAL)
-    ledger.keep()
-    ledger.add(path, LOCAL.stat(path).version, parquet.inspect(path))
-    ledger.flush()
+    ledger_with(root, path, version=LOCAL.stat(path).version, part=parquet.inspect(path))
 
 
 def test_verify_believes_no_ledger(opened, copy):
@@ -176,15 +143,11 @@ def test_verify_believes_no_ledger(opened, copy):
 
 def test_in_a_bucket_all_pieces_are_forgotten_and_a_damaged_file_until_it_is_read_again(bucket):
     root, storage = bucket
-    path, other, part = root / "samples/a.parquet", root / "samples/b.parquet", parquet.PartSummary(0, 1, {})
+    path, other = root / "samples/a.parquet", root / "samples/b.parquet"
 
-    def session(*paths):
+    def session(added):
         end_session(storage)
-        ledger = Ledger(root, storage)
-        ledger.keep()
-        for each in paths:
-            ledger.add(each, "version", part)
-        ledger.flush()
+        ledger_with(root, added, storage=storage, version="version")
 
     def found(path):
         return [Ledger(root, storage).find(path, prefix + "version") is not None for prefix in ("", DAMAGED)]
@@ -223,6 +186,16 @@ def test_verify_reads_files_side_by_side_and_tells_all_of_them_in_order(opened, 
     assert sum(ticks) == 10, "of 40 images, the 10 of the last file are whole"
 
 
+def ledger_with(root, *paths, storage=LOCAL, version="0", part=PART):
+    """A ledger with new lines."""
+    ledger = Ledger(root, storage)
+    ledger.keep()
+    for path in paths:
+        ledger.add(path, version, part)
+    ledger.flush()
+    return ledger
+
+
 def test_lines_without_effect_do_not_gather(tmp_path):
     path, part = tmp_path / "part", parquet.PartSummary(0, 3, {"cell": "c", "tau": [1, 2]})
     path.touch()
@@ -235,36 +208,30 @@ def test_lines_without_effect_do_not_gather(tmp_path):
     again = Ledger(tmp_path, LOCAL)
     again.keep()
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
-    assert again.find(path, str(MAX_SUPERSEDED + 1)) == parquet.PartSummary(0, 3, {"cell": "c"})
+    assert again.find(path, str(MAX_SUPERSEDED + 1)) == PART
     assert again.find(path, "0") is None
 
 
 def test_a_last_line_without_its_end_is_not_continued(tmp_path):
     """As on a disk that was full for a moment. What is appended would make one unreadable line of two."""
     path, other = tmp_path / "part", tmp_path / "other"
-    for added, is_cut in ((path, True), (other, False)):
+    ledger = tmp_path / "ledger.jsonl"
+    for added in (path, other):
         added.touch()
-        kept = Ledger(tmp_path, LOCAL)
-        kept.keep()
-        kept.add(added, "0", parquet.PartSummary(0, 3, {}))
-        kept.flush()
-        if is_cut:
-            (tmp_path / "ledger.jsonl").write_bytes((tmp_path / "ledger.jsonl").read_bytes()[:-1])
-    again = Ledger(tmp_path, LOCAL)
-    again.keep()
-    assert [again.find(each, "0") for each in (path, other)] == [parquet.PartSummary(0, 3, {})] * 2
+        ledger_with(tmp_path, added)
+        if added == path:
+            ledger.write_bytes(ledger.read_bytes()[:-1])
+    again = ledger_with(tmp_path)
+    assert [again.find(each, "0") for each in (path, other)] == [PART] * 2
 
 
 def test_files_with_equal_metadata_share_them_when_they_are_read_again(tmp_path):
     """Else a million files of a thousand cells take a million dictionaries: 1.1 kB a file instead of 0.4."""
-    kept, paths = Ledger(tmp_path, LOCAL), [tmp_path / "samples" / name for name in ("a", "b")]
-    kept.keep()
-    for path in paths:
-        kept.add(path, "0", parquet.PartSummary(0, 3, {"cell": "c"}))
-    kept.flush()
+    paths = [tmp_path / "samples" / name for name in ("a", "b")]
+    ledger_with(tmp_path, *paths)
     again = Ledger(tmp_path, LOCAL)
     first, second = (again.find(path, "0") for path in paths)
-    assert first == second == parquet.PartSummary(0, 3, {"cell": "c"})
+    assert first == second == PART
     assert first.metadata is second.metadata
 
 

@@ -1,6 +1,5 @@
 """Runs in a bucket, with the jobs in this process: the same files as in a folder, in few requests, whatever fails."""
 
-import io
 import json
 import re
 import threading
@@ -8,13 +7,13 @@ import time
 from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from buckets import AT_LENGTH, AZURE_EXPIRED, EVERYWHERE, SECRET, quick_retries
+from buckets import AT_LENGTH, AZURE_EXPIRED, SECRET, quick_retries
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
-from rich.console import Console
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
@@ -22,16 +21,14 @@ from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
-from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
-from taugrid.storage import LocalStorage, appended, objects, open_place, outages, pieces, replacing, requests
+from taugrid.storage import appended, objects, open_place, outages, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage, url
 from taugrid.workers.actor import Worker
 from taugrid.workers.content import verified_copy
@@ -40,6 +37,11 @@ from taugrid.workers.device import WAITING
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 FOLDERS = ("samples", "features", "scores")
+
+EACH = pytest.mark.parametrize(
+    "store", ["s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gs", "az"))], indirect=True
+)
+"""A test for each store, of which `make test` runs that for S3."""
 
 ONE_CELL = CONFIG.replace("eta: [0.0, 1.0]", "eta: [1.0]")
 """Of two shards: a run makes over a hundred requests, each of which takes the server some milliseconds."""
@@ -52,11 +54,17 @@ def opened(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(opened, tmp_path_factory):
+def local(opened, tmp_path_factory):
+    """A run in a folder."""
+    rundir = RunDir(tmp_path_factory.mktemp("local") / "run")
+    drive(opened, rundir.root, rundir.storage)
+    return rundir
+
+
+@pytest.fixture(scope="module")
+def expected(local):
     """The bytes of every file that a run in a folder is for."""
-    root = tmp_path_factory.mktemp("local") / "run"
-    drive(opened, root, LocalStorage(root))
-    return results(root, LocalStorage(root))
+    return results(local.root, local.storage)
 
 
 def results(root, storage):
@@ -71,11 +79,17 @@ def put(storage, path, data):
 
 
 @AT_LENGTH
-def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, expected, bucket):
+def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened, local, expected, bucket):
     root, storage = bucket
     outcome, printed = drive(opened, root, storage)
     assert outcome.missing == {}, printed
     assert results(root, storage) == expected
+    events = [[event["event"] for event in read_events(rundir)] for rundir in (RunDir(root, storage), local)]
+    assert events[0] == events[1]
+    everything = storage.walk(root)
+    assert len(everything) > 10
+    assert not [path for path in everything if SECRET.encode() in storage.read(path)], "no credential is in the run"
+    assert SECRET not in printed
     _, printed = drive(opened, root, storage)
     assert "to do" not in printed, "nothing is left"
     assert results(root, storage) == expected
@@ -87,23 +101,13 @@ def test_a_run_in_a_bucket_makes_the_same_bytes_and_goes_on_where_it_was(opened,
     assert verify(replace(opened, rundir=RunDir(root, storage)), lambda n: None) == ([], [])
 
 
-@AT_LENGTH
-def test_no_credential_is_in_the_run(opened, bucket):
-    root, storage = bucket
-    _, printed = drive(opened, root, storage)
-    everything = [path for depth in range(1, 5) for path in storage.stats(root, "/".join("*" * depth))]
-    assert len(everything) > 10
-    assert not [path for path in everything if SECRET.encode() in storage.read(path)]
-    assert SECRET not in printed
-
-
 def error_recorded(caught):
     """The error's text is the recorded one, but for the bucket's name."""
     recorded(re.sub(r"bucket-\w+", "BUCKET", str(caught.value)))
 
 
 @pytest.mark.long
-@EVERYWHERE
+@EACH
 def test_requests_that_fail_change_nothing(opened, expected, bucket, store, monkeypatch):
     quick_retries(monkeypatch)
     root, storage = bucket
@@ -112,24 +116,6 @@ def test_requests_that_fail_change_nothing(opened, expected, bucket, store, monk
         outcome, printed = drive(opened, root, storage)
     assert store.failed - failed >= 3, "some did fail"
     assert outcome.missing == {}, printed
-    assert results(root, storage) == expected
-
-
-@pytest.mark.long
-@AT_LENGTH
-def test_a_store_that_fails_for_good_ends_the_run_with_one_line(opened, expected, bucket, store, monkeypatch):
-    quick_retries(monkeypatch)
-    root, storage = bucket
-    with store.refusing(lambda method, path: (503, "SlowDown") if "/features/" in path and method == "PUT" else None):
-        outcome = None
-        try:
-            outcome, printed = drive(opened, root, storage)
-        except RunFailed as error:
-            printed = str(error)
-    assert outcome is None or outcome.missing
-    assert "Traceback" not in printed
-    assert "503 SlowDown" in printed
-    drive(opened, root, storage)
     assert results(root, storage) == expected
 
 
@@ -147,7 +133,7 @@ def test_requests_of_a_run_that_is_done_do_not_grow_with_its_files(opened, bucke
     assert used.total() - used["LIST"] <= len(pieces(storage, root / "ledger.jsonl")), "and the ledger itself"
 
 
-@EVERYWHERE
+@EACH
 def test_to_write_a_ledger_anew_asks_for_no_file(bucket, store):
     """Each file was asked for alone, before anything is said: an hour for 100,000 of them."""
     root, storage = bucket
@@ -163,11 +149,8 @@ def test_to_write_a_ledger_anew_asks_for_no_file(bucket, store):
     Ledger(root, storage).keep()
     assert (store.requests - before).total() < 10
     again = Ledger(root, storage)
-    assert (
-        again.find(names[0], str(MAX_SUPERSEDED + 1))
-        == again.find(names[-1], "1")
-        == parquet.PartSummary(0, 3, {"cell": "c"})
-    )
+    known = again.find(names[0], str(MAX_SUPERSEDED + 1)), again.find(names[-1], "1")
+    assert known == 2 * (parquet.PartSummary(0, 3, {"cell": "c"}),)
     assert storage.read(root / "ledger.jsonl").count(b"\n") == len(names)
 
 
@@ -181,18 +164,12 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3,
         (tmp_path / "small.yaml").write_text(CONFIG)
         sized = open_config(str(tmp_path / "small.yaml"), [f"sample.num_samples={n}"], str(tmp_path / "unused"))
 
-        def counted(work):
+        there, used[n] = replace(sized, rundir=RunDir(root, storage)), []
+        session, check = partial(drive, sized, root, storage), partial(verify, there, lambda images: None)
+        for work in (session, session, partial(describe, there), check):
             before = s3.requests.total()
             work()
-            return s3.requests.total() - before
-
-        rundir = RunDir(root, storage)
-        used[n] = (
-            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
-            counted(lambda sized=sized, root=root, storage=storage: drive(sized, root, storage)),
-            counted(lambda sized=sized, rundir=rundir: describe(replace(sized, rundir=rundir))),
-            counted(lambda sized=sized, rundir=rundir: verify(replace(sized, rundir=rundir), lambda images: None)),
-        )
+            used[n].append(s3.requests.total() - before)
     first, again, status, verified = ((b - a) / 8 for a, b in zip(used[20], used[60], strict=True))
     assert first == pytest.approx(15.0, abs=0.5)
     assert again == pytest.approx(0, abs=0.3)
@@ -200,35 +177,7 @@ def test_the_requests_a_shard_that_the_documentation_tells(opened, tmp_path, s3,
     assert verified == 3
 
 
-@EVERYWHERE
-def test_what_every_store_must_do(bucket, tmp_path):
-    """Create-only, versions, lists right after writes, and deletes that were done before."""
-    root, storage = bucket
-    (tmp_path / "file").write_bytes(b"first")
-    name = root / "folder/file"
-    assert storage.commit(name, tmp_path / "file")
-    (tmp_path / "file").write_bytes(b"second")
-    assert not storage.commit(name, tmp_path / "file")
-    first = storage.stat(name)
-    assert storage.stats(root, "*/*") == storage.walk(root) == {name: first}
-    assert storage.level(root / "folder").files == {"file": first}
-    assert storage.commit(name, tmp_path / "file", first.version)
-    assert not storage.commit(name, tmp_path / "file", first.version), "that version is gone"
-    assert (storage.read(name), storage.read(name, 1, 3)) == (b"second", b"eco")
-    put(storage, root / "empty", b"")
-    with storage.readable(root / "empty") as file:
-        assert file.read() == b""
-    storage.move(root / "folder", root / "moved")
-    assert storage.list(root, "*/*") == [root / "moved/file"]
-    many = [root / f"many/{number}" for number in range(25)]
-    for path in many[1:]:
-        put(storage, path, b"x")
-    storage.delete_all([*many, root / "never"], root)
-    assert storage.list(root, "*") == [root / "empty", root / "moved"]
-    storage.delete(root / "never")
-
-
-@EVERYWHERE
+@EACH
 def test_a_file_that_someone_else_made_with_other_bytes_is_kept_and_told_of(bucket):
     root, storage = bucket
     schema = parquet.number_schema({}, ["x"])
@@ -244,7 +193,7 @@ def test_a_file_that_someone_else_made_with_other_bytes_is_kept_and_told_of(buck
     assert [list(x) for _, x in parquet.read_numbers(root / "part-000000.parquet", "x", storage)] == [[1.0]]
 
 
-@EVERYWHERE
+@EACH
 def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
     root, storage = bucket
     put(storage, root / "big", bytes(100_000))
@@ -256,7 +205,7 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
     assert caught.value.filename == url(root / "big")
 
 
-@EVERYWHERE
+@EACH
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
@@ -266,40 +215,28 @@ def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
 
 
-@pytest.mark.long
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
 @AT_LENGTH
-def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket):
+@pytest.mark.parametrize("spoilt", [pytest.param(flipped, marks=pytest.mark.long), lambda data: b""])
+def test_a_shard_that_was_overwritten_behind_our_back_is_set_aside_and_made_again(opened, expected, bucket, spoilt):
     root, storage = bucket
     drive(opened, root, storage)
     path = storage.list(root / "samples", "*/*")[0]
-    data = bytearray(storage.read(path))
-    data[len(data) // 2] ^= 1
-    put(storage, path, bytes(data))
+    put(storage, path, spoilt(storage.read(path)))
     _, printed = drive(opened, root, storage)
-    recorded(printed, "changed")
+    recorded(printed, "damaged:")
     assert len(storage.list(root / "damaged", "*")) == 1
     assert results(root, storage) == expected
 
 
-@AT_LENGTH
-def test_a_shard_that_is_empty_is_set_aside_and_made_again(opened, expected, bucket):
-    root, storage = bucket
-    drive(opened, root, storage)
-    put(storage, storage.list(root / "samples", "*/*")[0], b"")
-    _, printed = drive(opened, root, storage)
-    assert "damaged: samples/" in printed
-    assert len(storage.list(root / "damaged", "*")) == 1
-    assert results(root, storage) == expected
-
-
-@EVERYWHERE
+@EACH
 def test_a_second_driver_is_refused_by_the_lease(bucket):
     root, storage = bucket
-    with (
-        RunDir(root, storage).lock(),
-        pytest.raises(UserError) as caught,
-        RunDir(root, storage).lock(),
-    ):
+    with RunDir(root, storage).lock(), pytest.raises(UserError) as caught, RunDir(root, storage).lock():
         raise AssertionError
     error_recorded(caught)
     with RunDir(root, storage).lock():
@@ -307,7 +244,7 @@ def test_a_second_driver_is_refused_by_the_lease(bucket):
     assert storage.list(root, "*") == []
 
 
-@EVERYWHERE
+@EACH
 def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     root, storage = bucket
     monkeypatch.setattr(appended, "PIECE_BYTES", 30)
@@ -322,26 +259,17 @@ def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     assert [json.loads(line) for line in lines] == [{"session": s, "n": n} for s in range(2) for n in range(3)]
 
 
-@AT_LENGTH
-def test_events_of_a_run_in_a_bucket_are_those_of_one_in_a_folder(opened, bucket, tmp_path):
-    root, storage = bucket
-    drive(opened, root, storage)
-    local = tmp_path / "run"
-    drive(opened, local, LocalStorage(local))
-    there, here = read_events(RunDir(root, storage)), read_events(RunDir(local))
-    assert [event["event"] for event in there] == [event["event"] for event in here]
-
-
-def test_events_and_logs_name_objects_by_their_urls(opened, bucket):
+def test_events_and_logs_name_objects_by_their_urls(opened, bucket, monkeypatch):
     """A path of an object has one slash, and tracebacks and reasons hold such paths."""
+
+    def fails(worker, job):
+        raise RuntimeError(f"{job.path}: planted")
+
     root, storage = bucket
-    rundir = RunDir(root, storage)
-    run = Session(replace(opened, rundir=rundir), "local", Progress(Console(file=io.StringIO())))
-    run._events = Events(rundir)
-    run._events.add("failed", reason=f"{root}/samples/x: planted")
-    log = run._log("task", f"RuntimeError: {root}/samples/x: planted")
-    for path in (run._events.path, log):
-        assert f"{rundir.shown}/samples/x: planted" in storage.read(path).decode()
+    monkeypatch.setattr(Worker, "do", fails)
+    drive(opened, root, storage, ["sample"])
+    for path in (root / "events/0001.jsonl", storage.list(root / "logs", "*")[0]):
+        assert re.search(rf"{RunDir(root, storage).shown}/samples/\S+: planted", storage.read(path).decode())
 
 
 @pytest.mark.parametrize(("data", "status", "is_ours"), [(b"x", 503, True), (b"x", 409, False), (b"", 503, False)])
@@ -363,22 +291,29 @@ def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
 # Stores that fail for a while
 
 
+@pytest.fixture
+def once_told(monkeypatch):
+    """Set once a failure was told of, which is said at once."""
+    told, failed = threading.Event(), outages.failed
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(outages, "failed", lambda *given: [failed(*given), told.set()])
+    return told
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["silent", "refusing"])
-def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucket, store, monkeypatch, how):
+def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucket, store, monkeypatch, once_told, how):
     """Told once when it is long, and once when it is over; shorter than the run's patience, longer than the retries."""
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.05, 0.1))
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.5)
     down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)  # requests that wait too
     small_seconds = objects.SMALL_SECONDS
     root, storage = bucket
     with ExitStack() as outage:
-        is_first, end = iter([True]), time.monotonic() + 60
+        is_first = iter([True])
 
         def end_once_told():
-            while f"s3://{root.parts[1]}" not in outages._told and time.monotonic() < end:
-                time.sleep(0.02)
+            once_told.wait(60)
             monkeypatch.setattr(objects, "SMALL_SECONDS", small_seconds)
             outage.close()
 
@@ -443,9 +378,8 @@ def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):
     def look():
         raise answers.pop(0)
 
-    monkeypatch.setattr(outages, "_say", [said.append])
     token = outages.patient.set(False)
-    with pytest.raises(KeyboardInterrupt):
+    with outages.told(said.append), pytest.raises(KeyboardInterrupt):
         requests.ask(look, "s3", "s3://outage/there")
     outages.patient.reset(token)
     (line,) = said
@@ -478,20 +412,14 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
 
 
 @pytest.mark.long
-def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch):
+def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch, once_told):
     """Planted once: without `told` nothing is said."""
     root, storage = bucket
     drive(opened, root, storage)
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
-    told, end = set(), time.monotonic() + 60
-
-    def refused(method, path):
-        told.update(outages._told & {f"s3://{root.parts[1]}"})
-        is_down = not told and time.monotonic() < end
-        return (503, "SlowDown") if is_down and method in ("GET", "HEAD") and "config.json" in path else None
-
-    with store.refusing(refused):
+    with store.refusing(
+        lambda method, path: (503, "SlowDown") if "config" in path and not once_told.is_set() else None
+    ):
         printed = CliRunner().invoke(cli, ["status", url(root)], catch_exceptions=False)
     assert printed.exit_code == 0
     begins, ends = printed.stderr.splitlines()
@@ -504,8 +432,7 @@ def test_a_run_that_ends_while_the_store_is_down_does_not_wait_for_it(bucket, st
     """Its lease is still read. Planted once: `sole_driver` does not set `retries.over`."""
     monkeypatch.setattr(objects, "LAST_SECONDS", 1)
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.5)
-    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 20.0)
-    began = time.monotonic()
+    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 3600.0)
     down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
     with ExitStack() as stack:
 
@@ -516,7 +443,6 @@ def test_a_run_that_ends_while_the_store_is_down_does_not_wait_for_it(bucket, st
 
         with pytest.raises(RunFailed, match="planted"):
             end()
-        assert time.monotonic() - began < 15
     assert not retries.over.is_set(), "the next run is patient again"
 
 
@@ -534,9 +460,8 @@ def test_a_worker_that_waits_for_the_store_sends_heartbeats(opened, expected, bu
         return answers.pop()
 
     def do(worker, job, do=Worker.do):
-        worker._device.stop_requested = False
-        workers.append(worker)
-        return do(worker, job)
+        workers.append(Worker(1))  # the one before was stopped
+        return do(workers[-1], job)
 
     monkeypatch.setattr(Worker, "do", do)
 
@@ -569,7 +494,7 @@ def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, s
 
 
 @pytest.mark.long
-@EVERYWHERE
+@EACH
 def test_credentials_that_expire_end_the_run_with_one_line_and_it_goes_on(opened, expected, bucket, store, monkeypatch):
     """S3 answers 400, also to HEAD, where no body says why; Azure says it in the text of AuthenticationFailed."""
     quick_retries(monkeypatch)
@@ -663,71 +588,41 @@ def test_half_of_a_key_is_no_credentials(monkeypatch, half):
 
 # Places that can't be used
 
-BAD = [
-    ("s3://user:word@bucket/run", "without a user, a password"),
-    ("s3://bucket/run?token=word", "without a user, a password"),
-    ("s3://", "names no bucket"),
-    ("s3://bucket/../run", "leave them out"),
-    ("ftp://host/run", "s3://, gs://, az://"),
-    ("https://host/run", "s3://, gs://, az://"),
-]
+BAD = ["s3://user:word@bucket/run", "s3://bucket/run?token=word", "s3://", "s3://bucket/../run", "ftp://host/run"]
 
 
-@pytest.mark.parametrize(("text", "said"), BAD)
-def test_a_url_that_is_no_place_is_one_line(text, said):
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize("text", BAD)
+def test_a_url_that_is_no_place_is_one_line(text):
+    with raises(UserError) as caught:
         open_place(text, "--out")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "word@" not in str(caught.value)
-    assert "token=word" not in str(caught.value)
+    assert not re.search("\n|word@|token=word", str(caught.value))
 
 
-def test_an_endpoint_with_a_password_is_refused_and_not_shown(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:word@127.0.0.1:9")
-    with pytest.raises(UserError, match="holds a password") as caught:
-        open_place("s3://bucket/run", "--out")
-    assert "word@" not in str(caught.value)
-
-
-@pytest.mark.parametrize("endpoint", ["garbage", "127.0.0.1:9000", "http://", "ftp://host"])
-def test_an_endpoint_that_is_no_url_is_refused_before_anything_is_asked(monkeypatch, endpoint):
+@pytest.mark.parametrize("endpoint", ["garbage", "127.0.0.1:9000", "http://", "ftp://host", "http://user:word@host:9"])
+def test_an_endpoint_that_is_no_url_or_has_a_password_is_refused_before_anything_is_asked(monkeypatch, endpoint):
     """obstore panics at some of them."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with raises(UserError):
+    with raises(UserError) as caught:
         open_place("s3://bucket/run", "--out")
+    assert "word@" not in str(caught.value)
 
 
-@EVERYWHERE
-def test_a_bucket_that_is_not_there_is_one_line(store):
-    root, storage = open_place(f"{store.scheme}://not-there/run", "--out")
-    with raises(UserError):
-        storage.require(root)
-
-
-REFUSED = [
-    ("RequestTimeTooSkewed", "the clock of this machine"),
-    ("AccessDenied", "no permission for this"),
-    ("InvalidAccessKeyId", "does not accept these credentials"),
-    ("ExpiredToken", "have expired"),
-]
-
-
-@EVERYWHERE
-@pytest.mark.parametrize(("code", "said"), REFUSED)
-def test_a_place_that_refuses_us_is_one_line(bucket, store, code, said):
+@EACH
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied", "InvalidAccessKeyId", "ExpiredToken"])
+def test_a_place_that_refuses_us_is_one_line(bucket, store, code):
     root, storage = bucket
     with store.refusing(lambda method, path: (403, code)), pytest.raises(UserError) as caught:
         storage.require(root)
-    assert said in str(caught.value)
+    error_recorded(caught)
     assert str(caught.value).startswith(f"{store.scheme}://bucket-")
     assert "\n" not in str(caught.value)
     status = 400 if code == "ExpiredToken" else 403
-    with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError, match=said):
+    with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError) as caught:
         storage.stat(root)  # an answer to HEAD has no body, which would have the code
+    error_recorded(caught)
 
 
-@EVERYWHERE
+@EACH
 def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket, store):
     root, storage = bucket
     no_writing = store.refusing(lambda method, path: (403, "AccessDenied") if method in ("PUT", "POST") else None)
@@ -736,7 +631,7 @@ def test_a_bucket_that_can_only_be_read_is_one_line_at_the_start(opened, bucket,
     error_recorded(caught)
 
 
-@EVERYWHERE
+@EACH
 @pytest.mark.parametrize(("ignored", "header"), [(str, "If-None-Match"), (dict, "If-Match")])
 def test_a_store_that_ignores_a_condition_is_refused(bucket, monkeypatch, ignored, header):
     import obstore
@@ -752,9 +647,12 @@ def test_a_store_that_ignores_a_condition_is_refused(bucket, monkeypatch, ignore
     assert not storage.exists(root), "nothing is left of the test"
 
 
-@EVERYWHERE
-def test_nobody_at_the_endpoint_is_one_line(monkeypatch, store):
+@EACH
+def test_nobody_at_the_endpoint_and_a_bucket_that_is_not_there_are_one_line(monkeypatch, store):
     quick_retries(monkeypatch)
+    root, storage = open_place(f"{store.scheme}://not-there/run", "--out")
+    with raises(UserError):
+        storage.require(root)
     for name in ("AWS_ENDPOINT_URL", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     root, storage = open_place(f"{store.scheme}://bucket/run", "--out")

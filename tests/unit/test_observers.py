@@ -1,19 +1,15 @@
 """The door for observers: what they hear of a session, also from another package, and that they can't stop it."""
 
 import importlib
-import io
 import sys
 
 import pytest
-from in_process import STAGES, small_run
-from rich.console import Console
+from in_process import STAGES, PoolHere, drive, small_run
 from snapshots import recorded
 
-from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.session import Session
+from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -70,14 +66,12 @@ def install(tmp_path, monkeypatch):
 
 def work(tmp_path, stages=STAGES):
     """Does a small run; returns its directory, the outcome and what was printed."""
-    printed = io.StringIO()
+    root = tmp_path / "run"
     with small_run(tmp_path) as opened:
-        run = Run(opened.config, opened.plan, RunDir(tmp_path / "run"))
-        outcome = Session(run, "local", Progress(Console(file=printed, soft_wrap=True))).do(stages)
-    return run.rundir, outcome, printed.getvalue()
+        return RunDir(root), *drive(opened, root, LocalStorage(root), stages)
 
 
-def test_an_observer_of_another_package_hears_of_the_whole_session(tmp_path, install):
+def test_an_observer_of_another_package_hears_of_the_whole_session_and_of_its_error(tmp_path, install, monkeypatch):
     heard = install("Tracker").heard
     rundir, outcome, _ = work(tmp_path)
     assert heard[0] == ("started", "small", rundir.shown, ["evaluate", "sample"])
@@ -86,6 +80,11 @@ def test_an_observer_of_another_package_hears_of_the_whole_session(tmp_path, ins
     assert all(event["time"] == time for time, event in told)
     assert heard[-1] == ("finished", outcome.rows, {})
     assert len(outcome.rows) == 2
+    (tmp_path / "again").mkdir()
+    monkeypatch.setattr(PoolHere, "submit", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        work(tmp_path / "again")
+    assert (heard[-1][0], type(heard[-1][1])) == ("failed", ZeroDivisionError)
 
 
 def test_an_observer_that_raises_is_dropped_with_a_line_and_the_run_goes_on(tmp_path, install):
@@ -96,12 +95,3 @@ def test_an_observer_that_raises_is_dropped_with_a_line_and_the_run_goes_on(tmp_
     recorded("\n".join(lines))
     assert [each for each in heard if each[0] == "faulty"] == [("faulty", "session")], "it is asked once"
     assert heard[-1][0] == "finished", "the others hear on"
-
-
-def test_observers_hear_of_the_error_that_ends_a_session(tmp_path, install, monkeypatch):
-    heard = install("Tracker").heard
-    monkeypatch.setattr(Session, "_work", lambda *given: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        work(tmp_path)
-    assert heard[-1][0] == "failed"
-    assert isinstance(heard[-1][1], ZeroDivisionError)

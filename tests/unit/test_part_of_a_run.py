@@ -26,6 +26,8 @@ def test_a_part_is_done_and_tables_show_what_is_there(tmp_path):
     stages = ("sample", "evaluate", "report")
     with small_run(tmp_path) as opened:
         first, second = opened.plan.cells
+        outcome = do(opened, ("evaluate",), "eta=1")
+        assert [outcome.labels[name] for name in outcome.missing] == ["S=2 eta=1"]
         outcome = do(opened, stages, "eta=1")
         assert (outcome.missing, [row["cell"] for row in outcome.rows]) == ({}, [second.id])
         assert not list(opened.rundir.samples.glob(f"*{first.id}"))
@@ -45,14 +47,6 @@ def test_a_log_of_the_rest_counts_all_cells_and_their_network_evaluations(tmp_pa
         do(opened, ("sample", "evaluate"), progress=progress)
     recorded(printed.getvalue(), "evaluations")
     recorded(progress.state.snapshot(time.time()).line, "scored")
-
-
-def test_what_is_missing_of_a_part_is_told_by_its_label(tmp_path):
-    with small_run(tmp_path) as opened:
-        outcome = do(opened, ("evaluate",), "eta=1")
-    [name] = outcome.missing
-    assert outcome.labels[name] == "S=2 eta=1"
-    assert "eta: [0.0, 1.0]" in CONFIG
 
 
 def test_what_workers_can_not_do_is_refused_only_if_the_part_needs_it(tmp_path):

@@ -23,10 +23,6 @@ def given(d, now):
     return {(worker, task.key) for worker, task, _ in d.assign(now)}
 
 
-def in_flight(d, workers=1):
-    return [d.in_flight.keys(f"w{i}") for i in range(workers)]
-
-
 @pytest.fixture
 def busy():
     """One worker with two tasks of ten."""
@@ -75,23 +71,6 @@ def test_nothing_follows_a_task_that_has_been_in_trouble():
     assert given(d, 2.1) == {("w1", "later 1")}
 
 
-def test_a_death_with_two_is_charged_to_neither_and_each_then_runs_alone(busy):
-    charge = busy.worker_lost("w0", 1.0, "killed")
-    assert (charge.key, charge.quarantined) == ("0", False)
-    assert (busy.attempts("0"), busy.attempts("1")) == (0, 0)
-    busy.worker_joined("w1", now=1.0)
-    now, alone = 1.0, []
-    while not busy.finished:
-        now += 1.0
-        busy.assign(now)
-        busy.assign(now + 0.1)
-        hand = busy.in_flight.keys("w1")
-        alone += [hand[0]] if {"0", "1"} & set(hand) and len(hand) == 1 else []
-        assert len(hand) == 1 or not {"0", "1"} & set(hand)
-        busy.succeeded("w1", now + 0.5, hand[0])
-    assert alone == ["0", "1"]
-
-
 def test_a_task_that_kills_behind_others_is_given_up_and_no_other_is_charged():
     d, now, number = dispatcher(30), 0.0, 0
     while not d.finished:
@@ -111,54 +90,40 @@ def test_a_task_that_kills_behind_others_is_given_up_and_no_other_is_charged():
     assert all(d.attempts(str(i)) == 0 for i in range(30) if i != 1)
 
 
-def test_a_worker_that_was_killed_for_its_first_is_not_charged_to_its_second(busy):
-    busy.worker_lost("w0", 1.0, "silent", culprit="0")
-    assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
+@pytest.mark.parametrize("failed", ["0", "1"])
+def test_of_two_the_one_that_fails_is_charged_alone_and_the_other_goes_on(busy, failed):
+    other = "1" if failed == "0" else "0"
+    assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", failed).key == failed
+    assert (busy.attempts(failed), busy.attempts(other)) == (1, 0)
+    assert busy.in_flight.keys("w0") == [other]
 
 
-def test_neither_is_charged_for_the_loss_of_a_node_and_both_may_be_seconds_again(busy):
-    busy.worker_lost("w0", 1.0, "gone", with_its_node=True)
-    assert (busy.attempts("0"), busy.attempts("1")) == (0, 0)
+@pytest.mark.parametrize(("how", "charged"), [({"culprit": "0"}, 1), ({"with_its_node": True}, 0)])
+def test_a_worker_that_was_killed_for_its_first_or_gone_with_its_node_is_not_charged_to_its_second(busy, how, charged):
+    busy.worker_lost("w0", 1.0, "silent", **how)
+    assert (busy.attempts("0"), busy.attempts("1")) == (charged, 0)
     busy.worker_joined("w1", now=1.0)
     busy.assign(2.0)
     busy.assign(2.1)
-    assert busy.in_flight.keys("w1") == ["0", "1"]
+    assert busy.in_flight.keys("w1") == (["2", "3"] if charged else ["0", "1"])
 
 
-def test_a_second_that_fails_before_the_first_is_done_is_charged_alone(busy):
-    assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1").key == "1"
-    assert (busy.attempts("0"), busy.attempts("1")) == (0, 1)
-    assert busy.in_flight.keys("w0") == ["0"]
-    assert busy.succeeded("w0", 1.2, "0")
-
-
-def test_a_first_that_fails_leaves_the_second_at_work(busy):
-    assert busy.failed("w0", 1.0, Fault.TASK, "ValueError", "0").key == "0"
-    assert (busy.attempts("0"), busy.attempts("1")) == (1, 0)
-    assert busy.in_flight.keys("w0") == ["1"]
-
-
-def test_a_first_that_hangs_while_it_writes_is_found_though_the_second_was_done(busy):
+@pytest.mark.parametrize("second", ["done", "failed"])
+def test_a_first_that_hangs_while_it_writes_is_found_whatever_became_of_the_second(busy, second):
     """The heartbeats of a third would be taken for its own."""
-    assert busy.succeeded("w0", 1.0, "1")
+    busy.succeeded("w0", 1.0, "1") if second == "done" else busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1")
     for now in (1.1, 5.0):
         assert given(busy, now) == set()
     assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
     assert busy.worker_lost("w0", 700.0, "silent", culprit="0").key == "0"
-    assert "1" in busy.done
-
-
-def test_a_first_that_hangs_is_found_though_the_second_failed(busy):
-    busy.failed("w0", 1.0, Fault.TASK, "ValueError", "1")
-    assert given(busy, 1.1) == set(), "a third would beat for it"
-    assert busy.overdue(1.0 + HANG_SECONDS) == ["w0"]
+    assert ("1" in busy.done) == (second == "done")
 
 
 def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
     d = dispatcher(tasks=6, workers=2)
     d.assign(0.0)
     d.assign(0.1)
-    assert in_flight(d, 2) == [["0", "2"], ["1", "3"]]
+    assert [d.in_flight.keys(worker) for worker in ("w0", "w1")] == [["0", "2"], ["1", "3"]]
     now = 1.0
     while len(d.backlog):
         d.succeeded("w1", now, d.in_flight.keys("w1")[0])

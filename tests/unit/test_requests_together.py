@@ -4,8 +4,10 @@ What a restart and a report need is asked for together too.
 """
 
 import io
+import re
 import threading
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +18,48 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import RunFailed, StoreError
+from taugrid.errors import BrokenAccelerator, RunFailed, StoreError
 from taugrid.jobs import Result, WorkerInfo
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import loop
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
-from taugrid.orchestrator.dispatch.worker_manager import Outputs
+from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report import reported
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.evidence import read_influences
 from taugrid.orchestrator.rundir.ledger import Ledger
-from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import appended, end_session, open_place, pieces, together
+from taugrid.storage import LocalStorage, appended, end_session, open_place, pieces, together
 
 FILES = 20
 WAIT_SECONDS = 20.0
+
+
+class Crowd:
+    """Requests of a kind that wait for each other, `size` at a time: one after another, they would be late."""
+
+    def __init__(self, size, belongs):
+        self._barrier, self._belongs, self._lock = threading.Barrier(size), belongs, threading.Lock()
+        self.late, self.came, self.asked = [], Counter(), 0
+
+    def __call__(self, method, path):
+        belongs, folder = self._belongs(method, path), path.partition("/run/")[2].split("/")[0]
+        with self._lock:
+            self.came[f"{method} {folder} {Path(path).suffix}"] += 1
+            self.asked += bool(belongs)
+        if belongs:
+            try:
+                self._barrier.wait(WAIT_SECONDS)
+            except threading.BrokenBarrierError:
+                self.late.append(path)
 
 
 class Workers:
@@ -115,9 +134,9 @@ class Driver:
             self.rundir.record_model(model)
         survey = Survey(Run(config, planned, self.rundir), None, frozenset({"sample"}), lambda damage: None)
         self.tasks = tasks or {task.key: task for task in SampleWork(survey).tasks()}
-        outputs = Outputs(
-            Progress(Console(file=io.StringIO())), Events(self.rundir), lambda name, text: root, self.rundir.committed
-        )
+        self.events, self.committed = Events(self.rundir), self.rundir.committed
+        progress = Progress(Console(file=io.StringIO()))
+        outputs = Outputs(progress, self.events, lambda name, text: root, lambda files: self.committed(files))
         self.loop = Loop(self.tasks, work_kinds(), pool, None, False, Cluster(), outputs)
 
     @property
@@ -145,27 +164,14 @@ def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, tem
     """Each request waits until all that belong together are at the store: one after another, none would pass."""
     root, storage = bucket
     driver = Driver(root, storage, Workers(template), monkeypatch)
-    looks, writes, late = threading.Barrier(FILES), threading.Barrier(2), []
-    asked = []
-    has_begun = threading.Event()
-
-    def together(method, path):
-        is_write = method == "PUT" and ("ledger.jsonl" in path or "/events/" in path) and has_begun.is_set()
-        if is_look(method, path) or is_write:
-            asked.append("look" if not is_write else "ledger" if "ledger.jsonl" in path else "events")
-            has_begun.set()
-            try:
-                (writes if is_write else looks).wait(WAIT_SECONDS)
-            except threading.BrokenBarrierError:
-                late.append(path)
-
-    with s3.refusing(together):
+    looks = Crowd(FILES, is_look)
+    writes = Crowd(2, lambda method, path: method == "PUT" and re.search("ledger.jsonl|/events/", path) and looks.asked)
+    with s3.refusing(lambda *request: looks(*request) or writes(*request)):
         assert driver.loop.run() == {}
-    assert late == []
-    assert (asked.count("look"), asked.count("ledger")) == (FILES, 1), "one request a file, and one for all"
+    assert looks.late + writes.late == []
+    assert (looks.asked, writes.came["PUT ledger.jsonl .jsonl"]) == (FILES, 1), "one request a file, and one for all"
     assert driver.named == set(driver.paths)
     assert len(driver.recorded("shard")) == FILES
-    assert not driver.loop._jobs._jobs, "a job is kept no longer than its task is under way"
 
 
 @pytest.mark.long
@@ -180,14 +186,8 @@ def test_one_file_of_twenty_that_fails_does_not_touch_the_others(bucket, s3, tem
     pool = Workers(template, lambda job: spoils.pop() if bad in job.path and spoils else False)
     driver = Driver(root, storage, pool, monkeypatch)
     answers = [(503, "SlowDown")] * 2 if fault == "503" else []
-    seen = []
-    before = driver.rundir.committed
-
-    def committed(files):
-        seen.append({path.name for path, _, _ in files})
-        before(files)
-
-    driver.loop._committed = committed
+    seen, before = [], driver.committed
+    driver.committed = lambda files: [seen.append({path.name for path, _, _ in files}), before(files)]
     with s3.refusing(lambda method, path: answers.pop() if answers and is_look(method, path) and bad in path else None):
         assert driver.loop.run() == {}
     assert answers == spoils == []
@@ -233,17 +233,16 @@ def test_looks_at_files_end_with_the_run(bucket, s3, template, monkeypatch):
     def down(method, path):
         return looked.set() or (503, "SlowDown") if is_look(method, path) else None
 
-    def ends(event, handle=driver.loop._handle):
-        if isinstance(event, Done):
-            looked.wait(WAIT_SECONDS)
-            raise RunFailed("planted")
-        handle(event)
+    def ends(manager):
+        looked.wait(WAIT_SECONDS)
+        raise RunFailed("planted")
 
-    monkeypatch.setattr(driver.loop, "_handle", ends)
+    monkeypatch.setattr(WorkerManager, "worked", ends)
+    before = set(threading.enumerate())
     with s3.refusing(down):
         with pytest.raises(RunFailed, match="planted"):
             driver.loop.run()
-        threads = driver.loop._looking._threads
+        threads = set(threading.enumerate()) - before
         assert len(threads) > 1
         for thread in threads:
             thread.join(WAIT_SECONDS)
@@ -251,22 +250,15 @@ def test_looks_at_files_end_with_the_run(bucket, s3, template, monkeypatch):
 
 
 @pytest.mark.parametrize("last", range(1, 12, 2))
-def test_a_driver_that_dies_between_two_requests_has_named_only_what_it_has_seen(
-    bucket, s3, template, monkeypatch, last
-):
+def test_a_driver_that_dies_between_requests_has_named_only_what_it_has_seen(bucket, s3, template, monkeypatch, last):
     root, storage = bucket
     driver = Driver(root, storage, Workers(template), monkeypatch, shards=3)
-    seen, left = set(), [last]
-    lock = threading.Lock()
+    seen, requests = set(), count()
 
     def dies(method, path):
-        with lock:
-            left[0] -= 1
-            if left[0] < 0:
-                return 403, "AccessDenied"
-            if is_look(method, path):
-                seen.add(Path(path).name)
-        return None
+        if next(requests) >= last:
+            return 403, "AccessDenied"
+        return seen.add(Path(path).name) if is_look(method, path) else None
 
     with s3.refusing(dies), pytest.raises(StoreError):
         driver.loop.run()
@@ -284,15 +276,14 @@ def test_a_driver_that_dies_between_two_requests_has_named_only_what_it_has_seen
 def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, monkeypatch):
     root, storage = bucket
     driver = Driver(root, storage, Workers(template), monkeypatch)
-    record, calls = driver.loop._found, []
+    ends, worked = count(1), WorkerManager.worked
 
-    def interrupted(*event):
-        calls.append(event)
-        if len(calls) == 5:
+    def interrupted(manager):
+        if next(ends) == 5:
             raise KeyboardInterrupt
-        return record(*event)
+        worked(manager)
 
-    monkeypatch.setattr(driver.loop, "_found", interrupted)
+    monkeypatch.setattr(WorkerManager, "worked", interrupted)
     monkeypatch.setattr("taugrid.orchestrator.dispatch.loop.KEEP_SECONDS", 60.0)  # it ends as soon as all are recorded
     with pytest.raises(KeyboardInterrupt):
         driver.loop.run()
@@ -321,16 +312,13 @@ def test_a_shard_that_is_given_back_is_looked_at_once_and_a_late_part_of_one_tha
         driver.loop._dispatcher.in_flight.begin("worker-0", driver.tasks[key], 0.0)
         driver.loop._handle(part("worker-0", key))
     assert len(looks) == 4 + 1
-    driver.loop._events.flush()
+    driver.events.flush()
     assert [event.get("given_back", False) for event in driver.recorded("shard")] == [True] + 4 * [False] + [True]
     assert (driver.named, driver.recorded("failed")) == (set(driver.paths), [])
 
 
 def test_what_a_worker_says_after_the_driver_has_ended_it_is_not_heard(tmp_path, template, monkeypatch):
     """Both its jobs end in one turn, the first with an error of its accelerator. Planted once: `has` is always true."""
-    from taugrid.errors import BrokenAccelerator
-    from taugrid.storage import LocalStorage
-
     root = tmp_path / "run"
     root.mkdir()
     broken = BrokenAccelerator("planted")
@@ -351,37 +339,11 @@ def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s
     assert s3.requests["LIST"] - before == 1
     names = pieces(storage, root / "log")
     assert len(names) == 6
-    barrier, late = threading.Barrier(6), []
-
-    def meet(method, path):
-        if method == "GET" and "log" in path:
-            try:
-                barrier.wait(WAIT_SECONDS)
-            except threading.BrokenBarrierError:
-                late.append(path)
-
-    with s3.refusing(meet):
+    crowd = Crowd(6, lambda method, path: method == "GET" and "log" in path)
+    with s3.refusing(crowd):
         read = b"".join(together(storage, storage.read, names))
     assert read.split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
-    assert late == []
-
-
-class Crowd:
-    """Requests of a kind that wait for each other, `size` at a time: one after another, they would be late."""
-
-    def __init__(self, size, belongs):
-        self._barrier, self._belongs, self._lock = threading.Barrier(size), belongs, threading.Lock()
-        self.late, self.came = [], Counter()
-
-    def __call__(self, method, path):
-        folder = path.partition("/run/")[2].split("/")[0]
-        with self._lock:
-            self.came[f"{method} {folder} {Path(path).suffix}"] += 1
-        if self._belongs(method, path):
-            try:
-                self._barrier.wait(WAIT_SECONDS)
-            except threading.BrokenBarrierError:
-                self.late.append(path)
+    assert crowd.late == []
 
 
 def asked_by_report(s3, folder, steps):
@@ -410,23 +372,6 @@ def test_a_report_reads_its_cells_together_and_what_one_list_tells_is_not_asked_
     assert few["PUT provenance.json .json"] == 1
 
 
-def test_influences_that_the_ledger_lacks_are_read_together_and_written_down_once(bucket, s3, tmp_path):
-    root, storage = bucket
-    with small_run(tmp_path) as opened:
-        rundir, cells = RunDir(root, storage), [(cell, "id") for cell in opened.plan.cells]
-    rundir.ledger.keep()
-    for cell, scoring in cells:
-        with parquet.PartWriter(rundir.influence(cell, scoring), parquet.number_schema({}, ("b",)), storage) as part:
-            part.write({"index": [0], "b": [0.0]})
-            part.commit(replace=False)
-    crowd = Crowd(len(cells), lambda method, path: method == "GET" and "/scores/" in path)
-    with s3.refusing(crowd):
-        rundir.know_influences(cells, Listing(rundir))
-        rundir.know_influences(cells, Listing(rundir))
-    assert crowd.late == []
-    assert (crowd.came["GET scores .parquet"], crowd.came["PUT ledger.jsonl .jsonl"]) == (len(cells), 1)
-
-
 def test_influences_of_many_row_groups_are_one_request(bucket, s3):
     root, storage = bucket
     n = 20_000
@@ -438,16 +383,6 @@ def test_influences_of_many_row_groups_are_one_request(bucket, s3):
     assert s3.requests - before == {"GET": 1}
     assert np.array_equal(found["fid"], np.arange(n) / 2)
     assert len(found["b"]) == n
-
-
-def test_what_a_report_was_made_from_is_looked_up_together(bucket, s3):
-    root, storage = bucket
-    looks = len(reported.SOURCES)
-    asked = iter([True] * looks)
-    crowd = Crowd(looks, lambda method, path: next(asked, False))
-    with s3.refusing(crowd):
-        reported.sources(RunDir(root, storage), {})
-    assert crowd.late == []
 
 
 def test_the_files_of_a_folder_are_uploaded_together(bucket, s3):

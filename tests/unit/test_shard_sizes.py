@@ -17,6 +17,8 @@ from taugrid.orchestrator.view.dry_run import describe_plan
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 
+MANY = {"num_samples": 1024, "batch_size": 64, "shard_evaluations": 50_000}
+
 
 def configured(workers=None, **sample):
     values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
@@ -28,14 +30,10 @@ def advised(said):
     return {key: int(value) for key, value in re.findall(r"sample\.(\w+): (\d+)", said)}
 
 
-def test_the_default_gives_a_small_cell_shards_for_several_workers():
-    assert plan(configured(num_samples=1000)).num_shards >= 8
-
-
 @pytest.mark.parametrize(("evaluations", "shards"), [(50_000, 1), (10_000, 2)])
 def test_a_shard_of_more_than_a_workers_share_leaves_workers_idle_and_the_advice_helps(evaluations, shards):
     """1,024 images at S = 10: one shard, or 960 and 64 images: measured at 0.61 and 0.67 of diffusers' pipeline."""
-    sample = {"num_samples": 1024, "batch_size": 64, "shard_evaluations": evaluations}
+    sample = MANY | {"shard_evaluations": evaluations}
     assert plan(configured(**sample)).num_shards == shards
     said = too_few_shards(plan(configured(**sample)), 2, has_samples=False)
     better = plan(configured(**sample | advised(said)))
@@ -43,34 +41,27 @@ def test_a_shard_of_more_than_a_workers_share_leaves_workers_idle_and_the_advice
     assert better.num_shards >= 4
 
 
-def test_a_shard_of_one_batch_needs_smaller_batches():
-    sample = {"num_samples": 256, "batch_size": 256, "shard_evaluations": 1}
-    said = too_few_shards(plan(configured(**sample)), 8, has_samples=False)
-    assert plan(configured(**sample | advised(said))).num_shards >= 8
-
-
-@pytest.mark.parametrize("batch_size", [64, 250])
-def test_a_short_cell_needs_smaller_batches_and_smaller_shards_at_once(batch_size):
-    sample = {"num_samples": 64, "batch_size": batch_size, "steps": 5, "shard_evaluations": 50_000}
-    said = too_few_shards(plan(configured(**sample)), 2, has_samples=False)
-    assert advised(said).keys() == {"batch_size", "shard_evaluations"}
-    assert plan(configured(**sample | advised(said))).num_shards >= 4
+@pytest.mark.parametrize(
+    ("sample", "workers", "shards", "keys"),
+    [
+        ({"num_samples": 64, "steps": 5}, 2, 4, {"batch_size", "shard_evaluations"}),
+        ({"num_samples": 64, "steps": 5, "batch_size": 250}, 2, 4, {"batch_size", "shard_evaluations"}),
+        ({"num_samples": 256, "batch_size": 256, "shard_evaluations": 1}, 8, 8, {"batch_size"}),
+    ],
+)
+def test_a_short_cell_needs_smaller_batches_and_perhaps_smaller_shards_at_once(sample, workers, shards, keys):
+    said = too_few_shards(plan(configured(**MANY | sample)), workers, has_samples=False)
+    assert advised(said).keys() == keys
+    assert plan(configured(**MANY | sample | advised(said))).num_shards >= shards
 
 
 def test_enough_shards_are_not_spoken_of(tmp_path):
-    config = configured(workers=2, num_samples=1024, batch_size=64, shard_evaluations=5000)
+    config = configured(workers=2, **MANY | {"shard_evaluations": 5000})
     found = plan(config)
     assert too_few_shards(found, 2, has_samples=False) is None
-    halves = plan(configured(num_samples=1024, batch_size=64, shard_evaluations=5120))
+    halves = plan(configured(**MANY | {"shard_evaluations": 5120}))
     assert (halves.num_shards, too_few_shards(halves, 2, has_samples=False)) == (2, None)
     assert describe_plan(Run(config, found, RunDir(tmp_path)))["remarks"] == []
-
-
-def test_a_plan_warns_of_too_few(tmp_path):
-    config = configured(workers=3, num_samples=1024, batch_size=64, shard_evaluations=50_000)
-    [remark] = describe_plan(Run(config, plan(config), RunDir(tmp_path)))["remarks"]
-    assert advised(remark)
-    assert "directory" not in remark, "nothing is sampled yet, so this one will do"
 
 
 def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
@@ -82,7 +73,7 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
     (rundir.events / "0001.jsonl").write_text(json.dumps(event) + "\n")
 
     def foretold(workers):
-        config = configured(workers, num_samples=1024, batch_size=64, shard_evaluations=5000)
+        config = configured(workers, **MANY | {"shard_evaluations": 5000})
         return describe_plan(Run(config, plan(config), rundir))
 
     keys = ("worker_seconds_remaining", "seconds_remaining", "workers_at_a_time")
@@ -95,8 +86,11 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
 
 
 def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
-    config = configured(workers=3, num_samples=1024, batch_size=64, shard_evaluations=50_000)
+    config = configured(workers=3, **MANY)
     found, rundir = plan(config), RunDir(tmp_path)
+    [remark] = describe_plan(Run(config, found, rundir))["remarks"]
+    assert advised(remark)
+    assert "new directory" not in remark, "nothing is sampled yet, so this one will do"
     part = rundir.sample_part(found.cells[0], found.cells[0].first_shard)
     other = part.parent.with_name(part.parent.name.replace(found.cells[0].id, "0123456789")) / part.name
     other.parent.mkdir(parents=True)
@@ -107,24 +101,23 @@ def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
 @pytest.mark.parametrize(("rate", "minutes"), [(None, None), (70, None), (40, "4 min 16 s"), (10, "17 min 04 s")])
 def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
     """10,240 evaluations; where a plan foretells 256 s, a run may take more than the five minutes that it warns of."""
-    sample = {"num_samples": 1024, "batch_size": 64, "shard_evaluations": 50_000}
-    said = longest_shard(plan(configured(**sample)), rate)
+    said = longest_shard(plan(configured(**MANY)), rate)
     if minutes is None:
         assert said is None
     else:
         assert minutes in said
-        assert longest_shard(plan(configured(**sample | advised(said))), rate) is None
+        assert longest_shard(plan(configured(**MANY | advised(said))), rate) is None
 
 
-def job_of(config, root):
-    found = plan(config)
-    survey = Survey(Run(config, found, RunDir(root)), None, frozenset({"sample"}), print)
+@pytest.fixture
+def job(tmp_path):
+    config = configured(**MANY)
+    survey = Survey(Run(config, plan(config), RunDir(tmp_path)), None, frozenset({"sample"}), print)
     return next(SampleWork(survey).tasks()).job
 
 
 @pytest.mark.parametrize(("fraction", "tells"), [(0.01, True), (0.5, False)])
-def test_heartbeats_foretell_a_long_shard_once(tmp_path, fraction, tells):
-    job = job_of(configured(num_samples=1024, batch_size=64, shard_evaluations=50_000), tmp_path)
+def test_heartbeats_foretell_a_long_shard_once(job, fraction, tells):
     listening = LongShards()
     assert listening.warning("a", job, 0.0, 100.0) is None
     assert listening.warning("a", job, fraction / 2, 100.0 + PREDICTION_SECONDS / 2) is None, "too early"
@@ -133,22 +126,16 @@ def test_heartbeats_foretell_a_long_shard_once(tmp_path, fraction, tells):
     if tells:
         assert "16 min 40 s" in said
         assert listening.warning("a", job, 2 * fraction, 100.0 + 2 * PREDICTION_SECONDS) is None, "once"
-
-
-def test_a_new_job_begins_anew(tmp_path):
-    job = job_of(configured(num_samples=1024, batch_size=64, shard_evaluations=50_000), tmp_path)
     listening = LongShards()
     listening.warning("a", job, 0.0, 100.0)
-    assert listening.warning("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "its first heartbeat"
+    assert listening.warning("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "a new job begins anew"
 
 
-def test_images_that_are_only_copied_take_no_time(tmp_path):
-    job = replace(job_of(configured(num_samples=1024, batch_size=64, shard_evaluations=50_000), tmp_path), kept=512)
-    listening = LongShards()
-    listening.warning("a", job, 0.0, 100.0)
-    copied = listening.warning("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
-    listening = LongShards()
-    job = replace(job, kept=0)
-    listening.warning("a", job, 0.0, 100.0)
-    assert copied != listening.warning("a", job, 0.01, 100.0 + PREDICTION_SECONDS)
-    assert advised(copied)["batch_size"] < 64
+def test_images_that_are_only_copied_take_no_time(job):
+    said = []
+    for kept in (512, 0):
+        listening, part = LongShards(), replace(job, kept=kept)
+        listening.warning("a", part, 0.0, 100.0)
+        said.append(listening.warning("a", part, 0.01, 100.0 + PREDICTION_SECONDS))
+    assert said[0] != said[1]
+    assert advised(said[0])["batch_size"] < 64

@@ -86,28 +86,15 @@ def test_what_comes_in_is_shown_and_counted_once(done, events):
     assert all(cell.done >= cell.total for cell in progress.state.cells.values())
 
 
-def test_another_session_begins_anew(done, events):
-    rundir = done[1]
-    tail = LastSession(rundir)
-    assert tail.new()
-    assert tail.new() == []
-    later = Events(rundir)
-    try:
-        later.add("session", stages=["report"])
-        assert [event["event"] for event in tail.new()] == ["session"]
-        assert tail.number == 2
-        later.add("end", missing={})
-        assert [event["event"] for event in tail.new()] == ["end"]
-    finally:
-        later.path.unlink()
-
-
 def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_the_same(done):
     watched, progress = watching(done)
     watched.poll()
+    tail = LastSession(done[1])
+    assert (tail.new() != [], tail.new()) == (True, [])
     later = Events(done[1])
     try:
         later.add("session", stages=["evaluate"])
+        assert [event["event"] for event in tail.new()] == ["session"], "another session begins anew"
         later.add("worker", worker="w0", node="n", device="cpu")
         later.add("assigned", task="score/0123456789", worker="w0", device="cpu")
         later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", device="cpu", committed=True)
@@ -115,13 +102,6 @@ def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_th
         assert progress.state.todo.done["score"].tasks == 1
     finally:
         later.path.unlink()
-
-
-def test_the_command_ends_once_nobody_is_at_work(done):
-    said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
-    assert said.exit_code == 0
-    recorded(said.output, "running")
-    assert "taugrid run" not in said.output, "there is nothing to continue"
 
 
 @pytest.fixture
@@ -157,55 +137,42 @@ def test_the_newest_score_is_shown_if_the_evaluation_is_not_known(scored):
 
 
 @pytest.mark.parametrize("other", [{"num_samples": 10}, {"extractor": {"name": "another"}}, {"metrics": ["kid"]}])
-def test_a_score_by_another_evaluation_does_not_count_as_the_cells(scored, other):
+def test_a_score_by_another_evaluation_does_not_count_as_the_cells(done, scored, other):
     scored("a", 1.0, **other)
     assert scored.read() is None
     scored("b", 2.0)
     scored("c", 3.0, **other)
     assert scored.read() == 2.0
+    scoring = scoring_of(done[0].config, done[0].plan)
+    assert scored.read(scoring) is None, "a known evaluation has one score, however old"
+    scored(scoring.id(done[0].plan.cells[0]), 4.0)
+    scored("d", 5.0)
+    assert scored.read(scoring) == 4.0
 
 
-def test_a_known_evaluation_has_one_score_however_old(done, scored):
-    opened = done[0]
-    scoring = scoring_of(opened.config, opened.plan)
-    scored("a", 1.0)
-    assert scored.read(scoring) is None
-    scored(scoring.id(opened.plan.cells[0]), 2.0)
-    scored("b", 3.0)
-    assert scored.read(scoring) == 2.0
-
-
-def test_watching_a_config_with_another_extractor_shows_no_old_scores(done):
-    opened, rundir, *_ = done
-    evaluate = opened.config.evaluate.model_copy(update={"extractor": "inception-v3-compat"})
-    config = opened.config.model_copy(update={"evaluate": evaluate})
-    watched = Watching(Run(config, opened.plan, rundir), Progress.silent())
-    assert [watched.score(cell) for cell in opened.plan.cells] == [None, None]
-
-
-def test_watching_is_not_for_scripts(done):
+def test_the_command_ends_once_nobody_is_at_work_and_is_not_for_scripts(done):
+    said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch"])
+    assert said.exit_code == 0
+    recorded(said.output, "running")
+    assert "taugrid run" not in said.output, "there is nothing to continue"
     said = CliRunner().invoke(cli, ["status", str(done[1].root), "--watch", "--json"])
     assert said.exit_code == 2
     assert "--json" in said.output
 
 
 def test_a_second_session_counts_what_is_there(tmp_path, monkeypatch):
-    folder = tmp_path / "again"
-    folder.mkdir()
-    with small_run(folder) as opened:
-        drive(opened, folder / "run", LocalStorage(folder / "run"))
-        sample = next((folder / "run" / "samples").glob("*/part-000000.parquet"))
-        sample.unlink()
-        progress = Progress(Console(file=io.StringIO(), force_terminal=True), live=True)
-        rundir, before = RunDir(folder / "run", LocalStorage(folder / "run")), {}
-        show = LiveState.show_cells
+    root, before = tmp_path / "run", {}
+    show = LiveState.show_cells
 
-        def spy(state, cells, metric):
-            before.update({name: cell.done for name, cell in cells.items()})
-            show(state, cells, metric)
+    def spy(state, cells, metric):
+        before.update({name: cell.done for name, cell in cells.items()})
+        show(state, cells, metric)
 
+    with small_run(tmp_path) as opened:
+        drive(opened, root, LocalStorage(root))
+        next((root / "samples").glob("*/part-000000.parquet")).unlink()
         monkeypatch.setattr(LiveState, "show_cells", spy)
-        Session(replace(opened, rundir=rundir), "local", progress).do(("sample", "evaluate"))
+        drive(opened, root, LocalStorage(root))
     assert sum(before.values()) == 60, "of 80 evaluations, 20 were gone"
 
 
@@ -237,16 +204,16 @@ def test_trainings_side_by_side_are_one_bar(tmp_path):
         log(rundir, second, 20)
         watched.poll()
         said = "60 of 200 steps, 4 workers, 2 at a time, loss 0.0250 to 0.0500"
-        assert progress._stage.snapshot().line == f"training 2 models: {said}"
+        assert progress.stage.snapshot().line == f"training 2 models: {said}"
         session.add("training failed", model=first.id, reason="nan", log="logs/x.txt", fails_again=True)
         watched.poll()
-        only = progress._stage.snapshot().line
+        only = progress.stage.snapshot().line
         recorded(only)
         assert only.endswith("loss 0.0500")
         assert progress.state.trainings == {second.id}
         session.add("trained", model=second.id, seconds=1.0)
         watched.poll()
-        assert (progress._stage, progress.state.trainings) == (None, set())
+        assert (progress.stage, progress.state.trainings) == (None, set())
 
 
 def test_a_training_that_waits_is_not_at_work(tmp_path):
@@ -260,7 +227,7 @@ def test_a_training_that_waits_is_not_at_work(tmp_path):
 
         def shown():
             watched.poll()
-            return progress._stage.snapshot().line
+            return progress.stage.snapshot().line
 
         session.add("train", model=first.id, step=40)
         session.add("train", model=second.id, step=20)

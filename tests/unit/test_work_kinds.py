@@ -1,13 +1,12 @@
 """A kind of work is one module in orchestrator/work; what its workers refuse ends a run, by the type of the error."""
 
 import io
-import json
 import pickle
 import sys
-import traceback
-from collections import deque
+from unittest.mock import Mock
 
 import pytest
+from in_process import PoolHere
 from ray.exceptions import RayTaskError
 from rich.console import Console
 from snapshots import raises, recorded
@@ -20,7 +19,7 @@ from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text.runs import print_result
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.dispatch.pool import Joined
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.grid import plan
@@ -31,7 +30,6 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.actor import Probe, Worker
 
 KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score", "by_label"]
 
@@ -113,33 +111,16 @@ def short_benches(monkeypatch):
     monkeypatch.setattr(health, "FIRST_COOLDOWN_SECONDS", 0.01)
 
 
-class PoolHere:
-    """A pool whose one worker lives in this process and does a job as soon as it gets it."""
+class Workers(PoolHere):
+    """Its worker is healthy, or has an error."""
 
-    cpu_only = None
-
-    def __init__(self):
-        self._worker, self._events = Worker(1), deque()
-
-    def start(self, avoid=()):
-        self.check_health("worker-0")
-        return "worker-0"
+    def __init__(self, error=None):
+        super().__init__(*[None] * 7)
+        joined = Joined("worker-0", WorkerInfo("here", "cpu", {}))
+        self._health = Mock(return_value=joined, side_effect=error)
 
     def check_health(self, worker):
-        self._events.append(Joined(worker, WorkerInfo("here", "cpu", {})))
-
-    def places(self):
-        return set()
-
-    def submit(self, worker, job, key):
-        try:
-            self._events.append(Done(worker, self._worker.do(job), key))
-        except Exception as error:
-            self._events.append(Failed(worker, error, "".join(traceback.format_exception(error)), key))
-
-    def events(self, timeout_seconds):
-        while self._events:
-            yield self._events.popleft()
+        self._answer(worker, self._health)
 
 
 class Painting:
@@ -154,12 +135,10 @@ class Painting:
         [self.kind] = [kind(survey) for kind in work.work_kinds() if kind.stage in survey.stages]
         self.events = Events(self.rundir)
 
-    def do(self):
+    def do(self, error=None):
         tasks = {task.key: task for task in self.kind.tasks()}
-        progress = Progress(Console(file=self.printed, soft_wrap=True))
-        limits = Cluster(max_attempts=2)
-        loop = Loop(tasks, work.work_kinds(), PoolHere(), 1, True, limits, Outputs(progress, self.events, self._log))
-        return loop.run()
+        outputs = Outputs(Progress(Console(file=self.printed, soft_wrap=True)), self.events, self._log)
+        return Loop(tasks, work.work_kinds(), Workers(error), 1, True, Cluster(max_attempts=2), outputs).run()
 
     def _log(self, name, text):
         path = self.rundir.root / f"{name.replace('/', '-')}.log"
@@ -167,11 +146,8 @@ class Painting:
         return path
 
 
-def test_the_kinds_are_found_in_the_order_in_which_their_work_goes_out():
-    assert [kind.name for kind in work.work_kinds()] == KINDS
-
-
 def test_a_sixth_kind_takes_its_place_by_its_priority(sixth):
+    """The kinds are in the order in which their work goes out."""
     assert [kind.name for kind in work.work_kinds()] == [*KINDS[:4], "paint", *KINDS[4:]]
 
 
@@ -199,15 +175,12 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
         "{name: blue, model: {oracle: gaussian}, data: {name: gaussian}, sample: {num_samples: 1}, grid: {steps: [2]}}"
     )
     opened = open_config(str(config), (), str(root))
-    root.mkdir()
-    (root / "run.json").write_text(json.dumps({"run": "0" * 32}))
-    leftover = root / "paintings" / ".x.parquet.0.tmp"
-    leftover.parent.mkdir(parents=True)
+    (root / "paintings").mkdir(parents=True)
     opened.rundir.claim()  # it is a run directory
-    leftover.touch()
     [cell] = opened.plan.cells
-    schema = parquet.number_schema({}, ["stroke"])
-    with parquet.PartWriter(root / "paintings" / f"{cell.id}.parquet", schema) as part:
+    leftover, painting = root / "paintings" / ".x.parquet.0.tmp", root / "paintings" / f"{cell.id}.parquet"
+    leftover.touch()
+    with parquet.PartWriter(painting, parquet.number_schema({}, ["stroke"])) as part:
         part.write({"index": range(1), "stroke": [0.1]})
         part.commit(replace=False)
     outcome = Session(opened, "local", Progress()).do({"paint"})
@@ -215,7 +188,6 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
     assert not leftover.exists()
     print_result(opened.rundir, outcome)
     recorded(capsys.readouterr().out, "painted")
-    painting = root / "paintings" / f"{cell.id}.parquet"
     painting.write_bytes(painting.read_bytes()[:-20])
     damages, _ = verify(opened, lambda count: None)
     assert painting in [damage.path for damage in damages]
@@ -237,36 +209,13 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
     assert run.printed.getvalue().count("given up") == 2
 
 
-def test_a_worker_that_does_not_see_the_run_directory_says_where(tmp_path):
-    with pytest.raises(RunDirectoryNotVisible) as error:
-        Worker(1).check_health(Probe(str(tmp_path / "nowhere" / ".probe")))
-    assert str(tmp_path / "nowhere") in str(error.value)
-
-
-class Startless(PoolHere):
-    def __init__(self, error):
-        super().__init__()
-        self._error = error
-
-    def check_health(self, worker):
-        self._events.append(Failed(worker, self._error, "traceback"))
-
-
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [
-        (RunDirectoryNotVisible("not seen"), RunDirectoryNotVisible),
-        (FileNotFoundError("libcuda"), RunFailed),
-    ],
+    [(RunDirectoryNotVisible("not seen"), RunDirectoryNotVisible), (FileNotFoundError("libcuda"), RunFailed)],
 )
 def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
-    run = Painting(tmp_path / "run", "blue")
-    tasks = {task.key: task for task in run.kind.tasks()}
-    progress = Progress(Console(file=run.printed))
-    outputs = Outputs(progress, run.events, run._log)
-    loop = Loop(tasks, work.work_kinds(), Startless(raised), 1, True, Cluster(), outputs)
     with pytest.raises(expected, match=str(raised)):
-        loop.run()
+        Painting(tmp_path / "run", "blue").do(raised)
 
 
 @pytest.mark.parametrize("kind", WorkerRefusal.__subclasses__())
