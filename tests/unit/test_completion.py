@@ -12,11 +12,11 @@ import pytest
 import yaml
 from click.shell_completion import FishComplete, ZshComplete
 from click.testing import CliRunner
-from test_contract import OLD
 
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text.completion import VARIABLE, Bash
 
+OLD = Path(__file__).parents[1] / "data" / "run-011be7a"
 ZIPPED = {"diffusion.schedule": ["linear", "cosine"], "seed": [1, 2]}
 GRID = [{"steps": [10, 20], "eta": [0.0, "sigma_hat"], "zip": ZIPPED}]
 VALUES = {"eta": 0.0, "diffusion.schedule": "cosine"}
