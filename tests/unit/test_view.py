@@ -36,7 +36,7 @@ from taugrid.workers import schedules
 from taugrid.workers.data.load import fingerprint, load_images
 from taugrid.workers.diffusion import gaussian, oracle
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -178,6 +178,7 @@ def test_figures_are_matplotlibs(run, finished, tmp_path):
             run.figure(absent)
 
 
+@pytest.mark.long
 def test_the_figure_of_quality_is_that_of_the_report_with_means_over_seeds_too(tmp_path):
     with small_run(tmp_path, CONFIG.replace("eta: [0.0, 1.0]", "eta: [1.0, 0.0], seed: [0, 1]")):
         run = taugrid.run(tmp_path / "small.yaml", out=tmp_path / "seeds", progress=False)
@@ -349,6 +350,7 @@ def snippets():
     return re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_cache):
     shutil.copytree(finished, tmp_path / "runs/digits-v2")
     monkeypatch.chdir(tmp_path)
@@ -362,6 +364,7 @@ def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_ca
     assert len(names["indices"]) == 20
 
 
+@pytest.mark.long
 def test_the_notebook_runs(finished, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/digits-v2").symlink_to(finished)
@@ -374,6 +377,7 @@ def test_the_notebook_runs(finished, tmp_path):
     assert not CONFIG.startswith("name: digits"), "the run is a small one of that name"
 
 
+@pytest.mark.long
 def test_the_notebook_of_images_reaches_its_verdict(tmp_path, user_cache):
     notebook = nbformat.read(DOCS / "from-images-to-a-verdict.ipynb", as_version=4)
     committed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output]
