@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import browser
 import nights
@@ -169,19 +169,17 @@ def test_a_taken_port_is_refused_in_one_line_and_the_next_one_is_found(monkeypat
 
 
 def test_files_are_looked_at_again_but_not_at_each_request(runs, monkeypatch):
-    index = Index([Place.of(str(runs))])
-    looks, whole = [], Index.look
+    index, clock, looks, whole = Index([Place.of(str(runs))]), [1000.0], [], Index.look
     monkeypatch.setattr(Index, "look", lambda self: (looks.append(self), whole(self))[1])
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     here = server.Served(index, index.look(), server.new_token())
     first = here.current()
-    assert here.current() is first
-    assert len(looks) == 1
-    now = time.monotonic()
-    monkeypatch.setattr(server.time, "monotonic", lambda: now + 2 * server.LOOK_SECONDS)
+    assert (here.current() is first, len(looks)) == (True, 1)
+    clock[0] += 2 * server.LOOK_SECONDS
     assert here.current() is first, "nothing has changed, so it is the same document"
     assert len(looks) == 2
     shutil.copytree(RUN, runs / "b")
-    monkeypatch.setattr(server.time, "monotonic", lambda: now + 4 * server.LOOK_SECONDS)
+    clock[0] += 2 * server.LOOK_SECONDS
     assert len(here.current().runs) == 2
 
 
