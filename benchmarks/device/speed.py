@@ -214,7 +214,7 @@ def _trained(setting: Setting, precision: str, count: int, size: int) -> tuple[T
     spec = TrainingSpec(Data(name="gaussian", shape=setting.shape), "", unet, DIFFUSION_DEFAULTS, train, "m", "", 1, 0)
     state = new_state(spec, setting.device)
     indices = torch.arange(size, device=setting.device)
-    network, loss_of = loop._network(train, state.unet, None, 1), Loss(DIFFUSION_DEFAULTS, None, setting.device)
+    network, loss_of = loop.network_to_train(train, state.unet, None, 1), Loss(DIFFUSION_DEFAULTS, None, setting.device)
     for step in range(count):
         x0, eps = (normal(0, indices, step, setting.shape, domain) for domain in ("train", "train-eps"))
         t = torch.full((size,), 500, device=setting.device)

@@ -149,7 +149,7 @@ def before_and_after(before: ImageArray | None, after: ImageArray | None, path: 
     draw, tiles = ImageDraw.Draw(picture.canvas), picture.tiles
     for label, y in zip(SIDES, tiles.ys, strict=True):
         if label not in shown:
-            draw.text((tiles.xs[0], y + tiles.height / 2), NOT_THERE, fill="black", font=_font(), anchor="lm")
+            draw.text((tiles.xs[0], y + tiles.height / 2), NOT_THERE, fill="black", font=label_font(), anchor="lm")
     _save(picture, path)
 
 
@@ -205,7 +205,7 @@ def _grid(
 
     A column is as wide as its block or the widest title, whichever is wider. `corner` is the unit of the titles.
     """
-    font = _font()
+    font = label_font()
     top = MARGIN + FONT_SIZE if title else 0
     width, height = next(iter(blocks.values())).size
     left = MARGIN + math.ceil(max(font.getlength(label) for label in (*labels, corner))) + MARGIN
@@ -251,7 +251,7 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
     return width * factor, height * factor
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def label_font() -> ImageFont.FreeTypeFont:
     """DejaVu Sans from matplotlib's data: it is on every machine and has Greek letters."""
     import matplotlib
 

@@ -352,7 +352,7 @@ class Loop:
             self._pool.kill(worker)
             self._lost(Lost(worker, reason, False), doing)
             return
-        charge = self._dispatcher.failed(worker, time.monotonic(), _fault(cause), reason, doing)
+        charge = self._dispatcher.failed(worker, time.monotonic(), fault_of(cause), reason, doing)
         self._charge(worker, charge, f"{reason} (details: {path})")
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None:
@@ -366,7 +366,7 @@ class Loop:
         """Whether a retry can't help: NaN from the network, a sampler that breaks its contract, or a failing metric."""
         is_metrics = self._kinds[self._tasks[key].kind].name == ScoreWork.name
         of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
-        return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and _fault(cause) is Fault.TASK)
+        return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and fault_of(cause) is Fault.TASK)
 
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
         """A worker that had a task is gone. `culprit`: the task that certainly caused it, if any."""
@@ -416,7 +416,7 @@ class Loop:
         return problems
 
 
-def _fault(cause: BaseException) -> Fault:
+def fault_of(cause: BaseException) -> Fault:
     if isinstance(cause, FINAL):
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):

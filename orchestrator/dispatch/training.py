@@ -132,7 +132,7 @@ class Training:
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
         """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
-        model, self._spec = self.model, self._specified(self.wanted())
+        model, self._spec = self.model, self.specified(self.wanted())
         how = "left its nodes, which will be taken away," if self.has_left else "was interrupted"
         self.at, self.has_begun, self._error = self._now(), False, None
         if self.at is not None:
@@ -232,7 +232,7 @@ class Training:
         """How far the training is, by the log in the folder where it runs."""
         return progress_of(self.model, self._rundir, self._cluster.scratch)
 
-    def _specified(self, wanted: capacity.Trainers) -> TrainingSpec:
+    def specified(self, wanted: capacity.Trainers) -> TrainingSpec:
         source = self._source
         need = lacks("cpu", source.train.precision, section="train")
         if need is not None and not wanted.gpus:

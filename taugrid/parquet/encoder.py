@@ -51,6 +51,11 @@ class EncodingProcess:
         answer: list[bytes] | Exception = pickle.load(self._process.stdout)
         return answer
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def close(self) -> None:
         """End the process, if there is one."""
         if (process := self._process) is not None:

@@ -133,11 +133,11 @@ def train_here(spec: TrainingSpec, from_newest: Callable[[TrainingSpec, Any], No
     unreported = spec.train.model_copy(update={"checkpoint_every": spec.train.steps})  # Ray Train would take them
     spec, threads = dataclasses.replace(spec, train=unreported), torch.get_num_threads()
     with arithmetic.restored():
-        device = loop._device(spec)
+        device = loop.device_of(spec)
         state = checkpoints.new_state(spec, device)
         from_newest(spec, state)
         log = Log(spec.running, state.step, tensorboard=False)
-        loop._loop(spec, state, Batches(spec, 0, 1, device), log, 0, 1)
+        loop.train(spec, state, Batches(spec, 0, 1, device), log, 0, 1)
     torch.set_num_threads(threads)
     checkpoints.commit(spec, state)
     shutil.rmtree(spec.running)

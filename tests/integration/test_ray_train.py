@@ -114,11 +114,11 @@ spec.running.mkdir(parents=True)
 meeting.stay_on_loopback()
 child = os.fork()
 rank = int(child == 0)
-device = loop._device(spec)
+device = loop.device_of(spec)
 meeting.connect(meeting.store_in(spec.running / "meeting", 2), rank, 2, device)
 state = checkpoints.new_state(spec, device)
 log = Log(spec.running, 0, tensorboard=False) if rank == 0 else None
-loop._loop(spec, state, Batches(spec, rank, 2, device), log, rank, 2)
+loop.train(spec, state, Batches(spec, rank, 2, device), log, rank, 2)
 distributed.destroy_process_group()
 if rank == 0:
     checkpoints.commit(spec, state)

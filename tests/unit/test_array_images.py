@@ -16,19 +16,11 @@ GREY = np.random.default_rng(0).integers(0, 256, (40, 4, 5), np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 4, 5, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-    "same",
-    [
-        GREY[..., None],
-        GREY[:, None],
-        torch.tensor(GREY),
-        torch.tensor(GREY)[:, None],
-        torch.tensor(GREY / 255, requires_grad=True),
-        (GREY / 255).astype(np.float32)[:, None],
-        torch.tensor(GREY / 255).to(torch.float32),
-    ],
-    ids=lambda images: f"{type(images).__name__} {images.dtype} {tuple(images.shape)}",
-)
+@pytest.mark.parametrize("same", [
+    GREY[..., None], GREY[:, None], torch.tensor(GREY), torch.tensor(GREY)[:, None],
+    torch.tensor(GREY / 255, requires_grad=True), (GREY / 255).astype(np.float32)[:, None],
+    torch.tensor(GREY / 255).to(torch.float32),
+], ids=lambda images: f"{type(images).__name__} {images.dtype} {tuple(images.shape)}")  # fmt: skip
 def test_each_form_of_the_same_images_gives_the_same_pixels(same):
     assert np.array_equal(to_pixels("samples", same, (0, 1)), GREY[..., None])
     assert to_pixels("samples", same, (0, 1)).flags.c_contiguous
@@ -46,31 +38,16 @@ def test_floats_are_rounded_to_nearest_and_half_precision_only_where_it_can_not_
     assert to_pixels("samples", (values + 1) / 2, (0, 1)).ravel().tolist() == [0, 128, 255, 191]
 
 
-@pytest.mark.parametrize(
-    ("images", "value_range"),
-    [
-        (GREY / 255, None),
-        (torch.zeros(2, 1, 4, 4), None),
-        (np.full((2, 4, 4), np.nan), (0, 1)),
-        (GREY.astype(np.int64), None),
-        (GREY[0], None),
-        (GREY[:0], None),
-        (np.zeros((2, 4, 4, 4), np.uint8), None),
-        (np.zeros((2, 3, 8, 3), np.uint8), None),
-        (GREY, (0, 1)),
-    ],
-)
+@pytest.mark.parametrize(("images", "value_range"), [
+    (GREY / 255, None), (torch.zeros(2, 1, 4, 4), None), (np.full((2, 4, 4), np.nan), (0, 1)),
+    (GREY.astype(np.int64), None), (GREY[0], None), (GREY[:0], None), (np.zeros((2, 4, 4, 4), np.uint8), None),
+    (np.zeros((2, 3, 8, 3), np.uint8), None), (GREY, (0, 1)), (GREY / 128, (0, 1)),
+])  # fmt: skip
 def test_what_would_be_a_guess_is_refused_in_one_line(images, value_range):
     with raises(UserError) as caught:
         taugrid.evaluate(images, GREY, value_range=value_range, **PIXELS)
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)
-
-
-def test_values_beyond_their_range_are_refused_with_those_that_there_are():
-    with raises(UserError) as caught:
-        taugrid.evaluate(GREY / 128, GREY, value_range=(0, 1), **PIXELS)
-    assert "1.99219" in str(caught.value)
 
 
 def test_tensors_are_scored_as_the_arrays_that_they_hold():
@@ -82,18 +59,10 @@ def test_tensors_are_scored_as_the_arrays_that_they_hold():
     assert by_tensor["samples"]["kind"] == "array"
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"reference": "/absent/place"},
-        {"samples": "/absent/place"},
-        {"metrics": ["fud"]},
-        {"metric": ["fid"]},
-        {"extractor": "inception-v3-compat", "weights": "/absent.pth"},
-        {"keep_features": False},
-        {"precision": "bf16"},
-    ],
-)
+@pytest.mark.parametrize("given", [
+    {"reference": "/absent/place"}, {"samples": "/absent/place"}, {"metrics": ["fud"]}, {"metric": ["fid"]},
+    {"extractor": "inception-v3-compat", "weights": "/absent.pth"}, {"keep_features": False}, {"precision": "bf16"},
+])  # fmt: skip
 def test_errors_name_arguments_and_no_options_of_the_command_line(given):
     with raises(UserError) as caught:
         taugrid.evaluate(**{"samples": GREY[:20], "reference": GREY[20:]} | PIXELS | given)

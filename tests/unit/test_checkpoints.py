@@ -13,6 +13,7 @@ import torch
 from denoisers import at
 from diffusers import DDIMScheduler, PNDMScheduler, UNet2DModel
 from hub import commit, serving
+from latents import edit
 from safetensors.torch import load_file, save_file
 from snapshots import raises, recorded
 
@@ -71,8 +72,8 @@ def pipeline(saved, tmp_path):
     return make
 
 
-def announced(model, settings):
-    return model.source.description(model.diffusion, settings)
+def announced(model, cells=()):
+    return model.source.description(model.diffusion, [cell.settings for cell in cells])
 
 
 def planned(folder, read=read_checkpoint, **sections):
@@ -125,34 +126,27 @@ def test_everything_that_a_scheduler_says_is_taken_and_the_config_overrides_it(p
     )  # fmt: skip
     assert (cell.settings.clip, cell.settings.clip_range, cell.settings.steps_offset) == ("x0", 2.0, 1)
     assert cell.tau == (2, 102, 202, 302, 402)
-    assert cell.settings.clip_in_words == "x0 to +-2"
-    told = announced(cell.model, [cell.settings])
-    for part in ("T = 500", "scaled_linear", "v_prediction", "zero SNR", "alpha_0 = alpha_1", "+-2", "steps_offset 1"):
-        assert part in told
+    recorded(announced(cell.model, [cell]))
     overridden = {"schedule": "cosine", "rescale_betas_zero_snr": False, "set_alpha_to_one": True}
     settings = {"spacing": "leading", "clip": "x0_and_eps", "clip_range": 1, "steps_offset": 0}
     [cell] = planned(folder, diffusion=overridden, sample=settings).cells
     assert cell.model.diffusion.model_dump(include=set(overridden)) == overridden
     assert cell.model.diffusion.beta_start == 1e-3, "what the config leaves out is still theirs"
     assert (cell.settings.clip, cell.settings.clip_range, cell.tau[0]) == ("x0_and_eps", 1, 1)
-    assert cell.settings.clip_in_words == "x0_and_eps"
-    told = announced(cell.model, [cell.settings])
-    recorded(told, "config")
+    recorded(announced(cell.model, [cell]))
 
 
 def test_the_clipping_that_is_told_is_the_cells(pipeline):
-    folder = pipeline(DDIMScheduler(clip_sample_range=2.0, steps_offset=1))
-
-    def told(**sample):
-        found = planned(folder, **sample)
-        return announced(found.models[0], [cell.settings for cell in found.cells]).partition("clip ")[2]
-
-    assert told() == "x0 to +-2)", "steps_offset plays no part in the spacing linear"
-    recorded(told(grid={"clip": ["none", "x0_and_eps"]}))
-    recorded(told(sample={"spacing": "leading"}))
-    plain = planned(pipeline(name="bare"), sample={"spacing": "leading", "clip": "x0", "steps_offset": 1})
-    told = announced(plain.models[0], [plain.cells[0].settings])
-    recorded(told, "config")
+    """`steps_offset` plays no part in the spacing linear."""
+    folder, bare = pipeline(DDIMScheduler(clip_sample_range=2.0, steps_offset=1)), pipeline(name="bare")
+    for place, sections in (
+        (folder, {}),
+        (folder, {"grid": {"clip": ["none", "x0_and_eps"]}}),
+        (folder, {"sample": {"spacing": "leading"}}),
+        (bare, {"sample": {"spacing": "leading", "clip": "x0", "steps_offset": 1}}),
+    ):
+        found = planned(place, **sections)
+        recorded(announced(found.models[0], found.cells))
 
 
 def test_settings_that_play_no_part_make_no_other_cell(pipeline):
@@ -168,7 +162,7 @@ def test_betas_of_ones_own_are_taken_as_they_are(pipeline):
     assert model.diffusion.trained_betas == tuple(BETAS)
     assert model.diffusion.timesteps == len(BETAS)
     np.testing.assert_allclose(schedules.alpha_bar(model.diffusion), [1, *np.cumprod(1 - np.array(BETAS))], rtol=1e-15)
-    assert "40 trained_betas" in announced(model, [])
+    recorded(announced(model))
     assert hash(model.diffusion) is not None, "a worker keeps networks by it"
 
 
@@ -182,19 +176,12 @@ def test_a_schedule_of_the_configs_takes_the_place_of_trained_betas(pipeline):
     assert other.id == planned(folder).models[0].id, "the same process, whoever gave it"
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "diffusion"),
-    [
-        ({"trained_betas": BETAS}, {"timesteps": 10}),
-        ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}),
-        ({}, {"trained_betas": BETAS, "timesteps": 10}),
-        ({}, {"trained_betas": BETAS, "schedule": "cosine"}),
-        ({"rescale_betas_zero_snr": True}, {}),
-        ({"trained_betas": [0.1, 1.0]}, {}),
-        ({"trained_betas": [0.1, 1e-17, 0.2]}, {}),
-        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, {}),
-    ],
-)
+@pytest.mark.parametrize(("scheduler", "diffusion"), [
+    ({"trained_betas": BETAS}, {"timesteps": 10}), ({"trained_betas": BETAS, "num_train_timesteps": 50}, {}),
+    ({}, {"trained_betas": BETAS, "timesteps": 10}), ({}, {"trained_betas": BETAS, "schedule": "cosine"}),
+    ({"rescale_betas_zero_snr": True}, {}), ({"trained_betas": [0.1, 1.0]}, {}),
+    ({"trained_betas": [0.1, 1e-17, 0.2]}, {}), ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, {}),
+])  # fmt: skip
 def test_contradictions_are_one_line(pipeline, scheduler, diffusion):
     recorded(refusal(planned, pipeline(scheduler), diffusion=diffusion, sample={"steps": 1}))
 
@@ -205,46 +192,18 @@ def test_what_is_refused_of_a_scheduler_can_be_overridden_where_the_config_has_a
     assert schedules.alpha_bar(planned(folder, diffusion={"prediction": "v_prediction"}).models[0].diffusion)[-1] == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["FlowMatchLCMScheduler", "CosineDPMSolverMultistepScheduler", "ScoreSdeVeScheduler", "My"]
-)
-def test_other_forward_processes_are_refused_by_name(pipeline, name):
-    assert name in refusal(read_checkpoint, str(pipeline({"_class_name": name})))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"thresholding": True},
-        {"variance_type": "learned_range"},
-        {"beta_schedule": "laplace"},
-        {"predict_epsilon": False},
-        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
-        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
-    ],
-    ids=lambda values: [*values][-1],
-)
-def test_settings_that_can_not_be_honoured_are_refused_by_name(pipeline, values):
-    assert f"{[*values][-1]}: " in refusal(read_checkpoint, str(pipeline(values)))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"clip_sample_range": 0},
-        {"steps_offset": -1},
-        {"trained_betas": []},
-        {"beta_start": "small"},
-        {"set_alpha_to_one": 2},
-        {"beta_schedule": ["linear"]},
-        {"_class_name": ["DDPMScheduler"]},
-        {"trained_betas": BETAS, "beta_start": "small"},
-        {"trained_betas": BETAS, "beta_start": -1},
-        {"trained_betas": BETAS, "beta_end": [0.1]},
-    ],
-)
-def test_wrong_values_are_one_line_that_names_the_file(pipeline, values):
-    recorded(refusal(read_checkpoint, str(pipeline(values))), "scheduler_config.json")
+@pytest.mark.parametrize("values", [
+    {"_class_name": "FlowMatchLCMScheduler"}, {"_class_name": "CosineDPMSolverMultistepScheduler"},
+    {"_class_name": "ScoreSdeVeScheduler"}, {"_class_name": "My"}, {"_class_name": ["DDPMScheduler"]},
+    {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+    {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, {"thresholding": True},
+    {"variance_type": "learned_range"}, {"beta_schedule": "laplace"}, {"predict_epsilon": False},
+    {"clip_sample_range": 0}, {"steps_offset": -1}, {"trained_betas": []}, {"beta_start": "small"},
+    {"set_alpha_to_one": 2}, {"beta_schedule": ["linear"]}, {"trained_betas": BETAS, "beta_start": "small"},
+    {"trained_betas": BETAS, "beta_start": -1}, {"trained_betas": BETAS, "beta_end": [0.1]},
+], ids=lambda values: " ".join(values))  # fmt: skip
+def test_what_can_not_be_honoured_is_one_line_that_names_it(pipeline, values):
+    recorded(refusal(read_checkpoint, str(pipeline(values))))
 
 
 def test_what_a_schedulers_config_holds_as_null_is_as_if_it_were_not_there(pipeline):
@@ -273,42 +232,26 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
     assert planned(bare).models[0].id == planned(in_pipeline.path).models[0].id
 
 
-@pytest.mark.parametrize(
-    ("index", "unet"),
-    [
-        ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}),
-        ({"safety_checker": ["a", "B"], "unet": ["diffusers", "UNet2DModel"]}, {}),
-        ({"text_encoder": ["a", "B"], "tokenizer": ["a", "C"]}, {}),
-        ({}, {"_class_name": "UNet3DModel"}),
-        ({}, {"out_channels": 2}),
-        ({}, {"sample_size": [8]}),
-        ({}, {"sample_size": "8"}),
-        ({}, {"sample_size": [8, 0]}),
-        ({}, {"in_channels": "1"}),
-        ({}, {"in_channels": [1, 1]}),
-        ({}, {"out_channels": True}),
-        ({}, {"class_embed_type": "identity"}),
-        ({}, {"num_class_embeds": "ten"}),
-        ({}, {"num_class_embeds": 11, "null_label": 3}),
-        ({}, {"time_embedding_type": "fourier"}),
-        ({}, {"in_channels": 3, "out_channels": 3}),
-    ],
-)
+@pytest.mark.parametrize(("index", "unet"), [
+    ({"vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}, {}),
+    ({"safety_checker": ["a", "B"], "unet": ["diffusers", "UNet2DModel"]}, {}),
+    ({"text_encoder": ["a", "B"], "tokenizer": ["a", "C"]}, {}), ({}, {"_class_name": "UNet3DModel"}),
+    ({}, {"out_channels": 2}), ({}, {"sample_size": [8]}), ({}, {"sample_size": "8"}), ({}, {"sample_size": [8, 0]}),
+    ({}, {"in_channels": "1"}), ({}, {"in_channels": [1, 1]}), ({}, {"out_channels": True}),
+    ({}, {"class_embed_type": "identity"}), ({}, {"num_class_embeds": "ten"}),
+    ({}, {"num_class_embeds": 11, "null_label": 3}), ({}, {"time_embedding_type": "fourier"}),
+    ({}, {"in_channels": 3, "out_channels": 3}),
+])  # fmt: skip
 def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet):
     folder = pipeline()
     (folder / "model_index.json").write_text(json.dumps(index))
-    file = folder / "unet/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | unet))
+    edit(folder / "unet/config.json", **unet)
     recorded(refusal(read_checkpoint, str(folder)))
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "diffusion_pytorch_model.fp16.safetensors",
-        "diffusion_pytorch_model-00001-of-00002.safetensors",
-        "model.ckpt",
-    ],
+    ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model-00001-of-00002.safetensors", "model.ckpt"],
 )
 def test_other_files_of_weights_are_one_line(pipeline, name):
     folder = pipeline() / "unet"
@@ -358,51 +301,31 @@ class Malicious:
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(pipeline, tmp_path, write):
     folder, marker = pipeline() / "unet", tmp_path / "it was run"
-    tensors = load_file(folder / WEIGHTS_FILE)
+    write(load_file(folder / WEIGHTS_FILE) | {"x": Malicious(marker)}, folder / PICKLED_WEIGHTS_FILE)
     (folder / WEIGHTS_FILE).unlink()
-    write(tensors | {"x": Malicious(marker)}, folder / PICKLED_WEIGHTS_FILE)
     assert planned(folder).models, "only a worker opens it"
     with raises(WrongWeights):
         loaded(folder)
     assert not marker.exists()
-    Malicious(marker).__reduce__()[0](marker)
-    assert marker.exists(), "it would have been seen"
-
-
-def without(tensors):
-    tensors.pop("conv_in.bias")
-
-
-def with_more(tensors):
-    tensors["extra.weight"] = torch.zeros(1)
-
-
-def with_another_shape(tensors):
-    tensors["mid_block.resnets.0.conv1.weight"] = torch.zeros(8, 8, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "tensor"),
     [
-        without,
-        with_more,
-        with_another_shape,
+        ("conv_in.bias", None),
+        ("extra.weight", torch.zeros(1)),
+        ("mid_block.resnets.0.conv1.weight", torch.zeros(8, 8, 1, 1)),
     ],
 )
-def test_weights_of_another_network_are_one_line(pipeline, change):
+def test_weights_of_another_network_are_one_line(pipeline, name, tensor):
     """diffusers itself warns, and goes on with whatever lies in memory."""
     folder = pipeline() / "unet"
-    tensors = load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS_FILE)
+    tensors = load_file(folder / WEIGHTS_FILE) | {name: tensor}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS_FILE)
     read_checkpoint(str(folder))
     recorded(refusal(loaded, folder))
-
-
-def test_a_config_that_makes_no_network_is_one_line(pipeline):
-    file = pipeline() / "unet/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"up_block_types": ["UpBlock2D"]}))
-    recorded(refusal(loaded, file.parent), "provide")
+    edit(folder / "config.json", up_block_types=["UpBlock2D"])
+    recorded(refusal(loaded, folder), "provide")
 
 
 def test_raw_weights_are_those_of_unet_raw(tmp_path):
@@ -423,7 +346,7 @@ def test_raw_weights_are_those_of_unet_raw(tmp_path):
 
 
 def test_raw_weights_of_a_model_made_elsewhere_are_refused_when_it_is_planned(pipeline):
-    assert "unet_raw" in refusal(planned, pipeline(), sample={"weights": "raw"})
+    recorded(refusal(planned, pipeline(), sample={"weights": "raw"}))
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(40, trained_betas=BETAS), DDIMScheduler(steps_offset=1), None])
@@ -447,7 +370,7 @@ def test_a_model_on_the_hub_is_downloaded_once_and_then_found_without_it(pipelin
     here = read_checkpoint(str(folder))
     assert (first.commit, first.weights_sha256) == (commit(folder), here.weights_sha256)
     assert (first.diffusion, first.sample) == (here.diffusion, here.sample)
-    recorded(announced(planned("someone/something").models[0], []), "something")
+    recorded(announced(planned("someone/something").models[0]), "something")
     assert read_checkpoint("someone/something") == first, "the server is gone"
     assert planned("someone/something").models[0].id == planned(folder).models[0].id
     assert loaded(first.unet_folder)(torch.zeros(1, 1, 8, 8), at(1)).shape == (1, 1, 8, 8)
@@ -478,12 +401,9 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(pipeline, tmp_path, monkey
 
 def test_what_the_hub_can_not_give_is_one_line(pipeline, tmp_path, monkeypatch):
     with serving({"models/someone/something": pipeline()}, tmp_path / "cache", monkeypatch):
-        line = refusal(read_checkpoint, "someone/else")
-        recorded(line)
+        recorded(refusal(read_checkpoint, "someone/else"))
         recorded(refusal(read_checkpoint, "someone/something@v2"), "revision")
-    line = refusal(read_checkpoint, "someone/something")
-    assert "ConnectError" in line
-    recorded(line, "cache")
+    recorded(refusal(read_checkpoint, "someone/something"), "cache")
 
 
 @pytest.mark.parametrize("path", ["somewhere", "./some/where", "/some/where/else", "../where", "a b/c"])
@@ -507,22 +427,21 @@ def test_the_weights_of_however_many_models_are_hashed_once(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["edm-cifar10-32x32-uncond-vp.pkl", "https://nvlabs.example/network-snapshot-1.pkl"])
 def test_a_pickle_of_nvlabs_is_refused_by_its_name_with_the_way_to_convert_it(name):
-    said = refusal(read_checkpoint, name)
-    for part in (f"model.checkpoint: {name}", "would run the code", "state_dict()", "model.callable", "custom-network"):
-        assert part in said
+    recorded(refusal(read_checkpoint, name))
 
 
 def test_so_is_one_as_weights_by_what_it_holds_and_it_is_not_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    theirs = b"\x80\x04\x95ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
-    (tmp_path / "edm.pt").write_bytes(theirs)
     monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("it was opened"))
-    names = ("edm-cifar10-32x32-uncond-vp.pkl", "edm2-img512-xs-2147483-0.130.pkl", "network-snapshot-000100.pkl")
-    for name in names:
-        (tmp_path / name).write_bytes(b"anything")
-    for name in ("edm.pt", *names):
-        said = refusal(custom_process.describe, "mine:load", name, (3, 32, 32), DIFFUSION_DEFAULTS)
-        recorded(said, "pickle")
+    theirs = b"\x80\x04\x95ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+    for name, content in {
+        "edm.pt": theirs,
+        "edm-cifar10-32x32-uncond-vp.pkl": b"anything",
+        "edm2-img512-xs-2147483-0.130.pkl": b"anything",
+        "network-snapshot-000100.pkl": b"anything",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        recorded(refusal(custom_process.describe, "mine:load", name, (3, 32, 32), DIFFUSION_DEFAULTS), "pickle")
     (tmp_path / "renamed").write_bytes(theirs)
     recorded(refusal(read_checkpoint, "renamed"), "pickle")
     refuse_pickle("model.weights", str(tmp_path / "absent"))

@@ -1,8 +1,8 @@
 """The labels of data sets: beside their images, in their order."""
 
+import hashlib
 import json
 import struct
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,9 @@ from snapshots import raises, recorded
 from taugrid.config import Data
 from taugrid.errors import ContentMismatch, UserError
 from taugrid.images import encode_png
+from taugrid.workers.data.fashion_mnist import SHA256
 from taugrid.workers.data.labels import load_known_labels, load_labels, number_of_classes
 from taugrid.workers.data.load import load_images
-
-FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 
 pytestmark = pytest.mark.usefixtures("user_cache")
 
@@ -46,24 +45,26 @@ def test_digits_have_the_labels_of_their_images():
     assert number_of_classes(Data()) == 10
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST's files in ../shared")
-def test_fashion_mnist_has_its_published_labels():
-    whole, train, test = (
-        load_labels(Data(name="fashion-mnist", root=str(FASHION), split=split)) for split in ("all", "train", "test")
-    )
-    assert train.of_images[:5].tolist() == [9, 0, 0, 3, 0]  # an ankle boot, as its readers show it first
-    assert np.array_equal(whole.of_images, np.concatenate([train.of_images, test.of_images]))
-    assert np.bincount(train.of_images).tolist() == [6000] * 10
-    assert train.classes[9] == "Ankle boot"
-    boots = load_images(Data(name="fashion-mnist", root=str(FASHION), split="test"))[test.of_images == 9]
-    trousers = load_images(Data(name="fashion-mnist", root=str(FASHION), split="test"))[test.of_images == 1]
-    assert boots[:, 0, 20, :].mean() > 2 * trousers[:, 0, 20, :].mean(), "a boot is wide where trousers are not"
+def write_idx(path, labels):
+    path.write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
+
+
+def test_fashion_mnist_has_the_labels_of_its_files_in_order(tmp_path, monkeypatch):
+    section = Data(name="fashion-mnist", root=str(tmp_path))
+    monkeypatch.setattr(type(section.dataset), "published_size", lambda *_: None)
+    for split, labels in {"train": [9, 0, 3], "t10k": [2, 1]}.items():
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
+        monkeypatch.setitem(SHA256, f"{split}-labels-idx1-ubyte", hashlib.sha256(bytes(labels)).hexdigest())
+    for split, expected in {"all": [9, 0, 3, 2, 1], "train": [9, 0, 3], "test": [2, 1]}.items():
+        labels = load_labels(section.model_copy(update={"split": split}))
+        assert labels.of_images.tolist() == expected
+        assert labels.classes[9] == "Ankle boot"
 
 
 def test_labels_of_fashion_mnist_that_are_missing_or_not_its_own(tmp_path):
     section = Data(name="fashion-mnist", root=str(tmp_path), split="test")
     assert "t10k-labels-idx1-ubyte" in refused(section)
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes(3))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", [0, 0, 0])
     recorded(refused(section), "published")
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 4) + bytes(3))
     recorded(refused(section), "complete")
@@ -135,25 +136,17 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
     assert classes == ("crane (0)", "dog", "crane (2)")
 
 
-@pytest.mark.parametrize(
-    ("labels", "metadata", "name"),
-    [
-        ([0.0, 1.0], None, "label"),
-        ([0, None], None, "label"),
-        ([0, -1], None, "label"),
-        (["a", "b"], None, "label"),
-        ([0, 1], None, "fine_label"),
-        ([0, 2], hugging_face("a", "b"), "label"),
-    ],
-)
-def test_columns_that_are_no_labels_are_refused(labels, metadata, name, tmp_path):
-    write_table(tmp_path / "x.parquet", labels, metadata, name)
+@pytest.mark.parametrize("columns", [
+    {"labels": [0.0, 1.0]}, {"labels": [0, None]}, {"labels": [0, -1]}, {"labels": ["a", "b"]},
+    {"labels": [0, 1], "name": "fine_label"}, {"labels": [0, 2], "metadata": hugging_face("a", "b")},
+])  # fmt: skip
+def test_columns_that_are_no_labels_are_refused(columns, tmp_path):
+    write_table(tmp_path / "x.parquet", **columns)
     recorded(refused(Data(name="parquet", root=str(tmp_path), shape=(1, 4, 4))))
 
 
 def test_a_data_set_without_labels_says_which_have_them():
-    line = refused(Data(name="celeba"))
-    recorded(line, "classes")
+    recorded(refused(Data(name="celeba")), "classes")
 
 
 def test_a_workers_labels_must_be_the_drivers(tmp_path):

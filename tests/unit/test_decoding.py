@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torchvision
+from pictures import noise
 from PIL import Image
 from snapshots import raises
 
@@ -19,10 +19,6 @@ from taugrid.errors import UserError
 from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import DecodedImage, SourceError
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def fit(pixels, shape):
@@ -55,12 +51,7 @@ def test_an_image_of_the_shape_is_not_touched():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "shape"),
-    [
-        (noise(3, 8, 8), (1, 8, 8)),
-        (noise(1, 8, 7), (1, 8, 8)),
-        (noise(1, 7, 80), (1, 8, 8)),
-    ],
+    ("pixels", "shape"), [(noise(3, 8, 8), (1, 8, 8)), (noise(1, 8, 7), (1, 8, 8)), (noise(1, 7, 80), (1, 8, 8))]
 )
 def test_what_can_not_be_fitted_is_refused(pixels, shape):
     with raises(SourceError):
@@ -83,15 +74,14 @@ def load(capsys):
     """Loads a section as a new process would: (its images, its fingerprint, whether images were decoded)."""
 
     def once(section):
-        data._load.cache_clear()
-        found = data.load_images(section), data.content_fingerprint(section)
+        found = decoding.load_or_decode(section, folder.read(section), data.decoded_folder())
         return *found, "decoding" in capsys.readouterr().err
 
     return once
 
 
 def files_of(kind):
-    return sorted((Path(os.environ["XDG_CACHE_HOME"]) / "taugrid" / "decoded").glob(f"*{kind}"))
+    return sorted(data.decoded_folder().glob(f"*{kind}"))
 
 
 def test_images_are_decoded_once_and_then_mapped(section, load):
@@ -123,12 +113,6 @@ def test_other_files_or_other_pixels_are_decoded_anew(section, load, tmp_path):
     assert load(section)[1:] == (fingerprint, True), "a new time may be new content, and is not here"
 
 
-def test_a_folder_that_moves_is_the_same_images(section, load, tmp_path):
-    _, fingerprint, _ = load(section)
-    shutil.move(tmp_path / "pictures", tmp_path / "elsewhere")
-    assert load(section.model_copy(update={"root": str(tmp_path / "elsewhere")}))[1:] == (fingerprint, True)
-
-
 @pytest.mark.parametrize("kind", [".npy", ".json"])
 def test_a_cache_cut_short_is_made_anew(section, load, kind):
     first, fingerprint, _ = load(section)
@@ -142,18 +126,14 @@ def test_a_cache_cut_short_is_made_anew(section, load, kind):
     assert not files_of(".tmp")
 
 
-def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path):
+def test_of_two_at_once_one_decodes_and_the_other_waits(section, tmp_path, monkeypatch):
     """Two threads stand for two processes: a lock of `flock` belongs to an opened file."""
-    found, decodings = folder.read(section), []
-
-    def slowly(path):
-        time.sleep(0.005)
-        decodings.append(path)
-        return found.reader.decode_item(path)
-
+    found, decodings, both, locked = folder.read(section), [], Barrier(2), decoding.locked
+    monkeypatch.setattr(decoding, "locked", lambda path: both.wait(60) + 1 and locked(path))
+    noting = found.reader._replace(decode_item=lambda path: decodings.append(path) or found.reader.decode_item(path))
     with ThreadPoolExecutor(2) as pool:
-        slow = found._replace(reader=found.reader._replace(decode_item=slowly))
-        waiting = [pool.submit(decoding.load_or_decode, section, slow, tmp_path / "cache") for _ in range(2)]
+        arguments = section, found._replace(reader=noting), tmp_path / "cache"
+        waiting = [pool.submit(decoding.load_or_decode, *arguments) for _ in range(2)]
         first, second = (future.result() for future in waiting)
     assert sorted(decodings) == sorted(found.files)
     assert first.fingerprint == second.fingerprint

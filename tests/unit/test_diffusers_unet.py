@@ -11,30 +11,18 @@ from taugrid.workers.importing import imported_on_use, uncollected
 MODULE = "xml.sax.saxutils"  # nothing here imports it
 
 
-@pytest.fixture
-def unloaded(monkeypatch):
+def test_a_module_is_loaded_with_the_first_thing_asked_of_it_and_not_before(monkeypatch):
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
-
-
-@pytest.mark.usefixtures("unloaded")
-def test_a_module_is_loaded_with_the_first_thing_asked_of_it():
+    with imported_on_use(MODULE):
+        importlib.import_module(MODULE)
+    assert MODULE not in sys.modules
     with imported_on_use(MODULE):
         stand_in = importlib.import_module(MODULE)
         assert stand_in.escape("<") == "&lt;"
     assert sys.modules[MODULE].escape is stand_in.escape
     with pytest.raises(AttributeError, match="no_such_name"):
         stand_in.no_such_name  # noqa: B018
-
-
-@pytest.mark.usefixtures("unloaded")
-def test_a_module_that_nothing_was_asked_of_is_not_loaded():
-    with imported_on_use(MODULE):
-        importlib.import_module(MODULE)
-    assert MODULE not in sys.modules
-
-
-def test_a_module_that_is_loaded_stays_as_it_is():
-    with imported_on_use("json"):
+    with imported_on_use("json"):  # which is loaded
         assert importlib.import_module("json") is sys.modules["json"]
     assert sys.modules["json"].loads("1") == 1
 

@@ -1,16 +1,14 @@
 """Latent networks: pictures against diffusers' own loop, the VAE in the worker, other VAEs, and what is refused."""
 
-import os
+import re
 import shutil
-import signal
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
-from diffusers import VQModel
 from hub import serving
 from latents import SETTINGS, STEPS, by_diffusers, edit, other_vae, save_dit, save_ldm
 from safetensors.torch import load_file, save_file
@@ -39,6 +37,8 @@ from taugrid.workers.network.unet import read_saved
 from taugrid.workers.sample import run as run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = {"labels": "balanced"}
 
 
 @pytest.fixture(scope="module")
@@ -92,24 +92,27 @@ def test_a_dits_pictures_are_those_of_diffusers_parts_without_its_learned_sigma(
     assert abs(found - others.astype(int)).max() > 4, "labels matter"
     [model] = planned(folder, sample={"labels": "balanced"}).models
     assert model.source.conditions == (10, 10), "ten classes, and the null class"
-    said = model.source.description(model.diffusion, [])
-    recorded(said, "decoded")
+    recorded(model.source.description(model.diffusion, []), "decoded")
 
 
 def test_batches_and_slices_change_no_picture(ldm):
-    folder, _ = ldm
-    first = taugrid.sample(str(folder), 8, batch_size=8, decode_batch=2, **SETTINGS)
-    assert np.array_equal(taugrid.sample(str(folder), 8, batch_size=4, decode_batch=2, **SETTINGS), first)
-    assert np.array_equal(taugrid.sample(str(folder), [5, 2], batch_size=2, decode_batch=2, **SETTINGS), first[[5, 2]])
+    def sampled(indices, batch_size):
+        return taugrid.sample(str(ldm[0]), indices, batch_size=batch_size, decode_batch=2, **SETTINGS)
+
+    first = sampled(8, 8)
+    assert np.array_equal(sampled(8, 4), first)
+    assert np.array_equal(sampled([5, 2], 2), first[[5, 2]])
 
 
 def test_what_a_vaes_config_leaves_out_is_what_it_meant_when_it_was_written(ldm, dit, tmp_path):
     """diffusers takes 0.18215 for a VQModel too (huggingface/diffusers#6725), whose latents were not scaled."""
     for (folder, _), name, factor in ((ldm, "vqvae", 1.0), (dit, "vae", 0.18215)):
         place = shutil.copytree(folder, tmp_path / name)
-        edit(place / name / "config.json", scaling_factor=None, shift_factor=0.25)
+        edit(place / name / "config.json", scaling_factor=None, shift_factor=0.25, out_channels=None)
         vae = read_checkpoint(str(place)).vae
-        assert (vae.scaling_factor, vae.shift_factor) == (factor, 0.25)
+        assert (vae.scaling_factor, vae.shift_factor, vae.picture_shape) == (factor, 0.25, (3, 16, 16))
+    edit(place / "vae/config.json", block_out_channels=None, latent_channels=None)
+    assert read_checkpoint(str(place)).vae.picture_shape == (3, 8, 8), "diffusers' defaults"
 
 
 def test_the_first_dits_config_and_weights_are_read(dit, tmp_path):
@@ -117,15 +120,11 @@ def test_the_first_dits_config_and_weights_are_read(dit, tmp_path):
     folder = shutil.copytree(dit[0], tmp_path / "old")
     older = {"cross_attention_dim": 0, "num_vector_embeds": 0, "only_cross_attention": False, "norm_eps": None}
     edit(folder / "transformer/config.json", _class_name="Transformer2DModel", **older)
-    new, file = (
-        {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"},
-        folder / "vae" / WEIGHTS_FILE,
-    )
-    tensors, renamed = load_file(file), {}
-    for name, tensor in tensors.items():
-        for now, then in new.items():
-            name = name.replace(f".{now}.", f".{then}.")
-        renamed[name] = tensor
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    file = folder / "vae" / WEIGHTS_FILE
+    tensors = load_file(file)
+    name_of = re.compile("|".join(map(re.escape, older)))
+    renamed = {name_of.sub(lambda found: older[found[0]], name): tensor for name, tensor in tensors.items()}
     assert set(renamed) != set(tensors)
     save_file(renamed, file)
     found = read_checkpoint(str(folder))
@@ -148,40 +147,23 @@ def test_a_pipeline_on_the_hub_comes_with_its_vae_and_one_of_prompts_without_wei
         with raises(UserError):
             read_checkpoint("a/prompts")
         assert not any(WEIGHTS_FILE in line for line in requests)
-        of = read_checkpoint(str(dit[0])).vae
+        here = read_checkpoint(str(dit[0]))
+        assert Checkpoint.restored(here.recorded) == here
+        of = here.vae
         assert read_vae("a/dit", of).identity == found.vae.identity == of.identity
-
-
-def test_a_record_of_a_latent_pipeline_is_the_pipeline(dit):
-    found = read_checkpoint(str(dit[0]))
-    assert Checkpoint.restored(found.recorded) == found
-    assert found.vae.picture_shape == (3, 16, 16)
-
-
-def test_keys_that_a_vaes_config_leaves_out_are_diffusers_defaults(dit, tmp_path):
-    """Put back by `config["out_channels"]`: a KeyError."""
-    place = shutil.copytree(dit[0], tmp_path / "short")
-    edit(place / "vae/config.json", out_channels=None, latent_channels=None)
-    assert read_checkpoint(str(place)).vae.picture_shape == (3, 16, 16)
-    edit(place / "vae/config.json", block_out_channels=None)
-    assert read_checkpoint(str(place)).vae.picture_shape == (3, 8, 8)
 
 
 def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit, tmp_path):
     """As a checkpoint is. Put back by not reading plan.json: `plan` of a finished run fails."""
     other_vae(tmp_path / "vae")
     rundir, given = RunDir(tmp_path / "run"), {"checkpoint": str(dit[0]), "vae": str(tmp_path / "vae")}
-    values = {"name": "x", "model": given, "sample": SETTINGS | CLASSES}
-
-    def again():
-        return plan(config.validate(config.Config, values, "test"), read_vae=rundir.read_vae)
-
-    before = again()
+    values = config.validate(config.Config, {"name": "x", "model": given, "sample": SETTINGS | CLASSES}, "test")
+    before = plan(values, read_vae=rundir.read_vae)
     write_json(rundir.plan, to_json(before))
     shutil.rmtree(tmp_path / "vae")
-    found = again()
+    found = plan(values, read_vae=rundir.read_vae)
     assert found.cells == before.cells
-    survey = Survey(Run(config.validate(config.Config, values, "test"), found, rundir), None, frozenset({"sample"}), 0)
+    survey = Survey(Run(values, found, rundir), None, frozenset({"sample"}), 0)
     with raises(MissingInput):
         [*SampleWork(survey).tasks()]
 
@@ -221,32 +203,18 @@ def test_the_vae_is_part_of_the_models_identity(ldm, tmp_path):
     assert len({before.id, rescaled.id, other.id}) == 3
 
 
-def test_a_recorded_plan_has_its_decoders(ldm):
-    found = planned(ldm[0])
-    again = from_json(to_json(found))
-    assert again.models == found.models
-    assert [cell.model.decoder for cell in again.cells] == [cell.model.decoder for cell in found.cells]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda place: shutil.rmtree(place / "vqvae"),
-        lambda place: (place / "vqvae" / WEIGHTS_FILE).unlink(),
-        lambda place: (place / "vqvae" / WEIGHTS_FILE).write_bytes(b"0"),
-        lambda place: edit(place / "vqvae/config.json", latent_channels=4),
-        lambda place: edit(place / "vqvae/config.json", _class_name="AutoencoderDC"),
-        lambda place: edit(place / "vqvae/config.json", latents_mean=[0.0]),
-    ],
-)
+@pytest.mark.parametrize("change", [
+    lambda place: shutil.rmtree(place / "vqvae"), lambda place: (place / "vqvae" / WEIGHTS_FILE).unlink(),
+    lambda place: (place / "vqvae" / WEIGHTS_FILE).write_bytes(b"0"),
+    lambda place: edit(place / "vqvae/config.json", latent_channels=4),
+    lambda place: edit(place / "vqvae/config.json", _class_name="AutoencoderDC"),
+    lambda place: edit(place / "vqvae/config.json", latents_mean=[0.0]),
+])  # fmt: skip
 def test_a_vae_that_can_not_decode_is_one_line_before_anything_is_sampled(ldm, tmp_path, change):
     place = shutil.copytree(ldm[0], tmp_path / "damaged")
     change(place)
     with raises(UserError):
         planned(place)
-
-
-CLASSES = {"labels": "balanced"}
 
 
 def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
@@ -261,9 +229,8 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     assert other.decoder.identity != own.decoder.identity
     assert "other" in other.label
     assert not [remark for remark in found.remarks if "same times" in remark], "each of which is another cell"
-    small = [
-        planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": size}).cells[0] for size in (8, 32, 64, 4)
-    ]
+    slices = (8, 32, 64, 4)
+    small = [planned(folder, sample={**CLASSES, "batch_size": 8, "decode_batch": n}).cells[0] for n in slices]
     guides = [{"checkpoint": str(folder), "guide": str(place)} for place in (folder, folder / "transformer")]
     whole, bare = (planned("", model=model, sample={**CLASSES, "guidance": 2.0}).cells[0] for model in guides)
     assert whole.id == bare.id, "a guide's VAE decodes nothing"
@@ -282,18 +249,12 @@ def test_another_vae_makes_other_cells_of_the_same_model(dit, tmp_path):
     assert same.id == own.id, "the pipeline's own VAE under another path"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"latent_channels": 3},
-        {
-            "block_out_channels": (8,),
-            "down_block_types": ["DownEncoderBlock2D"],
-            "up_block_types": ["UpDecoderBlock2D"],
-        },
-        None,
-    ],
-)
+HALVES_NOTHING = {
+    "block_out_channels": (8,), "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"latent_channels": 3}, HALVES_NOTHING, None])
 def test_a_vae_of_other_latents_is_one_line(dit, tmp_path, changes):
     if changes is not None:
         other_vae(tmp_path / "vae", **changes)
@@ -301,21 +262,17 @@ def test_a_vae_of_other_latents_is_one_line(dit, tmp_path, changes):
         planned(dit[0], tmp_path / "vae", sample=CLASSES)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("vae_precision", "bf16"), ("keep_latents", True), ("decode_batch", 8), ("model.vae", "/a")],
-)
-def test_keys_of_a_vae_are_refused_for_networks_of_pixels(key, value):
-    pixels = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    if key == "model.vae":
-        pixels["model"]["vae"] = value
-    else:
-        pixels["sample"] = {key: value}
-    with pytest.raises(UserError, match=rf"{key}: .*pixels.* remove"):
-        planned("", **pixels)
-    if key != "model.vae":
-        with pytest.raises(UserError, match=f"sample.{key}: "):
-            taugrid.sample(torch.nn.Identity(), 1, shape=(1, 4, 4), **{key: value})
+PIXELS = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
+
+
+@pytest.mark.parametrize("setting", [{"vae_precision": "bf16"}, {"keep_latents": True}, {"decode_batch": 8}, None])
+def test_keys_of_a_vae_are_refused_for_networks_of_pixels(setting):
+    keys = {"model": {"oracle": "gaussian", "vae": "/a"}} if setting is None else {"sample": setting}
+    with raises(UserError):
+        planned("", **PIXELS | keys)
+    if setting is not None:
+        with raises(UserError):
+            taugrid.sample(torch.nn.Identity(), 1, shape=(1, 4, 4), **setting)
 
 
 def test_the_stages_along_the_ode_are_refused_for_latents(ldm):
@@ -343,11 +300,10 @@ def vae_of(folder):
 
 def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm):
     """Switches of torch are the process's. Put back by deleting `without_tf32`: the VAE would compute in TF32."""
-    seen = []
-    device, settings = Device("cpu"), settings_of()
-    decode = device.decoder(vae_of(ldm[0]), settings)
-    module = next(iter(device._vaes._values.values()))
+    seen, device, settings = [], Device("cpu"), settings_of()
+    module = device.load_decoder(vae_of(ldm[0]), settings)
     module.post_quant_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
+    decode = device.decoder(vae_of(ldm[0]), settings)
     with arithmetic.restored():
         arithmetic.configure(policy("cuda", "tf32"))
         decode(torch.zeros(1, 3, 8, 8))
@@ -357,36 +313,37 @@ def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm):
 
 def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypatch):
     """Put back by deleting `preflight.require` from `Device.decoder`: nothing is refused."""
-    device, vae, free, needed = Device("cpu"), vae_of(ldm[0]), [0], {}
+    device, vae, free, needed, require = Device("cpu"), vae_of(ldm[0]), [0], [], preflight.require
     monkeypatch.setattr(preflight, "free_bytes", lambda device: free[0])
     monkeypatch.setattr(preflight, "LIBRARIES_BYTES", 0)
+    monkeypatch.setattr(
+        preflight, "require", lambda bytes, *of, **how: [needed.append(bytes), require(bytes, *of, **how)]
+    )
     for size in (4, 8):
         with raises(NotEnoughMemory):
             device.decoder(vae, settings_of(batch_size=8, decode_batch=size))
-        needed[size] = list(device._needed.values())[-1]
-    assert needed[8] > needed[4] > 8 * 3 * 16 * 16 * 4
-    free[0] = needed[4]
+    assert needed[1] > needed[0] > 8 * 3 * 16 * 16 * 4
+    free[0] = needed[0]
     device.decoder(vae, settings_of(batch_size=8, decode_batch=4))
     decode = device.decoding(vae, settings_of(batch_size=8))
-    advice = smaller_slice(decode, vae.network_shape, 8, "cpu")
-    recorded(advice, "decode")
+    recorded(smaller_slice(decode, vae.network_shape, 8, "cpu"), "decode")
     assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
     of_many = device.decoding(vae, settings_of(batch_size=1000))
     recorded(smaller_slice(of_many, vae.network_shape, 4, "cpu"), "smaller")
 
 
 def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
-    """Put back by loading the VAE after the network, or by requiring memory to decode before it: (1, 0) or (0, 1)."""
-    device, there = Device("cpu"), []
-
-    def free_bytes(name):
-        there.append((len(device._networks), len(device._vaes)))
-        return 2**40
-
-    monkeypatch.setattr(preflight, "free_bytes", free_bytes)
+    """Put back by loading the VAE after the network, or by requiring memory to decode before it."""
+    order = []
+    for place in ("network.load.load_network", "network.vae.load_vae"):
+        load = resolve_name(f"taugrid.workers.{place}")
+        monkeypatch.setattr(
+            f"taugrid.workers.{place}", lambda *given, load=load: [order.append(load.__name__), load(*given)][1]
+        )
+    monkeypatch.setattr(preflight, "free_bytes", lambda name: order.append("free") or 2**40)
     [task, *_] = tasks_of(ldm[0], tmp_path / "run").values()
-    run_job(task.job, device)
-    assert there == [(1, 1), (1, 1)]
+    run_job(task.job, Device("cpu"))
+    assert order == ["load_vae", "load_network", "free", "free"]
 
 
 LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}
@@ -430,8 +387,7 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
         assert run_job(task.job, device).evaluations is None
     monkeypatch.setattr(Device, "network", lambda *_: pytest.fail("nothing is to be sampled"))
     beats = []
-    device._send = lambda done, of, doing="": beats.append((done, of))
-    device._last_heartbeat = -10.0
+    device = Device("cpu", lambda done, of, doing="": beats.append((done, of)))
     done = [run_job(task.job, device) for task in second]
     assert [result.evaluations for result in done] == [0, 0, 0]
     events = [SampleWork.event(task, result, True).fields for task, result in zip(second, done, strict=True)]
@@ -507,36 +463,14 @@ def test_latents_that_can_not_be_read_are_sampled_again(ldm, two_vaes, tmp_path,
     assert parts(second[:1]) == parts(alone[:1])
 
 
-def test_a_worker_that_stops_or_dies_in_the_vae_loses_nothing(ldm, tmp_path, monkeypatch):
-    """Batches of 4 are decoded 3 and 1 at a time. Killed, it leaves no file; stopped, the whole batches."""
+def test_a_worker_that_stops_in_the_vae_loses_no_batch(ldm, tmp_path, monkeypatch):
+    """Batches of 4 are decoded 3 and 1 at a time; whole ones are kept."""
 
     def begun(name):
         return next(iter(tasks_of(ldm[0], tmp_path / name, sample={"shard_evaluations": 60}).values())).job
 
     whole = begun("whole")
     run_job(whole, Device("cpu"))
-
-    def dies():
-        slices = []
-
-        def decode(*arguments, **named):
-            slices.append(1)
-            if len(slices) == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return decoded(*arguments, **named)
-
-        decoded = VQModel.decode
-        VQModel.decode = decode
-        run_job(begun("killed"), Device("cpu"))
-
-    child = get_context("fork").Process(target=dies)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
-    again = begun("killed")
-    assert not Path(again.path).exists()
-    run_job(again, Device("cpu"))
-    assert Path(again.path).read_bytes() == Path(whole.path).read_bytes()
 
     def stopping(done, of):
         if done == STEPS + 2 + STEPS + 1:  # in the VAE, with the second batch
@@ -557,8 +491,7 @@ def test_pictures_that_are_not_finite_are_blamed_on_the_vae(ldm, tmp_path):
     tensors["decoder.conv_out.bias"] += float("nan")
     save_file(tensors, place / "vqvae" / WEIGHTS_FILE)
     [job, *_] = [task.job for task in tasks_of(place, tmp_path / "run").values()]
-    found = r"hold nan or infinity.*; the VAE made them: set sample.vae_precision: float32"
-    with pytest.raises(NotFinite, match=found):
+    with raises(NotFinite):
         run_job(job, Device("cpu"))
-    with pytest.raises((NotFinite, UserError), match=found):
+    with raises((NotFinite, UserError)):
         taugrid.sample(str(place), 1, batch_size=4, **SETTINGS)

@@ -7,19 +7,9 @@ import errno
 import os
 
 import pytest
+from cards import NO_ENGINE, STICKY, AcceleratorError, OutOfMemoryError
 
 from taugrid.errors import is_accelerator_error, is_environment_error, is_out_of_memory
-
-NO_ENGINE = "GET was unable to find an engine to execute this computation"
-
-
-class OutOfMemoryError(RuntimeError):
-    """As torch names it."""
-
-
-class AcceleratorError(RuntimeError):
-    """As torch names the errors of C10_CUDA_CHECK (c10/cuda/CUDAException.cpp)."""
-
 
 SURELY = {
     "c10/cuda/CUDACachingAllocator.cpp": OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -84,7 +74,7 @@ PERHAPS = {
 }
 
 NOT_AT_ALL = {
-    "CUDA, sticky": AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "CUDA, sticky": AcceleratorError(STICKY),
     "Triton's shared memory, which no smaller batch changes": RuntimeError(
         "out of resource: shared memory, Required: 262144, Hardware limit: 232448. Reducing block sizes or `num_stages`"
     ),
@@ -99,25 +89,23 @@ NOT_AT_ALL = {
 }
 
 
-@pytest.mark.parametrize("source", SURELY)
-def test_what_surely_means_that_memory_is_used_up(source):
-    error = SURELY[source]
+@pytest.mark.parametrize("error", SURELY.values(), ids=SURELY)
+def test_what_surely_means_that_memory_is_used_up(error):
     assert is_out_of_memory(error)
     assert is_out_of_memory(error, surely=True)
     assert not is_accelerator_error(error), "the process can go on"
     assert not is_environment_error(error), "tasks differ in size"
 
 
-@pytest.mark.parametrize("source", PERHAPS)
-def test_what_lack_of_memory_hides_behind_and_other_faults_too(source):
-    error = PERHAPS[source]
+@pytest.mark.parametrize("error", PERHAPS.values(), ids=PERHAPS)
+def test_what_lack_of_memory_hides_behind_and_other_faults_too(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(error, surely=True)
 
 
-@pytest.mark.parametrize("source", NOT_AT_ALL)
-def test_what_is_not_about_memory(source):
-    assert not is_out_of_memory(NOT_AT_ALL[source])
+@pytest.mark.parametrize("error", NOT_AT_ALL.values(), ids=NOT_AT_ALL)
+def test_what_is_not_about_memory(error):
+    assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("words", ["No execution plans support the graph.", "No valid execution plans built"])

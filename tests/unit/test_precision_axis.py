@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from in_process import CONFIG, drive, small_run
 from snapshots import raises, recorded
+from tiny import UNET
 
 from taugrid.config import Config, Sample, validate
 from taugrid.errors import UserError
@@ -51,11 +52,8 @@ def test_precisions_stand_in_one_table_and_are_compared(scored):
     differences = pd.read_csv(scored / "tables/differences.csv")
     assert len(differences) == 1
     assert frame["fid"].nunique() == 2, "bf16 makes other images"
-
-
-def test_a_closed_form_is_of_float32_alone(scored):
-    frame = pd.read_csv(scored / "tables/quality.csv").set_index("sample_precision")
-    assert frame["fid_exact"].notna().to_dict() == {"float32": True, "bf16": False}
+    closed_form = frame.set_index("sample_precision")["fid_exact"].notna()
+    assert closed_form.to_dict() == {"float32": True, "bf16": False}
 
 
 def test_sample_files_of_float32_are_what_they_were(scored):
@@ -90,27 +88,18 @@ def test_a_run_from_before_the_keys_has_not_changed_in_them(scored, tmp_path):
     assert f"`taugrid run {scored}`" in str(caught.value), "a way out"
 
 
-UNET = {
-    "block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"],
-    "norm_num_groups": 4,
-}  # fmt: skip
+ORACLE = {"model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
 
 
-def planned(**sample):
-    values = {"name": "x", "model": {"unet": UNET}, "train": {"seed": 0}, "sample": {"seed": 0} | sample}
-    return plan(validate(Config, values, "test"))
+def planned(sections=None, **sample):
+    sections = sections or {"model": {"unet": UNET}, "train": {"seed": 0}}
+    return plan(validate(Config, {"name": "x", "sample": {"seed": 0} | sample} | sections, "test"))
 
 
 def test_what_is_unusual_has_a_column_without_a_grid_too():
     assert planned().cells[0].axes == {}
     found = planned(precision="bf16", compile="default")
     assert found.cells[0].axes == {"sample_precision": "bf16", "compile": "default"}
-
-
-def test_an_oracle_is_not_compiled():
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    with raises(UserError):
-        plan(validate(Config, values | {"sample": {"seed": 0, "compile": "default"}}, "test"))
 
 
 def test_reconstructions_are_computed_in_float32():
@@ -127,16 +116,15 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
 
 def test_what_is_faster_on_gpus_is_said_of_networks_alone():
     recorded(faster_on_gpus(planned()))
-    assert " 2.5 times" in faster_on_gpus(planned())
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    assert faster_on_gpus(plan(validate(Config, values | {"sample": {"seed": 0}}, "test"))) is None
+    assert faster_on_gpus(planned(ORACLE)) is None
 
 
-def test_graphs_and_cast_weights_are_refused_of_an_oracle():
-    values = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian", "shape": [1, 4, 4]}}
-    for setting in ({"precision": "bf16-weights"}, {"compile": "reduce-overhead"}):
-        with raises(UserError):
-            plan(validate(Config, values | {"sample": {"seed": 0} | setting}, "test"))
+@pytest.mark.parametrize(
+    "setting", [{"compile": "default"}, {"precision": "bf16-weights"}, {"compile": "reduce-overhead"}]
+)
+def test_compiling_graphs_and_cast_weights_are_refused_of_an_oracle(setting):
+    with raises(UserError):
+        planned(ORACLE, **setting)
 
 
 def test_what_files_record_is_json_without_later_defaults():

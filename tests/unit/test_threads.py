@@ -1,7 +1,6 @@
 """Threads decode large images ahead, in order and within bounds; small ones need none, and none is left behind."""
 
 import threading
-import time
 from itertools import count, islice
 
 import numpy as np
@@ -44,43 +43,34 @@ def of_side(side, number=40, channels=3):
     return np.random.default_rng(side).integers(0, 256, (number, channels, side, side), dtype=np.uint8)
 
 
-def shard_of(path, images):
-    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-        writer = parquet.SampleWriter(part, SETTINGS, 0)
-        writer.append(images)
-        writer.finish()
-        part.commit(replace=False)
+def kept(way, folder, pngs):
+    """Where encoded images are kept: in a file of a run, a folder, or a Parquet file as others write it."""
+    path = folder / {"shard": "s", "folder": "f", "parquet": "p.parquet"}[way]
+    if way == "parquet":
+        pq.write_table(pa.table({"image": pngs}), path)
+    elif way == "folder":
+        path.mkdir()
+        for number, png in enumerate(pngs):
+            (path / f"{number:04d}.png").write_bytes(png)
+    else:
+        with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
+            writer = parquet.SampleWriter(part, SETTINGS, 0)
+            writer.append_encoded(pngs)
+            writer.finish()
+            part.commit(replace=False)
     return path
 
 
-def folder_of(path, images):
-    path.mkdir()
-    for number, image in enumerate(images):
-        (path / f"{number:04d}.png").write_bytes(encode_png(image))
-    return path
+def read(way, path):
+    if way == "shard":
+        return np.concatenate([images for _, images in parquet.read_images(path)])
+    return np.concatenate([batch.images for batch in batches(open_source(str(path)), 16)])
 
 
-def foreign(path, images):
-    """A Parquet file as others write it."""
-    pq.write_table(pa.table({"image": [encode_png(image) for image in images]}), path)
-    return path
+WAYS = ("shard", "folder", "parquet")
 
 
-def ways(folder, images):
-    """Each way to keep images: a function that reads them all."""
-
-    def of_source(path):
-        source = open_source(str(path))
-        return np.concatenate([batch.images for batch in batches(source, 16)])
-
-    return {
-        "shard": lambda: np.concatenate([i for _, i in parquet.read_images(shard_of(folder / "s", images))]),
-        "folder": lambda: of_source(folder_of(folder / "f", images)),
-        "parquet": lambda: of_source(foreign(folder / "p.parquet", images)),
-    }
-
-
-@pytest.mark.parametrize("way", ["shard", "folder", "parquet"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("side", "channels", "expected"), [(LIMIT - 1, 3, False), (LIMIT, 3, True), (LIMIT, 1, False), (111, 1, True)]
 )
@@ -93,7 +83,7 @@ def test_threads_decode_large_images_alone(side, channels, expected, way, tmp_pa
 
     images = of_side(side, channels=channels)
     monkeypatch.setattr(Image, "open", watched)
-    assert np.array_equal(ways(tmp_path, images)[way](), images)
+    assert np.array_equal(read(way, kept(way, tmp_path, [encode_png(image) for image in images])), images)
     assert bool(decoders - {threading.main_thread()}) is expected
 
 
@@ -127,15 +117,11 @@ def test_threads_that_end_out_of_order_change_no_order():
 
 @pytest.mark.parametrize(("size", "of_a_task"), [(threads.LARGE_BYTES, 32), (2**18, 4), (2**20 + 1, 1), (2**30, 1)])
 def test_what_is_decoded_ahead_is_bounded_in_images_and_bytes(size, of_a_task):
-    begun = []
-    reader = decoded(lambda item: begun.append(item) or item, range(10_000), size)
+    begun, beginning = [], threading.Semaphore(0)
+    reader = decoded(lambda item: begun.append(item) or beginning.release(), range(10_000), size)
     list(islice(reader, 2))
     most = 1 + (2 * threads.THREADS + 1) * of_a_task
-    deadline = time.monotonic() + 60
-    while len(begun) < most and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert len(begun) == most
+    assert all(beginning.acquire(timeout=60) for _ in range(most))
     reader.close()
     assert len(begun) == most
 
@@ -159,52 +145,30 @@ def test_the_next_value_is_made_while_the_last_one_is_used():
 
 
 @pytest.mark.parametrize("side", [8, LIMIT])
-@pytest.mark.parametrize("broken", [0, 1, 37])
-def test_a_broken_image_is_the_same_line_with_and_without_threads(side, broken, tmp_path, monkeypatch):
-    pngs = [encode_png(image) for image in of_side(side)]
+@pytest.mark.parametrize(
+    ("way", "broken"), [("folder", 0), ("folder", 37), ("parquet", 1), ("parquet", 37), ("shard", 20)]
+)
+def test_a_broken_image_is_the_same_line_with_and_without_threads(side, way, broken, tmp_path, monkeypatch):
+    pngs, told = [encode_png(image) for image in of_side(side)], set()
     pngs[broken] = pngs[broken][: len(pngs[broken]) // 2]
-    folder = tmp_path / "f"
-    folder.mkdir()
-    for number, png in enumerate(pngs):
-        (folder / f"{number:04d}.png").write_bytes(png)
-    pq.write_table(pa.table({"image": pngs}), tmp_path / "p.parquet")
-    for place, name in ((folder, folder / f"{broken:04d}.png"), (tmp_path / "p.parquet", f"p.parquet row {broken} ")):
-        told = set()
-        for large in (0, 10**9):
-            monkeypatch.setattr(threads, "LARGE_BYTES", large)
-            with pytest.raises(DamagedFile) as caught:
-                open_source(str(place))
-            told.add(str(caught.value))
-        [said] = told
-        assert str(name) in said
-        recorded(said, "decoded")
-        assert "\n" not in said
-
-
-def test_a_broken_image_of_a_run_is_the_same_line_with_and_without_threads(tmp_path, monkeypatch):
-    path, told = tmp_path / "s", set()
-    pngs = [encode_png(image) for image in of_side(LIMIT)]
-    pngs[20] = b"no picture"
-    with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-        writer = parquet.SampleWriter(part, SETTINGS, 0)
-        writer.append_encoded(pngs)
-        writer.finish()
-        part.commit(replace=False)
+    path = kept(way, tmp_path, pngs)
     for large in (0, 10**9):
         monkeypatch.setattr(threads, "LARGE_BYTES", large)
         with pytest.raises(DamagedFile) as caught:
-            list(parquet.read_images(path))
+            read(way, path)
         told.add(str(caught.value))
     [line] = told
     recorded(line)
 
 
 def gone(before):
-    """Whether all threads that were not there before end, within a minute."""
-    deadline = time.monotonic() + 60
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not set(threading.enumerate()) - before
+    """Whether all threads that were not there before end, each within a minute."""
+    while others := set(threading.enumerate()) - before:
+        thread = others.pop()
+        thread.join(60)
+        if thread.is_alive():
+            return False
+    return True
 
 
 @pytest.mark.parametrize("fails", ["extractor", "image", "nothing"])
@@ -213,22 +177,15 @@ def test_a_job_leaves_no_threads_behind(fails, tmp_path):
     pngs = [encode_png(image) for image in of_side(LIMIT, 300)] * 4
     if fails == "image":
         pngs[1100] = b"no picture"
-    with parquet.PartWriter(tmp_path / "s", parquet.sample_schema({"cell": "x"})) as part:
-        writer = parquet.SampleWriter(part, SETTINGS, 0)
-        writer.append_encoded(pngs)
-        writer.finish()
-        part.commit(replace=False)
-    device, job = (
-        Device("cpu"),
-        extract.ExtractJob(str(tmp_path / "x"), str(tmp_path / "s"), None, spec, 50, {"cell": "x"}),
-    )
+    path = kept("shard", tmp_path, pngs)
+    device, job = Device("cpu"), extract.ExtractJob(str(tmp_path / "x"), str(path), None, spec, 50, {"cell": "x"})
+    calls = count()
+
+    def extractor(images):
+        if next(calls) == 3:
+            raise RuntimeError("the extractor fails")
+
     if fails == "extractor":
-        calls = count()
-
-        def extractor(images):
-            if next(calls) == 3:
-                raise RuntimeError("the extractor fails")
-
         device.extractor(spec, lambda: extractor)
     if fails == "nothing":
         assert extract.run(job, device).images == 1200
@@ -240,18 +197,19 @@ def test_a_job_leaves_no_threads_behind(fails, tmp_path):
 
 def test_a_reader_that_is_left_does_not_wait_for_its_threads():
     """The garbage collector may close it in a thread that is about to start; to wait there is a deadlock."""
-    hold, before = threading.Event(), set(threading.enumerate())
+    begun, hold, before = threading.Event(), threading.Event(), set(threading.enumerate())
 
     def work(item):
-        assert item < 1 or hold.wait(60)
+        if item:
+            begun.set()
+            assert hold.wait(60)
         return DecodedImage(str(item), np.zeros((3, LIMIT, LIMIT), np.uint8), lossy=False)
 
     reader = Reader(200, lambda first: range(first, 200), work).images()
     assert next(reader).name == "0"
     waiting = threading.Thread(target=lambda: next(reader, None), daemon=True)
     waiting.start()
-    while not set(threading.enumerate()) - before - {waiting}:
-        time.sleep(0.01)
+    assert begun.wait(60)
     hold.set()
     waiting.join(60)
     hold.clear()

@@ -83,30 +83,26 @@ def network(x, t):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"eta": 1.0}, {"clip": "x0"}, *({"sampler": name} for name in ("dpm++2m", "dpm++3m", "unipc", "heun"))],
-    ids=str,
-)
-def test_images_are_those_of_a_cpu(apple, settings):
-    """Defect 12: noise in float64 on the device (`WITHOUT_FLOAT64` empty) ends in torch's TypeError."""
-    expected = taugrid.sample(network, 5, shape=SHAPE, steps=4, **settings)
-    with Apple():
-        found = taugrid.sample(network, 5, shape=SHAPE, steps=4, device="meta", **settings)
-    assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    "settings",
     [
         {},
-        {"diffusion": {"process": "flow"}, "sampler": "heun"},
-        {"diffusion": {"process": "edm"}, "sampler": "edm-heun", "sampler_options": {"S_churn": 1.0}},
+        {"eta": 1.0},
+        {"clip": "x0"},
+        *({"sampler": name} for name in ("dpm++2m", "dpm++3m", "unipc", "heun")),
+        {"model": {"oracle": "gaussian"}},
+        {"model": {"oracle": "gaussian"}, "diffusion": {"process": "flow"}, "sampler": "heun"},
+        {
+            "model": {"oracle": "gaussian"}, "diffusion": {"process": "edm"}, "sampler": "edm-heun",
+            "sampler_options": {"S_churn": 1.0},
+        },
     ],
     ids=str,
-)
-def test_so_are_an_oracles(apple, settings):
-    expected = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, **settings)
+)  # fmt: skip
+def test_images_are_those_of_a_cpu(apple, settings):
+    """Defect 12: noise in float64 on the device (`WITHOUT_FLOAT64` empty) ends in torch's TypeError."""
+    settings = {"model": network, "indices": 5, "shape": SHAPE, "steps": 4} | settings
+    expected = taugrid.sample(**settings)
     with Apple():
-        found = taugrid.sample({"oracle": "gaussian"}, 5, shape=SHAPE, steps=4, device="meta", **settings)
+        found = taugrid.sample(**settings, device="meta")
     assert np.array_equal(found, expected)
 
 

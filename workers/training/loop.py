@@ -53,21 +53,21 @@ def run(spec: TrainingSpec) -> bool:
     meeting = Meeting(spec.running, rank, world_size)
     device, batches, log, fault = "", None, None, None
     try:
-        device = _device(spec)
+        device = device_of(spec)
     except DeviceUnusable as error:
         fault = str(error)
     meeting.stop_together("device", fault)
     state = new_state(spec, device)
     checkpoints.resume(spec, state, rank)
     try:
-        batches = _batches(spec, rank, world_size, device)
+        batches = batches_of(spec, rank, world_size, device)
         log = Log(spec.running, state.step, spec.train.tensorboard) if rank == 0 else None
     except Hopeless as error:
         fault = str(error)
     meeting.stop_together("data", fault)
     assert batches is not None
     with meeting.process_group(device), repeatable(spec.train):
-        is_done = _loop(spec, state, batches, log, rank, world_size, Notice().is_given)
+        is_done = train(spec, state, batches, log, rank, world_size, Notice().is_given)
     if rank == 0 and is_done:
         checkpoints.commit(spec, state)
     return is_done
@@ -87,7 +87,7 @@ def repeatable(settings: Train) -> Iterator[None]:
         ) from error
 
 
-def _batches(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
+def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
     """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding.
 
     Before that, the rank checks that its node has the run directory.
@@ -113,7 +113,7 @@ def learning_rate(step: int, settings: Train) -> float:
     return rate
 
 
-def _loop(
+def train(
     spec: TrainingSpec,
     state: State,
     batches: Batches,
@@ -126,7 +126,7 @@ def _loop(
     settings = spec.train
     device = str(next(state.unet.parameters()).device)
     loss_of, shortages = Loss(spec.diffusion, settings.loss_weights, device), Shortages(device)
-    network = _network(settings, state.unet, batches, world_size)
+    network = network_to_train(settings, state.unet, batches, world_size)
     began = time.perf_counter() - state.seconds
     checkpointed = state.step
     while state.step < settings.steps:
@@ -189,7 +189,7 @@ def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
     return output.float()
 
 
-def _network(settings: Train, unet: UNet2DModel, batches: Batches, world_size: int) -> Any:
+def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world_size: int) -> Any:
     """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients.
 
     It is compiled inside DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
@@ -226,7 +226,7 @@ def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
     )
 
 
-def _device(spec: TrainingSpec) -> str:
+def device_of(spec: TrainingSpec) -> str:
     """The worker's device, set up with a thread for each of its CPUs.
 
     Raises:
