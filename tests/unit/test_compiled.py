@@ -106,9 +106,8 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
     outputs = outputs_of(range(1, 4))
     next(outputs)
     next(outputs)
-    with raises(DeviceUnusable) as caught:
+    with raises(DeviceUnusable):
         next(outputs)
-    assert "\n" not in str(caught.value)
 
 
 def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
@@ -136,20 +135,6 @@ def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     assert len(threads) == 1
     assert threading.get_ident() not in threads
     assert modes == {True}
-
-
-def test_graphs_of_other_threads_need_nothing_of_torchs_own():
-    """Before 2.13, torch refused them in threads that it had not made (pytorch#123177)."""
-    from torch._inductor import cudagraph_trees  # takes 3 seconds, of each process that collects tests
-
-    def kept():
-        container = cudagraph_trees.get_container(0)
-        assert torch._C._is_key_in_tls("tree_manager_containers"), "or else torch's reset does nothing"
-        return container is cudagraph_trees.local.tree_manager_containers[0]
-
-    assert compiled.thread_of_graphs().submit(kept).result()
-    compiled.release_graphs()
-    assert compiled.thread_of_graphs().submit(lambda: cudagraph_trees.local.tree_manager_containers).result() != {}
 
 
 GRAPHS = FULL._replace(compile="reduce-overhead")

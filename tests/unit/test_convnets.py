@@ -1,6 +1,5 @@
 """The shipped classifiers are what their JSON says, and torch-fidelity takes them."""
 
-import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from make_fashion_convnet import read_idx
 from PIL import Image
 from snapshots import raises
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -107,30 +105,6 @@ def test_script_makes_weights_of_the_shipped_kind(digits):
         logits = network(network_input(torch.from_numpy(digits.held_out_images)))
     assert training.performance(logits, digits.held_out_labels).accuracy > 0.5
     DigitsConvnet().network.load_state_dict(network.state_dict())
-
-
-def test_shifted_training_images_are_moved_by_one_pixel():
-    images = torch.full((400, 1, 8, 9), -1.0)
-    images[:, 0, 3, 5] = 1.0
-    moved = training.shift_some(images, 0.5, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    places = [tuple(place) for place in torch.nonzero(moved[:, 0] == 1.0)[:, 1:].tolist()]
-    assert set(places) == {(row, column) for row in (2, 3, 4) for column in (4, 5, 6)}
-    assert len(places) == 400
-    # Half are left alone, and a ninth of the others comes to rest where it was: 222 of 400 expected, sd 10.
-    assert 180 < places.count((3, 5)) < 265
-
-
-def test_idx_files_of_another_kind_are_refused(tmp_path):
-    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    whole = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + values.tobytes()
-    path = tmp_path / "a.gz"
-    path.write_bytes(gzip.compress(whole))
-    assert np.array_equal(read_idx(path), values)
-    for broken in (whole[:-1], whole[:2] + b"\x0d" + whole[3:]):
-        path.write_bytes(gzip.compress(broken))
-        with raises(ValueError):
-            read_idx(path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from snapshots import raises
-from tiny import job_of
+from tiny import COLUMNS, job_of
 
 from taugrid import parquet
 from taugrid.errors import Stopped, is_environment_error
@@ -19,11 +19,6 @@ from taugrid.parquet import samples
 from taugrid.parquet.encoder import EncodingProcess
 from taugrid.workers import sample
 from taugrid.workers.device import Device
-
-SETTINGS = {
-    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
-    "cell": "x", "model": "y",
-}  # fmt: skip
 
 
 def images(side=8, number=20, channels=3):
@@ -84,7 +79,7 @@ def test_it_ends_with_its_worker_however_that_ends_and_has_no_torch():
 
 def written(path, some, launching):
     with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-        with parquet.SampleWriter(part, SETTINGS, 7, launching) as writer:
+        with parquet.SampleWriter(part, COLUMNS, 7, launching) as writer:
             for start in range(0, len(some), 8):
                 writer.append(some[start : start + 8])
             writer.finish()

@@ -1,6 +1,7 @@
 """A GPU that can't be used: one line with torch's own words and the ways out, and a broken one is told apart."""
 
 import pickle
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,10 @@ def raising(error):
 
 @pytest.fixture
 def card(monkeypatch):
-    """A simulated card for an H100 and torch 2.13.0 for CUDA 13; `fails` makes a call of torch's raise."""
+    """A simulated card for an H100 and torch 2.13.0 for CUDA 13; `fails` makes a call of torch's raise.
+
+    Defect 13: no program of a vendor is run, such as nvidia-smi.
+    """
 
     def answer(value):
         return lambda *_: value
@@ -56,6 +60,7 @@ def card(monkeypatch):
     def fails(error, at="init"):
         monkeypatch.setattr(*((torch.cuda, "init") if at == "init" else (torch, "zeros")), raising(error))
 
+    monkeypatch.setattr(subprocess, "Popen", raising(AssertionError("a program is run")))
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     monkeypatch.setattr(torch.cuda, "init", answer(None))
     monkeypatch.setattr(torch.cuda, "get_device_name", answer("NVIDIA H100"))

@@ -131,13 +131,6 @@ def test_consistency_has_a_row_for_each_s_ascending_and_a_column_for_each_sample
     assert picture.shape == (bottom + pictures.MARGIN, right + pictures.MARGIN)
 
 
-def test_consistency_of_colour_images_is_in_colour(drawn):
-    images = {s: digits(2, (32, 32, 3), seed=s) for s in (10, 20)}
-    picture = drawn(pictures.consistency, images)
-    assert picture.ndim == 3
-    tiled(picture, [images[10], images[20]], factor=2)
-
-
 def test_reconstructions_stand_below_their_originals(drawn):
     originals, rebuilt = digits(3, seed=1), {s: digits(3, seed=s) for s in (100, 20)}
     picture = drawn(pictures.reconstructions, originals, rebuilt)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from snapshots import raises, recorded
+from tiny import COLUMNS
 
 from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
@@ -21,10 +22,6 @@ from taugrid.workers.data.decoding import fitted
 from taugrid.workers.data.picture import DecodedImage, Reader
 from taugrid.workers.device import Device
 
-SETTINGS = {
-    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
-    "cell": "x", "model": "y",
-}  # fmt: skip
 LIMIT = 64
 """The side of an RGB image from which on threads decode."""
 
@@ -54,7 +51,7 @@ def kept(way, folder, pngs):
             (path / f"{number:04d}.png").write_bytes(png)
     else:
         with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
-            writer = parquet.SampleWriter(part, SETTINGS, 0)
+            writer = parquet.SampleWriter(part, COLUMNS, 0)
             writer.append_encoded(pngs)
             writer.finish()
             part.commit(replace=False)

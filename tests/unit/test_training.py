@@ -56,17 +56,8 @@ UNET = config.Unet(**WITH_ATTENTION, dropout=0.1)
 
 def a_spec(folder, **train):
     settings = {"steps": 6, "batch_size": 10, "seed": 3, "warmup_steps": 3, "learning_rate": 1e-3} | train
-    return TrainingSpec(
-        config.Data(),
-        data.content_fingerprint(config.Data()),
-        UNET,
-        config.DIFFUSION_DEFAULTS,
-        config.Train(**settings),
-        "m",
-        str(folder),
-        1.0,
-        0.0,
-    )
+    given = config.Data(), data.content_fingerprint(config.Data()), UNET, config.DIFFUSION_DEFAULTS
+    return TrainingSpec(*given, config.Train(**settings), "m", str(folder), 1.0, 0.0)
 
 
 def with_classes(spec):
@@ -268,10 +259,8 @@ def test_without_ema_warmup_the_average_stays_near_the_start(tmp_path):
 def test_antithetic_times_are_pairs_whatever_the_ranks(tmp_path):
     """15 positions over 4 ranks: some start at an odd one, and the last has no partner."""
     diffusion = config.DIFFUSION_DEFAULTS.model_copy(update={"timesteps": 20})
-    plain, paired = (
-        replace(a_spec(tmp_path, batch_size=15, antithetic=antithetic), diffusion=diffusion)
-        for antithetic in (False, True)
-    )
+    plain = replace(a_spec(tmp_path, batch_size=15), diffusion=diffusion)
+    paired = replace(a_spec(tmp_path, batch_size=15, antithetic=True), diffusion=diffusion)
     for step in range(20):
         independent, whole = batches(plain)[step], batches(paired)[step]
         assert torch.equal(whole.t[0::2], independent.t[0::2])

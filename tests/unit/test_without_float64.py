@@ -11,7 +11,6 @@ import taugrid
 from taugrid.errors import UserError
 from taugrid.workers.diffusion import interpolation, noise
 from taugrid.workers.diffusion.process import predict_eps
-from taugrid.workers.network import custom
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,7 +72,7 @@ def apple(monkeypatch):
         return tensor(*values, **options) if device is None else tensor(*values, **options).to(device)
 
     monkeypatch.setattr(torch, "tensor", made)
-    monkeypatch.setattr(custom, "_autocast_dtype", lambda _: None)  # torch has no autocast for `meta`
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # torch has none for `meta`
     monkeypatch.setattr(noise, "WITHOUT_FLOAT64", {"meta"})
 
 

@@ -20,6 +20,12 @@ WITH_ATTENTION = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
 
+COLUMNS = {
+    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
+    "cell": "x", "model": "y",
+}  # fmt: skip
+"""What a file of samples says of each of its rows."""
+
 
 def job_of(path, shape, batch, images):
     """Samples `images` images in `path`, with S = 10 and eta = 1. Its network is a distribution's: bring another."""
