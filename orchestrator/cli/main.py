@@ -59,7 +59,7 @@ for command in (
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM (batch systems send it) end the block, and the process within `ending.GRACE_SECONDS`.
 
     Python hears a signal only between two of its instructions, and Ray's C++ waits for half a minute for servers that
@@ -106,7 +106,7 @@ def _print_whatever_the_locale() -> None:
 def main() -> NoReturn:
     """Run a command as the whole of a process, which ends `ending.GRACE_SECONDS` after a failure at the latest."""
     try:
-        with _interruptible():
+        with interruptible():
             run_command()
     except BaseException as end:
         # An interrupt inside an `eval` or `exec` of a text (making a named tuple has one) leaves a flag in Python, by

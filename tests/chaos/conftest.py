@@ -1,23 +1,10 @@
-import os
-import signal
 import subprocess
 
 import pytest
 import raylets
 from experiment import Lab
-from tally import Tally
 
-TALLY = pytest.StashKey[Tally]()
 DISK = "64m"
-
-
-def pytest_configure(config):
-    config.stash[TALLY] = Tally(config.getoption("--seed"))
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if (tally := config.stash[TALLY]).runs:
-        terminalreporter.write_line(str(tally))
 
 
 def pytest_collection_modifyitems(items):
@@ -25,23 +12,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.path.parent == raylets.HERE:
                 item.add_marker(pytest.mark.skip(reason="needs Linux and the right to make namespaces"))
-
-
-@pytest.fixture
-def tally(pytestconfig):
-    return pytestconfig.stash[TALLY]
-
-
-@pytest.fixture
-def strike(lab, tally):
-    """Kill a process on a node, and count it."""
-
-    def kill(what: str, node: str, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
-        tally.kills[what] += 1
-        tally.nodes.add(node)
-
-    return kill
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,6 @@ processes. So it can see other files than its peers (a read-only run directory, 
 it dies as a machine does: everything on it at once. That needs Linux and root. The head has no CPUs, so that no worker
 runs there; the driver runs beside it, with `Cluster.environment`. Health checks are shortened: a lost node is noticed
 in about 3 s. In a node's processes TG_NODE is its name.
-
-    with Cluster(shared) as cluster:
-        cluster.head()
-        cluster.start("A", "B", cpus=2)
-        cluster.inside("B", READ_ONLY.format(shared))
-        ... a driver, with `--address cluster.address` and `cluster.environment`
-        cluster.kill("A")
 """
 
 import os
@@ -133,12 +126,6 @@ class Cluster:
         for name in list(self._nodes):
             self.kill(name)
         shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def __enter__(self) -> "Cluster":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _mounts(self, name: str, without: bool) -> list[str]:
         """Commands that mount `shared` over an empty folder, at the path where the driver has it."""

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.long
-def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, pytestconfig, monkeypatch):
+def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, pytestconfig, monkeypatch):
     """C has a stale copy of the weights, and on A a worker dies.
 
     The short form only samples. In the long form B can't write either, D has no mount, a second driver comes, and both
@@ -55,7 +55,7 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
         driver.wait_until(lambda: len(parts(root)) > 10)
         if is_long:
             lab.finish(root, code=2)
-        strike("worker", "A", cluster.workers("A")[0])
+        os.kill(cluster.workers("A")[0], signal.SIGKILL)
         if is_long:
             driver.wait_until(lambda: len(parts(root)) > 20 and len(cluster.workers("A")) == 2)  # or the third goes on
             for pid in cluster.workers("A"):
@@ -64,11 +64,7 @@ def test_bad_nodes_are_named_and_the_rest_does_all_the_work(lab, tally, strike, 
         for node in bad:
             assert cluster.ips[node] in driver.output
         assert not is_long or "hang" in driver.output
-    tally.faults += ["stale weights"]
-    tally.faults += ["read-only node", "no mount", "all workers stopped", "second driver"] if is_long else []
     if is_long:
-        found = compare(root, undisturbed)
-        tally.add(found)
-        assert found == Counts(lost=0, doubled=0, other=0, quarantined=0)
+        assert compare(root, undisturbed) == Counts(lost=0, doubled=0, other=0, quarantined=0)
     assert sample_files(root) == sample_files(undisturbed)
     assert not (root / "damaged").exists()

@@ -77,19 +77,6 @@ def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, store, py
 
 
 @EVERYWHERE
-def test_a_second_driver_is_refused(calm, store, tmp_path):
-    config, _ = calm
-    url = store.url()
-    root, storage = open_place(url, "--out")
-    with Started(tmp_path / "log", "run", config, "--out", url) as first:
-        first.wait_until(lambda: storage.exists(root / "lease.json"))
-        refused = taugrid_alone("run", config, "--out", url, code=2)
-        assert "another taugrid" in refused.stderr
-        assert url in refused.stderr
-        first.wait(0)
-
-
-@EVERYWHERE
 @pytest.mark.parametrize("how", ["silent", "refusing"])
 def test_a_bucket_that_is_down_for_90_seconds_delays_a_run(calm, store, tmp_path, how):
     config, expected = calm

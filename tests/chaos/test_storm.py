@@ -28,9 +28,8 @@ IDLE_ROUNDS = 5
 class Storm:
     """Kills what the deck says next, if it is there to be killed."""
 
-    def __init__(self, lab, tally, strike):
-        self._lab, self._tally, self._strike = lab, tally, strike
-        self.random = random.Random(tally.seed)
+    def __init__(self, lab, seed):
+        self._lab, self.random = lab, random.Random(seed)
         self._deck = [what for what, count in DECK.items() for _ in range(count)]
         self.random.shuffle(self._deck)
         self._work, self._kills = -1, 0
@@ -52,23 +51,19 @@ class Storm:
         self._kills += 1
         cluster = self._lab.cluster
         if what == "worker":
-            found = [(node, pid) for node in cluster.names for pid in cluster.workers(node)]
+            found = [pid for node in cluster.names for pid in cluster.workers(node)]
             if found:
-                self._strike(what, *self.random.choice(found))
+                os.kill(self.random.choice(found), signal.SIGKILL)
             else:
                 self._deck.append(what)
         elif what == "node":
             node = self.random.choice(cluster.names)
-            self._tally.kills[what] += 1
-            self._tally.nodes.add(node)
             cluster.kill(node)
             cluster.begin(node)
         elif what == "driver":
-            self._tally.kills[what] += 1
             os.killpg(driver.process.pid, signal.SIGKILL)
             driver.process.wait()
         else:
-            self._tally.kills[what] += 1
             cluster.kill("head")
             # It may just have come to its end.
             assert driver.process.wait(40) == 0 or "the head" in driver.output, driver.output
@@ -95,16 +90,15 @@ def finish(lab, storm, root):
                 return
 
 
-def test_a_hundred_kills_lose_double_and_change_nothing(lab, tally, strike):
+def test_a_hundred_kills_lose_double_and_change_nothing(lab, pytestconfig):
     lab.cluster.start(*NODES)
     undisturbed = lab.shared / "undisturbed"
     lab.finish(undisturbed)
-    storm, found = Storm(lab, tally, strike), []
+    storm, found = Storm(lab, pytestconfig.getoption("--seed")), []
     while not storm.over:
         root = lab.shared / f"run-{len(found)}"
         finish(lab, storm, root)
         found.append(compare(root, undisturbed))
-        tally.add(found[-1])
     assert set(found) == {Counts(lost=0, doubled=0, other=0, quarantined=0)}
 
 
@@ -119,7 +113,7 @@ def open_files(pid):
             yield link.readlink()
 
 
-def test_idle_workers_that_die_are_seen_and_no_task_pays(lab, tally, strike):
+def test_idle_workers_that_die_are_seen_and_no_task_pays(lab):
     """Two long shards keep two workers busy while those that have nothing to do are killed."""
     cluster = lab.cluster
     cluster.start(*[node for node in NODES if node not in cluster.names])
@@ -135,18 +129,16 @@ def test_idle_workers_that_die_are_seen_and_no_task_pays(lab, tally, strike):
                 """Those that have nothing to do, once all parts of the reference, and all their copies, are made."""
                 of_reference = [e["event"] for e in events(root) if e.get("task", "").startswith("reference/")]
                 given, made = of_reference.count("assigned"), of_reference.count("extract")
-                found = [(node, pid) for node in cluster.names for pid in cluster.workers(node)]
-                rest = [(node, pid) for node, pid in found if is_idle(pid, root)]
+                found = [pid for node in cluster.names for pid in cluster.workers(node)]
+                rest = [pid for pid in found if is_idle(pid, root)]
                 return rest if made == given >= 3 and len(found) == len(NODES) and len(rest) == 2 else []
 
             driver.wait_until(lambda driver=driver: "to do" in driver.output)
-            for kills, (node, pid) in enumerate(driver.wait_until(idle), 1):
-                strike("idle worker", node, pid)
+            for kills, pid in enumerate(driver.wait_until(idle), 1):
+                os.kill(pid, signal.SIGKILL)
                 driver.wait_until(
                     lambda kills=kills, root=root: sum(e["event"] == "lost" for e in events(root)) == kills, timeout=10
                 )
             driver.wait(0)
-        found = compare(root, undisturbed)
-        tally.add(found)
-        assert found == Counts(lost=0, doubled=0, other=0, quarantined=0)
+        assert compare(root, undisturbed) == Counts(lost=0, doubled=0, other=0, quarantined=0)
         assert not [event for event in events(root) if event["event"] == "failed"]

@@ -64,9 +64,7 @@ class KeptPool(pool.Pool):
         gone = {worker for answer, worker in waiting.items() if answer in unfinished or _has_died(answer)}
         keep = [self._handles.pop(worker) for worker in list(self._handles) if worker not in gone]
         for handle in keep:
-            handle.beat.remote(
-                0.0, 0.0
-            )  # its `next_heartbeat` answers; else the next `locate` waits up to 10 s for that
+            handle.beat.remote(0.0, 0.0)  # its `next_heartbeat` answers; else the next `locate` waits 10 s for that
         self.kept += keep
         super().close()
 

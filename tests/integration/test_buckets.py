@@ -39,7 +39,6 @@ def same(out, other):
     assert len(ours) > 20
     differing = [name for name in ours if ours[name] != theirs[name] and not name.endswith(VOLATILE)]
     assert [name for name in differing if not name.startswith("figures/")] == []
-    return differing
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,6 @@ def config(tmp_path_factory):
     return path
 
 
-@pytest.mark.long
 def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch):
     """Run, lose a shard, resume, grow, look, export, report; each as with a folder, and nothing on this disk."""
     monkeypatch.chdir(tmp_path)
@@ -83,18 +81,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch
 
 
 @pytest.mark.long
-def test_places_that_are_none_are_one_line_each(config, s3):
-    for url, code in (("s3://not-there-at-all/x", 2), ("s3://user:word@bucket/x", 2), (f"s3://{s3.bucket()}/x", 2)):
-        for command in (("status", url), ("verify", url), ("run", url)):
-            said = taugrid(*command, code=code).stderr.strip()
-            assert len(said.splitlines()) == 1, said
-            assert "word@" not in said
-
-
-@pytest.mark.long
 def test_training_for_a_bucket_on_a_cluster_needs_a_shared_folder(s3, tmp_path):
-    said = taugrid(
-        "train", "digits", "--out", f"s3://{s3.bucket()}/x", "--address", "127.0.0.1:9", code=2
-    ).stderr.strip()
-    assert "cluster.scratch" in said
-    assert len(said.splitlines()) == 1
+    command = ("train", "digits", "--out", f"s3://{s3.bucket()}/x", "--address", "127.0.0.1:9")
+    [line] = taugrid(*command, code=2).stderr.strip().splitlines()
+    assert "cluster.scratch" in line

@@ -5,20 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from command import events
 from denoisers import decode, encode
 from shared import taugrid
 
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
-from taugrid.eval.figures import pictures
-from taugrid.eval.figures.drawing import save
-from taugrid.eval.figures.over_steps import reconstruction_figure
-from taugrid.eval.tables.reconstruction import reconstruction_frame
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
@@ -35,23 +29,14 @@ def run(finished, tmp_path_factory):
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("probes") / "run"))
 
 
-@pytest.fixture(scope="module")
-def reconstructed(run):
+def test_errors_are_those_of_encoding_and_decoding(run):
     arguments = ("reconstruct", run, "--set", f"report.reconstructed_images={IMAGES}", "--json")
-    return json.loads(taugrid(*arguments).stdout), arguments
-
-
-def model_of(run):
-    """The network and its alpha_bar, loaded as a worker does."""
-    rundir = RunDir(run)
-    [model] = plan(load(str(run)), rundir.read_checkpoint).models
-    return load_network(rundir.network(model, "ema"), model.diffusion, "cpu"), schedules.alpha_bar(model.diffusion)
-
-
-def test_errors_are_those_of_encoding_and_decoding(run, reconstructed):
-    document, _ = reconstructed
+    document = json.loads(taugrid(*arguments).stdout)
     assert document["status"] == "done"
-    network, alpha_bar = model_of(run)
+    rundir = RunDir(run)  # the network and its alpha_bar, loaded as by a worker
+    [model] = plan(load(str(run)), rundir.read_checkpoint).models
+    network = load_network(rundir.network(model, "ema"), model.diffusion, "cpu")
+    alpha_bar = schedules.alpha_bar(model.diffusion)
     x0 = torch.from_numpy(data.load_images(Data())[:IMAGES]).float() / 127.5 - 1
     for row in document["cells"]:
         times = {2: (500, 1000), 4: (250, 500, 750, 1000)}[row["steps"]]
@@ -61,46 +46,6 @@ def test_errors_are_those_of_encoding_and_decoding(run, reconstructed):
         assert row["mse_se"] == pytest.approx(each.std(ddof=1) / IMAGES**0.5, rel=1e-4)
         assert (row["num_images"], row["network_evaluations"]) == (IMAGES, 2 * row["steps"])
         assert row["mse_8bit"] <= row["mse"] * 1.001, "clipping to [0, 1] brings an untrained network's images nearer"
-
-
-def test_the_table_has_a_row_for_each_number_of_steps(run, reconstructed):
-    table = pd.read_csv(run / "tables" / "reconstruction.csv")
-    assert table["steps"].tolist() == [2, 4], "eta and clip have no part in it, so six cells make two rows"
-    text = (run / "tables" / "reconstruction.md").read_text()
-    assert "trained on" in text
-
-
-def test_the_figures_show_the_rows_and_the_images_that_are_on_disk(run, reconstructed, tmp_path):
-    """Equal figures have equal bytes."""
-    document, _ = reconstructed
-    save(reconstruction_figure(reconstruction_frame(document["cells"])), tmp_path / "reconstruction-error")
-    rebuilt = {}
-    for steps in (2, 4):
-        parts = sorted((run / "reconstructions").glob(f"S{steps:04d}-eta0-*/part-*.parquet"))
-        read = [batch for part in parts for batch in parquet.read_images(part)]
-        assert np.concatenate([index for index, _ in read]).tolist() == list(range(IMAGES))
-        rebuilt[steps] = np.concatenate([images for _, images in read])[:12, 0]
-    assert len(parts) == 2, "of S = 4"
-    pictures.reconstructions(data.load_images(Data())[:12, 0], rebuilt, tmp_path / "reconstructions.png")
-    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(drawn) == 3
-    assert drawn == {name: (run / "figures" / name).read_bytes() for name in drawn}
-
-
-def test_only_what_is_damaged_or_new_is_reconstructed(run, reconstructed):
-    document, arguments = reconstructed
-    files = sorted((run / "reconstructions").glob("*/part-*.parquet"))
-    before = {path: path.read_bytes() for path in files}
-    files[0].write_bytes(before[files[0]][:-9])
-    again = taugrid(*arguments)
-    assert {path: path.read_bytes() for path in files} == before
-    redone = [event["task"] for event in events(run) if event["event"] == "reconstruct"]
-    assert len(set(redone)) == 1
-    assert "damaged: reconstructions/" in again.stderr
-    rows = [{**row, "seconds": None} for row in json.loads(again.stdout)["cells"]]
-    assert rows == [{**row, "seconds": None} for row in document["cells"]]
-    once_more = taugrid(*arguments)
-    assert "starting Ray" not in once_more.stderr
 
 
 def test_interpolations_end_in_the_samples_themselves(run):

@@ -5,17 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parts import SETTINGS, write_part
 
-from taugrid import parquet
 from taugrid.images import decode_png
 from taugrid.storage import open_place
 
 pytestmark = pytest.mark.long
 
-SETTINGS = {
-    "seed": 0, "steps": 10, "eta": 0.2, "sigma": "eta", "spacing": "linear", "sampler": "ddim",
-    "clip": "none", "cell": "aaaaaaaaaa", "model": "bbbbbbbbbb",
-}  # fmt: skip
 FOLDERS = {"S0010-eta0.2-aaaaaaaaaa": {}, "S0010-sigma_hat-cccccccccc": {"eta": 1.0, "sigma": "sigma_hat"}}
 ROWS = 2 * 2 * 30
 
@@ -29,13 +25,8 @@ def run(request, tmp_path_factory):
     for number, (folder, changes) in enumerate(FOLDERS.items()):
         for shard in range(2):
             batch = pictures[(2 * number + shard) * 30 :][:30]
-            settings = SETTINGS | changes | {"cell": folder[-10:]}
-            schema = parquet.sample_schema({"cell": folder[-10:]})
-            with parquet.PartWriter(root / folder / f"part-{shard:06d}.parquet", schema) as part:
-                writer = parquet.SampleWriter(part, settings, shard * 30)
-                writer.append(batch)
-                writer.finish()
-                part.commit(replace=False)
+            path = root / folder / f"part-{shard:06d}.parquet"
+            write_part(path, [batch], shard * 30, cell=folder[-10:], **changes)
             expected |= {(folder[-10:], shard * 30 + i): image for i, image in enumerate(batch)}
     return root, expected
 
@@ -93,6 +84,7 @@ def test_polars(run):
 
 STORAGE = Path(__file__).parents[2] / "docs/storage.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", STORAGE.read_text(), re.DOTALL)
+assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: re.search(r"import (\w+)\nfrom|import (\w+)", text)[0])
@@ -101,16 +93,9 @@ def test_snippets_for_buckets_read_them(snippet, s3, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     bucket = s3.bucket()
     root, storage = open_place(f"s3://{bucket}/runs/mine", "--out")
-    with parquet.PartWriter(root / "samples/S0010/part-000000.parquet", parquet.sample_schema({}), storage) as part:
-        writer = parquet.SampleWriter(part, SETTINGS, 0)
-        writer.append(np.zeros((30, 1, 8, 8), np.uint8))
-        writer.finish()
-        part.commit(replace=False)
+    path = root / "samples/S0010/part-000000.parquet"
+    write_part(path, [np.zeros((30, 1, 8, 8), np.uint8)], storage=storage)
     names: dict[str, object] = {}
     exec(snippet.replace("my-bucket", bucket), names)
     table = names["table"]
     assert (table.fetchall() if "duckdb" in snippet else len(table)) in ([(SETTINGS["cell"], 30)], 30)
-
-
-def test_there_are_snippets():
-    assert len(SNIPPETS) == 4

@@ -4,13 +4,10 @@ import json
 import shutil
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from shared import taugrid
 
-from taugrid import parquet
 from taugrid.orchestrator.dispatch import pool
-from taugrid.storage import read_sealed, write_sealed
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -47,9 +44,7 @@ def checked(tmp_path_factory):
 @pytest.mark.long
 def test_a_sound_system_passes(checked):
     findings, root = checked
-    assert findings["status"] == "done"
-    assert findings["problems"] == []
-    assert len(findings["cells"]) == 45
+    assert (findings["status"], findings["problems"], len(findings["cells"])) == ("done", [], 45)
     assert all(cell["largest_difference"] <= 1 for cell in findings["cells"])
     known = [cell for cell in findings["cells"] if cell["data"] == "gaussian"]
     assert len(known) == 23
@@ -63,72 +58,22 @@ def test_a_sound_system_passes(checked):
     assert len(list(root.glob("samples/*/part-*.parquet"))) > len(findings["cells"])
 
 
-def rewrite(path, change):
-    """Let `change` act on the list of a file's PNGs, and write it again as a worker would: its seal is right."""
-    table = pq.read_table(path)
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    pngs = [image["bytes"] for image in columns["image"]]
-    change(pngs)
-    columns["image"] = [image | {"bytes": png} for image, png in zip(columns["image"], pngs, strict=True)]
-    with parquet.PartWriter(path, table.schema) as part:
-        part.write(columns)
-        part.commit(replace=True)
-    parquet.check_seal(path)
-
-
-def swap(pngs):
-    pngs[3], pngs[40] = pngs[40], pngs[3]
-
-
-def double(pngs):
-    pngs[3] = pngs[40]
-
-
 @pytest.mark.long
-def test_faults_in_the_workers_and_on_disk_under_a_right_seal_are_found(checked, tmp_path):
-    """In their cells, and in those alone; all are judged at once, since a judgement takes seconds.
-
-    Faulty workers sample the cells with sigma-hat again, and some with eta = 1, which the fault does not touch. Three
-    others are changed on disk.
-    """
+def test_faults_in_the_workers_are_found_in_the_cells_that_they_touch(checked, tmp_path):
+    """Faulty workers sample the cells with sigma-hat again, and some with eta = 1, which the fault does not touch."""
     findings, root = checked
     copy = shutil.copytree(root, tmp_path / "run")
     names = [cell["name"] for cell in findings["cells"]]
     touched, others = ([name for name in names if f"-{eta}-" in name] for eta in ("sigma_hat", "eta1"))
-    again = [*touched, *others[:3]]
-    for name in again:
+    for name in [*touched, *others[:3]]:
         shutil.rmtree(copy / "samples" / name)
-    kept = [cell for cell in findings["cells"] if cell["data"] == "gaussian" and cell["name"] not in again]
-    swapped, doubled, scored = kept[2:5]  # of 10 and 20 steps, in two parts or more
-    rewrite(copy / "samples" / swapped["name"] / "part-000001.parquet", swap)
-    rewrite(copy / "samples" / doubled["name"] / "part-000000.parquet", double)
-    [path] = copy.glob(f"scores/{scored['cell']}-*.json")
-    score = read_sealed(path)
-    score["metrics"]["fid"] *= 1 + 1e-4
-    write_sealed(path, score)
-
     done = taugrid("selfcheck", "--workers", "1", "--out", copy, code=1, workers=FaultyPool)
-    assert len(list(copy.glob("samples/*"))) == 45
-    lines = [line.removeprefix("wrong: ") for line in done.stderr.splitlines() if line.startswith("wrong: ")]
-    by_workers = [line for line in lines if "sigma_hat" in line]
-    assert by_workers
-    labels, wrong = zip(*(line.split(": ", 1) for line in lines if line not in by_workers), strict=True)
-    expected = [
-        "2 of 1000 images not as (seed, n) gives them",
-        "1 of 1000 images not as (seed, n) gives them",
-        "1 image equal to an earlier one, first 3 and 40",
-        "the table's FID is",
-        f"the table's FID is {score['metrics']['fid']:.8g}",
-    ]
-    assert len(wrong) == len(expected), wrong
-    for line, start in zip(wrong, expected, strict=True):
-        assert line.startswith(start)
-    assert labels[1] == labels[2] == labels[3]
-    assert len(set(labels)) == 3, "each cell by a name of its own"
-    assert len(touched) == 11
-    assert len(others) > 3
-    assert done.stdout.count("WRONG") == len(touched) + 3, "cells with a numeric eta are not touched by the workers'"
-    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 45 - len(touched) - 3
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    assert wrong
+    assert all("sigma_hat" in line for line in wrong)
+    assert (len(touched), len(others) > 3) == (11, True)
+    assert done.stdout.count("WRONG") == len(touched)
+    assert sum(line.split()[:1] == ["ok"] for line in done.stdout.splitlines()) == 45 - len(touched)
 
 
 @pytest.mark.long
@@ -161,8 +106,7 @@ def test_another_sampler_is_checked(tmp_path):
     assert few / many > 4**1.75
     assert most < many
     again = taugrid(*command)
-    assert "starting Ray" not in again.stderr
     assert json.loads(again.stdout) == findings
-    done = taugrid("selfcheck", "--sampler", "dpm+2m", code=2)
-    assert "dpm++2m" in done.stderr
-    assert "starting Ray" not in done.stderr
+    wrong = taugrid("selfcheck", "--sampler", "dpm+2m", code=2)
+    assert "dpm++2m" in wrong.stderr
+    assert "starting Ray" not in again.stderr + wrong.stderr

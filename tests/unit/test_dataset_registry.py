@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from snapshots import raises
 
-from taugrid.config import Config, Data, schema, validate
+from taugrid.config import Config, schema, validate
 from taugrid.errors import UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.orchestrator.plan.grid import plan
@@ -79,40 +79,3 @@ def test_every_entry_agrees_with_itself(dataset):
     assert dataset.held_out in dataset.splits
     assert {key.split("/")[-1] for key in dataset.num_images} <= set(dataset.splits) - {"all"}
     assert (dataset.extractor or INCEPTION) in EXTRACTORS
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"name": "digits", "root": "/a", "download": True},
-        {"name": "cifar10", "shape": [3, 32, 32]},
-        {"name": "cifar10", "category": "cat"},
-        {"name": "cifar10", "split": "validation"},
-        {"name": "lsun", "category": "cat", "split": "test"},
-        {"name": "lsun", "split": "train"},
-        {"name": "lsun", "category": "cat", "split": "train", "download": True},
-        {"name": "folder", "root": "/a"},
-        {"name": "parquet", "shape": [3, 8, 8]},
-        {"name": "celeba", "root": "hf://datasets/a/b"},
-        {"name": ["digits"]},
-    ],
-)
-def test_what_a_data_set_does_not_take_is_one_line(keys):
-    with raises(UserError) as caught:
-        section(**keys)
-    assert "\n" not in str(caught.value)
-
-
-def test_published_sizes_are_of_a_split_or_of_a_category():
-    assert DATASETS["celeba"].published_size("all") == 202_599
-    assert DATASETS["lsun"].published_size("train", "bedroom") == 3_033_042
-    assert DATASETS["lsun"].published_size("validation", "bedroom") == 300
-    assert DATASETS["lsun"].published_size("train", "cat") is None, "any number is accepted"
-    assert DATASETS["folder"].published_size("all") is None
-
-
-def test_held_out_is_the_split_that_a_model_has_not_seen():
-    assert Data(name="lsun", category="cat", split="train", limit=3).held_out == Data(
-        name="lsun", category="cat", split="validation"
-    )
-    assert Data(name="celeba", split="train").held_out.split == "test"

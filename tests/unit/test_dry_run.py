@@ -18,16 +18,16 @@ import taugrid as api
 from taugrid.config import Config, Unet, validate
 from taugrid.errors import UserError
 from taugrid.jobs import SavedNetwork
-from taugrid.orchestrator import session
 from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Loaded
-from taugrid.orchestrator.view import dry_run, inspection
+from taugrid.orchestrator.view import dry_run
 from taugrid.orchestrator.view.figures import DRAWN
 from taugrid.words import quantity
+from taugrid.workers.accelerator.libraries import has_gpus
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.unet import build_unet
@@ -56,29 +56,37 @@ def planned(config, out, *assignments):
     return found, " ".join(found["remarks"])
 
 
+ORACLE = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
+
+
+def of_checkpoint(place, **changes):
+    return CONFIG | {"model": {"checkpoint": str(place)}} | changes
+
+
 @pytest.mark.parametrize(
     ("model", "word"),
     [
         ({"checkpoint": "no/such/folder"}, "no/such/folder"),
+        ({"checkpoint": "empty"}, "config.json"),
         ({"callable": "mine:load", "weights": "no/such/file"}, "no/such/file"),
     ],
 )
-def test_a_model_that_is_not_here_is_priced_and_has_no_id_yet(model, word, tmp_path):
+def test_a_model_that_is_not_here_is_priced_and_has_no_id_yet(model, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     config = CONFIG | {"model": model, "grid": {"steps": [2, 1500], "eta": [0.0]}}
     found, said = planned(config | {"diffusion": {"timesteps": 2000}}, tmp_path / "run")
-    assert [cell["cell"] for cell in found["cells"]] == ["pending"] * 2
     assert [cell["network_evaluations"] for cell in found["cells"]] == [400, 300_000]
+    assert [cell["cell"] for cell in found["cells"]] == ["pending"] * 2
     assert [(model["id"], model["ready"]) for model in found["models"]] == [("pending", False)]
-    assert word in said
-    assert "pending" in said
+    recorded(said, "pending")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=word):
         api.run(config, tmp_path / "run", progress=False)
 
 
 def test_more_steps_than_usual_are_priced_before_the_checkpoint_says_its_t(tmp_path):
-    config = CONFIG | {"model": {"checkpoint": "absent"}, "grid": {"steps": [1500], "spacing": ["linear"]}}
-    assert planned(config, tmp_path)[0]["network_evaluations"] == 300_000
+    assert planned(of_checkpoint("absent", grid={"steps": [1500]}), tmp_path)[0]["network_evaluations"] == 300_000
 
 
 def test_settings_that_a_checkpoint_brings_are_shown(made, tmp_path):
@@ -87,46 +95,44 @@ def test_settings_that_a_checkpoint_brings_are_shown(made, tmp_path):
     assert "clip none" in model["source"]
 
 
-def test_an_empty_folder_is_a_checkpoint_that_is_not_here(tmp_path):
-    (tmp_path / "empty").mkdir()
-    found, said = planned(CONFIG | {"model": {"checkpoint": str(tmp_path / "empty")}}, tmp_path / "run")
-    assert {cell["cell"] for cell in found["cells"]} == {"pending"}
-    assert str(tmp_path / "empty") in said
-
-
-def test_several_models_that_are_not_here_are_told_apart(made, tmp_path):
-    grid = {"model.checkpoint": ["a", "b", str(made / "network")], "steps": [2]}
-    found, _ = planned(CONFIG | {"model": {}, "grid": grid}, tmp_path / "run")
-    ids = [model["id"] for model in found["models"]]
-    assert (ids[:2], ids[2] == "pending") == (["pending", "pending"], False)
-    assert [model["cells"] for model in found["models"]] == [1, 1, 1]
-
-
-def test_a_pattern_that_nothing_matches_yet_is_one_model(tmp_path):
+def test_models_that_are_not_here_are_told_apart_and_a_pattern_is_one(made, tmp_path):
     newest = {"newest": 3, "of": str(tmp_path / "step-*")}
-    found, said = planned(
-        CONFIG | {"model": {}, "grid": {"model.checkpoint": [newest], "steps": [2]}}, tmp_path / "run"
-    )
-    assert [model["id"] for model in found["models"]] == ["pending"]
+    grid = {"model.checkpoint": ["a", "b", str(made / "network"), newest], "steps": [2]}
+    found, said = planned(CONFIG | {"model": {}, "grid": grid}, tmp_path / "run")
+    assert [model["id"] == "pending" for model in found["models"]] == [True, True, False, True]
+    assert [model["cells"] for model in found["models"]] == [1, 1, 1, 1]
     assert "step-*" in said
 
 
 def test_nothing_is_asked_of_the_hub(made, tmp_path, monkeypatch):
     with serving({"models/org/name": made / "network"}, tmp_path / "cache", monkeypatch) as requests:
-        found, said = planned(CONFIG | {"model": {"checkpoint": "org/name"}}, tmp_path / "run")
+        found, said = planned(of_checkpoint("org/name"), tmp_path / "run")
         assert requests == []
     assert {cell["cell"] for cell in found["cells"]} == {"pending"}
     assert "org/name" in said
 
 
-def test_weights_of_an_extractor_are_not_downloaded(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["evaluate.extractor=inception-v3-compat"],  # which is not downloaded
+        ["evaluate.reference={name: fashion-mnist}"],  # asked for by its own key
+        ["evaluate.reference=absent"],
+        ["evaluate.reference={name: celeba, root: .}"],
+        ["evaluate.reference={name: celeba, root: ., download: true}"],
+        ["data={name: celeba, root: .}", "model={unet: {}}", "evaluate.extractor=pixels"],
+        ["sample.num_samples=159"],  # one too few for error bars
+        ["sample.num_samples=160"],
+        ["evaluate.metrics=[fid, agreement]"],
+        ["evaluate.metrics=[fid, agreement]", "report.by=label"],
+    ],
+)
+def test_what_a_run_would_lack_is_said(assignments, tmp_path, user_cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
-    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
-    _, said = planned(config, tmp_path / "run", "evaluate.extractor=inception-v3-compat")
-    assert "weights-inception" in said
-    assert "200" in said
-    assert "20480" in said
+    recorded("\n".join(planned(ORACLE, tmp_path / "run", *assignments)[0]["remarks"]))
 
 
 def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
@@ -147,22 +153,11 @@ def test_labels_that_are_missing_are_said_where_a_network_would_learn_them(tmp_p
     assert "labels" not in said
 
 
-def test_a_reference_that_is_missing_is_asked_for_by_its_own_key(tmp_path, user_cache, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
-    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
-    _, said = planned(config, tmp_path / "run", "evaluate.reference={name: fashion-mnist}")
-    assert "evaluate.reference.root" in said
-    assert "data.root" not in said
-    _, said = planned(config, tmp_path / "run", f"evaluate.reference={tmp_path}/no")
-    recorded(said, "folder")
-
-
 def test_the_bytes_of_images_of_several_shapes_are_those_of_each(tmp_path):
     shapes = [[1, 4, 4], [3, 32, 32]]
-    values = {"model": {"oracle": "gaussian"}, "diffusion": {}, "grid": {"data.shape": shapes, "steps": [2]}}
-    found, _ = planned(CONFIG | values | {"data": {"name": "gaussian"}}, tmp_path / "run")
-    n = CONFIG["sample"]["num_samples"]
-    assert found["bytes_at_most"] >= n * (16 + 3072)
+    values = {"data": {"name": "gaussian"}, "grid": {"data.shape": shapes, "steps": [2]}}
+    found, _ = planned(ORACLE | values, tmp_path / "run")
+    assert found["bytes_at_most"] >= CONFIG["sample"]["num_samples"] * (16 + 3072)
 
 
 def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_by_verify(made, copy):
@@ -187,14 +182,11 @@ def test_a_checkpoint_that_is_gone_is_found_by_its_recorded_path_and_asked_for_b
 
 
 def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(copy):
-    _, said = planned(CONFIG | {"model": {"checkpoint": "absent"}}, copy / "run")
+    _, said = planned(of_checkpoint("absent"), copy / "run")
     assert "S0002-eta1-" in said, "one of the folders that it holds"
     recorded(said, "pending")
-
-
-def test_status_of_a_run_whose_checkpoint_never_came(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model": {"checkpoint": "/absent"}}))
-    out, _ = taugrid("status", tmp_path, "--json")
+    (copy / "config.json").write_text(json.dumps(of_checkpoint("/absent")))  # it never came
+    out, _ = taugrid("status", copy, "--json")
     assert {cell["cell"] for cell in json.loads(out)["cells"]} == {"pending"}
 
 
@@ -208,80 +200,42 @@ def test_no_more_samples_than_features_is_said_by_plan_run_and_table(made, tmp_p
     assert [fact in text for text in texts] == [is_singular] * 3
 
 
-def test_the_directory_of_a_config_is_named_to_who_gives_the_config(made):
-    _, said = taugrid("export", made / "c.yaml", "--to", made / "images", code=2)
-    recorded(said, "file")
-    assert "runs/night" in said
-
-
-def test_status_of_a_config_is_that_of_its_directory(made, tmp_path, monkeypatch):
+def test_commands_that_get_a_config_find_its_directory(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, said = taugrid("status", made / "c.yaml", code=2)
-    recorded(said, "directory")
+    config = made / "c.yaml"
+    for command, code in ((("status",), 2), (("export", "--to", "images"), 2), (("report", "--out", "run"), 4)):
+        recorded(taugrid(*command[:1], config, *command[1:], code=code)[1])
+    printed, _ = taugrid("plan", config, "--out", "run", "--workers", 300)
+    assert "for 300 workers" in printed
     shutil.copytree(made / "run", tmp_path / "runs/night")
-    for given in (made / "c.yaml", tmp_path / "runs/night/config.json"):
+    for given in (config, tmp_path / "runs/night/config.json"):
         found = json.loads(taugrid("status", given, "--json")[0])
         assert [cell["scored"] for cell in found["cells"]] == [True] * CELLS
 
 
-def test_report_says_that_run_makes_what_is_missing(made, tmp_path):
-    _, said = taugrid("report", made / "c.yaml", "--out", tmp_path / "run", code=4)
-    recorded(said, "taugrid")
-
-
-@pytest.mark.parametrize(("num_samples", "is_few"), [(159, True), (160, False)])
-def test_an_n_without_error_bars_is_said(made, tmp_path, num_samples, is_few):
-    _, said = planned(made / "c.yaml", tmp_path, f"sample.num_samples={num_samples}")
-    assert ("sample.num_samples: 159" in said and "N = 160" in said) == is_few
-
-
-def test_plan_takes_the_workers_of_the_run(made, tmp_path):
-    printed, _ = taugrid("plan", made / "c.yaml", "--out", tmp_path / "run", "--workers", 300)
-    assert "for 300 workers" in printed
-
-
-@pytest.mark.parametrize("more", [[], ["report.by=label"]])
-def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path, more):
-    _, said = planned(made / "c.yaml", tmp_path, "evaluate.metrics=[fid, agreement]", *more)
-    recorded(said, "agreement")
-    assert ("report.by: label" in said) == bool(more)
-    assert "agreement" not in planned(made / "c.yaml", tmp_path)[1]
+def test_agreement_with_an_extractor_without_classes_is_said(made, tmp_path):
     for command in (api.plan, api.run):
         with raises(UserError):
             command(made / "c.yaml", tmp_path / "run", ["evaluate.metrics=[agreement]"])
-    assert planned(CONFIG | {"model": {"checkpoint": "no/such"}}, tmp_path / "run", "evaluate.metrics=[agreement]")
-
-
-@pytest.mark.parametrize(
-    "assignment",
-    [
-        "data.limit=1000",
-        "evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}",
-        "sample.num_samples=300",
-        "evaluate.extractor=inception-v3-compat",
-        "evaluate.metrics=[fid]",
-    ],
-)
-def test_what_a_change_does_to_tables_is_said(copy, assignment, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
-    found, said = planned(copy / "run", copy / "run", assignment)
-    assert ("replaces tables" in said) == (assignment != "evaluate.metrics=[fid]")
-    recorded("\n".join(found["remarks"]))
+    assert planned(of_checkpoint("no/such"), tmp_path / "run", "evaluate.metrics=[agreement]")
 
 
 @pytest.mark.parametrize(
     ("assignment", "is_scored_again"),
     [
-        ("evaluate.seed=3", True),
-        ("evaluate.metrics=[fid, kid]", True),
+        ("data.limit=1000", True),
         ("data.split=test", True),
         ("evaluate.reference={name: gaussian, shape: [1, 4, 4], limit: 7}", True),
         ("evaluate.extractor=inception-v3-compat", True),
+        ("evaluate.metrics=[fid, kid]", True),
+        ("evaluate.seed=3", True),
+        ("sample.num_samples=300", True),
+        ("evaluate.metrics=[fid]", False),
         ("cluster.workers=1", False),
         ("evaluate.batch_size=7", False),
     ],
 )
-def test_cells_that_a_run_would_score_again_are_not_called_scored(copy, assignment, is_scored_again, monkeypatch):
+def test_what_a_change_does_to_scores_and_tables_is_said(copy, assignment, is_scored_again, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(copy / "torch"))
     found, _ = planned(copy / "run", copy / "run", assignment)
     assert [cell["scored"] for cell in found["cells"]] == [not is_scored_again] * CELLS
@@ -290,9 +244,8 @@ def test_cells_that_a_run_would_score_again_are_not_called_scored(copy, assignme
 
 
 def test_another_t_than_the_checkpoints_is_a_warning(made, tmp_path):
-    saved = made / "network"
     pipeline = tmp_path / "pipeline"
-    shutil.copytree(saved, pipeline / "unet")
+    shutil.copytree(made / "network", pipeline / "unet")
     (pipeline / "scheduler").mkdir()
     scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 40, "prediction_type": "sample"}
     (pipeline / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
@@ -311,11 +264,7 @@ def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
 @pytest.mark.parametrize(
     ("kept", "precision", "is_refused"),
     [
-        (
-            {"taugrid_precision": "bf16"},
-            "float32",
-            True,
-        ),
+        ({"taugrid_precision": "bf16"}, "float32", True),
         ({"taugrid_precision": "bf16"}, "bf16", False),
         ({}, "bf16", True),
         ({}, "float32", False),
@@ -324,8 +273,7 @@ def test_images_of_another_shape_than_the_references_are_said(made, tmp_path):
     ],
 )
 def test_a_reference_of_moments_that_a_run_refuses_is_said_in_its_words(kept, precision, is_refused, tmp_path):
-    path, digits = tmp_path / "moments.npz", {"name": "gaussian", "shape": [1, 8, 8]}
-    config = CONFIG | {"data": digits, "model": {"oracle": "gaussian"}, "diffusion": {}}
+    path, config = tmp_path / "moments.npz", ORACLE | {"data": {"name": "gaussian", "shape": [1, 8, 8]}}
     np.savez(path, **({"mu": np.zeros(64), "sigma": np.eye(64)} | kept))
     asked = (f"evaluate.reference={path}", "evaluate.extractor=digits-convnet", f"evaluate.precision={precision}")
     told = [line for line in planned(config, tmp_path / "run", *asked)[0]["remarks"] if str(path) in line]
@@ -340,42 +288,33 @@ def test_a_reference_of_moments_that_a_run_refuses_is_said_in_its_words(kept, pr
 def test_moments_are_looked_at_where_the_weights_are_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     np.savez(tmp_path / "m.npz", mu=np.zeros(9), sigma=np.eye(9), taugrid_precision="bf16")
-    config = CONFIG | {"model": {"oracle": "gaussian"}, "diffusion": {}}
     asked = ("evaluate.extractor=inception-v3-compat", f"evaluate.reference={tmp_path}/m.npz")
-    recorded(planned(config, tmp_path / "run", *asked)[1], "inception")
-
-
-def test_status_reads_the_events_once(made, monkeypatch):
-    """In a bucket each reading is requests. The patch: `describe_status` reads them too."""
-    read, whole = [], inspection.read_events
-    monkeypatch.setattr(inspection, "read_events", lambda rundir: read.append(rundir) or whole(rundir))
-    taugrid("status", made / "run")
-    assert len(read) == 1
+    recorded(planned(ORACLE, tmp_path / "run", *asked)[1], "inception")
 
 
 @pytest.mark.parametrize("driver", ["/proc/driver/nvidia", "/dev/kfd"])
-def test_cpus_do_not_count_as_workers_where_there_is_a_driver_of_gpus(monkeypatch, driver):
+def test_cpus_do_not_count_as_workers_where_there_is_a_driver_of_gpus(copy, monkeypatch, driver):
     """The patch: `/dev/kfd`, which AMD's driver makes, is not looked for."""
-    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == driver)
-    config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}, "x")
-    assert dry_run._workers(config) is None
-    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
-    assert dry_run._workers(config) > 0
+    for is_there in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.exists", lambda path: is_there and str(path) == driver)  # noqa: B023
+            assert has_gpus() == is_there
+        monkeypatch.setattr(dry_run, "has_gpus", lambda: is_there)  # noqa: B023
+        found, _ = planned(copy / "run", copy / "run", "sample.num_samples=300")
+        assert (found["workers_at_a_time"] is None) == is_there
 
 
 def test_what_a_precision_costs_on_gpus_is_said_where_there_are_some(made, tmp_path):
     """As a tip: `plan --strict` counts warnings."""
-    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "cluster": {"gpus_per_worker": 1}}
+    config = of_checkpoint(made / "network", cluster={"gpus_per_worker": 1})
     found, said = planned(config, tmp_path / "run")
     [tip] = found["tips"]
     recorded(tip)
     assert re.findall(r"[\d.]+ times", tip)[:2] == ["2.5 times", "3.5 times"]
     assert f"tip: {tip}" in plan_text(found)
     assert tip not in said
-    found, _ = planned(config, tmp_path / "run", "sample.precision=bf16", "sample.compile=default")
-    assert "tips" not in found, "nothing is faster"
-    found, _ = planned(config, tmp_path / "run", "cluster.gpus_per_worker=0")
-    assert "tips" not in found
+    for fastest in (("sample.precision=bf16", "sample.compile=default"), ("cluster.gpus_per_worker=0",)):
+        assert "tips" not in planned(config, tmp_path / "run", *fastest)[0]
 
 
 def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp_path, monkeypatch):
@@ -384,23 +323,24 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
     count = unet.num_parameters()
     unet.half().save_pretrained(tmp_path / "half")
     unet.float().save_pretrained(tmp_path / "pickled", safe_serialization=False)
-    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
+    config = of_checkpoint(made / "network", grid={"steps": [2]})
     found, said = planned(config, tmp_path / "run")
-    assert found["worker_weights_bytes"] == {"network": 4 * count}
     recorded(plan_text(found), "weights")
     assert "weights of" not in said
     pickled = (tmp_path / "pickled/diffusion_pytorch_model.bin").stat().st_size
-    for name, size in (("half", 4 * count), ("pickled", pickled // 4 * 4)):
-        found, _ = planned(config | {"model": {"checkpoint": str(tmp_path / name)}}, tmp_path / "run")
-        assert found["worker_weights_bytes"] == {"network": size}
-    found, _ = planned(config, tmp_path / "run", "sample.precision=bf16-weights")
-    assert found["worker_weights_bytes"] == {"network": 2 * count}
-    guided = f"model.guide={tmp_path}/half", "sample.guidance=2"
-    found, _ = planned(config, tmp_path / "run", *guided)
-    assert found["worker_weights_bytes"] == {"network": 4 * count, "guide": 4 * count}
-    assert f"{quantity(8 * count)}B (network {quantity(4 * count)}B, guide {quantity(4 * count)}B)" in plan_text(found)
-    found, _ = planned(config | {"model": {"oracle": "gaussian"}, "diffusion": {}}, tmp_path / "run")
-    assert found["worker_weights_bytes"] == {}
+    for changes, assignments, weights in (
+        ({}, (), {"network": 4 * count}),
+        (of_checkpoint(tmp_path / "half"), (), {"network": 4 * count}),
+        (of_checkpoint(tmp_path / "pickled"), (), {"network": pickled // 4 * 4}),
+        ({}, ("sample.precision=bf16-weights",), {"network": 2 * count}),
+        ({}, (f"model.guide={tmp_path}/half", "sample.guidance=2"), {"network": 4 * count, "guide": 4 * count}),
+        (ORACLE, (), {}),
+    ):
+        found, _ = planned(config | changes, tmp_path / "run", *assignments)
+        assert found["worker_weights_bytes"] == weights
+        if "guide" in weights:
+            each, both = quantity(4 * count), quantity(8 * count)
+            assert f"{both}B (network {each}B, guide {each}B)" in plan_text(found)
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.get)
     _, said = planned(config, tmp_path / "run", "cluster.workers=2")
     recorded(said, "estimated")
@@ -409,20 +349,23 @@ def test_the_weights_on_a_worker_are_estimated_from_the_files_and_said(made, tmp
 
 def test_a_vae_counts_among_the_weights(made, tmp_path):
     """The patch: the network is its own VAE."""
-    config = CONFIG | {"model": {"checkpoint": str(made / "network")}, "grid": {"steps": [2]}}
+    config = of_checkpoint(made / "network", grid={"steps": [2]})
     [cell] = plan(validate(Config, config, "test")).cells
     saved, shape = SavedNetwork(str(made / "network"), "", ""), cell.model.image_shape
     loaded = replace(cell.model.source.checkpoint, vae=Vae("x", saved, 1.0, 0.0, shape, shape))
     cell = replace(cell, model=replace(cell.model, source=Loaded(loaded)))
-    found = weights_bytes(Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights))
+
+    def counted(cell):
+        return weights_bytes(
+            Plan((cell.model,), (cell,)), lambda model, weights: model.source.weights_file(None, weights)
+        )
+
+    found = counted(cell)
     assert found == {"network": found["VAE"], "VAE": found["network"]}
-    assert found["VAE"] > 0
-    other = replace(loaded.vae, saved=replace(saved, folder=str(tmp_path)))
     copy = shutil.copy(made / "network/diffusion_pytorch_model.safetensors", tmp_path)
     save_file({"conv_in.weight": load_file(copy)["conv_in.weight"]}, copy)
-    cells = (replace(cell, vae=other),)
-    counted = weights_bytes(Plan((cell.model,), cells), lambda model, weights: model.source.weights_file(None, weights))
-    assert 0 < counted["VAE"] < found["VAE"], "the VAE of model.vae replaces the pipeline's"
+    other = replace(loaded.vae, saved=replace(saved, folder=str(tmp_path)))
+    assert 0 < counted(replace(cell, vae=other))["VAE"] < found["VAE"], "that of model.vae replaces the pipeline's"
 
 
 @pytest.mark.parametrize(
@@ -439,13 +382,6 @@ def test_nodes_that_cannot_hold_the_weights_are_named_only_if_all_are_so(nodes, 
     said = too_large({"network": 7, "VAE": 3}, nodes)
     assert (said is not None) == are_too_small
     recorded(said or "")
-
-
-def test_a_run_warns_where_no_node_can_hold_the_weights(made, tmp_path, monkeypatch):
-    config = write_config(tmp_path / "c.yaml", made / "network")
-    monkeypatch.setattr(session, "too_large", lambda weights, nodes: f"{list(weights)} on {nodes}")
-    _, said = taugrid("sample", config, "--out", tmp_path / "run")
-    recorded(said, "warning")
 
 
 @pytest.mark.long

@@ -37,47 +37,52 @@ def mixtures(*events):
     return origins(events)["c"].mixtures
 
 
-def test_one_device_and_one_software_are_no_mixture():
-    events = [*session("a100", "a100"), assigned(0, "a100"), shard(0, "a100"), shard(1, "a100", "worker-1")]
-    assert mixtures(*events) == []
-    assert origins(events)["c"].seconds == 4.0
+LOST = [*session("a100", "cpu"), assigned(0, "a100")]
+FIRST = [*session("a100"), assigned(0, "a100"), shard(0, "a100", images=12, seconds=3.0)]
+DAMAGED = {"event": "damaged", "path": "samples/S0010-eta0-c/part-000000.parquet"}
+AGAIN = [*session("cpu"), assigned(0, "cpu")]
+GROWN = shard(0, "cpu", images=4, seconds=1.0, own=True, copied=8)
 
 
-def test_two_shards_of_two_devices_are_one():
-    recorded("\n".join(mixtures(*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1"))))
+def gpu(name="a100", **libraries):
+    accelerator = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"} | libraries
+    return [{"event": "session"}, {**session(name)[1], "accelerator": accelerator}]
 
 
 @pytest.mark.parametrize(
-    "later",
+    ("is_mixed", "events"),
     [
-        [],  # complete as it is
-        [*session("cpu"), assigned(1, "cpu"), shard(1, "cpu")],
+        (False, [*session("a100", "a100"), assigned(0, "a100"), shard(0, "a100"), shard(1, "a100", "worker-1")]),
+        (True, [*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1")]),
+        # The driver was killed between commit and event: shard 0 was made on the a100, and no event says so.
+        (True, [*LOST, assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]),
+        (True, [*LOST, *session("cpu"), assigned(1, "cpu"), shard(1, "cpu")]),
+        # Worker 0 committed and died; worker 1 did the shard again and found the file.
+        (True, [*LOST, assigned(0, "cpu", "worker-1"), shard(0, "cpu", "worker-1", own=False),
+                shard(1, "cpu", "worker-1")]),
+        # A shard that is made again forgets who made it, and one that grew does not.
+        (False, [*FIRST, DAMAGED, *AGAIN]),
+        (False, [*FIRST, *AGAIN, shard(0, "cpu", own=True)]),
+        (True, [*FIRST, *AGAIN, GROWN]),
+        # Events of the first version know no assignments, and nothing of what was there or copied.
+        (False, [*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")]),
+        (True, [*session("cpu"), shard(0, "cpu"), *session("cpu", torch="2.10"), shard(1, "cpu")]),
+        # Other libraries of a GPU; earlier versions lack them.
+        (False, [*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")]),
+        (True, [*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100")]),
+        (False, [*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")]),
     ],
-)
-def test_a_driver_killed_between_commit_and_event_loses_no_device(later):
-    """Shard 0 lies there, made on an a100, and no event says so."""
-    killed = [*session("a100", "cpu"), assigned(0, "a100"), assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]
-    recorded("\n".join(mixtures(*killed, *later)))
+)  # fmt: skip
+def test_a_cell_of_several_makers_is_said_to_be_mixed(is_mixed, events):
+    found = mixtures(*events)
+    assert bool(found) == is_mixed
+    if is_mixed:
+        recorded("\n".join(found))
 
 
-def test_a_file_that_was_there_is_told_of_who_had_it_before():
-    """Worker 0 committed and died; worker 1 did the shard again and found the file."""
-    lost = [*session("a100", "cpu"), assigned(0, "a100"), assigned(0, "cpu", "worker-1")]
-    recorded("\n".join(mixtures(*lost, shard(0, "cpu", "worker-1", own=False), shard(1, "cpu", "worker-1"))))
-
-
-def test_a_shard_made_again_forgets_who_made_it_before():
-    first = [*session("a100"), assigned(0, "a100"), shard(0, "a100")]
-    damaged = {"event": "damaged", "path": "samples/S0010-eta0-c/part-000000.parquet"}
-    assert mixtures(*first, damaged, *session("cpu"), assigned(0, "cpu")) == []
-    assert mixtures(*first, *session("cpu"), assigned(0, "cpu"), shard(0, "cpu", own=True)) == []
-
-
-def test_a_shard_that_grew_keeps_those_who_made_what_was_copied():
-    first = [*session("a100"), assigned(0, "a100"), shard(0, "a100", images=12, seconds=3.0)]
-    grown = [*session("cpu"), assigned(0, "cpu"), shard(0, "cpu", images=4, seconds=1.0, own=True, copied=8)]
-    recorded("\n".join(mixtures(*first, *grown)))
-    assert origins([*first, *grown])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
+def test_seconds_are_those_of_the_images_that_are_there():
+    assert origins([*session("a100"), shard(0, "a100"), shard(1, "a100")])["c"].seconds == 4.0
+    assert origins([*FIRST, *AGAIN, GROWN])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
 
 
 def test_who_made_the_latents_has_made_what_is_decoded_from_them():
@@ -95,11 +100,6 @@ def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not
     other[1]["versions"]["ray"] = "2.61"
     [mixture] = mixtures(*one, *other)
     assert mixture.endswith("torch 2.10, 2.9")
-
-
-def test_events_of_the_first_version_are_read():
-    """They know no assignments, and nothing of what was there or copied."""
-    assert mixtures(*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")) == []
 
 
 def devices_of(makers):
@@ -128,17 +128,6 @@ A_TWICE = [*session("a100", "a100", "cpu"), assigned(0, "a100")]
 def test_who_else_may_have_made_a_file_is_known_from_the_events(events, worker, others):
     task = events[-1]["task"]
     assert devices_of(other_makers(events, task, worker)) == others
-
-
-def gpu(name="a100", **libraries):
-    accelerator = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"} | libraries
-    return [{"event": "session"}, {**session(name)[1], "accelerator": accelerator}]
-
-
-def test_other_libraries_of_a_gpu_are_a_mixture_and_events_without_them_are_not():
-    assert mixtures(*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")) == []
-    recorded("\n".join(mixtures(*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100"))))
-    assert mixtures(*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")) == [], "earlier versions lack them"
 
 
 def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():

@@ -1,6 +1,9 @@
+import hashlib
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 
@@ -10,10 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import write_part
 from PIL import Image
 from snapshots import raises, recorded
+from torch_fidelity.registry import DATASETS_REGISTRY
+from torch_fidelity.utils import glob_samples_paths
+from torchvision.datasets import CIFAR10
 
-from taugrid import parquet, threads
+from taugrid import threads
 from taugrid.errors import DamagedFile
 from taugrid.eval.sources import batches, open_source
 from taugrid.images import encode_png
@@ -21,11 +28,6 @@ from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.folder import EXTENSIONS, files
 from taugrid.workers.data.load import fingerprint
 from taugrid.workers.data.picture import SourceError
-
-SETTINGS = {
-    "seed": 3, "steps": 10, "eta": 1.0, "sigma": "eta", "spacing": "linear", "sampler": "ddim", "clip": "none",
-    "cell": "0123456789", "model": "abcdef0123",
-}  # fmt: skip
 
 
 def pictures(count=100, channels=3, size=8, seed=0):
@@ -45,12 +47,7 @@ def as_npz(path, batch):
 
 
 def as_shard(path, batch, start=0):
-    with parquet.PartWriter(path, parquet.sample_schema({"cell": "0123456789"})) as part:
-        writer = parquet.SampleWriter(part, SETTINGS, start)
-        writer.append(batch)
-        writer.finish()
-        part.commit(replace=False)
-    return str(path)
+    return str(write_part(path, [batch], start))
 
 
 def as_huggingface(path, batch, column="img"):
@@ -136,8 +133,6 @@ def test_a_parquet_column_of_plain_bytes_is_taken(tmp_path):
 
 def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     """Not recursively, by extension in any case, sorted by real path."""
-    from torch_fidelity.utils import glob_samples_paths
-
     folder = tmp_path / "folder"
     batch = pictures(4)
     as_folder(folder, batch[:2], start=5)
@@ -150,8 +145,7 @@ def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     assert files(folder, EXTENSIONS) == theirs
     source = open_source(str(folder))
     assert np.array_equal(read(source), batch[[3, 0, 1, 2]])
-    assert len(source.warnings) == 1
-    assert "subfolders" in source.warnings[0]
+    recorded("\n".join(source.warnings), "subfolders")
 
 
 def test_jpeg_is_taken_with_a_warning_whatever_it_is_called(tmp_path):
@@ -178,7 +172,7 @@ def test_splits_in_one_folder_are_said(tmp_path):
     recorded(open_source(str(tmp_path)).warnings[0], "splits")
 
 
-def refused(path, error):
+def refused(path, error=SourceError):
     with raises(error):
         open_source(str(path))
 
@@ -186,23 +180,20 @@ def refused(path, error):
 def test_a_truncated_picture_is_named(tmp_path):
     as_folder(tmp_path, pictures(40, size=64))
     damaged = tmp_path / "0000037.png"
-    damaged.write_bytes(damaged.read_bytes()[:2000])
-    refused(tmp_path, DamagedFile)
-    damaged.write_bytes(b"no picture")
-    refused(tmp_path, DamagedFile)
-    damaged.write_bytes(b"")
-    refused(tmp_path, DamagedFile)
+    for content in (damaged.read_bytes()[:2000], b"no picture", b""):
+        damaged.write_bytes(content)
+        refused(tmp_path, DamagedFile)
 
 
 def test_mixed_sizes_and_mixed_colours_name_two_files(tmp_path):
     sizes = tmp_path / "sizes"
     as_folder(sizes, pictures(40))
     as_folder(sizes, pictures(2, size=9), start=38)
-    refused(sizes, SourceError)
+    refused(sizes)
     colours = tmp_path / "colours"
     as_folder(colours, pictures(2))
     as_folder(colours, pictures(1, channels=1), start=1)
-    refused(colours, SourceError)
+    refused(colours)
 
 
 def png_of_16_bits(colour_type, channels):
@@ -214,34 +205,27 @@ def png_of_16_bits(colour_type, channels):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        file_bytes(Image.new("RGBA", (2, 2))),
-        file_bytes(Image.new("P", (2, 2))),
-        file_bytes(Image.new("LA", (2, 2))),
-        file_bytes(Image.new("1", (2, 2))),
-        file_bytes(Image.new("CMYK", (2, 2)), "JPEG"),
-        png_of_16_bits(0, 1),
-        png_of_16_bits(2, 3),
-    ],
-    ids=["RGBA", "P", "LA", "1", "CMYK", "16-bit I", "16-bit RGB"],
-)
-def test_other_kinds_of_pictures_are_refused(tmp_path, data):
+@pytest.mark.parametrize("kind", ["RGBA", "P", "LA", "1", "CMYK", "16-bit I", "16-bit RGB"])
+def test_other_kinds_of_pictures_are_refused(tmp_path, kind):
     """Pillow opens 16-bit RGB as 8-bit RGB without a word."""
+    of_16_bits = {"16-bit I": (0, 1), "16-bit RGB": (2, 3)}
+    if kind in of_16_bits:
+        data = png_of_16_bits(*of_16_bits[kind])
+    else:
+        data = file_bytes(Image.new(kind, (2, 2)), "JPEG" if kind == "CMYK" else "PNG")
     (tmp_path / "a.png").write_bytes(data)
-    refused(tmp_path, SourceError)
+    refused(tmp_path)
 
 
 def test_what_is_no_source_is_refused(tmp_path):
-    refused(tmp_path / "none", SourceError)
-    refused(tmp_path, SourceError)
+    refused(tmp_path / "none")
+    refused(tmp_path)
     (tmp_path / "a.txt").write_text("")
-    refused(tmp_path / "a.txt", SourceError)
+    refused(tmp_path / "a.txt")
     as_folder(tmp_path / "deeper", pictures(1))
-    refused(tmp_path, SourceError)
+    refused(tmp_path)
     as_shard(tmp_path / "deeper" / "a.parquet", pictures(1))
-    refused(tmp_path / "deeper", SourceError)
+    refused(tmp_path / "deeper")
 
 
 @pytest.mark.parametrize(
@@ -258,19 +242,7 @@ def test_what_is_no_source_is_refused(tmp_path):
 )
 def test_other_npz_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays)
-    refused(tmp_path / "a.npz", SourceError)
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_npz_is_named(tmp_path, save):
-    path = tmp_path / "a.npz"
-    save(path, pictures(200).transpose(0, 2, 3, 1))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    refused(path, DamagedFile)
-    path.write_bytes(data[:-100])
-    refused(path, DamagedFile)
+    refused(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -289,6 +261,8 @@ def test_an_npz_with_one_wrong_bit_is_named_or_is_the_same(tmp_path, save):
             messages.append(str(error))
     assert len(messages) > 300, "most of the bits matter"
     assert all(str(path) in message and "\n" not in message for message in messages)
+    path.write_bytes(whole[:-100])
+    refused(path, DamagedFile)
 
 
 def test_a_header_that_says_fewer_images_than_there_are_is_found_out(tmp_path):
@@ -302,75 +276,57 @@ def test_a_header_that_says_fewer_images_than_there_are_is_found_out(tmp_path):
 
 
 def test_other_parquet_is_refused(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"label": [1], "text": ["a"]}), path)
-    refused(path, SourceError)
-    pq.write_table(pa.table({"a": [b""], "b": [b""]}), path)
-    refused(path, SourceError)
-    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
-    refused(path, SourceError)
-    pq.write_table(pa.table({"image": [encode_png(pictures(1)[0]), None]}), path)
-    refused(path, SourceError)
-    png = encode_png(pictures(1, size=64)[0])
-    pq.write_table(pa.table({"image": [png, png[:1000]]}), path)
-    refused(path, DamagedFile)
+    path, png, large = tmp_path / "a.parquet", encode_png(pictures(1)[0]), encode_png(pictures(1, size=64)[0])
+    for columns, error in (
+        ({"label": [1], "text": ["a"]}, SourceError),
+        ({"a": [b""], "b": [b""]}, SourceError),
+        ({"image": pa.array([], pa.binary())}, SourceError),
+        ({"image": [png, None]}, SourceError),
+        ({"image": [large, large[:1000]]}, DamagedFile),
+    ):
+        pq.write_table(pa.table(columns), path)
+        refused(path, error)
     path.write_bytes(path.read_bytes()[:-10])
     refused(path, DamagedFile)
 
 
-def test_shards_of_two_cells_in_one_folder_are_refused(tmp_path):
-    as_shard(tmp_path / "a.parquet", pictures(5), start=0)
-    as_shard(tmp_path / "b.parquet", pictures(5), start=4)
-    refused(tmp_path, SourceError)
-
-
-def test_shards_that_are_missing_are_said(tmp_path):
-    for start in (0, 5, 10):
+def test_shards_of_two_cells_and_missing_ones_are_refused(tmp_path):
+    for start in (0, 4):
+        as_shard(tmp_path / f"{start}.parquet", pictures(5), start)
+    refused(tmp_path)
+    (tmp_path / "4.parquet").unlink()
+    for start in (5, 10):
         as_shard(tmp_path / f"{start}.parquet", pictures(5), start)
     assert open_source(str(tmp_path)).num_images == 15
-    (tmp_path / "5.parquet").unlink()
-    refused(tmp_path, SourceError)
-    (tmp_path / "0.parquet").unlink()
-    refused(tmp_path, SourceError)
-    refused(tmp_path / "10.parquet", SourceError)
+    for start in (5, 0):
+        (tmp_path / f"{start}.parquet").unlink()
+        refused(tmp_path)
+    refused(tmp_path / "10.parquet")
 
 
 def test_rows_that_are_missing_in_a_shard_are_said(tmp_path):
     table = pq.read_table(as_shard(tmp_path / "a.parquet", pictures(9)))
     for rows in ([0, 1, 2, 5, 6], [0, 2, 1]):
         pq.write_table(table.take(rows), tmp_path / "a.parquet")
-        refused(tmp_path / "a.parquet", SourceError)
+        refused(tmp_path / "a.parquet")
 
 
 def test_images_that_change_after_they_were_opened_are_found_out(tmp_path):
     batch = pictures(5)
     source = open_source(as_folder(tmp_path / "a", batch))
     (tmp_path / "a" / "0000004.png").write_bytes(encode_png(batch[0]))
-    with pytest.raises(SourceError, match="have changed"):
+    with raises(SourceError):
         list(batches(source, 2))
 
 
 def test_a_data_set_that_is_not_here_says_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    refused("cifar10-train", SourceError)
-    refused("stl10-test", SourceError)
-
-
-def test_the_names_are_torch_fidelitys_and_its_folder_is_searched(tmp_path, monkeypatch):
-    import torch
-    from torch_fidelity.registry import DATASETS_REGISTRY
-
-    assert set(FIDELITY_NAMES) <= set(DATASETS_REGISTRY)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert torch.hub._get_torch_home() == str(tmp_path)
+    refused("cifar10-train")
+    refused("stl10-test")
 
 
 def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
     """A file in CIFAR-10's form, written here: only the checksum that torchvision expects is replaced."""
-    import hashlib
-
-    from torchvision.datasets import CIFAR10
-
     batch = pictures(70, size=32)
     folder = tmp_path / "fidelity_datasets" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -380,9 +336,9 @@ def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
     }
     md5 = {}
     for name, content in contents.items():
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        md5[name] = hashlib.md5(data).hexdigest()
+        (folder / name).write_bytes(pickle.dumps(content))
+        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    assert set(FIDELITY_NAMES) <= set(DATASETS_REGISTRY)
     monkeypatch.setattr(CIFAR10, "train_list", [])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
@@ -391,15 +347,11 @@ def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
     assert (source.kind, source.dataset, source.sha256) == ("dataset", "cifar10-val", fingerprint(batch))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
     assert np.array_equal(read(source), batch), "a source knows where it lies"
-    moved = replace(source, path=str(tmp_path))
     with raises(SourceError):
-        list(batches(moved, 2))
+        list(batches(replace(source, path=str(tmp_path)), 2))
 
 
 def test_sources_import_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, taugrid.eval.sources, taugrid.eval.reference, taugrid.eval.metrics.score; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert "taugrid.eval.sources" in done.stdout.split()
