@@ -12,11 +12,14 @@ from torch import nn
 import taugrid
 from taugrid import config
 from taugrid.errors import BrokenAccelerator, DoesNotFit, NotEnoughMemory, UserError
+from taugrid.eval.extract import InBatches
+from taugrid.eval.features.load import Extraction
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers import device as devices
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.counting import count, without_data
@@ -207,6 +210,21 @@ def test_memory_that_runs_out_on_the_way_and_a_missing_engine_are_told_with_the_
     for card in (Card(room=all_fits.memory.peak * 0.6), Card(engine_for=5)):
         with card, raises(DoesNotFit):
             run_in_memory(job, Device("cpu"))
+
+
+def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there(job, monkeypatch):
+    """Defect 8, with memory counted: a network of 4 MB, and 3.7 MB for what is computed of 16 images.
+
+    Put back by `InBatches._try` without `clear_networks`.
+    """
+    layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
+    monkeypatch.setattr(devices, "load_network", lambda *_: torch.zeros(10**6))
+    with Card(room=5e6) as card:
+        device.network(job.network, job.diffusion)
+        extracted = InBatches(lambda x: Extraction(layer(x).mean((2, 3)), None), 16, device)
+        sizes = [len(each.features) for each in extracted(torch.zeros(48, 1, 32, 32))]
+    assert sizes == [16, 16, 16]
+    assert card.convolutions == 4
 
 
 def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
