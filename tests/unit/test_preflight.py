@@ -19,7 +19,6 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers import device as devices
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
 from taugrid.workers.accelerator.counting import count, without_data
@@ -28,6 +27,7 @@ from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import MAX_NETWORKS, Device
 from taugrid.workers.diffusion.denoiser import FromTimes
+from taugrid.workers.network import load as loading
 from taugrid.workers.network.custom import for_inference
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
@@ -218,7 +218,7 @@ def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there(job, monkeyp
     Put back by `InBatches._try` without `clear_networks`.
     """
     layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
-    monkeypatch.setattr(devices, "load_network", lambda *_: torch.zeros(10**6))
+    monkeypatch.setattr(loading, "load_network", lambda *_: torch.zeros(10**6))
     with Card(room=5e6) as card:
         device.network(job.network, job.diffusion)
         extracted = InBatches(lambda x: Extraction(layer(x).mean((2, 3)), None), 16, device)
