@@ -61,35 +61,12 @@ def shapes_in(root):
     return {name: {path: sorted(types) for path, types in paths.items()} for name, paths in found.items()}
 
 
-<<<<<<< ours
 def options_of(command):
     """Option -> whether it takes a value, of a command's help."""
     text = re.sub(r"\n {20,}", " ", taugrid(*command.split(), "--help").stdout)
     name = r"--?[a-z][a-z-]*"
     lines = [line.split("  ")[0] for line in re.findall(r"^ {2}(-.*)$", text, re.MULTILINE)]
     return {each: bool(re.sub(f"{name}|[,/ ]", "", line)) for line in lines for each in re.findall(name, line)}
-=======
-def commands(group, before=()):
-    """Each command's words, with the declarations, the default and the kind of all its parameters."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, (*before, name))
-            continue
-        parameters = {}
-        for each in command.params:
-            kind = [each.param_type_name, each.required, each.multiple, getattr(each, "is_flag", False), each.nargs]
-            parameters[" ".join([*each.opts, *each.secondary_opts])] = kind
-        yield " ".join((*before, name)), parameters
-
-
-def present(root):
-    """The contract as it is now."""
-    return {
-        "commands": dict(commands(cli)),
-        "exit codes": {code.name: code.value for code in Exit},
-        "shapes": shapes_in(root),
-    }
->>>>>>> theirs
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +74,6 @@ def recorded():
     return json.loads(RECORDED.read_text())
 
 
-<<<<<<< ours
 def test_commands_and_options_stay(recorded):
     changed = []
     for command, parameters in recorded["commands"].items():
@@ -105,34 +81,11 @@ def test_commands_and_options_stay(recorded):
         for names, (kind, _, _, is_flag, _) in parameters.items():
             if kind == "option":
                 changed += [f"{command} {name}" for name in names.split() if now.get(name) != (not is_flag)]
-=======
-@pytest.fixture(scope="module")
-def now(tmp_path_factory):
-    return present(shutil.copytree(OLD / "run", tmp_path_factory.mktemp("contract") / "run"))
-
-
-def stays(recorded, now):
-    """Whether a parameter is what it was: it may have become repeatable, or optional."""
-    if now is None:
-        return False
-    kind, required, multiple, *others = recorded
-    return now[0] == kind and now[3:] == others and now[1] <= required and now[2] >= multiple
-
-
-def test_commands_and_options_stay(recorded, now):
-    changed = [
-        f"{name} {option}"
-        for name, options in recorded["commands"].items()
-        for option, kind in options.items()
-        if not stays(kind, now["commands"].get(name, {}).get(option))
-    ]
->>>>>>> theirs
     assert changed == []
 
 
 def test_keys_and_columns_stay(recorded, tmp_path):
     """A key keeps its types; null is a value that any key may take."""
-<<<<<<< ours
     shapes = shapes_in(Path(shutil.copytree(OLD / "run", tmp_path / "run")))
     if snapshots.update:
         for name, paths in shapes.items():
@@ -144,14 +97,6 @@ def test_keys_and_columns_stay(recorded, tmp_path):
         for path, types in paths.items()
         if path not in shapes.get(name, {}) or not set(types) & {*shapes[name][path], "NoneType"}
     ]
-=======
-    changed = []
-    for name, paths in recorded["shapes"].items():
-        for path, types in paths.items():
-            found = now["shapes"].get(name, {}).get(path, [])
-            if not found or not set(types) & {*found, "NoneType"}:
-                changed.append(f"{name}: {path} was {types}, is {found or 'gone'}")
->>>>>>> theirs
     assert changed == []
 
 
