@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from typing import get_args
 
 import nights
@@ -15,6 +16,8 @@ from snapshots import recorded
 
 from taugrid.orchestrator.baseline import pixels
 from taugrid.orchestrator.baseline.compared import Situation
+from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment
 
 GAUSSIAN = CONFIG["data"]
@@ -49,6 +52,15 @@ def test_the_same_weights_make_the_same_pixels_and_a_broken_sampler_others(begun
     changed = [cell["pixels"] for cell in found["cells"] if cell["result"] == "changed pixels"]
     assert all(pixels["images"] == 200 and 0 < pixels["differing"] <= 200 for pixels in changed)
     assert all(1 <= pixels["largest"] <= 255 for pixels in changed)
+
+
+def test_one_image_that_differs_is_seen(begun):
+    old = read_baseline(begun / "baseline.json")
+    digests = old.cells[0].load_digests().copy()
+    digests[7] = digests[8]
+    new = replace(old, cells=(replace(old.cells[0], load_digests=lambda: digests),))
+    (found,) = compare_snapshots(new, old).cells
+    assert (found.result, found.pixels.differing) == ("changed pixels", 1)
 
 
 def test_without_the_baselines_images_it_is_still_known_how_many_differ(begun, tmp_path, monkeypatch):

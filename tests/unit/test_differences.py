@@ -270,8 +270,6 @@ def test_csv_reads_back_and_does_not_depend_on_the_order_of_rows(tmp_path):
     back = pd.read_csv(tmp_path / "differences.csv", keep_default_na=True)
     assert list(back.columns) == list(DIFFERENCE_COLUMNS)
     assert back["difference"].tolist() == [row["difference"] for row in found]
-    assert back["se"].isna().tolist() == [row["se"] is None for row in found]
-    assert (back["joined"].dtype, back["steps_a"].dtype) == (bool, np.int64)
 
 
 def test_the_list_is_readable_and_says_each_reason_once(tmp_path):

@@ -102,6 +102,8 @@ def test_correlations_are_of_means_whose_cells_share_their_first_samples():
     assert found[0, 1] == pytest.approx(means, abs=0.12)  # from 100 samples
     assert found[0, 2] == found[1, 2] == 0
     assert np.linalg.eigvalsh(found).min() >= -1e-12
+    shifted = correlation([a[0] + 3, b[0, :100] - 3, a[1]], ["s", "s", "other"])
+    assert shifted == pytest.approx(found), "of influences about their means"
 
 
 def test_screening_singles_out_more_than_the_verdict_does():

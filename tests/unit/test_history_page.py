@@ -57,7 +57,6 @@ def rewritten(history, name, change):
     change(verdict)
     write_sealed(path, verdict)
     taugrid("report", history)
-    return verdict
 
 
 def page(history):

@@ -46,7 +46,6 @@ def test_cells_that_are_not_compared_are_listed(begun, tmp_path):
         {"evaluate": {"metrics": ["kid"]}},
         {"evaluate": {"metrics": ["fid"], "reference": {"name": "gaussian", "shape": [1, 4, 4], "split": "test"}}},
     ],
-    ids=["another N", "too few", "another seed", "another grid", "no fid", "another reference"],
 )
 def test_what_the_night_would_refuse_is_refused_in_its_words(begun, tmp_path, changes):
     config = write_config(tmp_path / "night.yaml", begun / "same", **changes)

@@ -172,11 +172,7 @@ COLLIDING = [{"sampler": ["ddim"], "spacing": ["ermongroup-uniform"], "steps": [
         ({"sampler": ["ddim", "dpm++2m"], "steps": [5, 10], "guidance": [1, 2]}, {}, "steps", "evaluations"),
         ({"spacing": ["linear", "ermongroup-uniform"], "steps": [30]}, {}, EVALUATIONS, "evaluations"),
     ],
-    ids=[
-        "no other count", "no count in common", "of figures alone", "one sampler", "counts in common", "steps",
-        "other columns", "one place", "guidance", "spacings",
-    ],
-)  # fmt: skip
+)
 def test_columns_are_evaluations_where_samplers_differ_in_them(grid, report, columns, x):
     found, config = planned(grid, report)
     assert layout(config, found)[:3] == ((), columns, x)
@@ -335,17 +331,10 @@ def joined(rows, process=EDM_DEFAULTS.in_words, kind="edm", **changes):
 
 
 def test_published_numbers_of_edms_network_join_rows_that_take_the_same_steps_and_one_to_0():
-    rows = [
-        edm_cell("ddim", 6, eta=0.0),
-        edm_cell("ddim", 6, eta=1.0),
-        edm_cell("euler", 5),
-        edm_cell("heun", 4, "linear"),
-        edm_cell("edm-heun", 3),
-        edm_cell("edm-heun", 3, S_churn=10.0),
-        edm_cell("edm-heun", 18),
-        edm_cell("dpm++3m", 9),
-        edm_cell("unipc", 11, "logsnr"),
-    ]
+    rows = [edm_cell("ddim", 6, eta=eta) for eta in (0.0, 1.0)]
+    rows += [edm_cell("euler", 5), edm_cell("heun", 4, "linear")]
+    rows += [edm_cell("edm-heun", 3), edm_cell("edm-heun", 3, S_churn=10.0), edm_cell("edm-heun", 18)]
+    rows += [edm_cell("dpm++3m", 9), edm_cell("unipc", 11, "logsnr")]
     found = joined(rows)
     assert [row[1:5] for row in found] == [
         ["ddim", "Euler", "5 + 1", "49.66"],

@@ -56,14 +56,12 @@ GPU, EIGHT_OF_TWO = Trainers(1, 4, 1), Trainers(8, 4, 2)
 @pytest.mark.parametrize(
     ("wanted", "under_way", "begins"),
     [
-        (GPU, (63, 0), True),
         (GPU, (50, 13), True),
         (GPU, (50, 14), False),  # 14 are free, and those that start will take them
         (EIGHT_OF_TWO, (3, 0), False),  # 14 GPUs hold seven workers
         (Trainers((1, 7), 4, 2), (3, 0), True),
         (Trainers((1, 7), 4, 2), (3, 1), False),
         (Trainers((1, 8), 4, 2), (3, 0), False),  # elastic: the one that runs may take them
-        (Trainers(1, 4, 0.6), (4, 0), True),
         (Trainers(15, 4, 0.6), (4, 0), False),  # 14 GPUs
     ],
 )
