@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parts import SETTINGS, write_part
+from part_files import SETTINGS, write_part
 
 from taugrid.images import decode_png
 from taugrid.storage import open_place

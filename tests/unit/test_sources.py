@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import write_part
+from part_files import write_part
 from PIL import Image
 from snapshots import raises, recorded
 from torch_fidelity.registry import DATASETS_REGISTRY

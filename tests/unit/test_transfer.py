@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import at
-from parts import SETTINGS, write_part
+from part_files import SETTINGS, write_part
 from snapshots import recorded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
