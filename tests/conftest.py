@@ -213,7 +213,7 @@ def pytest_report_header(config):
 
 
 DURATIONS = Path(__file__).parent / "durations.csv"
-"""The seconds of each test, all its cases and what it sets up. `make test-times` writes it; it orders the files."""
+"""The seconds of each test, all its cases and what it sets up. `make texts` writes it; it orders the files."""
 
 seconds: Counter[str] = Counter()
 
