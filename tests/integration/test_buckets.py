@@ -48,6 +48,7 @@ def config(tmp_path_factory):
     return path
 
 
+@pytest.mark.long  # test_object_runs.py has one in seconds, without Ray
 def test_a_run_in_a_bucket_is_that_of_a_folder(config, s3, tmp_path, monkeypatch):
     """Run, lose a shard, resume, grow, look, export, report; each as with a folder, and nothing on this disk."""
     monkeypatch.chdir(tmp_path)

@@ -150,6 +150,7 @@ def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
     assert abs(offset) <= error + 0.01, "it is this machine's clock"
 
 
+@pytest.mark.long
 def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
     monkeypatch.setattr(package, "__version__", "99.0")
     done = taugrid("submit", "gaussian", "--out", mine / "run", *at, code=2)
