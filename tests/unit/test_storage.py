@@ -91,6 +91,8 @@ def test_create_never_overwrites_and_replace_does(storage, folder):
     assert storage.stat(path).size == 100
     assert storage.read(path, 10, 5) == bytes(range(10, 15))
     assert storage.read(path, 95, 50) == bytes(range(95, 100))
+    with storage.opened(path) as (file, _):
+        assert (file.read(200), file.read(5)) == (bytes(range(100)), b"")
     assert everything(storage, folder) == ["new/folder/file"]
 
 
