@@ -1,9 +1,7 @@
 """What jobs accept and refuse: files of another cell, another run directory, numbers that are not finite."""
 
-import gc
 import json
 import os
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -32,8 +30,6 @@ from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL, LocalStorage
-from taugrid.workers.actor import Worker
-from taugrid.workers.content import require_same
 from taugrid.workers.data import load
 from taugrid.workers.device import Device
 from taugrid.workers.sample import sample_shard
@@ -94,22 +90,6 @@ def with_features(root, **sample):
 
 def do(job):
     return resolve_name(job.entry_point)(job, Device("cpu"))
-
-
-def test_a_task_that_waits_holds_no_job(tmp_path):
-    """A run may have millions of tasks, of 0.32 kB on average here; when each held its job, it was 0.96."""
-    run = Here(tmp_path / "run", num_samples=2_000, batch_size=1)
-    run.tasks("sample", "extract")  # imports, and what is read once
-    gc.collect()
-    tracemalloc.start()
-    tasks = run.tasks("sample", "extract")
-    gc.collect()
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert len(tasks) == 2 * 2 * 250
-    assert held / len(tasks) < 500
-    first, last = tasks[0].job, tasks[249].job
-    assert (first.start, first.stop, last.start, last.stop) == (0, 8, 1_992, 2_000)
 
 
 def test_features_of_another_cell_are_not_scored(tmp_path):
@@ -515,16 +495,3 @@ def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeyp
     for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
         with pytest.raises(ContentMismatch):
             known()
-
-
-def test_a_refusal_names_the_node_as_the_driver_does(tmp_path):
-    """The driver has loaded the data, so a worker that can't is on a node that lacks them."""
-    address, _ = Worker(1).locate()
-    section = Data(name="folder", root=str(tmp_path / "nothing"), shape=(1, 4, 4))
-    for refuse in (
-        lambda: load.load_known_rows(section, 0, 4, "00"),
-        lambda: load.load_known_images(section, "00"),
-        lambda: require_same("a file", "0" * 64, "1" * 64),
-    ):
-        with pytest.raises(ContentMismatch, match=rf"^node {address}: "):
-            refuse()

@@ -14,7 +14,7 @@ from snapshots import recorded
 
 from taugrid import parquet
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.ledger import DAMAGED, MAX_SUPERSEDED, Ledger
+from taugrid.orchestrator.rundir.ledger import DAMAGED, Ledger
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL, end_session
@@ -196,22 +196,6 @@ def ledger_with(root, *paths, storage=LOCAL, version="0", part=PART):
     return ledger
 
 
-def test_lines_without_effect_do_not_gather(tmp_path):
-    path, part = tmp_path / "part", parquet.PartSummary(0, 3, {"cell": "c", "tau": [1, 2]})
-    path.touch()
-    kept = Ledger(tmp_path, LOCAL)
-    kept.keep()
-    kept.add(tmp_path / "gone", "0", part)
-    for n in range(MAX_SUPERSEDED + 2):
-        kept.add(path, str(n), part)
-    kept.flush()
-    again = Ledger(tmp_path, LOCAL)
-    again.keep()
-    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
-    assert again.find(path, str(MAX_SUPERSEDED + 1)) == PART
-    assert again.find(path, "0") is None
-
-
 def test_a_last_line_without_its_end_is_not_continued(tmp_path):
     """As on a disk that was full for a moment. What is appended would make one unreadable line of two."""
     path, other = tmp_path / "part", tmp_path / "other"
@@ -223,16 +207,6 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path):
             ledger.write_bytes(ledger.read_bytes()[:-1])
     again = ledger_with(tmp_path)
     assert [again.find(each, "0") for each in (path, other)] == [PART] * 2
-
-
-def test_files_with_equal_metadata_share_them_when_they_are_read_again(tmp_path):
-    """Else a million files of a thousand cells take a million dictionaries: 1.1 kB a file instead of 0.4."""
-    paths = [tmp_path / "samples" / name for name in ("a", "b")]
-    ledger_with(tmp_path, *paths)
-    again = Ledger(tmp_path, LOCAL)
-    first, second = (again.find(path, "0") for path in paths)
-    assert first == second == PART
-    assert first.metadata is second.metadata
 
 
 def test_a_damaged_influence_takes_no_claim_of_the_table_with_it_unsaid(tmp_path, sketched):

@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 from snapshots import raises, recorded
 
-import taugrid
 from taugrid import retries
 from taugrid.config.load import load
 from taugrid.errors import Exit, RunFailed, UserError
@@ -110,7 +109,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_lets_go(tmp_path):
 
 
 def test_status_says_who_is_at_work(tmp_path):
-    """In text and in JSON, where the key is the last; `plan` has no such key. A dead driver is none."""
+    """A dead driver is none."""
     root = tmp_path / "run"
     root.mkdir()
     (root / "config.json").write_text(load("gaussian").model_dump_json())
@@ -120,26 +119,12 @@ def test_status_says_who_is_at_work(tmp_path):
         return json.loads(printed.stdout) if more else printed.stdout
 
     recorded(said(), "running")
-    assert said().splitlines()[1].startswith("driver: "), "below the name of the run"
     with held(root) as holder:
         recorded(said(), "process")
         at_work = said("--json")
-        assert list(at_work)[-1] == "driver"
         assert (at_work["driver"]["host"], at_work["driver"]["process"]) == (socket.gethostname(), holder.pid)
-        assert taugrid.open(root).status()["driver"].keys() == {"host", "process", "last_seen"}
-        assert "driver" not in taugrid.plan("gaussian", root)
     recorded(said(), "running")
     assert said("--json")["driver"] is None
-
-
-def test_status_of_a_directory_that_a_driver_lost_does_not_call_the_driver_killed(tmp_path):
-    """Moved away under it, so that it could not release it: it ended by itself, and the lease looks alike."""
-    root, moved = tmp_path / "run", tmp_path / "moved"
-    with RunDir(root).lock():
-        (root / "config.json").write_text(load("gaussian").model_dump_json())
-        root.rename(moved)
-    printed = CliRunner().invoke(cli, ["status", str(moved)], catch_exceptions=False).stdout
-    recorded(printed, "directory")
 
 
 def test_a_second_interrupt_of_a_notebook_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -12,14 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, SECRET, quick_retries
-from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
-from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -259,19 +257,6 @@ def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     assert [json.loads(line) for line in lines] == [{"session": s, "n": n} for s in range(2) for n in range(3)]
 
 
-def test_events_and_logs_name_objects_by_their_urls(opened, bucket, monkeypatch):
-    """A path of an object has one slash, and tracebacks and reasons hold such paths."""
-
-    def fails(worker, job):
-        raise RuntimeError(f"{job.path}: planted")
-
-    root, storage = bucket
-    monkeypatch.setattr(Worker, "do", fails)
-    drive(opened, root, storage, ["sample"])
-    for path in (root / "events/0001.jsonl", storage.list(root / "logs", "*")[0]):
-        assert re.search(rf"{RunDir(root, storage).shown}/samples/\S+: planted", storage.read(path).decode())
-
-
 @pytest.mark.parametrize(("data", "status", "is_ours"), [(b"x", 503, True), (b"x", 409, False), (b"", 503, False)])
 def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
     bucket, s3, tmp_path, monkeypatch, data, status, is_ours
@@ -335,25 +320,6 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     assert re.fullmatch(r"answers again, .* [\d.]+ s", ends.removeprefix(place))
 
 
-def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
-    """Planted once: each answer ends the outage. A 404 is an answer too."""
-    from obstore.exceptions import GenericError
-
-    monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 50)
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
-    said, tries = [], []
-
-    def write():
-        tries.append(requests.ask(lambda: "read", "s3", "s3://outage/there"))
-        if not said and len(tries) < 30:
-            raise GenericError("status code: 503")
-        raise FileNotFoundError
-
-    with outages.told(said.append), pytest.raises(FileNotFoundError):
-        requests.ask(write, "s3", "s3://outage/log")
-    assert [(" until " in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
-
-
 def test_a_request_from_before_the_store_answered_another_tells_no_second_outage(monkeypatch):
     monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
     said, began = [], time.monotonic()
@@ -409,22 +375,6 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
     with outages.told(said.append), pytest.raises(StoreError):
         requests.ask(ask, "s3", "s3://outage/there")
     assert (len(tries), said) == (times, [])
-
-
-@pytest.mark.long
-def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch, once_told):
-    """Planted once: without `told` nothing is said."""
-    root, storage = bucket
-    drive(opened, root, storage)
-    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
-    with store.refusing(
-        lambda method, path: (503, "SlowDown") if "config" in path and not once_told.is_set() else None
-    ):
-        printed = CliRunner().invoke(cli, ["status", url(root)], catch_exceptions=False)
-    assert printed.exit_code == 0
-    begins, ends = printed.stderr.splitlines()
-    assert re.match(r"taugrid: s3://\S+: .* 503.* for ", begins)
-    assert re.match(r"taugrid: s3://\S+: .* again, .* [\d.]+ s$", ends)
 
 
 @pytest.mark.parametrize("how", ["silent", "refusing"])
@@ -574,16 +524,6 @@ def test_a_machine_whose_credentials_are_late_is_asked_again(monkeypatch):
         with raises(StoreError):
             answering(error, 9)()
         assert len(asked) == times
-
-
-@pytest.mark.parametrize("half", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_half_of_a_key_is_no_credentials(monkeypatch, half):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(half, "half")
-    bucket = requests.bucket_here("s3", "bucket")
-    with raises(StoreError):
-        requests.ask(lambda: requests.connected.__wrapped__(bucket), "s3", "s3://bucket/run")
 
 
 # Places that can't be used

@@ -3,7 +3,6 @@
 import io
 import os
 import pty
-import re
 import subprocess
 import sys
 import tomllib
@@ -25,7 +24,7 @@ from taugrid.orchestrator.progress.state import GridCell, LiveState, Stage
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
-from taugrid.words import quantity, short_path
+from taugrid.words import quantity
 
 KINDS = kinds_by_name()
 
@@ -61,9 +60,6 @@ def sampling(cell, number=0, model="m"):
 
 def by_key(*found):
     return {task.key: task for task in found}
-
-
-REFERENCE = Task("reference/0", "reference", 100)
 
 
 def tasks(cells=("a", "b"), shards=2):
@@ -123,13 +119,13 @@ class Session:
     def snapshot(self):
         return self.state.snapshot(self.now)
 
-    def drawn(self, width=80, height=30):
-        return drawn(self.state, None, self.now, width, height)
+    def drawn(self):
+        return drawn(self.state, None, self.now)
 
 
-def drawn(state, stage, now, width=80, height=30):
-    """The lines of a terminal of that size."""
-    console = Console(file=io.StringIO(), width=width, height=height)
+def drawn(state, stage, now):
+    """The lines of a terminal."""
+    console = Console(file=io.StringIO(), width=80, height=30)
     console.print(frame(state, stage, now, console, console.options))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -164,29 +160,6 @@ def test_the_remaining_time_is_the_rest_at_the_rate_beside_it():
     assert seconds(at.left) == pytest.approx((at.total - at.done) / at.rate, abs=1)
 
 
-def test_what_is_under_way_is_not_named_as_what_comes_next():
-    session = Session(tasks(("a",), 1))
-    session.join("w0", "w1")
-    session.give("w0", "sample/a/0")
-    session.beat("w0", 0.2)
-    session.beat("w0", 0.4)
-    for _ in range(2):
-        recorded(session.left)
-        assert session.left.startswith("3 s left")
-        session.give("w1", "extract/a/0")
-
-
-def test_tasks_that_the_plan_does_not_have_are_counted():
-    """`status --watch` may have read a smaller grid than the driver has."""
-    session = Session({})
-    session.tell("to do", work=[{"kind": "sample", "pace": "sample/m", "tasks": 4, "cost": 400}])
-    session.join("w0")
-    for number in range(3):
-        session.give("w0", f"sample/other/{number}")
-        session.did("w0", "shard", after=10, images=20)
-    assert session.snapshot[:6] == ("sampling", 300, 400, "network evaluations", pytest.approx(10), pytest.approx(2))
-
-
 def test_more_workers_take_less_time_and_the_last_task_is_not_divided():
     assert seconds_left([Waiting(4, 10.0)], 2) == 20
     assert seconds_left([Waiting(2, 1.0), Waiting(1, 2.0)], 2) == 2.0, "the longest go first"
@@ -204,21 +177,6 @@ def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     assert session.snapshot[1:4] == (38_000, 40_000, "network evaluations")
     assert session.snapshot.rate == pytest.approx(100)
     assert session.snapshot.images_rate == pytest.approx(10)
-
-
-def test_the_bars_and_the_table_count_alike_in_a_session_that_continues():
-    """Half of it was sampled before, and one of the cells was scored."""
-    cells = {name: GridCell("eta=0", f"S={name}", 4000, 2000) for name in ("a", "b")}
-    cells["c"] = GridCell("eta=0", "S=c", 4000, 4000, value=4.5)
-    session = Session(cells=cells)
-    session.join("w0")
-    session.give("w0", "sample/a/0")
-    lines = session.drawn(100)
-    assert lines[1].split()[-3:] == ["50%", "50%", "4.5"]
-    recorded(lines[3])
-    assert [line.split()[0] for line in lines[4:7]] == ["sampling", "extracting", "scoring"]
-    assert [line.split()[-1] for line in lines[4:7]] == ["66%", "0%", "33%"]
-    recorded(lines[7], "scored")
 
 
 def test_copies_count_once_and_the_better_one_counts():
@@ -248,16 +206,6 @@ def test_a_shard_that_is_given_back_has_the_rate_of_what_was_made():
     assert session.snapshot.done == 1000
 
 
-def test_a_worker_that_compiles_is_shown_so_until_it_makes_progress():
-    session = Session()
-    session.join("w0")
-    session.give("w0", "sample/a/0")
-    session.state.heard(session.now, "w0", 0.0, "compiling")
-    assert any(line.split()[-1:] == ["compiling"] for line in session.drawn())
-    session.beat("w0", 0.2)
-    assert not any("compiling" in line for line in session.drawn())
-
-
 def test_a_lost_worker_takes_its_progress_with_it():
     session = Session()
     session.join("w0", "w1")
@@ -268,17 +216,6 @@ def test_a_lost_worker_takes_its_progress_with_it():
     assert session.snapshot.done == 0
     assert (session.state.workers.joined, session.state.workers.lost) == (1, 1)
     assert any("1 lost" in line for line in session.drawn())
-
-
-def test_workers_of_a_node_cool_down_with_it():
-    session = Session(tasks(shards=20))
-    for worker, node in (("w0", "a"), ("w1", "a"), ("w2", "b")):
-        session.tell("starting", worker=worker)
-        session.tell("worker", worker=worker, device="cpu", node=node)
-    session.tell("benched", worker="w0", node="a", seconds=1.0, reason="errors", whole_node=True)
-    assert any(re.search("2 cooling .*, 1 idle$", line) for line in session.drawn())
-    session.tell("assigned", worker="w1", task="sample/a/0", node="a")
-    assert any(re.search(" 1 cooling .*, 1 s.*, 1 idle$", line) for line in session.drawn())
 
 
 def test_what_is_given_up_is_not_left_to_do():
@@ -297,64 +234,6 @@ def test_what_is_given_up_is_not_left_to_do():
     session.tell("failed", worker="w0", task="sample/d/0", quarantined=True)
     assert session.left == ""
     assert any("failed" in line for line in session.drawn())
-
-
-def test_a_line_is_about_the_work_that_goes_on():
-    known = by_key(REFERENCE) | tasks(("a",), 1)
-    session, units, rates = Session(known), [], []
-    session.join("w0")
-    for task, event in (("reference/0", "extract"), ("sample/a/0", "shard"), ("extract/a/0", "extract")):
-        units.append(session.snapshot.unit)
-        rates.append(session.snapshot.rate)
-        session.give("w0", task)
-        session.did("w0", event)
-    assert units == ["images", "network evaluations", "images"]
-    assert rates == [None] * 3, "that of one kind of work is not shown for the next"
-    assert session.snapshot[:4] == ("scoring", 0, 1, "cells scored")
-
-
-def busy(rows=3, columns=4, workers=3):
-    """A session in the middle of a grid of long names."""
-    cells = {
-        f"{r}-{c}": GridCell(f"checkpoint=digits/step-{r:06d} eta=0.{r}", f"S={10**c}", 1000)
-        for r in range(rows)
-        for c in range(columns)
-    }
-    session = Session(tasks(cells, 1), cells)
-    session.join(*(f"worker-{number}" for number in range(workers)))
-    session.tell("starting", worker="worker-99", after=2)
-    for number, cell in enumerate(list(cells)[:workers]):
-        session.give(f"worker-{number}", f"sample/{cell}/0")
-        session.beat(f"worker-{number}", 0.25)
-        session.beat(f"worker-{number}", 0.5)
-    session.did("worker-0", "shard")
-    session.state.score(next(iter(cells)), 12.34567)
-    return session
-
-
-@pytest.mark.parametrize(("width", "workers"), [(60, 12), (80, 3), (100, 1)])
-def test_no_line_is_as_wide_as_the_terminal_and_the_view_is_lower(width, workers):
-    lines = busy(workers=workers).drawn(width)
-    assert all(len(line) < width for line in lines), lines
-    assert any("network evaluations" in line for line in lines)
-    assert any("left" in line for line in lines)
-    session = busy(rows=30, workers=workers)
-    for height in range(4, 40, 5):
-        lines = session.drawn(width, height)
-        assert len(lines) < height
-        assert any("%" in line for line in lines)
-
-
-def test_the_table_shows_scores_and_how_far_the_others_are_and_where_the_work_is_if_it_is_too_high():
-    session = busy(rows=30)
-    lines = session.drawn(100, 20)
-    assert lines[0].split() == ["FID", "S=1", "S=10", "S=100", "S=1000"]
-    assert lines[1].split()[-4:] == ["12.35", "50%", "50%", "·"]
-    for cell in list(session.state.cells)[:40]:
-        session.state.score(cell, 1.0)
-    lines = session.drawn(100, 20)
-    assert any("step-000010" in line for line in lines)
-    assert any("more rows" in line for line in lines)
 
 
 def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
@@ -399,16 +278,6 @@ def test_a_plain_line_says_that_workers_compile():
     session.state.heard(session.now, "w0", 0.1)
     session.state.heard(session.now, "w1", 0.1)
     assert "compiling" not in session.snapshot.line
-
-
-def test_a_plain_line_after_the_last_task_counts_no_work():
-    """The session may go on for a while: tables are written."""
-    session = Session(tasks(("a",), 1))
-    session.join("w0")
-    for task, event in (("sample/a/0", "shard"), ("extract/a/0", "extract"), ("score/a", "score")):
-        session.give("w0", task)
-        session.did("w0", event, task=task)
-    recorded(session.snapshot.line)
 
 
 def test_a_terminal_has_a_view_that_goes_away_and_messages_and_what_was_last_known_at_a_failure_stay():
@@ -518,27 +387,6 @@ def test_a_process_that_runs_a_command_of_many_goes_on(ends, code):
     assert (returned, told.split()[-1]) == (0, str(code))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_waits_for_the_end_of_rays_import(tmp_path, name):
-    """Once: a Cython module of Ray printed the traceback of the KeyboardInterrupt that met its import."""
-    (tmp_path / "ray.py").write_text(f"import signal\nsignal.raise_signal(signal.{name})\nis_whole = True\n")
-    program = f"""
-import signal, sys
-from taugrid.orchestrator.dispatch.address import import_ray
-sys.path.insert(0, {str(tmp_path)!r})
-signal.signal(signal.SIGTERM, signal.default_int_handler)
-try:
-    import_ray()
-except KeyboardInterrupt:
-    print(sys.modules["ray"].is_whole)
-try:
-    signal.raise_signal(signal.{name})
-except KeyboardInterrupt:
-    print("as before")
-"""
-    assert run_python(program)[1].splitlines() == ["True", "as before"]
-
-
 @pytest.mark.parametrize("module", ["click", "yaml"])
 def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
     """Of the command line, which needs click, and of a command. Once a traceback; a status of -2, as of the signal."""
@@ -552,9 +400,3 @@ def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (Exit.INTERRUPTED, "")
         assert done.stderr.strip() == f"taugrid: {ending.interrupted()}"
-
-
-def test_long_paths_are_shortened():
-    assert short_path("/home/me/projects/diffusion/checkpoints/run-3/step-10000/") == "…/run-3/step-10000"
-    assert short_path("s3://a-bucket-of-mine/with/a/long/name/model") == "…/name/model"
-    assert short_path("google/ddpm-cifar10-32") == "google/ddpm-cifar10-32"

@@ -1,7 +1,6 @@
 """`verify` says what to do about each kind of damage, and doing that mends it."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,9 @@ from snapshots import raises, recorded
 from taugrid.errors import RunFailed, user_errors
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.cli.text.runs import plan_text
-from taugrid.orchestrator.rundir.directory import Damage, RunDir
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.view.diagnosis import in_words, next_steps, remarks, unfinished_in_words
-from taugrid.orchestrator.view.inspection import compare, describe
-from taugrid.orchestrator.view.verify import NOT_SAMPLED, verify
-from taugrid.orchestrator.work.interpolate import InterpolateWork
-from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("sketched")
@@ -155,16 +150,6 @@ def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
     taugrid("verify", copy)
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [("ledger.jsonl", "verify"), ("ledger.jsonl", "status"), ("tables/quality.csv", "report"), ("run.json", "report")],
-)
-def test_a_folder_that_has_the_name_of_a_file_is_told_in_one_line(copy, name, command):
-    make_folder(copy / name)
-    with raises(RunFailed), user_errors():
-        taugrid(command, copy)
-
-
 @pytest.mark.parametrize(("name", "command"), [("run.json", "run"), ("plan.json", "report"), ("report.json", "report")])
 def test_a_folder_in_place_of_a_file_is_to_be_moved_away_first(name, command, opened, copy):
     """Once: "`taugrid run` solves it", which refused the folder."""
@@ -217,19 +202,6 @@ def test_what_was_never_made_is_not_damage(opened, tmp_path):
     assert f"taugrid run {root}" in line
 
 
-def test_a_verdict_does_not_call_intact_what_is_missing(opened, copy, tmp_path):
-    sampled = tmp_path / "sampled"
-    do(opened, "sample", sampled)
-    recorded(taugrid("verify", sampled)[0], "intact")
-    shutil.rmtree(copy / "scores")
-    (copy / "events/0001.jsonl").write_text('{"event": "session", "stages": ["sample", "evaluate"]}\n')
-    recorded(taugrid("verify", copy, code=4)[1], "scored")
-    (sampled / "run.json").unlink()
-    out, err = taugrid("verify", sampled)
-    recorded(out, "intact")
-    recorded(err, "there")
-
-
 def test_a_run_that_is_damaged_and_unfinished_exits_as_damaged(opened, tmp_path):
     """1, for what the same command may not mend; 4 says that running it again is all there is to do."""
     root = tmp_path / "run"
@@ -245,37 +217,6 @@ def test_a_run_that_is_damaged_and_unfinished_exits_as_damaged(opened, tmp_path)
     assert found["unfinished"]
 
 
-def test_a_damaged_file_that_no_cell_has_is_to_be_removed(opened, copy):
-    part = sorted(copy.glob("samples/*/part-000000.parquet"))[0]
-    beyond = shutil.copy(part, part.with_name("part-000099.parquet"))
-    flip(beyond)
-    require_removal(opened, copy, beyond)
-
-
-def test_images_that_are_of_no_cell_are_for_the_user_to_decide(opened, copy):
-    part = sorted(copy.glob("samples/*/part-000000.parquet"))[0]
-    shutil.copytree(part.parent, copy / "samples/S0003-eta0-0123456789")
-    [damage], [step] = said(opened, copy)
-    assert damage.path == copy / "samples"
-    assert step.command is None
-    recorded(step.words)
-
-
-@pytest.mark.parametrize("kind", [ReconstructWork, InterpolateWork], ids=lambda kind: kind.name)
-def test_pictures_and_reconstructions_are_made_by_their_own_commands(opened, copy, kind):
-    """Those of cells that a later config lacks are made by none."""
-    first = kind.cells_of(opened.plan)[0].name
-    for folder in (f"{first}-01234567", "S0003-eta0-0123456789-01234567"):
-        (copy / kind.folder / folder).mkdir(parents=True)
-        (copy / kind.folder / folder / "part-000000.parquet").write_text("none")
-    damages, steps = said(opened, copy)
-    advice = {damage.path.parent.name[:5]: step for damage, step in zip(damages, steps, strict=True)}
-    command, words = advice["S0003"]
-    assert command is None
-    recorded(words)
-    assert advice[first[:5]] == (f"taugrid {kind.stage} {copy}", "")
-
-
 def test_a_score_whose_images_are_gone_is_marked_in_tables_and_comparisons(opened, finished, copy):
     first, second = opened.plan.cells
     notes = copy / "tables/quality.md"
@@ -286,25 +227,10 @@ def test_a_score_whose_images_are_gone_is_marked_in_tables_and_comparisons(opene
     assert first.label in line
     assert second.label not in line
     assert "`taugrid run`" in line
-    pair = replace(opened, rundir=RunDir(copy)), first.id, second.id, False
-    assert f"{first.label}: images" in compare(*pair)["note"]
-    whole = replace(opened, rundir=RunDir(finished)), first.id, second.id, False
-    assert "are gone" not in compare(*whole)["note"]
     compared = compare_snapshots(*map(snapshot_of_run, map(str, (copy, finished))))
     compared = {cell.name: cell.note for cell in compared.cells}
     recorded(compared[first.name], "images")
     assert "lacks images" not in compared[second.name]
-
-
-def test_what_a_report_makes_again_is_no_damage_but_is_named(opened, copy):
-    assert remarks(RunDir(copy)) == []
-    shutil.rmtree(copy / "tables")
-    shutil.rmtree(copy / "figures")
-    (copy / "report.html").unlink()
-    assert said(opened, copy) == ([], [])
-    recorded("\n".join(remarks(RunDir(copy))))
-    do(opened, "report", copy)
-    assert remarks(RunDir(copy)) == []
 
 
 def test_a_spoilt_record_of_a_model_is_found_and_report_writes_it_again(tmp_path):
@@ -346,26 +272,3 @@ def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_t
     [damage], [step] = said(opened, copy)
     assert damage == (events, damage.reason, step.words)
     recorded(damage.reason)
-
-
-def test_a_driver_that_is_at_work_is_named_in_place_of_the_command_that_continues(copy):
-    rundir = RunDir(copy)
-    lacking = [Damage(rundir.samples, NOT_SAMPLED)]
-    with rundir.lock():
-        [line] = unfinished_in_words(lacking, rundir)
-        assert f"process {os.getpid()}" in line
-        assert "taugrid run" not in line
-    [line] = unfinished_in_words(lacking, rundir)
-    assert f"`taugrid run {copy}`" in line
-
-
-def test_status_does_not_deny_shards_that_no_driver_lived_to_time(opened, copy, tmp_path):
-    def expected(root):
-        described = plan_text(describe(replace(opened, rundir=RunDir(root))))
-        return next(line for line in described.splitlines() if line.startswith("expected sampling"))
-
-    shutil.rmtree(copy / "events")
-    delete(sorted(copy.glob("samples/*/part-000000.parquet"))[0])
-    recorded(expected(copy), "expected")
-    assert "no shard" not in expected(copy)
-    recorded(expected(tmp_path / "new"), "sampled")

@@ -40,7 +40,6 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
-from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
 TASK_SECONDS = 10.0
@@ -385,11 +384,6 @@ def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
     assert run.pool.started < 40, "later each time"
 
 
-def test_a_worker_on_an_unfit_node_is_replaced_elsewhere(scripted):
-    run = scripted(["good"] * 20, {"n0": 1, "n1": 1, "n2": 1}, {"n0": "unseen"}, workers=2).finish()
-    assert set(run.of("worker", "node")) == {"n1", "n2"}
-
-
 def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(scripted):
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
     with raises(RunDirectoryNotVisible):
@@ -405,12 +399,6 @@ def test_room_elsewhere_that_is_found_in_time_is_used(scripted):
     run.pool.then(300.0, lambda: run.pool.join("full", 1))
     run.run()
     assert 300 < run.pool.now < 320
-
-
-def test_the_reason_of_each_unfit_node_is_told_once(scripted):
-    run = scripted(["good"] * 2, {"n0": 1, "n1": 1}, {"n0": "unseen", "n1": "unseen"}, workers=2)
-    with raises(Exception):
-        run.run()
 
 
 def test_a_health_check_that_hangs_ends_its_worker_only_but_the_run_if_all_do(scripted):
@@ -436,15 +424,6 @@ def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_work
     run.finish()
     assert run.pool.started == 2
     assert run.said("cluster.hang_seconds") == run.said("not answered") == 0
-
-
-def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):
-    """In an object store each write is a request, and Google takes one a second."""
-    append, writes = LocalStorage.append, []
-    monkeypatch.setattr(LocalStorage, "append", lambda *given, **more: [writes.append(given), append(*given, **more)])
-    run = scripted(["good"] * 64, {"n0": 64}, workers=64).finish()
-    assert len(run.of("worker", "node")) == 64
-    assert len(writes) < 8
 
 
 def test_nodes_that_join_get_work_soon(scripted):
@@ -605,13 +584,6 @@ def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scr
         run.pool.then(when, lambda: seen.append((len(run.pool.where), len(run.pool.waiting))))
     run.finish()
     assert set(seen) == {(7, 0)}
-
-
-def test_a_worker_with_a_gpu_is_released_while_those_without_one_work(scripted):
-    run, seen = beside_gpus(scripted(["good"] + ["long count"] * 6, {"g": 1, "c": 6}, workers=8)), []
-    run.pool.then(15.0 + 60.0, lambda: seen.append(sorted(run.pool.where.values())))
-    run.finish()
-    assert seen == [["c"] * 6]
 
 
 def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scripted):
