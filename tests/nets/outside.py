@@ -103,9 +103,8 @@ class Place:
     def __init__(self, folder, head, config):
         self.folder, self._head, self._config = folder, head, config
         for name, file in OWN.items():  # workers have copies elsewhere, but look for faults here
-            (folder / f"{name}.py").write_text(
-                file.read_text().replace("Path(__file__).parent", f"Path({str(folder)!r})")
-            )
+            source = file.read_text().replace("Path(__file__).parent", f"Path({str(folder)!r})")
+            (folder / f"{name}.py").write_text(source)
 
     def start(self, name, workers, *options, command="run", **changes):
         config = self.folder / f"{name}.yaml"

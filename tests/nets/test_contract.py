@@ -55,8 +55,7 @@ def shapes_in(root):
     found["a score"] = shape(json.loads(min(root.glob("scores/*.json")).read_text()))
     for path in root.glob("tables/*.csv"):
         found[path.name] = {name: {"column"} for name in pd.read_csv(path).columns}
-    for path in (min(root.glob("samples/*/*.parquet")), root / "tables" / "cells.parquet"):
-        kind = "samples" if path.parent.name != "tables" else "cells"
+    for kind, path in (("samples", min(root.glob("samples/*/*.parquet"))), ("cells", root / "tables/cells.parquet")):
         found[f"{kind}.parquet"] = {field.name: {str(field.type)} for field in pq.read_schema(path)}
     return {name: {path: sorted(types) for path, types in paths.items()} for name, paths in found.items()}
 

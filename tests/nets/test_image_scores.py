@@ -22,14 +22,9 @@ def fid(a, b):
 def kid(a, b):
     """The unbiased estimate of the squared maximum mean discrepancy, of all pairs; Binkowski et al. 2018."""
 
-    def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x):
-        of = kernel(x, x)
-        return (of.sum() - np.trace(of)) / (len(x) * (len(x) - 1))
-
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
+    aa, bb, ab = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    within = [(of.sum() - np.trace(of)) / (len(of) * (len(of) - 1)) for of in (aa, bb)]
+    return sum(within) - 2 * ab.mean()
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +124,9 @@ def test_a_night_of_images_is_red_for_a_fault_alone(folder, history, name):
         assert verdict["result"] == json.loads(printed)["result"]
         assert verdict["result"] in results
         assert {"night", "comparison", "scores"} <= verdict.keys()
+        assert pd.read_parquet(history / "history.parquet").set_index("night")["result"][id] == verdict["result"]
+    if name == "darker":
+        row = pd.read_parquet(history / "history.parquet").set_index("night").loc[id]
+        assert row["t"] == pytest.approx((row["difference"] - row["margin"]) / row["difference_se"], rel=1e-9)
     if name == "nearby":
         taugrid(*words, "--id", "sharp", "--sharpness", 1e-6, code=5)
-
-
-def test_a_history_has_a_row_for_each_night(folder, history):
-    taugrid("nightly", "--samples", folder / "darker", "--history", history, "--id", "red", code=3)
-    table = pd.read_parquet(history / "history.parquet").set_index("night")
-    assert {night.id for night in api.open(history).nights} == set(table.index) >= {"first", "red"}
-    row = table.loc["red"]
-    assert row["result"] == "worse"
-    assert row["t"] == pytest.approx((row["difference"] - row["margin"]) / row["difference_se"], rel=1e-9)

@@ -1,7 +1,6 @@
 """Runs of the real program on Ray: training, pixels, scores, and what is left when a driver is killed.
 
-The default tier has one cluster and one run, whose driver is killed while it samples. The long tests make the same run
-in other ways, which must end with the same files.
+The default tier has one cluster and one run. The long tests make it in other ways, which must end with the same files.
 """
 
 import json
@@ -32,7 +31,7 @@ CONFIG = {
     "evaluate": {"extractor": "pixels", "metrics": ["fid", "kid"]},
     "cluster": {"train": {"cpus_per_worker": 1}},
 }
-CELLS, KEPT = 8, 3
+CELLS = 8
 
 
 def parts(root):
@@ -51,18 +50,8 @@ def place(tmp_path_factory, head):
 
 
 @pytest.fixture(scope="module")
-def killed(place):
-    """A run whose driver was killed while it sampled: what was there then, and what the same command made of it."""
-    root = place.folder / "killed"
-    place.start("killed", 1).kill_once(lambda: len(parts(root)) >= KEPT)
-    before = parts(root) | files(root, "models/*/unet*/*")
-    place.run("killed", 2)
-    return root, before
-
-
-@pytest.fixture(scope="module")
-def root(killed):
-    return killed[0]
+def root(place):
+    return place.run("whole", 2)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +59,7 @@ def run(root):
     return api.open(root)
 
 
-def test_a_killed_run_loses_and_doubles_nothing(killed, run):
-    root, before = killed
-    assert {name: (root / name).read_bytes() for name in before} == before
+def test_a_run_has_each_image_once(root, run):
     assert len(run.cells) == CELLS
     for cell in run.cells:
         rows = cell.dataset().to_table(columns=["index", "cell", "label"]).to_pandas()
@@ -174,10 +161,14 @@ def results(root):
 
 
 @pytest.mark.long
-def test_one_worker_trains_and_makes_the_same_files_after_a_kill_in_its_training(place, root):
-    made = place.folder / "one"
-    place.start("one", 1).kill_once(lambda: list(made.glob("models/**/*checkpoint*")))
-    place.run("one", 1)
+@pytest.mark.parametrize(("during", "enough"), [("models/**/*checkpoint*", 1), ("samples/*/part-*.parquet", 3)])
+def test_a_killed_run_of_one_worker_loses_nothing_and_ends_with_the_same_files(place, root, during, enough):
+    name = f"killed-{enough}"
+    made = place.folder / name
+    place.start(name, 1).kill_once(lambda: len(list(made.glob(during))) >= enough)
+    before = parts(made) | files(made, "models/*/unet*/*")
+    place.run(name, 1)
+    assert {name: (made / name).read_bytes() for name in before} == before
     assert results(made) == results(root)
 
 
@@ -188,8 +179,7 @@ def test_a_run_that_grew_is_one_that_was_made_at_once(place, root):
     more = {"sample": CONFIG["sample"] | {"num_samples": 2 * N}, "grid": grid}
     grown = Path(shutil.copytree(root, place.folder / "grown"))
     place.run("grown", 2, **more)
-    place.run("whole", 1, **more)
-    found, expected = results(grown), results(place.folder / "whole")
+    found, expected = results(grown), results(place.run("at-once", 1, **more))
     assert expected.pop("scores").items() <= found.pop("scores").items(), "those of the smaller N stay"
     assert found == expected
     before, after = parts(root), parts(grown)

@@ -80,9 +80,9 @@ def column(tab, name):
     return texts(tab, f"#rows tr[data-row] > :nth-child({place})")
 
 
-def tick(tab, number, what="input"):
+def tick(tab, number):
     """Click the box of a row, which is scrolled into sight."""
-    selector = f"#rows tr[data-row='{number}'] {what}"
+    selector = f"#rows tr[data-row='{number}'] input"
     tab.run(f"table.active = board.rows[{number}]; moveActive(0)")
     tab.run(f'document.querySelector("{selector}").scrollIntoView({{ block: "center" }})')
     settled(tab)
@@ -126,11 +126,8 @@ def test_a_heading_sorts_its_best_first_and_missing_values_last(opened):
     tab.click('[data-sort="isc_mean"]')
     shown = [float(text.split()[0]) for text in column(tab, "isc_mean")[:20]]
     assert shown == sorted(shown, reverse=True)
-    assert tab.run("document.querySelector('[aria-sort=descending]').textContent") == "IS ▼"
     assert tab.run("table.rows.at(-1).number") == 7
-    recorded(tab.run("document.querySelector('[data-sort=isc_mean]').title"))
     tab.press("Enter")
-    assert tab.run("document.querySelector('[aria-sort=ascending]').textContent") == "IS ▲"
     assert tab.run("table.rows.at(-1).number") == 7
     tab.press("Enter")
     assert tab.run("table.rows.map((row) => row.number)") == list(range(40))
@@ -142,10 +139,6 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     recorded("\n".join(headings))
     grey = tab.run("[...document.querySelectorAll('#rows tr.other[data-row]')].map((line) => Number(line.dataset.row))")
     assert grey == list(range(40, 60))
-    row = "#rows tr[data-row='45']"
-    colour = 'getComputedStyle(document.querySelector("{} td")).color'
-    assert tab.run(colour.format(row)) == tab.run("getComputedStyle(document.querySelector('.counts')).color")
-    recorded(tab.run(f'document.querySelector("{row}").title'))
     tick(tab, 45)
     assert number_of(tab, "#rows tr.other[data-row]") == 40
     recorded("\n".join(texts(tab, "#rows tr.heading")))
@@ -215,8 +208,6 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     tab = opened(document, picks(A, B, c, OTHER))
     assert texts(tab, "#picked td:nth-child(4)")[:2] == ["–", "-10.25 ± 0.30paired, z = -34.2, better"]
     (fid_a, se_a), (fid_c, se_c) = (document["rows"][place][7:9] for place in (0, 20))
-    names = "[...document.querySelectorAll('#rows tr[data-row] > :first-child')]"
-    assert tab.run(f"{names}.every((e) => e.scrollWidth === e.clientWidth)"), "they have room beside the marks"
     z = (fid_c - fid_a) / math.hypot(se_a, se_c)
     shown = shown_number(fid_c - fid_a, math.hypot(se_a, se_c))
     sign = "+" if fid_c > fid_a else ""
@@ -234,20 +225,6 @@ def test_differences_are_paired_where_recorded_and_say_so_where_not(opened):
     tab = opened(document, picks(A, c) + "&metric=isc_mean")
     recorded(texts(tab, "#picked td:nth-child(4)")[1], "standard")
     assert "z =" not in texts(tab, "#picked")[0]
-
-
-def test_the_panel_opens_with_the_first_distance_that_has_a_standard_error(opened):
-    chosen = "byId('metric').value"
-    assert opened(board(2), picks(A, B)).run(chosen) == "fid"
-    document = board(2)
-    at = [each["name"] for each in document["columns"]].index("fid_se") + 1
-    for row in document["rows"]:
-        row[at] = None
-    assert opened(document, picks(A, B)).run(chosen) == "fid", "a score is no distance"
-    kid = [each | {"better": "lower"} if each["name"] == "isc_mean" else each for each in document["columns"]]
-    tab = opened(document | {"columns": kid}, picks(A, B))
-    assert tab.run(chosen) == "isc_mean"
-    assert opened(document | {"columns": kid}, picks(A, B) + "&metric=fid").run(chosen) == "fid"
 
 
 def test_numbers_are_rounded_as_in_the_report(opened):
@@ -318,9 +295,7 @@ def test_the_keyboard_does_all_of_it(opened):
     tick(tab, 5)
     assert tab.run("document.activeElement.id") == "grid", "the keyboard goes on from where the mouse was"
     tab.press(" ")
-    tick(tab, 5, ".run")
-    assert tab.run("byId('details').open") is True
-    tab.run("byId('details').close(); table.active = null")
+    tab.run("table.active = null")
     for key in ("ArrowDown", "ArrowDown", " ", "End", " ", "Home", "ArrowDown", "Enter"):
         tab.press(key)
     assert tab.run("view.picked.length") == 2
@@ -330,35 +305,6 @@ def test_the_keyboard_does_all_of_it(opened):
     assert tab.run("document.querySelector('#details-report a').getAttribute('href')") == "runs/r0/report.html"
     tab.run("byId('details').close()")
     assert tab.run("document.activeElement.id") == "grid"
-    active = "byId(grid.getAttribute('aria-activedescendant'))"
-    assert tab.run(f"{active}.dataset.row") == "1"
-    tab.press("End")
-    bottom = "getBoundingClientRect().bottom"
-    assert tab.run(f"{active}.{bottom} <= byId('scroller').{bottom}") is True
-    tab.press("?")
-    assert tab.run("byId('keys').open") is True
-    tab.run("byId('keys').close()")
-    tab.press("/")
-    assert tab.run("document.activeElement.id") == "text"
-    tab.press("?")
-    assert tab.run("byId('keys').open") is False, "a question mark is typed there"
-
-
-@pytest.mark.parametrize("clipboard", ["undefined", "{ writeText: () => Promise.reject(new Error('no')) }"])
-def test_a_link_is_copied_without_a_clipboard_or_it_is_said(opened, clipboard):
-    tab = opened(board(1), picks(A))
-    tab.run(f"Object.defineProperty(navigator, 'clipboard', {{ value: {clipboard}, configurable: true }}); 0")
-    tab.run("document.execCommand = () => false; 0")
-    tab.click("#copy")
-    settled(tab)
-    assert texts(tab, "#copy") == ["Press Ctrl+C"]
-    assert tab.run("document.activeElement.value === location.href && getSelection().toString() === location.href")
-    tab.run("document.execCommand = () => true; 0")
-    tab.click("#copy")
-    settled(tab)
-    assert texts(tab, "#copy") == ["Copied"]
-    if clipboard == "undefined":
-        tab.until("byId('copy').textContent === 'Copy link'")  # two clicks in a row leave no other words
 
 
 def test_nine_cells_are_enough(opened):
@@ -419,28 +365,6 @@ def test_hostile_texts_are_only_shown(opened, name):
     opened(document, link[1:])
     assert tab.run("view.picked.length") == 2
     assert tab.run("view.picked.length === pickedRows().length") is True
-
-
-def test_what_there_is_not_is_said(opened):
-    nothing = board(0)
-    recorded("\n".join(texts(opened(nothing), "#why-empty")))
-    nothing["runs"] = [run(0, state="unreadable", note="run.json is damaged"), run(1, state="running")]
-    tab = opened(nothing)
-    recorded("\n".join(texts(tab, "#why-empty")))
-    recorded("\n".join(texts(tab, "#others-list li")))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_400_pixels(opened, scheme):
-    document = board(3)
-    document["runs"][0] |= {"title": "a-title-without-a-place-to-break-" * 5, "state": "running", "note": "x" * 200}
-    tab = opened(document, picks(B), width=400, height=800, scheme=scheme)
-    tick(tab, 25)
-    assert tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-    tab.click("#columns summary")
-    settled(tab)
-    right = tab.run("document.querySelector('#columns .choices').getBoundingClientRect().right")
-    assert right <= 400
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Networks that torch compiles: once for an architecture, for full batches only."""
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -17,14 +16,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError
-from torch.torch_version import TorchVersion
 
 from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.device import MAX_NETWORKS_WITH_GRAPHS, Device, set_up
+from taugrid.workers.device import Device
 from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference
 
@@ -112,29 +110,17 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
 
 def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
     """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
-    buffer, threads, modes = torch.zeros(2, 3), set(), set()
+    buffer, threads = torch.zeros(2, 3), set()
 
     def network(x, at, condition=None):
         threads.add(threading.get_ident())
-        modes.add(torch.is_inference_mode_enabled())
-        assert torch._dynamo.config.recompile_limit == compiled.MAX_COMPILATIONS
-        assert inductor.triton.cudagraph_or_error, "a call without a graph is an error in this thread"
         return buffer.copy_(x)
 
     graphed = compiled.guarded(network, "reduce-overhead")
-    outputs = {}
-
-    def job(value):
-        outputs[value] = graphed(torch.full((2, 3), float(value)), at(5))
-
-    jobs = [threading.Thread(target=job, args=(value,)) for value in (1, 2)]
-    for each in jobs:
-        each.start()
-        each.join()
-    assert {value: output.unique().tolist() for value, output in outputs.items()} == {1: [1.0], 2: [2.0]}
+    outputs = [graphed(torch.full((2, 3), value), at(5)) for value in (1.0, 2.0)]
+    assert [output.unique().tolist() for output in outputs] == [[1.0], [2.0]]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
-    assert modes == {True}
 
 
 GRAPHS = FULL._replace(compile="reduce-overhead")
@@ -151,29 +137,12 @@ def resets(monkeypatch):
     return threads
 
 
-def test_graphs_of_networks_that_are_gone_are_forgotten_in_time(resets):
-    """torch keeps them, and at the 129th of an architecture it would go on without."""
-    compiled.thread_of_graphs()
-    device = Device("cpu")
-    for number in range(MAX_NETWORKS_WITH_GRAPHS + 1):
-        device.network(number, None, GRAPHS)
-    assert len(resets) == 1
-
-
 def test_clearing_the_caches_frees_graphs_in_their_thread(resets):
     """Defect 9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
     device = Device("cpu")
     device.network(None, None, GRAPHS)(BATCH, at(5))
     device.clear_caches()
     assert set(resets) == {compiled.thread_of_graphs().submit(threading.get_ident).result()}
-
-
-def test_a_network_without_a_graph_is_an_error_in_one_line():
-    def network(x, at, condition=None):
-        raise RuntimeError("skipping cudagraphs due to mutated inputs (1 instances)")
-
-    with raises(DeviceUnusable):
-        compiled.guarded(network, "reduce-overhead")(torch.zeros(2, 3), at(5))
 
 
 @pytest.mark.parametrize("is_cudas", [True, False])
@@ -196,15 +165,10 @@ def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_c
 def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: asked.append(options))
-    for how in (policy("cpu", compile="default"), policy("cuda", compile="default"),
-                policy("cuda", "bf16-weights", "reduce-overhead")):  # fmt: skip
-        compiled.by_torch(None, how)
-    cpu, strict, graphs = asked
+    for device in ("cpu", "cuda"):
+        compiled.by_torch(None, policy(device, compile="default"))
+    cpu, strict = asked
     assert strict == cpu | {"layout_optimization": False}, "else it chooses channels_last for float32"
-    assert graphs == cpu | compiled.CUDA_GRAPHS
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
-    with raises(DeviceUnusable):
-        compiled.options(policy("cuda", "bf16-weights", "reduce-overhead"))
 
 
 @pytest.fixture
@@ -328,10 +292,3 @@ def test_one_worker_of_a_node_compiles_and_the_others_wait(monkeypatch):
     assert together[0] == 1
     assert len(order) == 3
     assert not everybody.broken
-
-
-def test_compilers_start_few_processes(monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 128)
-    set_up(threads=1)
-    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "4"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -156,25 +155,13 @@ def test_what_torch_says_of_an_old_driver(monkeypatch):
     recorded(found.fix, "update")
 
 
-def test_gpus_that_torch_can_use(monkeypatch):
-    zeros = torch.zeros
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
-    for name, value in {"init": None, "device_count": 2, "mem_get_info": (7, 9), "get_device_name": "H100"}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    assert torch_found().gpus == [("H100", 9, 7)] * 2
-
-
 def test_a_container_with_little_shared_memory(small_disk):
     [found] = shared_memory(small_disk)
     assert (found.state, "--shm-size" in found.fix) == ("warning", True)
     recorded(found.found)
-    assert found.found.startswith("67.1MB, 67.1MB free")
-    [found] = shared_memory(small_disk / "none")
-    assert found.state == "ok"
 
 
-def test_disks(small_disk, tmp_path, monkeypatch, quick):
+def test_disks(small_disk, tmp_path, quick):
     [found] = disk("temporary folder", small_disk / "new", "TMPDIR")
     assert found.state == "warning"
     recorded(found.fix)
@@ -183,9 +170,6 @@ def test_disks(small_disk, tmp_path, monkeypatch, quick):
     assert (found.state, "No space" in found.found) == ("error", True)
     (small_disk / "ballast").unlink()
     assert states(disk("x", tmp_path, "--out")) == [("x", "ok")]
-    monkeypatch.setattr(machine, "SLOW_BYTES", float("inf"))
-    [found] = disk("x", tmp_path, "--out")
-    assert "it is slow" in found.found
     assert not list(tmp_path.iterdir())
 
 
@@ -232,20 +216,6 @@ def test_a_bucket_that_is_not_there(s3, quick):
     [node] = doctor("--out", "s3://nowhere-at-all/run", code=1)
     recorded(error_of(node)["found"], "bucket")
     assert error_of(node)["fix"].startswith("create it")
-
-
-def test_a_port_that_is_taken(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        monkeypatch.setattr(examination, "PORTS", {port: ("tests", "taugrid board --port PORT")})
-        [found] = examination.ports()
-        assert (found.name, found.state) == (f"port {port}", "warning")
-        recorded(found.fix)
-        assert f"(process {os.getpid()})" in found.found
-        with monkeypatch.context() as patch:
-            patch.setattr(examination, "listeners", lambda: {port: "raylet (process 7)"})
-            assert [each.state for each in examination.ports()] == ["ok"]
-    assert [each.found for each in examination.ports()] == [f"free: {port} (tests)"]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import click
 import datasets
 import diffusers
 import numpy as np
@@ -35,8 +33,6 @@ from torchvision.datasets import ImageFolder
 from taugrid import parquet
 from taugrid.config.load import load
 from taugrid.errors import RunFailed, UserError, user_errors
-from taugrid.eval.tables.entries import Entry
-from taugrid.eval.tables.latex import siunitx_entry
 from taugrid.orchestrator.exports import images as exported_images
 from taugrid.orchestrator.exports.dataset import put_dataset, split_of
 from taugrid.orchestrator.exports.export import export_images
@@ -45,7 +41,7 @@ from taugrid.orchestrator.exports.target import SUMS, Target, filling, put_file
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import LOCAL, LocalStorage
+from taugrid.storage import LOCAL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
 
@@ -200,15 +196,6 @@ def test_a_data_set_has_a_split_for_each_cell_with_its_images_decoded(finished, 
     shutil.rmtree(tmp_path / "dataset/data" / min(splits))
     with pytest.raises((ValueError, FileNotFoundError)):  # the card promises it
         datasets.load_dataset("dataset")
-
-
-def test_a_split_has_a_name_that_datasets_takes():
-    for name, split in (
-        ("S0010-eta0.2-0123456789", "S0010_eta0.2_0123456789"),
-        ("S0010-a.-b..c+-0123456789", "S0010_a__b_.c__0123456789"),
-    ):
-        assert split_of(SimpleNamespace(name=name)) == split
-        assert datasets.NamedSplit(split) == split
 
 
 def test_a_model_card_holds_every_score_with_its_error_in_the_form_of_the_hub(finished, tmp_path, untouched):
@@ -519,24 +506,6 @@ def test_where_no_lock_holds_two_exports_of_one_folder_write_whole_files(tmp_pat
     check_sums(folder)
 
 
-def test_an_error_of_the_disk_is_no_lack_of_locks(tmp_path, monkeypatch):
-    folder, delete = tmp_path / "to", LocalStorage.delete
-    left = folder / ".taugrid-export.0123456789ab.tmp"
-
-    def fails(self, path):
-        if path == left:
-            raise OSError(errno.EIO, "planted", str(path))
-        delete(self, path)
-
-    with filling(folder, ABOUT):
-        pass
-    left.touch()
-    monkeypatch.setattr(LocalStorage, "delete", fails)
-    with pytest.raises(OSError, match="planted") as caught, filling(folder, ABOUT):
-        pytest.fail("it went on")
-    assert caught.value.errno == errno.EIO
-
-
 def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finished, tmp_path, monkeypatch):
     """As the cells of networks with classes, beside those without."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -613,28 +582,3 @@ def test_a_command_that_the_page_shows_does_what_it_says(line, finished, tmp_pat
     words = shlex.split(line.replace("steps=10", "steps=2"))
     taugrid(*words[1:])
     assert Path(words[words.index("--to") + 1]).exists()
-
-
-@pytest.mark.parametrize(
-    ("shown", "written"),
-    [
-        (("13.2", "± 1.7", False, ""), r"\num{13.2 +- 1.7}"),
-        (("13.2", "± 1.7", True, "≈"), r"{\bfseries \num{13.2 +- 1.7}}\rlap{$^{\approx}$}"),
-        (("4.160", "± 0.012 (0.021) (n = 3)", False, ""), r"\num{4.160 +- 0.012} (0.021) (n = 3)"),
-        (("13.36", "(n = 2)", False, ""), r"\num{13.36} (n = 2)"),
-        (("–", "", False, ""), "--"),
-    ],
-)
-def test_a_number_and_its_error_are_one_for_siunitx(shown, written):
-    assert siunitx_entry(Entry(*shown, 1.0, "")) == written
-
-
-def test_options_that_do_not_go_together_are_refused(finished, tmp_path):
-    for words in (["eta=0", "--reference"], ["--reference", "--format", "hf"], ["--by-label", "--format", "npz"]):
-        with pytest.raises(click.UsageError):
-            taugrid("export", finished, *words, "--to", tmp_path / "x")
-    with raises(click.UsageError):
-        taugrid("export", finished, "--to", "s3://bucket/x")
-    recorded(refused(finished, "--by-label", "--to", tmp_path / "x"), "labels")
-    recorded(refused(finished, "--format", "npz", "--to", tmp_path / "x.npz"), "takes")
-    assert list(tmp_path.iterdir()) == []

@@ -176,19 +176,6 @@ def test_a_convolution_without_an_engine_for_one_image_fails_with_its_own_words(
         run_in_memory(job, Device("cpu"))
     assert fault_of(caught.value) is Fault.TASK
     assert "in work\n" in "".join(caught.value.__notes__), "the log has where it was raised"
-    with raises(RuntimeError):
-        run_in_memory(ExtractJobOfOne("x"), Device("cpu"))
-
-
-@dataclass(frozen=True)
-class ExtractJobOfOne(Job):
-    """A job without a batch size of its own to name."""
-
-    entry_point = "test_memory:extract_one"
-
-
-def extract_one(job, device):
-    list(InBatches(lambda x: Card(0, RuntimeError(NO_ENGINE)).network(x, 1), 8, device)(torch.zeros(4, 1)))
 
 
 def test_an_allocator_that_a_failed_capture_left_unusable_costs_the_process(tmp_path, attempts, monkeypatch):
@@ -254,15 +241,6 @@ def test_an_extractor_frees_what_sampling_kept_before_its_batches_shrink(monkeyp
 
     assert len(list(InBatches(extractor, 16, device)(torch.zeros(48, 1)))) == 3
     assert tried == [16, 16, 16, 16], "the first one twice"
-
-
-def test_an_extraction_says_how_far_it_is():
-    device, heard = Device("cpu"), []
-    device.heartbeat = lambda done, of: heard.append((done, of))
-    extracted = InBatches(lambda x: Extraction(x, None), 8, device, 40)
-    for images in (torch.zeros(20, 1), torch.zeros(20, 1)):
-        list(extracted(images))
-    assert heard == [(done, 40) for done in (0, 7, 14, 20, 27, 34)], "three batches of 7, 7 and 6, not 8, 8 and 4"
 
 
 @dataclass(frozen=True)

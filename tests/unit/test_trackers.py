@@ -3,7 +3,6 @@
 import fcntl
 import io
 import json
-import os
 import shutil
 import sys
 import threading
@@ -18,17 +17,15 @@ from rich.console import Console
 from snapshots import raises, recorded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from taugrid.config import Config, validate
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.orchestrator.nightly.resampling import config_of
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.trackers import __main__ as main
-from taugrid.orchestrator.trackers import background, tensorboard
+from taugrid.orchestrator.trackers import background
 from taugrid.orchestrator.trackers.__main__ import CLASSES, follow
 from taugrid.orchestrator.trackers.results import RunResults
 from taugrid.orchestrator.view.verify import verify
@@ -113,12 +110,6 @@ def rows_of(directory):
 # Config
 
 
-@pytest.mark.parametrize("track", [["mlflow", "comet"], ["wandb", "wandb"], "wandb"])
-def test_a_wrong_list_is_refused_in_a_line(track):
-    with raises(UserError):
-        validate(Config, {"name": "x", "track": track}, "c")
-
-
 @pytest.mark.long
 def test_what_is_tracked_is_in_no_id_and_may_change_between_sessions(run, tmp_path, monkeypatch):
     monkeypatch.setattr(background.Trackers, "session_started", lambda *_: None)
@@ -130,11 +121,6 @@ def test_what_is_tracked_is_in_no_id_and_may_change_between_sessions(run, tmp_pa
     assert json.loads((run / "config.json").read_text()) == config | {"track": ["tensorboard"]}
     assert open_existing(str(run)).config.track == ["tensorboard"], "it is opened as recorded"
     assert load(str(run), ("track=[]",)).track == []
-
-
-def test_second_looks_of_a_night_are_not_tracked():
-    config = validate(Config, {"name": "x", "track": ["wandb"]}, "c")
-    assert config_of(config, "look", [{"steps": 10}]).track == []
 
 
 def test_a_package_that_is_missing_is_a_user_error_before_anything_starts(tmp_path, monkeypatch):
@@ -205,25 +191,6 @@ def test_tensorboard_removes_the_old_file_after_the_new_one_is_there(run, monkey
         follow("tensorboard", str(run), END, lambda text: None)
     assert max(len(list(folder.iterdir())) for folder in (run / "tensorboard").iterdir()) == 2
     assert scalars(run / "tensorboard/eta=0") == before, "no step is read twice"
-
-
-def test_each_curve_has_a_folder_of_its_own_in_tensorboard(run):
-    tracker = tensorboard.TensorboardTracker(RunResults(str(run)))
-    tracker.start()
-    for label in ("a b", "a-b", "x" * 300, f"{'x' * 300}y"):
-        tracker.losses(label, {1: {"loss": 0.5}})
-    tracker.close(True)
-    folders = [path.name for path in (run / "tensorboard").glob("train*")]
-    assert len(folders) == 4
-    assert max(map(len, folders)) < 120
-
-
-def test_the_environment_says_where_tensorboard_writes(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGDIR", str(tmp_path / "logs"))
-    tracked("tensorboard", run)
-    identity = json.loads((run / "run.json").read_text())["run"]
-    assert scalars(tmp_path / f"logs/run-{identity[:8]}/eta=0")["fid"]
-    assert not (run / "tensorboard").exists()
 
 
 # MLflow
@@ -504,21 +471,6 @@ def test_a_process_that_ends_by_itself_is_said(tracking, patient):
     trackers, said = tracking("echo Traceback >&2; echo no module >&2; exit 3", "wandb")
     trackers.session_finished([], {})
     recorded("\n".join(said))
-
-
-def test_losses_are_looked_for_while_a_training_runs(monkeypatch):
-    reading, writing = os.pipe()
-    alarms = []
-    monkeypatch.setattr(main, "LOSSES_SECONDS", 0.02)
-    monkeypatch.setattr(main.signal, "alarm", alarms.append)
-    with os.fdopen(reading) as stdin:
-        monkeypatch.setattr(main.sys, "stdin", stdin)
-        lines = main.heard()
-        assert [next(lines), next(lines)] == ["losses", "losses"], "a training runs"
-        os.write(writing, b"score c1\nend report\n")
-        os.close(writing)
-        assert [line.strip() for line in lines if line != "losses"] == ["score c1", "end report"]
-    assert alarms == [main.LONGEST_SECONDS], "a hanging library ends with it"
 
 
 def test_a_tracker_waits_for_the_process_of_the_session_before(run):
