@@ -159,7 +159,7 @@ class Device:
         self._send = heartbeat
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
-        self._networks = LRUCache(MAX_NETWORKS)
+        self.held_networks = LRUCache(MAX_NETWORKS)
         self._networks_with_graphs = 0
         self._vaes = LRUCache(MAX_VAES)
         self._extractors = LRUCache(MAX_EXTRACTORS)
@@ -192,14 +192,14 @@ class Device:
 
         def load() -> "Denoiser":
             self._with_graphs = {known for known in self._with_graphs if known[0] != key}  # the dropped one had those
-            self._compiled = {known for known in self._compiled if known[0] in self._networks}
+            self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
             if decided.compile == "reduce-overhead":
                 self._networks_with_graphs += 1
                 if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:
                     self.release_graphs()
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self._kept(self._networks, key, load)
+        network: Denoiser = self._kept(self.held_networks, key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         if batch is not None:
             self._require_room(key, network, how, batch, spec.conditions is not None, some_point(diffusion.predicts))
@@ -350,8 +350,8 @@ class Device:
 
     def clear_networks(self) -> bool:
         """Free the memory of all networks of earlier jobs; returns whether there were any."""
-        had_any = self.keeps_networks
-        self._networks.clear()
+        had_any = bool(self.held_networks)
+        self.held_networks.clear()
         self._vaes.clear()
         self.release_graphs()
         release_memory(self.name)
@@ -365,10 +365,6 @@ class Device:
             from taugrid.workers.accelerator.compiled import release_graphs
 
             release_graphs()
-
-    @property
-    def keeps_networks(self) -> bool:
-        return len(self._networks) > 0
 
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.

@@ -41,7 +41,7 @@ def as_verdict(
         "night": night.id,
         "name": tonight.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "result": _result(comparison, baseline, bool(failed)),
+        "result": night_result(comparison, baseline, bool(failed)),
         "missing": dict(missing),
         "failed": failed,
         "not_judged": [] if comparison is None or missing else comparison.not_judged,
@@ -60,7 +60,7 @@ def as_verdict(
     return verdict
 
 
-def _result(comparison: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
+def night_result(comparison: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
     """The worst verdict of all cells; a cell that failed has collapsed, also if the baseline does not have it."""
     results = [] if comparison is None else [comparison.result]
     if results or has_failed:

@@ -97,7 +97,7 @@ class Resampler:
         for new, old in pairs:
             key = _key(old.network, old)
             if key not in reasons:
-                reasons[key] = _reason(old.network, old, self.trust_code) if _same_code(new, old) else OTHER_CODE
+                reasons[key] = unloadable(old.network, old, self.trust_code) if _same_code(new, old) else OTHER_CODE
             if (reason := reasons[key]) is not None:
                 checks[old.cell] = Check("unknown", f"the baseline's network can't be sampled: {reason}")
         return checks
@@ -180,7 +180,7 @@ def why_no_second_look(pairs: Sequence[Pair], trust_code: bool) -> str | None:
     for new, old in pairs:
         for side, cell in (("tonight's", new), ("the baseline's", old)):
             key = _key(cell.network, new)
-            if key not in checked and (reason := _reason(cell.network, new, trust_code)) is not None:
+            if key not in checked and (reason := unloadable(cell.network, new, trust_code)) is not None:
                 return f"{side} weights can't be sampled: {reason}"
             checked.add(key)
     return None
@@ -195,7 +195,7 @@ def _key(network: Network, cell: SnapshotCell) -> str:
     return json_sha256([network.keys, network.weights_sha256, cell.settings["weights"]])
 
 
-def _reason(network: Network, cell: SnapshotCell, trust_code: bool) -> str | None:
+def unloadable(network: Network, cell: SnapshotCell, trust_code: bool) -> str | None:
     """The reason why a network can't be loaded with a cell's kind of weights, `ema` or `raw`; None if it can."""
     try:
         if network.callable is not None:

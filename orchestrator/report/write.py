@@ -123,9 +123,9 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
         frame, by = quality.scored.means.frame, quality.judged_by
         shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
         rundir.remove_outputs("figures/quality-*")
-        _save(rundir, {"quality": quality_figure(frame, **shared, metric=by)})
+        save_figures(rundir, {"quality": quality_figure(frame, **shared, metric=by)})
         if FID in quality.metrics[1:]:
-            _save(rundir, {"quality-fid": quality_figure(frame, **shared)})
+            save_figures(rundir, {"quality-fid": quality_figure(frame, **shared)})
     _write_effects(run, quality.scored)
     _write_cost(run, quality)
     _write_checkpoints(plan, rundir, quality)
@@ -136,7 +136,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     return quality
 
 
-def _save(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
+def save_figures(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
     from taugrid.eval.figures.drawing import save
 
     with rundir.storage.local_folder(rundir.figures) as folder:
@@ -202,7 +202,7 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
 
         by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found, by)])
-        _save(rundir, {"effects": effects_figure(found, by)} | by_key)
+        save_figures(rundir, {"effects": effects_figure(found, by)} | by_key)
 
 
 def _write_cost(run: Run, quality: QualityTable) -> None:
@@ -217,7 +217,7 @@ def _write_cost(run: Run, quality: QualityTable) -> None:
         write_costs(cell_costs, tables)
     from taugrid.eval.figures.ablation.cost import costs_figure
 
-    _save(rundir, {"cost": costs_figure(cell_costs)})
+    save_figures(rundir, {"cost": costs_figure(cell_costs)})
 
 
 def train_seconds(run: Run) -> dict[str, float]:
@@ -233,7 +233,7 @@ def write_losses(plan: Plan, rundir: RunDir) -> None:
     if curves := loss_curves(plan, rundir):
         from taugrid.eval.figures.loss import losses_figure
 
-        _save(rundir, {"loss": losses_figure(curves)})
+        save_figures(rundir, {"loss": losses_figure(curves)})
     else:
         rundir.remove_outputs("figures/loss.*")
 
@@ -270,7 +270,7 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
 
     by = quality.judged_by
     best = best_checkpoints(quality.rows, quality.evidence, by)
-    _save(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best, by)})
+    save_figures(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best, by)})
 
 
 def write_cells(plan: Plan, rundir: RunDir) -> None:

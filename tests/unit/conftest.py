@@ -73,7 +73,7 @@ def user_cache(tmp_path, monkeypatch):
     from taugrid.workers.data import load
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    load._load.cache_clear()
+    load.decoded.cache_clear()
     return tmp_path / "cache" / "taugrid"
 
 
@@ -83,7 +83,7 @@ def few_draws():
     from taugrid.workers.data import builtin, labels, load
 
     def forget():
-        load._load.cache_clear()
+        load.decoded.cache_clear()
         labels.load_labels.cache_clear()
 
     with pytest.MonkeyPatch.context() as patch:

@@ -87,6 +87,7 @@ def tick(tab, number):
     tab.run(f'document.querySelector("{selector}").scrollIntoView({{ block: "center" }})')
     settled(tab)
     tab.click(selector)
+    settled(tab)  # the panel that opens moves the rows
 
 
 def choose(tab, column, text):

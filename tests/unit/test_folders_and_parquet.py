@@ -171,7 +171,7 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_only_the_split(tables, tmp
         assert np.array_equal(data.load_images(at_commit), test)
     requests.clear()
     for known in (section, download):
-        data._load.cache_clear()
+        data.decoded.cache_clear()
         assert np.array_equal(data.load_images(known), train), "no hub is needed any more"
     assert requests == []
 

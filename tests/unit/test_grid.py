@@ -12,7 +12,7 @@ from snapshots import raises
 from taugrid.config import Config, Data, Diffusion, Sample, validate
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.orchestrator.baseline.snapshot import Network
-from taugrid.orchestrator.nightly.resampling import _reason
+from taugrid.orchestrator.nightly.resampling import unloadable
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.sections import data_identity
@@ -318,5 +318,5 @@ def test_a_baselines_folder_with_other_weights_is_not_sampled_again(tmp_path):
     folder = str(checkpoint_folder(tmp_path / "c"))
     averaged = SimpleNamespace(settings={"weights": "ema"})
     known = (read_checkpoint(folder).weights_sha256, "0" * 64)
-    reasons = [_reason(Network(digest, {}, None, folder), averaged, trust_code=False) for digest in known]
+    reasons = [unloadable(Network(digest, {}, None, folder), averaged, trust_code=False) for digest in known]
     assert [reason is None for reason in reasons] == [True, False]

@@ -76,6 +76,6 @@ def test_the_name_of_a_figure_leads_nowhere(tmp_path):
     """A key of the grid is part of it, and a plan.json may have any text as a key."""
     rundir = RunDir(tmp_path / "run")
     rundir.root.mkdir()
-    write._save(rundir, {"by-x/../../../new": Figure()})
+    write.save_figures(rundir, {"by-x/../../../new": Figure()})
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert len(list(rundir.figures.iterdir())) == 2

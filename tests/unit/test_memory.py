@@ -235,7 +235,7 @@ def test_an_extractor_frees_what_sampling_kept_before_its_batches_shrink(monkeyp
 
     def extractor(x):
         tried.append(len(x))
-        if len(x) > (2 if device.keeps_networks else 16):
+        if len(x) > (2 if device.held_networks else 16):
             raise OUT_OF_MEMORY
         return Extraction(x, None)
 

@@ -147,7 +147,7 @@ def test_reconstructions_of_such_kernels_are_not_committed(tmp_path, counted):
 def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
     """The defects: `if not freed` alone, `self._size` in place of `most_to_extract`, or no `require_none`."""
     device, tried = gpu(), []
-    device._networks.get("a network and its graphs", Thing)
+    device.held_networks.get("a network and its graphs", Thing)
 
     def extractor(x):
         tried.append(len(x))
@@ -162,7 +162,7 @@ def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
         assert [len(each.features) for each in extractions] == [8] * 4
     assert tried == [16, *[8] * 8], "not in the next job either"
     device.computed()
-    assert not device.keeps_networks
+    assert not device.held_networks
 
 
 @pytest.mark.parametrize("hides", [True, False])

@@ -80,7 +80,7 @@ def test_a_data_set_that_is_trained_on_or_reconstructed(tmp_path, monkeypatch):
 
     def given(self, worker, job, key):
         remove(root) if root.exists() else None
-        load._load.cache_clear()  # as a worker that has not read it yet
+        load.decoded.cache_clear()  # as a worker that has not read it yet
         submit(self, worker, job, key)
 
     monkeypatch.setattr(PoolHere, "submit", given)

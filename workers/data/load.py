@@ -48,7 +48,7 @@ def load_images(data: Data) -> NDArray[np.uint8]:
     Raises:
         UserError: if they are missing or damaged, saying how to get them.
     """
-    return _load(data).images
+    return decoded(data).images
 
 
 def few_images(data: Data, count: int) -> NDArray[np.uint8] | None:
@@ -95,9 +95,9 @@ def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[n
 
 
 def _load_here(data: Data) -> Decoded:
-    """`_load` on a worker. The driver has loaded the same images, so the node is at fault: `ContentMismatch`."""
+    """`decoded` on a worker. The driver has loaded the same images, so the node is at fault: `ContentMismatch`."""
     try:
-        return _load(data)
+        return decoded(data)
     except UserError as error:
         raise ContentMismatch(f"node {this_node()}: {error}") from error
 
@@ -115,7 +115,7 @@ def content_fingerprint(data: Data, of: Literal["images", "labels"] = "images") 
 
     `of` labels: the SHA-256 of `load_labels`.
     """
-    return load_labels(data).sha256 if of == "labels" else _load(data).fingerprint
+    return load_labels(data).sha256 if of == "labels" else decoded(data).fingerprint
 
 
 def require_files(data: Data, has_labels: bool = False) -> None:
@@ -132,7 +132,7 @@ def require_files(data: Data, has_labels: bool = False) -> None:
 
 
 @lru_cache(maxsize=4)
-def _load(data: Data) -> Decoded:
+def decoded(data: Data) -> Decoded:
     dataset = resolve_name(data.dataset.reader)(data)
     if isinstance(dataset, EncodedDataset):
         _require_published_size(data, dataset.reader.num_images, str(dataset.files[0]))
