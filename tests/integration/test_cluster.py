@@ -159,7 +159,10 @@ def test_another_taugrid_on_the_cluster_is_2(at, mine, monkeypatch):
 
 
 def test_any_exit_code_of_a_command_comes_back(head, at):
-    """A job can only be `taugrid run`, which never ends with 3: here a shell does. A driver that is killed has none."""
+    """A job can only be `taugrid run`, which never ends with 3: here a shell does. A driver that is killed has none.
+
+    Ray's head takes 10 s, and its agent starts two jobs in 8; no other test of the fast tier sends one to a cluster.
+    """
     jobs = Jobs(head.dashboard)
     for job, entrypoint in (("three-1", "sleep 1; echo one; sleep 1; echo two; exit 3"), ("killed-1", "kill -9 $$")):
         jobs.client.submit_job(entrypoint=entrypoint, submission_id=job)

@@ -37,6 +37,7 @@ def test_the_json_of_a_run(finished):
 
 
 def test_growing_the_grid_and_n_computes_only_what_is_new(config, finished, copy, tmp_path):
+    """9 s: the run that grows, and one that is made at once to compare it with."""
     grid = [dict(TINY["grid"][0], steps=[2, 4, 8]), TINY["grid"][1]]
     grow = ("--set", f"grid={json.dumps(grid)}", "--set", "sample.num_samples=150")
     before = sample_files(copy)

@@ -48,6 +48,7 @@ def night(number, by=0.0):
 
 @pytest.fixture(scope="module")
 def judged():
+    """5 s: with fewer nights, a rate of false alarms half an alpha too high would pass."""
     return [judge(night(number), draws=DRAWS) for number in range(NIGHTS)]
 
 

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Six nights: without a baseline, identical, not worse, with two cells only, worse, and one that was killed."""
+    """Six nights: without a baseline, identical, not worse, with two cells only, worse, and one that was killed.
+
+    A history has what happened: each night samples and scores, 9 s for all tests of this file.
+    """
     folder = begin(tmp_path_factory.mktemp("made"), name="tonight")
     history = folder / "history"
     night(history, folder / "same.yaml", "2")
