@@ -83,7 +83,8 @@ def misfit(root: Path, mutant: Mutant) -> str:
 
 def copy_tree(target: Path, source: Path = ROOT) -> None:
     """Copy what git knows. Imports find all rooms below the copy's taugrid/, not the checkout's by its installation."""
-    for name in subprocess.check_output(["git", "ls-files"], cwd=source, text=True).splitlines():
+    listed = subprocess.check_output(["git", "ls-files"], cwd=source, text=True).splitlines()
+    for name in (name for name in listed if (source / name).exists() or (source / name).is_symlink()):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name, follow_symlinks=False)
     name = ["-c", "user.name=taugrid", "-c", "user.email=taugrid@localhost"]

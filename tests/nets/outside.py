@@ -26,7 +26,7 @@ from PIL import Image
 NUMBERS = Path(__file__).parents[1] / "data" / "nets.json"
 """What was measured once; `pytest tests/nets --texts` measures anew."""
 
-OWN = {"mine": Path(__file__).with_name("own.py"), "my_extractor": Path(__file__).with_name("own_extractor.py")}
+OWN = {"nets_own": Path(__file__).with_name("own.py"), "nets_extractor": Path(__file__).with_name("own_extractor.py")}
 """Code of a user, by the names of modules under which tests copy it to where a command is started."""
 
 

@@ -20,8 +20,8 @@ CONFIG = {
     "data": {"name": "gaussian", "shape": [1, 4, 4]},
     "diffusion": {"prediction": "sample"},
     "sample": {"num_samples": 200, "batch_size": 50, "steps": 3},
-    "grid": [{"eta": [0.0, 1.0]}, {"sampler": ["mine:ddim"], "sampler_options": [{"eta": 1.0}]}],
-    "evaluate": {"extractor": "my_extractor:Extractor", "metrics": ["fid"]},
+    "grid": [{"eta": [0.0, 1.0]}, {"sampler": ["nets_own:ddim"], "sampler_options": [{"eta": 1.0}]}],
+    "evaluate": {"extractor": "nets_extractor:Extractor", "metrics": ["fid"]},
 }
 
 

@@ -95,16 +95,16 @@ def test_ddim_is_the_papers_loop(steps):
     assert found.std() > 20
 
 
-NETWORK = pytest.param({"callable": "mine:network"}, "sigma_hat", marks=pytest.mark.long)
+NETWORK = pytest.param({"callable": "nets_own:network"}, "sigma_hat", marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(("model", "eta"), [(own.smooth, 0.5), NETWORK])
 def test_a_users_sampler_and_network_make_the_papers_loop_with_the_same_noise(model, eta, tmp_path, monkeypatch):
-    shutil.copy(OWN["mine"], tmp_path / "mine.py")
+    shutil.copy(OWN["nets_own"], tmp_path / "nets_own.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     ours = sample(own.smooth, eta=eta)
-    assert most_apart(sample(model, sampler="mine:ddim", sampler_options={"eta": eta}), ours) <= 1
+    assert most_apart(sample(model, sampler="nets_own:ddim", sampler_options={"eta": eta}), ours) <= 1
     measured(f"pixels: own {eta}", [ours.mean() / 255, ours.std() / 255], 2e-3)
 
 

@@ -1,6 +1,7 @@
 """Threads decode large images ahead, in order and within bounds; small ones need none, and none is left behind."""
 
 import threading
+from contextlib import suppress
 from itertools import count, islice
 
 import numpy as np
@@ -162,7 +163,8 @@ def gone(before):
     """Whether all threads that were not there before end, each within a minute."""
     while others := set(threading.enumerate()) - before:
         thread = others.pop()
-        thread.join(60)
+        with suppress(RuntimeError):  # it has not begun yet
+            thread.join(60)
         if thread.is_alive():
             return False
     return True
