@@ -256,6 +256,13 @@ def test_the_metrics_of_a_cell_are_tested_at_one_alpha_by_their_joint_influences
     assert independent.critical == pytest.approx(norm.isf(1 - np.sqrt(0.99)), abs=0.08)
 
 
+def test_a_metric_that_should_be_high_is_worse_when_it_falls():
+    agreement = METRICS["agreement"].columns[0]
+    fell = Change.between("a", scored(0.7), [scored(0.9, seed=1)], 0.0, "s", agreement)
+    assert fell.difference == pytest.approx(0.2)
+    assert fell.influence == pytest.approx(scored(0.9, seed=1).influence - scored(0.7).influence)
+
+
 RARE = 20.0
 """How far a rare sample moves the metric, in standard deviations of the others."""
 
