@@ -308,6 +308,19 @@ def test_the_keyboard_does_all_of_it(opened):
     assert tab.run("document.activeElement.id") == "grid"
 
 
+def test_two_clicks_in_a_row_leave_no_other_words_on_the_button_that_copies(opened):
+    """ "Copied" stayed: the second click took it for the button's own words."""
+    tab = opened(board(1), picks(A))
+    tab.run("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true }); 0")
+    tab.run("document.execCommand = () => true; 0")
+    for _ in range(2):
+        tab.click("#copy")
+        settled(tab)
+        assert texts(tab, "#copy") == ["Copied"]
+    tab.run("new Promise((done) => setTimeout(done, 1600))")
+    assert texts(tab, "#copy") == ["Copy link"]
+
+
 def test_nine_cells_are_enough(opened):
     tab = opened(board(1))
     for number in range(10):

@@ -22,7 +22,7 @@ from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.device import Device
+from taugrid.workers.device import MAX_NETWORKS_WITH_GRAPHS, Device
 from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference
 
@@ -143,6 +143,15 @@ def test_clearing_the_caches_frees_graphs_in_their_thread(resets):
     device.network(None, None, GRAPHS)(BATCH, at(5))
     device.clear_caches()
     assert set(resets) == {compiled.thread_of_graphs().submit(threading.get_ident).result()}
+
+
+def test_graphs_of_networks_that_are_gone_are_forgotten_in_time(resets):
+    """torch keeps them, and at the 129th of an architecture it would go on without."""
+    compiled.thread_of_graphs()
+    device = Device("cpu")
+    for number in range(MAX_NETWORKS_WITH_GRAPHS + 1):
+        device.network(number, None, GRAPHS)
+    assert len(resets) == 1
 
 
 @pytest.mark.parametrize("is_cudas", [True, False])

@@ -118,3 +118,13 @@ def test_a_worker_extracts_what_it_sampled_the_last_first():
     order = [backlog.take({"extract"}, None, worker) for worker in ("w1", "w1", "w0", "w2", "w1", "w1", "w1")]
     numbers = [5, 3, 4, 0, 1, 2]
     assert order == [*(f"extract/{number}" for number in numbers), None]
+
+
+def test_nothing_goes_for_a_shard_that_is_too_large(tmp_path, monkeypatch):
+    """Patch: no comparison with `MAX_BYTES` in `sample_shard`."""
+    monkeypatch.setattr(pixels, "MAX_BYTES", 4 * 192)
+    device = Device("cpu")
+    for name, images in (("small", 2), ("large", 16)):
+        sample_shard(job_of(str(tmp_path / name), (3, 8, 8), 2, images), of_time(lambda x, t: x), device)
+    kept = {name: device.last_sampled.take(str(tmp_path / name), LOCAL) is not None for name in ("small", "large")}
+    assert kept == {"small": True, "large": False}

@@ -19,6 +19,7 @@ from taugrid import config
 from taugrid.errors import MissingInput, NotEnoughMemory, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.devices import weights_bytes
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
@@ -495,3 +496,10 @@ def test_pictures_that_are_not_finite_are_blamed_on_the_vae(ldm, tmp_path):
         run_job(job, Device("cpu"))
     with raises((NotFinite, UserError)):
         taugrid.sample(str(place), 1, batch_size=4, **SETTINGS)
+
+
+def test_a_vae_counts_among_the_weights(ldm):
+    """The patch: the network is its own VAE."""
+    folder, parts = ldm
+    found = weights_bytes(planned(folder), lambda model, weights: model.source.weights_file(None, weights))
+    assert found == {"network": 4 * parts.unet.num_parameters(), "VAE": 4 * parts.vqvae.num_parameters()}

@@ -5,19 +5,21 @@ import re
 import threading
 import time
 from base64 import b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, SECRET, quick_retries
+from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
+from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -333,6 +335,44 @@ def test_a_request_from_before_the_store_answered_another_tells_no_second_outage
         outages.ended("s3://two", answered=False)
 
 
+def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
+    """Planted once: each answer ends the outage. A 404 is an answer too."""
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 50)
+    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
+    said, tries = [], []
+
+    def write():
+        tries.append(requests.ask(lambda: "read", "s3", "s3://outage/there"))
+        if not said and len(tries) < 30:
+            raise GenericError("status code: 503")
+        raise FileNotFoundError
+
+    with outages.told(said.append), pytest.raises(FileNotFoundError):
+        requests.ask(write, "s3", "s3://outage/log")
+    assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
+
+
+@pytest.mark.long
+def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch, once_told):
+    """Planted once: without `told` nothing is said."""
+    root, storage = bucket
+    drive(opened, root, storage)
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
+
+    def refused(method, path):
+        is_down = not once_told.is_set() and method in ("GET", "HEAD") and "config.json" in path
+        return (503, "SlowDown") if is_down else None
+
+    with store.refusing(refused):
+        printed = CliRunner().invoke(cli, ["status", url(root)], catch_exceptions=False)
+    assert printed.exit_code == 0
+    begins, ends = printed.stderr.splitlines()
+    assert re.match(r"taugrid: s3://\S+: .* 503.* for ", begins)
+    assert re.match(r"taugrid: s3://\S+: .* again, .* [\d.]+ s$", ends)
+
+
 def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):
     """Planted once: nothing is told without patience, and `answered` begins as true."""
     from obstore.exceptions import GenericError
@@ -598,3 +638,22 @@ def test_nobody_at_the_endpoint_and_a_bucket_that_is_not_there_are_one_line(monk
     root, storage = open_place(f"{store.scheme}://bucket/run", "--out")
     with raises(UserError):
         storage.require(root)
+
+
+def test_events_and_logs_name_objects_by_their_urls(opened, bucket, monkeypatch):
+    """A path of an object has one slash, and tracebacks and reasons hold such paths."""
+    root, storage = bucket
+
+    def fails(worker, job):
+        raise RuntimeError(f"{job.path}: planted")
+
+    monkeypatch.setattr(Worker, "do", fails)
+    with suppress(RunFailed):
+        drive(opened, root, storage)
+    rundir = RunDir(root, storage)
+    reasons = [event["reason"] for event in read_events(rundir) if event["event"] == "failed"]
+    logs = [storage.read(path).decode() for path in storage.list(root / "logs", "*")]
+    assert min(len(reasons), len(logs)) > 0
+    for text in reasons + logs:
+        assert f"{rundir.shown}/" in text
+        assert f"{root}/" not in text

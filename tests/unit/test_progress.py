@@ -400,3 +400,50 @@ def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (Exit.INTERRUPTED, "")
         assert done.stderr.strip() == f"taugrid: {ending.interrupted()}"
+
+
+RAYS_IMPORT = """
+import signal, sys
+from taugrid.orchestrator.dispatch.address import import_ray
+sys.path.insert(0, {folder!r})
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    import_ray()
+except KeyboardInterrupt:
+    print(sys.modules["ray"].is_whole)
+try:
+    signal.raise_signal(signal.{name})
+except KeyboardInterrupt:
+    print("as before")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_waits_for_the_end_of_rays_import(tmp_path, name):
+    """Once: a Cython module of Ray printed the traceback of the KeyboardInterrupt that met its import."""
+    (tmp_path / "ray.py").write_text(f"import signal\nsignal.raise_signal(signal.{name})\nis_whole = True\n")
+    returned, told, _ = run_python(RAYS_IMPORT.format(folder=str(tmp_path), name=name))
+    assert (returned, told.splitlines()) == (0, ["True", "as before"])
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 30), (80, 30), (100, 30), (80, 4), (80, 13)])
+def test_the_view_is_narrower_and_lower_than_the_terminal(width, height):
+    """A line of its width takes two, and what is drawn next then erases messages above."""
+    cells = {
+        f"{r}-{c}": GridCell(f"checkpoint=digits/step-{r:06d} eta=0.{r}", f"S={10**c}", 1000)
+        for r in range(12)
+        for c in range(4)
+    }
+    session = Session(tasks(cells, 1), cells)
+    workers = [f"worker-{number}" for number in range(12)]
+    session.join(*workers)
+    for worker, cell in zip(workers, cells, strict=False):
+        session.give(worker, f"sample/{cell}/0")
+        session.beat(worker, 0.25)
+        session.beat(worker, 0.5)
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(frame(session.state, None, session.now, console, console.options))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert len(lines) < height
+    assert max(map(len, lines)) < width
+    assert any("%" in line for line in lines)

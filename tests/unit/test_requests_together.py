@@ -7,8 +7,10 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from buckets import quick_retries
+from in_process import CONFIG, drive, small_run
 from rich.console import Console
 
 from taugrid import parquet
@@ -23,14 +25,18 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report import reported
 from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
+from taugrid.orchestrator.rundir.evidence import read_influences
 from taugrid.orchestrator.rundir.ledger import Ledger
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import LocalStorage, end_session
+from taugrid.storage import LocalStorage, appended, end_session, open_place, pieces, together
 
 FILES = 20
 WAIT_SECONDS = 20.0
@@ -321,3 +327,86 @@ def test_what_a_worker_says_after_the_driver_has_ended_it_is_not_heard(tmp_path,
     driver = Driver(root, LocalStorage(root), pool, monkeypatch, shards=4)
     assert driver.loop.run() == {}
     assert driver.named == set(driver.paths)
+
+
+def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s3, monkeypatch):
+    monkeypatch.setattr(appended, "PIECE_BYTES", 10)
+    root, storage = bucket
+    before = s3.requests["LIST"]
+    for number in range(6):
+        storage.append(root / "log", f"line {number:05d}\n".encode())
+    assert s3.requests["LIST"] - before == 1
+    names = pieces(storage, root / "log")
+    reads = Crowd(6, lambda method, path: method == "GET")
+    with s3.refusing(reads):
+        read = b"".join(together(storage, storage.read, names))
+    assert read.split(b"\n")[:-1] == [b"line %05d" % n for n in range(6)]
+    assert (reads.late, reads.asked) == ([], 6)
+
+
+def asked_by_report(s3, folder, steps):
+    """The requests of the first report of a run that is done, by kind (`Crowd`), but for those of its figures."""
+    root, storage = open_place(f"s3://{s3.bucket()}/run", "--out")
+    config = CONFIG.replace("steps: [2]", f"steps: {steps}").replace("num_samples: 20", "num_samples: 160")
+    with small_run(folder, config.replace("batch_size: 10", "batch_size: 160")) as opened:
+        cells = len(opened.plan.cells)
+        drive(opened, root, storage)
+        crowd = Crowd(cells, lambda method, path: method == "GET" and "/scores/" in path)
+        with s3.refusing(crowd):
+            outcome, _ = drive(opened, root, storage, ("sample", "evaluate", "report"))
+    assert [row["fid_se"] is not None for row in outcome.rows] == [True] * cells, "there are influences"
+    assert crowd.late == []
+    return Counter({kind: n for kind, n in crowd.came.items() if "figures" not in kind and "conditions" not in kind})
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_thread", "sketched")
+def test_a_report_reads_its_cells_together_and_what_one_list_tells_is_not_asked_for_each(s3, tmp_path, monkeypatch):
+    """Planted once each: influences read one after another; a record of removed images asked for each cell; samples
+    that are read looked up before; provenance.json written twice."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 600.0)  # each beat has requests of its own
+    few, many = asked_by_report(s3, tmp_path, [2]), asked_by_report(s3, tmp_path, [2, 3])
+    assert many - few == {"GET scores .json": 2 * 3, "GET scores .parquet": 2, "GET samples .parquet": 2 * 2}
+    assert few["PUT provenance.json .json"] == 1
+
+
+def test_influences_that_the_ledger_lacks_are_read_together_and_written_down_once(bucket, s3, tmp_path):
+    root, storage = bucket
+    with small_run(tmp_path) as opened:
+        rundir, cells = RunDir(root, storage), [(cell, "id") for cell in opened.plan.cells]
+    rundir.ledger.keep()
+    for cell, scoring in cells:
+        with parquet.PartWriter(rundir.influence(cell, scoring), parquet.number_schema({}, ("b",)), storage) as part:
+            part.write({"index": [0], "b": [0.0]})
+            part.commit(replace=False)
+    crowd = Crowd(len(cells), lambda method, path: method == "GET" and "/scores/" in path)
+    with s3.refusing(crowd):
+        rundir.know_influences(cells, Listing(rundir))
+        rundir.know_influences(cells, Listing(rundir))
+    assert crowd.late == []
+    assert (crowd.came["GET scores .parquet"], crowd.came["PUT ledger.jsonl .jsonl"]) == (len(cells), 1)
+
+
+def test_influences_of_many_row_groups_are_one_request(bucket, s3):
+    root, storage = bucket
+    n = 20_000
+    with parquet.PartWriter(root / "scores/c.parquet", parquet.number_schema({}, ("influence", "b")), storage) as part:
+        part.write({"index": np.arange(n), "influence": np.arange(n) / 2, "b": np.zeros(n)})
+        part.commit(replace=False)
+    before = s3.requests.copy()
+    found = read_influences(root / "scores/c.parquet", n, ["fid", "b"], storage)
+    assert s3.requests - before == {"GET": 1}
+    assert np.array_equal(found["fid"], np.arange(n) / 2)
+
+
+def test_what_a_report_was_made_from_is_looked_up_together_and_its_files_are_uploaded_so(bucket, s3):
+    root, storage = bucket
+    asked = iter([True] * len(reported.SOURCES))
+    looks, writes = (Crowd(len(reported.SOURCES), lambda *_: next(asked, False)), Crowd(5, lambda how, _: how == "PUT"))
+    with s3.refusing(looks):
+        reported.sources(RunDir(root, storage), {})
+    with s3.refusing(writes), storage.local_folder(root / "tables") as local:
+        for name in "abcde":
+            (local / name).write_text(name)
+    assert looks.late + writes.late == []
+    assert sorted(path.name for path in storage.list(root / "tables", "*")) == list("abcde")

@@ -40,6 +40,7 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
+from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
 TASK_SECONDS = 10.0
@@ -701,3 +702,12 @@ def test_a_worker_whose_death_is_told_in_the_same_turn_may_be_killed(monkeypatch
     failed, lost = pool.events(0.0)
     assert (failed.key, lost.worker) == ("a", worker)
     pool.kill(worker)
+
+
+def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):
+    """In an object store each write is a request, and Google takes one a second."""
+    append, writes = LocalStorage.append, []
+    monkeypatch.setattr(LocalStorage, "append", lambda *given, **more: [writes.append(given), append(*given, **more)])
+    run = scripted(["good"] * 64, {"n0": 64}, workers=64).finish()
+    assert len(run.of("worker", "worker")) == 64
+    assert len(writes) < 8
