@@ -26,6 +26,7 @@ from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.diffusion import noise as philox
 from taugrid.workers.diffusion.denoiser import Denoise, FromTimes
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers import diffusers as adapter
 from taugrid.workers.samplers.description import describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -179,6 +180,16 @@ def test_noise_is_a_function_of_the_image_and_the_time():
     assert len(set(crowded)) == len(crowded) == 30
     assert {key for key, _ in crowded} == set(range(1, 21))
     assert {draw for _, draw in crowded} == {0, 1}
+
+
+def test_ddpm_scheduler_is_our_ddpm():
+    """The same noise in other code: eta = 1 of DDIM on diffusers' own times."""
+    settings = Sample(eta=1.0, spacing="leading", steps=10, seed=0)
+    process, (noise, _) = schedules.process(diffusion()), normals()
+    ddim, denoise = find("ddim"), Denoise(FromTimes(oracle()), process)
+    expected = ddim.sample(noise(0), path(process, ddim.tau(settings, process)), denoise, noise, settings)
+    x0, _ = ours("DDPMScheduler", 10, {"clip_sample": False})
+    assert (x0 - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", adapter.ADAPTED)

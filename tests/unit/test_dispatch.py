@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from taugrid.orchestrator.dispatch.policy.backlog import Retries
-from taugrid.orchestrator.dispatch.policy.blame import suffices
+from taugrid.orchestrator.dispatch.policy.blame import TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Health
 from taugrid.orchestrator.dispatch.policy.in_flight import Running
@@ -154,6 +154,11 @@ def test_a_task_is_to_blame_for_losses_in_a_row_and_another_ones_loss_in_between
         assert [*assigned(d, number).values()] == [f"sample/{task}"]
         charge = d.worker_lost(f"w{number}", number)
     assert charge.quarantined is is_given_up
+
+
+def test_beside_errors_a_single_death_does_not_count():
+    history = TaskHistory(Counter(n0=1), Counter(n1=1, n2=2))
+    assert history.evidence == Counter(n0=1, n2=2)
 
 
 def with_helpers(samples, scores):
