@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from hub import serving
-from nights import CELLS, CONFIG, checkpoint, taugrid, write_config
+from nights import CELLS, CONFIG, UNET, checkpoint, taugrid, write_config
 from snapshots import raises, recorded
 
 import taugrid as api
@@ -320,3 +320,14 @@ def test_status_reads_the_events_once(made, monkeypatch):
     monkeypatch.setattr(inspection, "read_events", lambda rundir: read.append(rundir) or whole(rundir))
     taugrid("status", made / "run")
     assert len(read) == 1
+
+
+def test_a_session_says_which_data_set_it_takes_if_the_config_names_none(tmp_path):
+    UNet2DModel(**UNET | {"sample_size": 8}).save_pretrained(tmp_path / "network")
+    config = {"name": "x", "model": {"checkpoint": str(tmp_path / "network")}, "sample": {"num_samples": 2, "steps": 1}}
+    elsewhere = {"reference": {"name": "gaussian", "shape": [1, 8, 8]}, "extractor": "pixels"}
+    digits = {"name": "digits"}
+    for name, more, is_said in (("a", {}, True), ("b", {"data": digits}, False), ("c", {"evaluate": elsewhere}, False)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config | more))
+        _, printed = taugrid("evaluate", tmp_path / f"{name}.yaml", "--out", tmp_path / name, code=None)
+        assert ("digits/all" in printed) == is_said, name

@@ -6,19 +6,21 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
+from matplotlib.colors import Normalize
 from snapshots import raises, recorded
 from test_differences import cell, evidence, spread
 from test_one_table import SCHEDULE, TRAINING
 from test_report_page import Parsed, findings
 from test_tables import table_rows
 
+from taugrid.eval.figures.ablation.panels import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.comparisons import differences as page_differences
 from taugrid.eval.pages.report import report_html
 from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.ablation.effects_files import effects_markdown, verdicts
 from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
 from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
@@ -238,6 +240,24 @@ def test_the_order_of_evaluate_metrics_decides_which_error_counts(small_n, tmp_p
     assert f"{table.judged_by.title} decides" in table.about_judge
     write_quality(table, tmp_path)
     assert QualityTable.read(json.loads((tmp_path / "quality.json").read_text()), table.layout).judged_by.name == first
+
+
+def test_a_report_draws_the_metric_that_decides_in_every_figure_also_where_it_is_below_0(small_n):
+    rows = [row | {"steps": steps, "cell": f"{row['cell']}{steps}", "eta": 0.0, "rate": rate, "kid": row["kid"] - shift}
+            for row, rate in zip(small_n.rows[:2], (1.0, 2.0), strict=True)
+            for steps, shift in ((10, 0.0), (20, 0.0105))]  # fmt: skip
+    table = QualityTable(rows, known(rows, {row["cell"]: spread(0.0001) for row in rows}))
+    [(_, heat)] = heat_maps(table, Effects.of(table, {"rate": 1.0}).by_metric[KID], KID)
+    panel, bar = heat.axes
+    assert (bar.get_ylabel(), type(panel.images[0].norm)) == (KID.heading, Normalize)
+    for drawn, scale in ((small_n.rows, "log"), (rows, "linear")):
+        [panel, *_] = quality_figure(in_grid_order(drawn), small_n.protocols, metric=KID).axes
+        assert (panel.get_yscale(), panel.get_ylabel()) == (scale, KID.heading)
+
+
+def test_an_effect_without_an_error_gets_no_verdict(small_n):
+    effects = Effects.of(small_n, {"eta": 0.0})
+    assert [len(list(verdicts(effects, metric))) for metric in (FID, KID)] == [0, 3]
 
 
 def trained(kid):

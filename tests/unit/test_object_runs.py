@@ -14,6 +14,7 @@ import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, SECRET, quick_retries
 from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
+from nights import taugrid
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
@@ -415,6 +416,15 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
     with outages.told(said.append), pytest.raises(StoreError):
         requests.ask(ask, "s3", "s3://outage/there")
     assert (len(tries), said) == (times, [])
+
+
+def test_a_command_that_only_looks_says_that_it_waits(bucket, store, monkeypatch, once_told):
+    root, _ = bucket
+    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
+    with store.refusing(lambda method, path: None if once_told.is_set() else (503, "SlowDown")):
+        _, said = taugrid("status", url(root), code=2)  # nothing is there
+    begins, ends = [line for line in said.splitlines() if f"s3://{root.parts[1]}: " in line]
+    assert ("503" in begins, "503" in ends) == (True, False)
 
 
 @pytest.mark.parametrize("how", ["silent", "refusing"])

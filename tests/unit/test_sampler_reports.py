@@ -40,6 +40,7 @@ from taugrid.eval.tables.published.counterparts import (
 )
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
+from taugrid.grids.selectors import chosen
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -399,6 +400,11 @@ def test_compare_takes_the_names_of_samplers(run, name):
     row = compared(run, name, "S=3 sampler=heun")
     recorded(row["others"])
     assert row["se"] > 0
+
+
+def test_a_scheduler_is_chosen_by_its_name_in_tables():
+    points = [{"sampler": name} for name in ("ddim", "diffusers:DEISMultistepScheduler")]
+    assert chosen("sampler=DEISMultistep", points, {"sampler": "sampler"}) == [1]
 
 
 def test_pictures_of_samplers_are_told_apart_by_their_names_and_titles(run):

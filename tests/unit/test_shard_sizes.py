@@ -30,6 +30,10 @@ def advised(said):
     return {key: int(value) for key, value in re.findall(r"sample\.(\w+): (\d+)", said)}
 
 
+def test_the_default_gives_a_small_cell_shards_for_several_workers():
+    assert plan(configured(num_samples=1000)).num_shards >= 8
+
+
 @pytest.mark.parametrize(("evaluations", "shards"), [(50_000, 1), (10_000, 2)])
 def test_a_shard_of_more_than_a_workers_share_leaves_workers_idle_and_the_advice_helps(evaluations, shards):
     """1,024 images at S = 10: one shard, or 960 and 64 images: measured at 0.61 and 0.67 of diffusers' pipeline."""

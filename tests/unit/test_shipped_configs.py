@@ -89,6 +89,12 @@ def test_a_config_costs_what_its_comment_says(name, tmp_path):
     assert trained == ({steps[1]} if steps else set())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_has_shards_of_a_few_batches(name):
+    """So that a small cell has work for several workers, and a lost one little to do again."""
+    assert {cell.settings.shard_evaluations for cell in planned(name)[1].cells} <= {2_000, 5_000, 10_000}
+
+
 @pytest.mark.parametrize("name", ["dit-xl-2-256.yaml", "ldm-celebahq.yaml", "sit.yaml"])
 def test_latent_pipelines_are_priced_without_their_files(name, tmp_path):
     def missing(path):

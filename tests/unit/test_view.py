@@ -31,6 +31,7 @@ from taugrid.images import decode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.view.tables import parsed
+from taugrid.registry.metrics import METRICS
 from taugrid.storage import open_place, replacing
 from taugrid.workers import schedules
 from taugrid.workers.data.load import fingerprint, load_images
@@ -176,6 +177,18 @@ def test_figures_are_matplotlibs(run, finished, tmp_path):
     for absent in ("nonsense", "loss"):
         with raises(UserError):
             run.figure(absent)
+
+
+@pytest.mark.long
+def test_the_figure_of_quality_is_of_the_metric_that_decides(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run/tables/quality.json"
+    document = json.loads(file.read_text())
+    for row in document["rows"]:
+        row |= {"fid_se": None, "kid": 0.01, "kid_se": 0.001}
+    file.write_text(json.dumps(document))
+    label = taugrid.open(tmp_path / "run").figure("quality").axes[0].get_ylabel()
+    assert label == METRICS["kid"].columns[0].heading
 
 
 @pytest.mark.long
