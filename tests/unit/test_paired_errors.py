@@ -91,3 +91,14 @@ def test_errors_of_other_metrics_cover_too(monkeypatch):
         assert given.mean() > 0.9
         assert 0.9 <= coverage(values, errors) <= 0.99
         assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
+
+
+def test_the_logarithm_covers_where_error_and_fid_move_together(monkeypatch):
+    """The short form of `--parts single`: skewed features, few of which carry the variance; 400 repeats know 1.5 %."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    benchmark = import_module("benchmarks.intervals")
+    with threadpool_limits(limits=1):
+        values, errors = benchmark.single_fids(benchmark.KINDS["skewed"], 1.5, (1.05, 0.1), 640, 400)
+    found = benchmark.on_scales(values, errors)
+    assert found["FID"] < 89, "as docs/scores.md warns"
+    assert 88 < found["log"] < 99
