@@ -3,7 +3,6 @@ disk."""
 
 import csv
 import errno
-import fcntl
 import hashlib
 import json
 import re
@@ -484,26 +483,6 @@ def test_two_exports_do_not_fill_one_folder_at_once(finished, tmp_path):
             pass
         target.put_text("b", "second")
     check_sums(tmp_path / "to")
-
-
-def test_where_no_lock_holds_two_exports_of_one_folder_write_whole_files(tmp_path, monkeypatch):
-    def no_lock(*arguments):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_lock)
-    folder = tmp_path / "to"
-
-    def slowly(path):
-        path.write_bytes(b"the first ")
-        with filling(folder, ABOUT) as other:
-            other.put("a", lambda path: path.write_bytes(b"the second half"))
-        with path.open("ab") as file:
-            file.write(b"half")
-
-    with filling(folder, ABOUT) as target:
-        target.put("a", slowly)
-    assert (folder / "a").read_bytes() == b"the first half"
-    check_sums(folder)
 
 
 def test_splits_whose_files_have_other_columns_get_a_config_of_their_own(finished, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 from buckets import AT_LENGTH, AZURE_EXPIRED, SECRET, quick_retries
-from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from nights import taugrid
 from snapshots import raises, recorded
@@ -20,7 +19,6 @@ from snapshots import raises, recorded
 from taugrid import parquet, retries
 from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
 from taugrid.jobs import SavedNetwork
-from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -353,25 +351,6 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     with outages.told(said.append), pytest.raises(FileNotFoundError):
         requests.ask(write, "s3", "s3://outage/log")
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
-
-
-@pytest.mark.long
-def test_a_command_that_only_looks_says_that_it_waits(opened, bucket, store, monkeypatch, once_told):
-    """Planted once: without `told` nothing is said."""
-    root, storage = bucket
-    drive(opened, root, storage)
-    monkeypatch.setattr(retries, "STORE_PAUSES", (0.05,))
-
-    def refused(method, path):
-        is_down = not once_told.is_set() and method in ("GET", "HEAD") and "config.json" in path
-        return (503, "SlowDown") if is_down else None
-
-    with store.refusing(refused):
-        printed = CliRunner().invoke(cli, ["status", url(root)], catch_exceptions=False)
-    assert printed.exit_code == 0
-    begins, ends = printed.stderr.splitlines()
-    assert re.match(r"taugrid: s3://\S+: .* 503.* for ", begins)
-    assert re.match(r"taugrid: s3://\S+: .* again, .* [\d.]+ s$", ends)
 
 
 def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):

@@ -3,16 +3,13 @@
 import heapq
 import io
 from collections import Counter
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from in_process import Faulty
-from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 from snapshots import raises, recorded
 
@@ -31,7 +28,7 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -595,15 +592,6 @@ def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scr
     assert run.said("for room") == 0
 
 
-def test_workers_without_gpus_do_not_hide_that_none_has_one_for_the_rest(scripted):
-    run = beside_gpus(scripted(["good"] * 20 + ["count"] * 400, {"g": 1, "c": 2}, workers=None))
-    run.pool.then(30.0, lambda: run.pool.lose("g"))
-    with raises(RunFailed):
-        run.run()
-    assert run.pool.now == pytest.approx(30 + MAX_WAIT_SECONDS, abs=loop.POLL_SECONDS)
-    assert run.said(" and 1 GPU") > 8
-
-
 def with_spare_cpus(run, spare=4, most=8):
     """Let node g have GPUs, and `spare` CPUs beside those of the workers with GPUs."""
     run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), {"g": spare}
@@ -641,16 +629,6 @@ def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scri
     assert sorted(run.done) == [f"count/{number}" for number in range(1, 5)]
 
 
-def test_a_gpu_scores_where_others_took_its_nodes_spare_cpus(scripted):
-    """Ray does not place workers on them: after a while nobody counts on those."""
-    run = with_spare_cpus(scripted(["long"] + ["count"] * 3, {"g": 2}, workers=2, embedded=True))
-    nodes = run.pool.nodes()
-    run.pool.nodes, run.pool.spare = lambda: nodes, {"g": 0}
-    run.finish()
-    assert who_did(run) == {("paint", False): 1, ("count", False): 3}
-    assert run.pool.now < LONG_SECONDS + 30
-
-
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), RunFailed("taken over")], ids=["^C", "lease"])
 def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_run(scripted, cause):
     run = scripted(["good"] * 10)
@@ -674,34 +652,6 @@ def test_a_store_that_fails_ends_the_run(scripted):
     run.committed = lambda files: store.append(files[0].path, b"")
     with pytest.raises(OSError, match="planted"):
         run.run()
-
-
-class Answer(Future):
-    """What Ray gives for a call. Without an error it does not come."""
-
-    def __init__(self, error=None):
-        super().__init__()
-        if error is not None:
-            self.set_exception(error)
-
-    def future(self):
-        return self
-
-
-def test_a_worker_whose_death_is_told_in_the_same_turn_may_be_killed(monkeypatch):
-    """Its first job fails on its accelerator, the second with its process: the driver kills it before it hears that."""
-    errors = iter((RayTaskError("perform", "", BrokenAccelerator("planted")), ActorDiedError()))
-    handle = SimpleNamespace(
-        locate=SimpleNamespace(remote=Answer), perform=SimpleNamespace(remote=lambda work: Answer(next(errors)))
-    )
-    monkeypatch.setattr("ray.remote", lambda **options: lambda actor: SimpleNamespace(remote=lambda: handle))
-    pool = Pool(type("Idle", (), {}), (), 1, 0, None)
-    worker = pool.start()
-    for key in "ab":
-        pool.submit(worker, ScriptedJob("unused"), key)
-    failed, lost = pool.events(0.0)
-    assert (failed.key, lost.worker) == ("a", worker)
-    pool.kill(worker)
 
 
 def test_what_happens_at_a_time_is_written_at_once(scripted, monkeypatch):
