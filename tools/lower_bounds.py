@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+TOOLS = ("dev", "lint")
+"""Extras that users don't install."""
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?>=(?P<bound>[\w.]+)")
 
 
@@ -20,7 +22,7 @@ def lower_bounds(project: dict[str, Any]) -> Iterator[str]:
         ValueError: if a requirement has no lower bound, or more than that.
     """
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *(each for name in extras if name != "dev" for each in extras[name])):
+    for requirement in (*project["dependencies"], *(each for name in extras if name not in TOOLS for each in extras[name])):
         if not (match := REQUIREMENT.fullmatch(requirement)):
             raise ValueError(f"{requirement!r} is not of the form name>=bound")
         yield f"{match['name']}=={match['bound']}"
