@@ -22,7 +22,10 @@ def lower_bounds(project: dict[str, Any]) -> Iterator[str]:
         ValueError: if a requirement has no lower bound, or more than that.
     """
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *(each for name in extras if name not in TOOLS for each in extras[name])):
+    for requirement in (
+        *project["dependencies"],
+        *(each for name in extras if name not in TOOLS for each in extras[name]),
+    ):
         if not (match := REQUIREMENT.fullmatch(requirement)):
             raise ValueError(f"{requirement!r} is not of the form name>=bound")
         yield f"{match['name']}=={match['bound']}"
