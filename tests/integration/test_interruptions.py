@@ -39,7 +39,8 @@ SLOW = {
 }
 """Shards of a tenth of a second, small and many, so that a kill finds some done, some running and some waiting.
 
-With Ray's start and the undisturbed run, the test of a killed worker takes 35 s in the fast tier, where it stands for all deaths.
+With Ray's start and the undisturbed run, the test of a killed worker takes 35 s in the fast tier, where it stands for
+all deaths.
 """
 
 
