@@ -150,7 +150,7 @@ class InBatches:
             extraction = self._extractor(batch)
             self._device.shortages.require_none()
         except Exception as error:
-            if not is_out_of_memory(error) or (len(batch) == 1 and (on_gpu or not self._device.keeps_networks)):
+            if not is_out_of_memory(error) or (len(batch) == 1 and (on_gpu or not self._device.held_networks)):
                 raise
         else:
             return extraction
