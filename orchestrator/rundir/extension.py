@@ -35,7 +35,8 @@ def check_is_run_directory(rundir: RunDir) -> None:
                 f"{rundir.config} can't be read as JSON; remove it to go on with this config, or give another --out"
             )
         return
-    own = (rundir.lease.name, f".{rundir.lease.name}.", ".run.json.")  # a driver that was killed as it began left these
+    # A driver that was killed as it began left these; the last is the trial of a bucket, maybe by one that begins now.
+    own = (rundir.lease.name, f".{rundir.lease.name}.", ".run.json.", ".conditions-")
     names = [path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith(own)]
     if names:
         raise UserError(

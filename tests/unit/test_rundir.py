@@ -128,8 +128,9 @@ def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
     rundir = RunDir(tmp_path / "run")
     check_is_run_directory(rundir)  # not there yet
     rundir.root.mkdir()
-    (rundir.root / "lease.json").touch()
-    check_is_run_directory(rundir)  # a driver that was killed as it began
+    for name in ("lease.json", ".conditions-0123456789ab.tmp"):
+        (rundir.root / name).touch()
+    check_is_run_directory(rundir)  # a driver that was killed as it began, or that begins now
     (rundir.root / "thesis.tex").touch()
     with raises(UserError):
         check_is_run_directory(rundir)
