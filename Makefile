@@ -37,9 +37,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Three tests at a time: most of their time they wait, for outages of 90 s and for nodes that are given up.
+# Two files at a time: most of their time they wait, for outages of 90 s and for nodes that are given up.
 chaos: $(STAMP)           ## the long forms of the tests that kill things; SEED=... repeats what one run killed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --maxschedchunk 1 --max-worker-restart 1 -m chaos --long $(if $(SEED),--seed $(SEED))
+	$(PYTEST) -m chaos --long $(if $(SEED),--seed $(SEED))
 
 azurite:                  ## install Azure's emulator, which tests of az:// need (Node and npm; 190 MB, in the user's cache)
 	npm install --no-fund --no-audit --prefix $(AZURITE) azurite@3
