@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -76,21 +77,26 @@ def test_a_run_whose_requests_fail_is_resumed_verified_and_grown(calm, store, py
     print(f"{store.failed - failed} requests failed")
 
 
-@EVERYWHERE
 @pytest.mark.parametrize("how", ["silent", "refusing"])
-def test_a_bucket_that_is_down_for_90_seconds_delays_a_run(calm, store, tmp_path, how):
+def test_buckets_that_are_down_for_90_seconds_delay_their_runs(calm, s3, gs, az, tmp_path, how):
+    """The three stores side by side, each with its run."""
     config, expected = calm
-    url = store.url()
-    root, storage = open_place(url, "--out")
-    with Started(tmp_path / "log", "run", config, "--out", url) as run:
-        run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
-        with store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "SlowDown")):
-            time.sleep(90)
-        run.wait(0)
-    print(run.output)
-    lines = [line for line in run.output.splitlines() if line.startswith(url.rsplit("/", 2)[0])]
-    assert [("trying again" in line, "answers again" in line) for line in lines] == [(True, False), (False, True)]
-    assert contents(url) == expected
+
+    def during_an_outage(store):
+        url = store.url()
+        root, storage = open_place(url, "--out")
+        with Started(tmp_path / store.scheme, "run", config, "--out", url) as run:
+            run.wait_until(lambda: len(storage.list(root, "samples/*/*")) > 5)
+            with store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "SlowDown")):
+                time.sleep(90)
+            run.wait(0)
+        print(run.output)
+        lines = [line for line in run.output.splitlines() if line.startswith(url.rsplit("/", 2)[0])]
+        assert [("trying again" in line, "answers again" in line) for line in lines] == [(True, False), (False, True)]
+        return contents(url)
+
+    with ThreadPoolExecutor(3) as at_once:
+        assert list(at_once.map(during_an_outage, (s3, gs, az))) == [expected] * 3
 
 
 @EVERYWHERE
