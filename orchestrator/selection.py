@@ -5,6 +5,8 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from taugrid.config import Sample
 from taugrid.errors import UserError
 from taugrid.grids.names import short_keys
@@ -41,7 +43,7 @@ def whole_numbers(indices: Any) -> list[int]:
     """
     try:
         given = list(indices)
-        if any(isinstance(index, bool) for index in given):
+        if any(isinstance(index, bool | np.bool_) for index in given):
             raise TypeError
         return list(map(operator.index, given))
     except TypeError:

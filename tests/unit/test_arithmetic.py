@@ -116,6 +116,7 @@ def test_what_a_caller_sets_above_all_still_reaches_what_was_not_set():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch 2.9 hands nothing from above to convolutions")
 def test_a_caller_who_asked_for_ieee_from_above_keeps_it_for_convolutions():
     """They have a value that no call sets again, below which TF32 lies. Patch: restore what `below` reads as it is."""
     code = """

@@ -255,7 +255,7 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
     def ask_nodes(examine, asked, seconds):
         assert asked.probe.exists()
         fine = examine(asked)
-        other = {**fine, "versions": {**fine["versions"], "torch": "2.9.0", "ray": fine["versions"]["ray"] + "+x"}}
+        other = {**fine, "versions": {**fine["versions"], "torch": "1.0.0", "ray": fine["versions"]["ray"] + "+x"}}
         yield Answer("fine", fine, clock=(0.2, 0.1))
         yield Answer("other", other, clock=(-60.0, 0.1))
         yield Answer("silent", error="no answer within 30 s")

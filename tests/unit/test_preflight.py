@@ -21,6 +21,7 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.accelerator import arithmetic, preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
+from taugrid.workers.accelerator.compiled import CUDA_GRAPHS_SINCE
 from taugrid.workers.accelerator.counting import count, without_data
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
@@ -138,6 +139,7 @@ def test_a_network_is_traced_once_and_compared_for_each_job(job, free, monkeypat
     assert len(traced) == 1
 
 
+@pytest.mark.skipif(torch.__version__ < CUDA_GRAPHS_SINCE, reason="it refuses graphs")
 def test_a_network_with_graphs_that_was_dropped_is_compared_again(job, free, monkeypatch):
     """Its graphs went with it, so they are recorded anew. Patch: `_with_graphs` keeps what is known of it."""
     graphs, shape = Arithmetic("float32", "reduce-overhead"), (BATCH, *SHAPE)

@@ -323,7 +323,8 @@ def test_a_training_that_is_compiled_chooses_nothing_by_timing_on_gpus(tmp_path,
     gpu, cpu, spec = OnDevice("cuda:0"), OnDevice("cpu"), a_spec(tmp_path, compile=True, precision=precision)
     for network in (gpu, cpu):
         assert loop.network_to_train(spec.train, network, None, 1) is network
-    assert gpu.asked == {"options": {"shape_padding": False, "deterministic": True} | layout}
+    deterministic = {"deterministic": True} if torch.__version__ >= "2.10" else {}  # which torch 2.9 does not know
+    assert gpu.asked == {"options": {"shape_padding": False} | deterministic | layout}
     assert cpu.asked == {}
 
 
@@ -641,5 +642,5 @@ def test_ranks_meet_in_a_run_directory_of_any_name(tmp_path):
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", MEETING, str(folder / "meeting")]
     ranks = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (ranks.stdout.split(), ranks.returncode) == (["True", "True"], 0), ranks.stderr
+    assert (ranks.stdout.count("True"), ranks.returncode) == (2, 0), ranks.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", folder.name]

@@ -122,14 +122,11 @@ def require_removal(opened, root, path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("pattern", "harm"),
-    [("features/*/reference-*/*.npz", flip), ("features/*/reference-*/*-floor-*.json", fill_with_garbage)],
-)
-def test_damaged_statistics_of_the_reference_are_found_and_made_again_by_the_next_score(opened, copy, pattern, harm):
+@pytest.mark.parametrize("pattern", ["features/*/reference-*/*.npz", "features/*/reference-*/*-floor-*.json"])
+def test_damaged_statistics_of_the_reference_are_found_and_made_again_by_the_next_score(opened, copy, pattern):
     """A run without anything to score would not look at them."""
     [statistics] = copy.glob(pattern)
-    harm(statistics)
+    fill_with_garbage(statistics)
     require_removal(opened, copy, statistics)
     delete(next(copy.glob("scores/*.json")))
     do(opened, "run", copy)
