@@ -274,7 +274,7 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
     assert {node: list(bad) for node, bad in found.items()} == {
         "fine": [], "other": ["versions", "clock"], "silent": ["node"], "unmounted": ["run directory"]
     }  # fmt: skip
-    assert found["other"]["versions"]["found"].startswith("torch 2.9.0, not ")
+    assert found["other"]["versions"]["found"].startswith("torch 1.0.0, not ")
     recorded(found["unmounted"]["run directory"]["found"])
     shown = taugrid("doctor", "--address", "127.0.0.1:9", "--out", tmp_path / "run")[0]
     recorded("\n".join(shown.partition("silent")[2].splitlines()[:3]))
