@@ -186,6 +186,7 @@ def test_the_documents_commands_do_what_they_say(head, finished, tmp_path, monke
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.dashboard)
     Path("my.yaml").write_text(yaml.safe_dump(TINY | {"name": "mine"}))
     shutil.copytree(finished / "models", "runs/mine/models")
+    shutil.copy(finished / "run.json", "runs/mine")
     lines = [line for page in PAGES for line in re.findall(r"^ {4}(taugrid .+)$", page.read_text(), re.MULTILINE)]
     done = {}
     for command in dict.fromkeys(line.split(" #")[0].strip() for line in lines):
