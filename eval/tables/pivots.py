@@ -296,7 +296,7 @@ def _pivot(
     keys = [*rows, column_key]
     labels = pd.DataFrame({name: labelled(group, name, beside=[*rows, *settings]).map(str) for name in rows})
     labels[column_key] = labelled(group, column_key)
-    positions = [tuple(values) for _, *values in labels[keys].itertuples()]
+    positions = [tuple(values) for values in labels[keys].itertuples(index=False)]
     if twice := next((values for values in positions if positions.count(values) > 1), None):
         first, second, *_ = (str(cell) for cell, at in zip(group["cell"], positions, strict=True) if at == twice)
         at = ", ".join(f"{SHOWN.get(name, name)} {value}" for name, value in zip(keys, twice, strict=True))
@@ -330,7 +330,7 @@ def _pivot(
 def _ordered(group: pd.DataFrame, labels: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
     """The distinct labels of some columns, in the order of tables."""
     ranks = pd.DataFrame({name: _ranks(group, name) for name in names}).sort_values(list(names), kind="stable")
-    return list(dict.fromkeys(tuple(row) for _, *row in labels.loc[ranks.index, list(names)].itertuples()))
+    return list(dict.fromkeys(tuple(row) for row in labels.loc[ranks.index, list(names)].itertuples(index=False)))
 
 
 def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":

@@ -98,7 +98,7 @@ def test_options_and_clipping_of_lcm_are_those_of_diffusers(unet):
     scheduler = LCMScheduler(**BETAS, **options, clip_sample=True, clip_sample_range=0.7)
     mine = by_us(unet, settings_of(steps=4, sampler_options=options, clip="x0", clip_range=0.7))
     theirs = by_diffusers(unet, scheduler, 4)
-    assert (mine - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert (mine - theirs).abs().max() < 3e-5 * theirs.abs().max(), "1.5e-5 with torch 2.9 and diffusers 0.38"
     for told in ({}, {"sampler_options": options}):
         assert (by_us(unet, settings_of(steps=4, **told)) - mine).abs().max() > 0.01, "both show"
     assert boundary(0.0) == (1.0, 0.0), "f(x, 0) = x"

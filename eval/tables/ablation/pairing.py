@@ -126,7 +126,7 @@ def _grid(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> _Grid
     names = [name for name in settings_in(list(frame.columns)) if name not in SEEDS] + [*ON_REQUEST, *COMPARABLE]
     labels = pd.DataFrame({name: labelled(frame, name, beside=OTHERS).map(str) for name in names})
     seeds = varying_seeds(frame)
-    seed_values = [tuple(values) for _, *values in frame[seeds].itertuples()]  # also without seeds
+    seed_values = [tuple(values) for _, *values in frame[seeds].itertuples()]  # pandas 3.0.0 has none without an index
     if OPTIONS in labels and labels["sampler"].nunique() == 1:
         labels[OPTIONS] = labels[OPTIONS].replace("", "defaults")
     return _Grid(rows, labels, seeds, seed_values, [name for name in names[:-2] if _varies(labels, name)])
@@ -202,7 +202,7 @@ def _pairs(
 ) -> tuple[list[PairOfCells], dict[tuple[str, ...], set[Hashable]]]:
     """Pairs of cells with `base` and `value` that agree in all else; and by block, the seeds of unpaired cells."""
     shared = grid.labels.drop(columns=list(keys))
-    blocks = [tuple(block) for _, *block in shared.itertuples()]
+    blocks = [tuple(block) for block in shared.itertuples(index=False)]
     cells = list(zip(blocks, grid.seed_values, labels, grid.rows, strict=True))
     bases, others = (
         {(block, seeds): row for block, seeds, label, row in cells if label == which} for which in (base, value)
