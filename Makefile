@@ -17,7 +17,7 @@ demo: $(STAMP)            ## train, sample and score the digits grid (minutes on
 # xdist gives a test whose process ended to the next process, again and again: two are enough to see it.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
-test: $(STAMP)            ## the tests of minutes
+test: $(STAMP)            ## the fast tests, under six minutes on two cores
 	$(PYTEST) -m "not long"
 
 test-long: $(STAMP)       ## the others: Ray Train, clusters, wheels, browsers, commands of the documents, simulations
@@ -25,7 +25,7 @@ test-long: $(STAMP)       ## the others: Ray Train, clusters, wheels, browsers, 
 
 check: lint types         ## lint and types
 
-texts: $(STAMP)           ## record what taugrid says (tests/texts) and how long tests take (tests/durations.csv)
+texts: $(STAMP)           ## record what taugrid says (tests/texts) and how long tests take; needs Azurite: make azurite
 	rm -rf tests/texts && echo test,seconds > tests/durations.csv
 	$(PYTEST) --texts --times
 
@@ -47,10 +47,10 @@ azurite:                  ## install Azure's emulator, which tests of az:// need
 cluster-tests: $(STAMP)   ## slurm.sh on a real SLURM of three nodes, as root: apt-get install slurm-wlm munge
 	$(BIN)/pytest -m cluster --long
 
-proofs: $(STAMP)          ## what is claimed of samplers: orders, closed forms, agreement with other implementations
+proofs: $(STAMP)          ## what is claimed: orders, closed forms, other implementations, faults that the gate sees
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --long
 
-mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; a tenth of them may escape the tests named for it
+mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; fails if fast tests miss more than a tenth
 	$(BIN)/python tools/mutants.py
 
 bench: $(STAMP)           ## what docs/decisions.md quotes

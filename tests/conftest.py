@@ -53,7 +53,7 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def unsynced():
+def no_fsync():
     """What a test's process writes need not survive a power loss: it would wait for the disk ten thousand times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -61,7 +61,7 @@ def unsynced():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def taken_at_once():
+def fast_lease_poll():
     """A driver looks again whether it holds its lease, after a pause that hundreds of drivers here would take."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease, "POLL_SECONDS", 0.01)
@@ -69,7 +69,7 @@ def taken_at_once():
 
 
 @pytest.fixture(autouse=True)
-def goes_on():
+def reset_ending():
     """Neither the end of a run nor its reason reaches the next test."""
     yield
     if retries.over.is_set():

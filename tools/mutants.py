@@ -31,6 +31,8 @@ ROOMS = {"taugrid/grids": "plan", "orchestrator/nightly": "nights", "eval/nights
 
 FAST = ("-m", "not long")
 SPREAD = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "1")
+FITS = "tests/unit/test_architecture.py::test_the_mutants_fit_the_code"
+"""It fails with every mutant, because the old text is gone."""
 ALL = (*FAST, *SPREAD)
 """What `make test` gives to pytest."""
 
@@ -78,6 +80,8 @@ def misfit(root: Path, mutant: Mutant) -> str:
     text = (root / mutant.file).read_text() if (root / mutant.file).is_file() else ""
     if (count := text.count(mutant.old)) != 1:
         return f"{mutant.file} has {mutant.old!r} {count} times, not once"
+    if mutant.file.endswith(".py"):
+        compile(text.replace(mutant.old, mutant.new), mutant.file, "exec")  # one that can't be read proves nothing
     return next((f"there is no {test}" for test in mutant.tests if not (root / test).is_file()), "")
 
 
@@ -94,7 +98,7 @@ def copy_tree(target: Path, source: Path = ROOT) -> None:
 
 def run_tests(root: Path, options: Sequence[str]) -> Outcome:
     """Run tests of a copy until one fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--deselect", FITS, *options]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     began = time.monotonic()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -119,7 +123,7 @@ def plant(copies: "SimpleQueue[Path]", number: int, mutant: Mutant, options: Seq
 
 
 def tell(outcomes: Iterable[tuple[Mutant, Outcome]], is_whole: bool) -> float:
-    """Print what became of each mutant, and a table of rooms; returns the share of those that were killed."""
+    """Print what became of each mutant, and a table of rooms; returns the share that fast tests killed."""
     rooms: dict[str, Counter[str]] = {}
     for mutant, (code, test, seconds, said) in outcomes:
         fate = {0: "SURVIVED", 1: "killed", 2: "killed"}.get(code, "NO ANSWER")
@@ -131,11 +135,11 @@ def tell(outcomes: Iterable[tuple[Mutant, Outcome]], is_whole: bool) -> float:
     print(f"{'room':16}mutants   killed by fast   by long   survivors")
     for room, found in [*sorted(rooms.items()), ("all", every)]:
         print(f"{room:16}{found.total():7}{found['by fast']:17}{found['by long']:10}{found['survivors']:12}")
-    return 1 - every["survivors"] / max(1, every.total())
+    return every["by fast"] / max(1, every.total())
 
 
 def main() -> None:
-    """Plant the mutants, print what became of each, and exit with 1 if too many survive."""
+    """Plant the mutants, print what became of each, and exit with 1 if fast tests miss too many."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="WORD", help="plant only mutants with one of these words")
     parser.add_argument("--list", type=Path, default=LIST, help="another list")

@@ -34,7 +34,7 @@ assert len(commands()) >= 16
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_that_is_shown_does_what_it_says(command, config, finished, tmp_path, monkeypatch):
+def test_a_command_that_is_shown_ends_well(command, config, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "runs/mine")
     shutil.copytree(finished, "runs/tiny")

@@ -294,7 +294,7 @@ def test_an_elastic_training_grows_with_the_cluster(uninterrupted, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.chaos
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [config.FLOW_DEFAULTS, config.EDM_DEFAULTS], ids=["flow", "edm"])
 def test_two_workers_learn_what_one_learns_on_each_process(ray_session, tmp_path, diffusion):

@@ -1,6 +1,7 @@
-"""taugrid as its users have it: the package, the program and files of one's own. Nets import nothing below `taugrid`.
+"""taugrid as its users have it: the package, the program and user code. Nets import nothing below `taugrid`.
 
-A rewriting may lean on tests/nets: what passes here before and after it has lost nothing that these tests hold.
+A rewrite may rely on tests/nets: if they pass before and after it, nothing that they hold was lost. Only the fixtures
+`fast_lease_poll` and `reset_ending` of tests/conftest.py, for commands run in this process, name what it may move.
 """
 
 import io

@@ -38,7 +38,7 @@ CELLS = {
     "flow unipc": {"diffusion": FLOW, "sampler": "unipc", "shift": 3.0},
     "flow ddim 1": {"diffusion": FLOW, "eta": 1.0},
     "guided": {"guidance": 2.0},
-    "guided partly": {"guidance": 2.0, "guidance_interval": [0.5, 20.0]},
+    "guided partly": {"guidance": 2.0, "guidance_interval": [0.5, 2.0]},
     "labels drawn": {"labels": "random"},
 }
 
@@ -47,9 +47,21 @@ def sample(model, indices=N, **settings):
     return taugrid.sample(model, indices, shape=(1, 4, 4), **{"steps": 5} | settings)
 
 
+def grey(x, t, label):
+    """A network of ten classes in the middle of the greys, where solvers of few steps differ."""
+    a = torch.tensor(own.ALPHA[1 + t.long().numpy()], dtype=x.dtype).view(-1, 1, 1, 1)
+    mean = (label.view(-1, 1, 1, 1) - 5) / 20 + 0.5 * torch.sin(4 * x.flip(-1))
+    return (1 - a).sqrt() / (1 - 0.9 * a) * (x - a.sqrt() * mean)
+
+
+grey.num_classes = grey.null_label = 10
+
+
 def cell(name, indices=N, batch_size=8):
-    settings = {"steps": 4, "labels": "balanced", "batch_size": batch_size} | CELLS[name]
-    return sample({"oracle": "classes"}, indices, **settings)
+    settings = {"steps": 3, "batch_size": batch_size} | CELLS[name]
+    if "diffusion" in settings and settings["diffusion"].get("process"):
+        return sample({"oracle": "gaussian"}, indices, **settings)
+    return sample(grey, indices, **{"labels": "balanced"} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +92,7 @@ def test_batches_and_neighbours_change_no_image(sampled, name):
 
 def test_pixels_are_those_that_were_measured(sampled):
     for name, found in sampled.items():
-        measured(f"pixels: {name}", [found.mean() / 255, found.std() / 255, (found / 255)[::5].mean()], 2e-3)
+        measured(f"pixels: {name}", found[::8].ravel(), 1)
 
 
 def test_no_key_is_without_effect(sampled):

@@ -189,7 +189,8 @@ def test_old_nights_lose_their_images_and_keep_their_features(tmp_path):
     first, second = (history / "nights" / night / "run" for night in ("1", "2"))
     before = tables(first)
     size = sum(path.stat().st_size for path in (first / "samples").rglob("*.parquet"))
-    with mock.patch.object(habits, "_agreed", return_value={"features"}):  # the answer for images was no
+    yes = {"side_effect": lambda text, **_: "features" in text}
+    with mock.patch.object(habits, "is_asked", return_value=True), mock.patch.object(habits.click, "confirm", **yes):
         taugrid("clean", history, "--features", "--keep-nights", "1")
     assert list((first / "features").rglob("part-*.parquet")), "they were not in the list"
     assert not list((second / "features").rglob("part-*.parquet"))

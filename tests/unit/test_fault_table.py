@@ -1,7 +1,8 @@
 """Faults planted in nights of 12 cells of digits, with the baseline's weights, nearby ones, and those of a retraining.
 
-It takes minutes: `make chaos` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
-tests/unit/test_night_faults.py has the short form. The gate also sleeps through twenty nights of noise, and SIGKILL.
+It takes minutes: `make proofs` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
+tests/unit/test_night_faults.py has the short form. The gate also sleeps through twenty nights of noise and, in
+`make chaos`, through SIGKILL.
 """
 
 import json
@@ -38,7 +39,7 @@ from planted_faults import (
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.orchestrator.baseline.text import BAD, GOOD, NEUTRAL
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 CELLS, STEPS = 12, 1_500
 HALF, NEARBY, LAST = 375, 748, 750
@@ -139,6 +140,7 @@ def shown(found):
     return ": ".join(filter(None, [found["result"], ", ".join(f"{name} {count}" for name, count in counts.items())]))
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_broken_is_green(folder, monkeypatch, fault):
     """Exit code and first line of each night; a retraining is another network, and rightly red where it is worse."""
@@ -160,6 +162,7 @@ def test_nothing_broken_is_green(folder, monkeypatch, fault):
     print(f"\n| {' | '.join(row)} |")
 
 
+@pytest.mark.proof
 def test_a_retraining_is_not_red_against_its_recipe(folder):
     """Three trainings see so little that the night says so, of half the training too."""
     runs = [folder / "history/nights/0/run"]
@@ -180,6 +183,7 @@ def history_of(folder):
     return pd.read_parquet(folder / "history/history.parquet").groupby("night").size()
 
 
+@pytest.mark.proof
 def test_twenty_nights_at_the_end_of_a_flat_curve(folder):
     night(folder, f"seed-0/step-{FLAT[-1]}", "flat")
     options = ("--baseline", accept(folder, "flat", folder / "history/nights/flat/run"), "--keep-images", 2)
@@ -196,6 +200,7 @@ def test_twenty_nights_at_the_end_of_a_flat_curve(folder):
 ALONE = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from nights import taugrid; taugrid(*sys.argv[1:])"
 
 
+@pytest.mark.chaos
 def test_a_night_killed_at_random_moments_ten_times(folder, pytestconfig):
     """SIGKILL of the real process, ten times, at moments drawn over the time that an undisturbed night takes.
 
