@@ -1,8 +1,7 @@
 """Faults planted in nights of 12 cells of digits, with the baseline's weights, nearby ones, and those of a retraining.
 
-It takes minutes: `make proofs` runs it, and with `pytest -s` it prints the table of docs/decisions.md.
-tests/unit/test_night_faults.py has the short form. The gate also sleeps through twenty nights of noise and, in
-`make chaos`, through SIGKILL.
+`make proofs` runs it, twenty nights of noise too; `pytest -s` prints the table of docs/decisions.md. `make chaos` kills
+a night. tests/unit/test_night_faults.py has the short form.
 """
 
 import json
