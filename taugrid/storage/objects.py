@@ -207,7 +207,7 @@ class ObjectStorage:
         if if_version == ANY:
             return "overwrite"
         try:
-            meta = self._quick.head(self._key(path))
+            meta = self._meta(path)
         except FileNotFoundError:
             return None
         if _stat(meta).version != if_version:
@@ -297,18 +297,18 @@ class ObjectStorage:
         return ask(call, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
+        return self._ask(path, lambda: self._meta(path))
+
+    def _meta(self, path: Path) -> "ObjectMeta":
+        """What the store says of an object. An answer to HEAD has no body, which would say why; that to GET has."""
         from obstore.exceptions import BaseError
 
-        def ask_for_it() -> "ObjectMeta":
-            try:
-                return self._quick.head(self._key(path))
-            except BaseError as error:
-                # An answer to HEAD has no body, which would say why; that to GET has.
-                if refusal_in(error).status in (400, 401, 403):
-                    self._quick.get(self._key(path), options={"range": (0, 1)})
-                raise
-
-        return self._ask(path, ask_for_it)
+        try:
+            return self._quick.head(self._key(path))
+        except BaseError as error:
+            if refusal_in(error).status in (400, 401, 403):
+                self._quick.get(self._key(path), options={"range": (0, 1)})
+            raise
 
     def _end(self, path: Path) -> "tuple[bytes, ObjectMeta]":
         """The last bytes of an object, and what the store says of it."""
@@ -316,14 +316,14 @@ class ObjectStorage:
 
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # Azure has no suffix ranges
-            size = self._quick.head(self._key(path))["size"]
+            size = self._meta(path)["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
             got = self._quick.get(self._key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, other stores return a response that obstore can't parse.
             refusal = refusal_in(error)
-            if refusal.is_transient or refusal.status not in (None, 416) or self._quick.head(self._key(path))["size"]:
+            if refusal.is_transient or refusal.status not in (None, 416) or self._meta(path)["size"]:
                 raise
             got = self._store.get(self._key(path))
         return bytes(got.bytes()), got.meta

@@ -589,6 +589,9 @@ def test_a_place_that_refuses_us_is_one_line(bucket, store, code):
     with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError) as caught:
         storage.stat(root)  # an answer to HEAD has no body, which would have the code
     error_recorded(caught)
+    with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError) as read:
+        storage.read(root, 1)
+    assert str(read.value) == str(caught.value)
 
 
 @EACH
