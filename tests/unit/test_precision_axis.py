@@ -14,7 +14,7 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu
+from taugrid.orchestrator.plan.devices import require_no_gpu
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -112,11 +112,6 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
     require_no_gpu(planned(precision="bf16"))
     with raises(UserError):
         require_no_gpu(planned(precision="tf32"))
-
-
-def test_what_is_faster_on_gpus_is_said_of_networks_alone():
-    recorded(faster_on_gpus(planned()))
-    assert faster_on_gpus(planned(ORACLE)) is None
 
 
 @pytest.mark.parametrize(
