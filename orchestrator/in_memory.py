@@ -114,11 +114,8 @@ def _sample_planned(model: Mapping[str, Any], asked: AskedImages) -> NDArray[np.
     device_here = Device(place)
     device_here.load_decoder(planned.decoder, planned.settings)
     networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
-    try:
-        decode = device_here.decoder(planned.decoder, planned.settings)
-        return _sampled(networks, planned, asked.wanted, labels, place, decode)
-    finally:
-        device_here.release_graphs()
+    decode = device_here.decoder(planned.decoder, planned.settings)
+    return _sampled(networks, planned, asked.wanted, labels, place, decode)
 
 
 def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8]:
@@ -257,7 +254,7 @@ def _enough_memory(device: str) -> Iterator[None]:
 
 def _require_settings(settings: Sample, place: str) -> None:
     """Raise `UserError` if the device lacks what `settings` need. A worker's words for it name its node."""
-    need = lacks(kind_of(place), settings.precision, settings.compile, arithmetic.is_ampere(place))
+    need = lacks(kind_of(place), settings.precision, arithmetic.is_ampere(place))
     if need is not None:
         raise UserError(need.refused(f"device {place} is none", "use another device"))
 

@@ -230,7 +230,7 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
-    r"|Triton Error|captures_underway"
+    r"|Triton Error"
 )
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
@@ -242,7 +242,6 @@ _OUT_OF_MEMORY = re.compile(
 _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
     r"|(CUBLAS|HIPBLAS|CUDNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
-    r"|captures_underway|due to a previous error during capture"
 )
 """Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
 each text here and above.
@@ -250,8 +249,7 @@ each text here and above.
 - cuDNN's engines and algorithms: torch tries each, and drops those that raise OutOfMemoryError or an error of cuDNN's.
   At the end it says only that none was left (Conv_v8.cpp, Conv_v7.cpp; pytorch#108645).
 - Handles of cuBLAS and cuDNN, which need memory of their own, outside of torch's.
-- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected.
-- A capture of a CUDA graph that ended early: the allocator may not return memory until it ends."""
+- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected."""
 
 
 def is_environment_error(error: BaseException) -> bool:

@@ -101,13 +101,10 @@ A_FUNCTION = "a function"
 """The `summary` of a custom network that is no `nn.Module`."""
 
 
-def needs_module(precision: str, compile: str) -> str | None:
-    """Why a custom network must be an `nn.Module` for these settings of a cell; None: it need not."""
-    if precision == "bf16-weights":
-        return "sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set bf16"
-    if compile == "reduce-overhead":
-        return "sample.compile: reduce-overhead records an nn.Module; return one, or set default"
-    return None
+NEEDS_MODULE = (
+    "returns a function: sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set bf16"
+)
+"""Why such a network is refused where its weights are to be cast, after its name."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
-MAX_NETWORKS_WITH_GRAPHS = 32
-"""Networks whose CUDA graphs a worker records before it forgets them all. torch keeps those of networks that are gone,
-and records at most 128 of one architecture."""
-
 MAX_VAES = 2
 
 MAX_EXTRACTORS = 1
@@ -160,11 +156,9 @@ class Device:
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
         self.held_networks = LRUCache(MAX_NETWORKS)
-        self._networks_with_graphs = 0
         self._vaes = LRUCache(MAX_VAES)
         self._extractors = LRUCache(MAX_EXTRACTORS)
         self._needed: dict[Hashable, int | None] = {}
-        self._with_graphs: set[tuple[Hashable, ...]] = set()
         self._compiled: set[tuple[Hashable, Arithmetic]] = set()
         """Kept networks, and how, whose first call has returned. torch may compile at any other."""
         self.last_sampled = LastSampled()
@@ -191,12 +185,7 @@ class Device:
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
 
         def load() -> "Denoiser":
-            self._with_graphs = {known for known in self._with_graphs if known[0] != key}  # the dropped one had those
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
-            if decided.compile == "reduce-overhead":
-                self._networks_with_graphs += 1
-                if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:
-                    self.release_graphs()
             return load_network(spec, diffusion, self.name, decided)
 
         network: Denoiser = self._kept(self.held_networks, key, load)
@@ -300,20 +289,15 @@ class Device:
         conditional: bool,
         at: "Point",
     ) -> None:
-        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
-
-        A network with CUDA graphs keeps memory that only they can use, so it is compared once only.
-        """
+        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job."""
         from taugrid.workers.accelerator import preflight
 
         key = key, how.precision, batch
-        if (free := preflight.free_bytes(self.name)) is None or key in self._with_graphs:
+        if (free := preflight.free_bytes(self.name)) is None:
             return
         if key not in self._needed:
             self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind, conditional, at)
         preflight.require(self._needed[key], free, batch)
-        if how.compile == "reduce-overhead":
-            self._with_graphs.add(key)
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
@@ -353,18 +337,9 @@ class Device:
         had_any = bool(self.held_networks)
         self.held_networks.clear()
         self._vaes.clear()
-        self.release_graphs()
+        self._compiled.clear()
         release_memory(self.name)
         return had_any
-
-    def release_graphs(self) -> None:
-        """Free the memory of all CUDA graphs. Networks record theirs anew when they are called."""
-        self._with_graphs.clear()
-        self._compiled.clear()
-        if self._networks_with_graphs:
-            from taugrid.workers.accelerator.compiled import release_graphs
-
-            release_graphs()
 
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.

@@ -65,7 +65,7 @@ class Setting:
     def precisions(self) -> list[Precision]:
         """Those that the device has."""
         known: list[Precision] = ["float32", "tf32", "bf16", "bf16-weights"]
-        return [each for each in known if lacks(self.kind, each, "none", arithmetic.is_ampere(self.device)) is None]
+        return [each for each in known if lacks(self.kind, each, arithmetic.is_ampere(self.device)) is None]
 
     @cached_property
     def config(self) -> Config:

@@ -16,9 +16,9 @@ NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
 
 
 def require_no_gpu(plan: Plan) -> None:
-    """Raise `UserError` if a cell wants TF32 or CUDA graphs from workers without a GPU."""
+    """Raise `UserError` if a cell wants TF32 from workers without a GPU."""
     for cell in plan.cells:
-        if (need := lacks("cpu", cell.settings.precision, cell.settings.compile)) is not None:
+        if (need := lacks("cpu", cell.settings.precision)) is not None:
             raise UserError(need.refused(*NO_GPU))
 
 

@@ -16,7 +16,6 @@ from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.loop import fault_of
 from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
-from taugrid.workers import device as memory_of_devices
 from taugrid.workers.accelerator.memory import LRUCache, batch_that_fits, release_memory, smaller_batch
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
@@ -176,21 +175,6 @@ def test_a_convolution_without_an_engine_for_one_image_fails_with_its_own_words(
         run_in_memory(job, Device("cpu"))
     assert fault_of(caught.value) is Fault.TASK
     assert "in work\n" in "".join(caught.value.__notes__), "the log has where it was raised"
-
-
-def test_an_allocator_that_a_failed_capture_left_unusable_costs_the_process(tmp_path, attempts, monkeypatch):
-    """It may be lack of memory, so memory is freed; if torch can't even do that, the worker is replaced."""
-    error = RuntimeError('captures_underway.empty() INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":3089')
-
-    def stays(device):
-        raise error
-
-    job, worker = Hungry(str(tmp_path / "x"), most=0, fault=RuntimeError, says=str(error)), Worker(1)
-    with raises(DoesNotFit):
-        worker.do(job)
-    monkeypatch.setattr(memory_of_devices, "release_memory", stays)
-    with raises(BrokenAccelerator):
-        worker.do(job)
 
 
 @pytest.mark.parametrize(("device", "freed"), [("cpu", []), ("cuda", ["cuda"]), ("cuda:1", ["cuda:1"])])

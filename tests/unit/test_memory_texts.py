@@ -65,12 +65,6 @@ PERHAPS = {
     "hipblasCreate": RuntimeError("CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`"),
     "cudnnCreate; haotian-liu/LLaVA#392": RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     "MIOpen's status for all that is unexpected; ROCm/MIOpen#47": RuntimeError("miopenStatusUnknownError"),
-    "CUDACachingAllocator.cpp after a capture that failed; pytorch#76247, #180395": RuntimeError(
-        'captures_underway.empty() INTERNAL ASSERT FAILED at "c10/cuda/CUDACachingAllocator.cpp":3089, please report'
-    ),
-    "torch/cuda/graphs.py: `capture_end` hides what ended the capture": AcceleratorError(
-        "CUDA error: operation failed due to a previous error during capture"
-    ),
 }
 
 NOT_AT_ALL = {

@@ -114,10 +114,8 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
         require_no_gpu(planned(precision="tf32"))
 
 
-@pytest.mark.parametrize(
-    "setting", [{"compile": "default"}, {"precision": "bf16-weights"}, {"compile": "reduce-overhead"}]
-)
-def test_compiling_graphs_and_cast_weights_are_refused_of_an_oracle(setting):
+@pytest.mark.parametrize("setting", [{"compile": "default"}, {"precision": "bf16-weights"}])
+def test_compiling_and_cast_weights_are_refused_of_an_oracle(setting):
     with raises(UserError):
         planned(ORACLE, **setting)
 

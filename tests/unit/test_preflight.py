@@ -19,14 +19,13 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.accelerator import arithmetic, preflight
+from taugrid.workers.accelerator import preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.compiled import CUDA_GRAPHS_SINCE
 from taugrid.workers.accelerator.counting import count, without_data
 from taugrid.workers.accelerator.memory import FIRST
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.actor import Worker, run_in_memory
-from taugrid.workers.device import MAX_NETWORKS, Device
+from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import FromTimes
 from taugrid.workers.network import load as loading
 from taugrid.workers.network.custom import for_inference
@@ -137,20 +136,6 @@ def test_a_network_is_traced_once_and_compared_for_each_job(job, free, monkeypat
     with raises(NotEnoughMemory):
         device.network(job.network, job.diffusion, PLAIN, shape)
     assert len(traced) == 1
-
-
-@pytest.mark.skipif(torch.__version__ < CUDA_GRAPHS_SINCE, reason="it refuses graphs")
-def test_a_network_with_graphs_that_was_dropped_is_compared_again(job, free, monkeypatch):
-    """Its graphs went with it, so they are recorded anew. Patch: `_with_graphs` keeps what is known of it."""
-    graphs, shape = Arithmetic("float32", "reduce-overhead"), (BATCH, *SHAPE)
-    monkeypatch.setattr(arithmetic, "lacks", lambda *args: None)
-    device = Device("cpu")
-    for timesteps in range(1000, 1000 + MAX_NETWORKS + 1):
-        device.network(job.network, job.diffusion.model_copy(update={"timesteps": timesteps}), graphs, shape)
-    free.append(0)
-    device.network(job.network, job.diffusion.model_copy(update={"timesteps": timesteps}), graphs, shape)
-    with pytest.raises(NotEnoughMemory):
-        device.network(job.network, job.diffusion, graphs, shape)
 
 
 class Remembers(nn.Module):

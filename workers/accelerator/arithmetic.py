@@ -221,7 +221,7 @@ def require(
 ) -> None:
     """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
     kind = kind_of(device)
-    if (need := lacks(kind, precision, compile, is_ampere(device), section, key)) is not None:
+    if (need := lacks(kind, precision, is_ampere(device), section, key)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
     if compile != "none" and kind != "cpu":
@@ -259,7 +259,7 @@ def adapted(
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import guarded
 
-        network = guarded(network, how.compile, first_call)
+        network = guarded(network, first_call)
     return in_full_batches(network, how.batch_size) if decided.pads else network
 
 

@@ -87,14 +87,11 @@ class Need(NamedTuple):
 def lacks(
     kind: str,
     precision: Precision,
-    compile: Compilation = "none",
     is_ampere: bool = True,
     section: str = "sample",
     key: str = "precision",
 ) -> Need | None:
-    """What the settings of a `section` need that a device of this `kind` lacks; None: nothing.
-
-    `key` is that of the precision.
+    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
 
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
@@ -105,8 +102,6 @@ def lacks(
         return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
     if precision == "tf32" and kind != "cuda":
         return Need(setting, AMPERE, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
-    if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
-        return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
-from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
+from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
 from taugrid.workers.accelerator.counting import without_data
@@ -321,10 +321,9 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
     cast, if `how` says so. Its memory format stays: not every network works with another one.
     """
     how = how or policy(kind_of(device))
-    needed = needs_module("bf16-weights" if how.weights else "", how.compile)
-    if needed is not None and not isinstance(made, nn.Module):
-        raise CustomCodeError(f"{name} returns a function: {needed}")
     if how.weights is not None:
+        if not isinstance(made, nn.Module):
+            raise CustomCodeError(f"{name} {NEEDS_MODULE}")
         cast_weights(made, how.weights)
     function = made.to(device).eval() if isinstance(made, nn.Module) else made
     if how.compile != "none":
