@@ -99,11 +99,7 @@ class Stopped(Exception):
 
 
 class DoesNotFit(_Message):
-    """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
-
-
-class NotEnoughMemory(MemoryError):
-    """What a batch needs is not free on its device, as counted before it was computed."""
+    """A job does not fit into its worker's memory, even with empty caches; the message says what to change."""
 
 
 class FellBack(RuntimeError):
@@ -292,15 +288,14 @@ def accelerator_error_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def is_out_of_memory(error: BaseException, surely: bool = False) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an accelerator's or the machine's memory is used up.
 
     It counts errors that often mean it and can mean something else (`_PERHAPS_OUT_OF_MEMORY`), such as a type that the
-    device lacks: free memory, try again, then try a smaller batch. If not even one image works, the error is not about
-    memory. `surely`: leave them out.
+    device lacks.
     """
     return _is_surely_out_of_memory(error) or (
-        not surely and isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
+        isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 

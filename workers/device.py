@@ -6,29 +6,26 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
+from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels, some_point
+from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
 from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
-    from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.decoder import Around, Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
-    from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
@@ -158,26 +155,17 @@ class Device:
         self.held_networks = LRUCache(MAX_NETWORKS)
         self._vaes = LRUCache(MAX_VAES)
         self._extractors = LRUCache(MAX_EXTRACTORS)
-        self._needed: dict[Hashable, int | None] = {}
         self._compiled: set[tuple[Hashable, Arithmetic]] = set()
         """Kept networks, and how, whose first call has returned. torch may compile at any other."""
         self.last_sampled = LastSampled()
 
-    def network(
-        self,
-        spec: NetworkSpec,
-        diffusion: Diffusion,
-        how: Arithmetic = PLAIN,
-        batch: "BatchShape | None" = None,
-    ) -> "Denoiser":
+    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: what it
-        will be called with, for which memory must be free.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
-            NotEnoughMemory: if memory for a batch is not free, beside all that this device keeps.
         """
         from taugrid.workers.network.load import load_network
 
@@ -188,10 +176,8 @@ class Device:
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self._kept(self.held_networks, key, load)
+        network: Denoiser = self.held_networks.get(key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
-        if batch is not None:
-            self._require_room(key, network, how, batch, spec.conditions is not None, some_point(diffusion.predicts))
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
         return arithmetic.adapted(network, how, self.kind, first_call)
 
@@ -207,114 +193,25 @@ class Device:
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
-    def networks(
-        self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic, batch: "BatchShape"
-    ) -> "list[Denoiser]":
-        """The networks that `specs` name, `MAX_NETWORKS` at most, as by `network`: `batch` fits beside all of them."""
-        for spec in specs[1:]:
-            self.network(spec, diffusion, how)
-        return [self.network(spec, diffusion, how, batch) for spec in specs]
-
-    def load_decoder(self, decoder: Decoder, settings: Sample) -> "Module | None":
-        """The module of a `Vae`, kept for the next job: with its weights here, `networks` requires memory beside them.
+    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
+        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`, which is
+        kept for the next job.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
         """
         if not isinstance(decoder, Vae):
-            return None
-        from taugrid.workers.network.vae import load_vae
+            return as_function(decoder)
+        from taugrid.workers.network.vae import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
-        key = decoder.saved, how.layout
-        return self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
-
-    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
-        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.
-
-        Raises:
-            DeviceUnusable: if this device can't compute so.
-            NotEnoughMemory: if memory to decode a batch is not free, beside all that this device keeps.
-        """
-        vae = self.load_decoder(decoder, settings)
-        if vae is None or not isinstance(decoder, Vae):
-            return as_function(decoder)
-        from taugrid.workers.accelerator import preflight
-        from taugrid.workers.accelerator.counting import without_data
-        from taugrid.workers.network.vae import decoding
-
-        how = policy(kind_of(self.name), settings.vae_precision)
-        size = min(settings.decode_batch, settings.batch_size)
-        if (free := preflight.free_bytes(self.name)) is not None:
-            key = decoder, how, size, settings.batch_size
-            if key not in self._needed:
-                traced = decoding(without_data(vae), decoder, how._replace(autocast=None), size)
-                needed = preflight.needed_to_decode(traced, decoder, size, settings.batch_size, how.autocast)
-                self._needed[key] = needed
-            preflight.require(self._needed[key], free, (size, *decoder.network_shape), decoding=True)
-        return decoding(vae, decoder, how, size)
-
-    def decoding(self, decoder: Vae, settings: Sample) -> "Denoiser":
-        """A Denoiser that only decodes, and requires memory for as many latents as it is called with at once, and for
-        the pictures of a whole batch."""
-
-        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            as_many = settings.model_copy(update={"decode_batch": max(len(x), 1)})
-            return self.decoder(decoder, as_many)(x)
-
-        return called
-
-    def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
-        """A Denoiser that loads its networks when it is called, and requires memory for what they are called with.
-
-        A network that takes labels, or a second time, is called with some if it gets none.
-        """
-
-        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            loaded = self.networks(specs, diffusion, how, tuple(x.shape))  # type: ignore[arg-type]
-            at = at._replace(toward=at.toward or some_point(diffusion.predicts).toward)
-            asked = [some_labels(x) if condition is None and spec.conditions else condition for spec in specs]
-            first, *_ = [network(x, at, labels) for network, labels in zip(loaded, asked, strict=True)]
-            return first
-
-        return called
-
-    def _require_room(
-        self,
-        key: Hashable,
-        network: "Denoiser",
-        how: Arithmetic,
-        batch: "BatchShape",
-        conditional: bool,
-        at: "Point",
-    ) -> None:
-        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job."""
-        from taugrid.workers.accelerator import preflight
-
-        key = key, how.precision, batch
-        if (free := preflight.free_bytes(self.name)) is None:
-            return
-        if key not in self._needed:
-            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind, conditional, at)
-        preflight.require(self._needed[key], free, batch)
+        vae = self._vaes.get((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
+        return decoding(vae, decoder, how, min(settings.decode_batch, settings.batch_size))
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
-        return self._kept(self._extractors, spec, load)
-
-    def _kept(self, cache: LRUCache, key: Hashable, load: Callable[[], L]) -> L:
-        """What `cache` has, or `load` returns.
-
-        If memory does not suffice for weights, nothing was computed with them: `NotEnoughMemory`, as for a batch.
-        """
-        try:
-            loaded: L = cache.get(key, load)
-        except Exception as error:
-            if self.kind != "cuda" or not is_out_of_memory(error, surely=True):
-                raise
-            self.shortages.forget()
-            raise NotEnoughMemory(last_line(error)) from error
+        loaded: L = self._extractors.get(spec, load)
         return loaded
 
     def computed(self) -> None:
@@ -337,7 +234,6 @@ class Device:
         had_any = bool(self.held_networks)
         self.held_networks.clear()
         self._vaes.clear()
-        self._compiled.clear()
         release_memory(self.name)
         return had_any
 
