@@ -32,7 +32,7 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.memory import OomCounter
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import guidance_of, inside
@@ -226,7 +226,7 @@ def _sampled(
 @contextmanager
 def _enough_memory(device: str) -> Iterator[None]:
     """Raise `UserError` if memory of a GPU runs out within the context, even if a library hides it."""
-    shortages = Shortages(device)
+    shortages = OomCounter(device)
     try:
         yield
         shortages.require_none()

@@ -102,7 +102,7 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what to change."""
 
 
-class FellBack(RuntimeError):
+class SilentFallback(RuntimeError):
     """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
 
 
@@ -300,8 +300,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_surely_out_of_memory(error: BaseException) -> bool:
-    name = type(error).__name__
-    return isinstance(error, MemoryError | FellBack) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
+    said = f"{type(error).__name__} {error}"
+    return isinstance(error, MemoryError | SilentFallback) or _OUT_OF_MEMORY.search(said) is not None
 
 
 def joined_lines(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory
+from taugrid.workers.accelerator.memory import LRUCache, OomCounter, release_memory
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
 from taugrid.workers.pixels import LastSampled
@@ -146,7 +146,7 @@ class Device:
         """Whether jobs on this device must end at their next heartbeat."""
         self.compile_seconds = 0.0
         """How long the job's first call of a network took, in which torch compiled it; 0 if it did not."""
-        self.shortages = Shortages(name)
+        self.shortages = OomCounter(name)
         self.most_to_extract: int | None = None
         """Images of which features may be extracted at once in this process; None: as many as a job says."""
         self._send = heartbeat
@@ -218,7 +218,7 @@ class Device:
         """Note that a job has computed all that it will commit: another job may begin to compute.
 
         Raises:
-            FellBack: if it must not be committed.
+            SilentFallback: if it must not be committed.
         """
         self.shortages.require_none()
         self.compute_lock.release()

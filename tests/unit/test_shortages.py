@@ -1,6 +1,6 @@
 """After a GPU ran out of memory, what the process would compute is not kept: cuDNN remembers other kernels.
 
-A simulated GPU computes on the CPU; `count_shortages` gives the errors of its allocator.
+A simulated GPU computes on the CPU; `count_ooms` gives the errors of its allocator.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from torch import nn
 
 import taugrid
 from taugrid import config
-from taugrid.errors import BrokenAccelerator, DoesNotFit, FellBack, UserError
+from taugrid.errors import BrokenAccelerator, DoesNotFit, SilentFallback, UserError
 from taugrid.eval.extract import InBatches
 from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Result
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def counted(monkeypatch):
     """Shortages so far, of each device: its length, or what a function says that is put there."""
     found = []
-    monkeypatch.setattr(memory, "count_shortages", lambda _: found[0]() if found and callable(found[0]) else len(found))
+    monkeypatch.setattr(memory, "count_ooms", lambda _: found[0]() if found and callable(found[0]) else len(found))
     return found
 
 
@@ -75,11 +75,11 @@ def gpu():
 def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: asked.append(device) or {"num_ooms": 3})
-    assert memory.count_shortages("cuda:1") == 3
-    assert memory.count_shortages("cpu") == memory.count_shortages("mps") == 0
+    assert memory.count_ooms("cuda:1") == 3
+    assert memory.count_ooms("cpu") == memory.count_ooms("mps") == 0
     assert asked == ["cuda:1"]
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})  # CUDA has not started
-    assert memory.count_shortages("cuda") == 0
+    assert memory.count_ooms("cuda") == 0
 
 
 def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts):  # noqa: F811
@@ -147,7 +147,7 @@ def test_reconstructions_of_such_kernels_are_not_committed(tmp_path, counted):
     [task, *_] = reconstruct(tmp_path / "run", 8, **GAUSSIAN).tasks()
     device = Device("cpu")
     counted.append("while it computed")
-    with pytest.raises(FellBack):
+    with pytest.raises(SilentFallback):
         ode.run(task.job, device)
     assert not Path(task.job.path).exists()
 
@@ -227,6 +227,6 @@ def test_no_checkpoint_is_made_of_weights_that_were_trained_so(tmp_path, counted
 
     reported = []
     monkeypatch.setattr(checkpoints, "report", lambda state, rank: reported.append(state.step) or counted.append("oom"))
-    with pytest.raises(FellBack):
+    with pytest.raises(SilentFallback):
         run_loop(a_spec(tmp_path, steps=6, checkpoint_every=2), new_state(a_spec(tmp_path), "cpu"))
     assert reported == [2]

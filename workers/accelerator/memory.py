@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from taugrid.errors import FellBack
+from taugrid.errors import SilentFallback
 
 
 class LRUCache:
@@ -33,7 +33,7 @@ class LRUCache:
         return key in self._values
 
 
-def count_shortages(device: str) -> int:
+def count_ooms(device: str) -> int:
     """How often torch has found a GPU's memory used up in this process, whoever caught its error. 0: no GPU.
 
     It counts before it throws OutOfMemoryError (`num_ooms` in c10/cuda/CUDACachingAllocator.cpp); not with CUDA's own
@@ -46,7 +46,7 @@ def count_shortages(device: str) -> int:
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
 
 
-class Shortages:
+class OomCounter:
     """Notices that memory of a device ran out while something was computed, although nothing was raised.
 
     cuDNN does not fail then: torch catches the error, takes the next kernel and remembers it for as long as the process
@@ -59,16 +59,16 @@ class Shortages:
 
     def forget(self) -> None:
         """What happened so far does not count: nothing will be computed that it could have changed."""
-        self._forgotten = count_shortages(self._device)
+        self._forgotten = count_ooms(self._device)
 
     @property
     def any(self) -> bool:
-        return count_shortages(self._device) > self._forgotten
+        return count_ooms(self._device) > self._forgotten
 
     def require_none(self) -> None:
-        """Raise `FellBack` if there was one."""
+        """Raise `SilentFallback` if there was one."""
         if self.any:
-            raise FellBack(
+            raise SilentFallback(
                 "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
             )
 
