@@ -21,7 +21,7 @@ from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.arithmetic import prepare_training
-from taugrid.workers.accelerator.gpu import start_gpu
+from taugrid.workers.accelerator.hardware import start_gpu
 from taugrid.workers.accelerator.memory import OomCounter
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
