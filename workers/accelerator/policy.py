@@ -13,7 +13,7 @@ HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
-SAMPLING_ATTENTION = ("flash", "mem_efficient", "math")
+SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
 """Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
 cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
 """
@@ -55,21 +55,18 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
     """
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
+    attention = SAMPLING_ATTENTION
+    if trains and kind != "cpu":
+        attention = ("flash", "math") if kind == "cuda" and half else ("math",)
     return Policy(
         layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
-        attention=_repeatable(kind, half) if trains else SAMPLING_ATTENTION,
+        attention=attention,
         compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
-
-
-def _repeatable(kind: str, half: str | None) -> tuple[str, ...]:
-    if kind == "cpu":
-        return SAMPLING_ATTENTION
-    return ("flash", "math") if kind == "cuda" and half else ("math",)
 
 
 class Need(NamedTuple):
