@@ -42,6 +42,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.sample import SampleJob
@@ -76,7 +77,7 @@ class WarmWorker(Worker):
         import torch
 
         info, job = super().check_health(probe), self._job
-        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
+        model = self._set_up().network(job.network, job.diffusion, Arithmetic.of(job.settings))
         model(
             torch.zeros(job.settings.batch_size, *job.decoder.network_shape), path(process(job.diffusion), job.tau)[0]
         )
@@ -90,7 +91,7 @@ class BareForwards(WarmWorker):
         import torch
 
         assert isinstance(job, SampleJob)
-        model = self._set_up().network(job.network, job.diffusion, job.arithmetic)
+        model = self._set_up().network(job.network, job.diffusion, Arithmetic.of(job.settings))
         began = time.perf_counter()
         for start in range(job.start, job.stop, job.settings.batch_size):
             x = torch.randn(min(job.settings.batch_size, job.stop - start), *job.decoder.network_shape)

@@ -16,7 +16,6 @@ from taugrid.config.load import load
 from taugrid.errors import (
     CustomCodeError,
     DeviceUnusable,
-    NotEnoughMemory,
     NotFinite,
     UserError,
     is_out_of_memory,
@@ -33,7 +32,7 @@ from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import Shortages, some_point
+from taugrid.workers.accelerator.memory import OomCounter
 from taugrid.workers.accelerator.policy import kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import guidance_of, inside
@@ -93,8 +92,6 @@ def sample_in_memory(
             if isinstance(model, str | Mapping):
                 return _sample_planned(_section(model, guide), asked)
             return _sample_held(model, guide, asked)
-        except NotEnoughMemory as error:
-            raise UserError(f"{error}; set a smaller batch_size") from error
         except (CustomCodeError, DeviceUnusable) as error:
             raise UserError(str(error)) from error
 
@@ -112,18 +109,14 @@ def _sample_planned(model: Mapping[str, Any], asked: AskedImages) -> NDArray[np.
     place = asked.device or usual_device()
     _require_settings(planned.settings, place)
     device_here = Device(place)
-    device_here.load_decoder(planned.decoder, planned.settings)
-    networks = device_here.networks(specs, planned.diffusion, Arithmetic.of(planned.settings), _batch(planned))
-    try:
+    with _enough_memory(place):
         decode = device_here.decoder(planned.decoder, planned.settings)
+        networks = [device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings)) for spec in specs]
         return _sampled(networks, planned, asked.wanted, labels, place, decode)
-    finally:
-        device_here.release_graphs()
 
 
 def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8]:
     """As `_sample_planned`, for networks in the caller's memory."""
-    from taugrid.workers.accelerator.preflight import check
     from taugrid.workers.network.load import conditions_in_memory, device_of, network_in_memory, shape_of
 
     if isinstance(guide, str | Mapping):
@@ -135,12 +128,9 @@ def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8
     rows = sampling.settings.model_copy(update={"num_samples": max(asked.wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
     place = asked.device or device_of(model) or usual_device()
-    with ExitStack() as held_open:
+    with _enough_memory(place), ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
         computed = [_computed(network, sampling.settings, place) for network in networks]
-        at = some_point(sampling.diffusion.predicts)
-        for network, its in zip(networks, takes, strict=True):
-            check(network, Arithmetic.of(sampling.settings), _batch(sampling), place, its is not None, at)
         return _sampled(computed, sampling, asked.wanted, labels, place)
 
 
@@ -167,11 +157,6 @@ def _planned(
     networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
     spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
     return networks, spec, cell.label_rule
-
-
-def _batch(sampling: SamplingSpec) -> tuple[int, int, int, int]:
-    """(B, C, H, W) of a full batch."""
-    return (sampling.settings.batch_size, *sampling.decoder.network_shape)
 
 
 def _settings(
@@ -225,24 +210,23 @@ def _sampled(
     watched, batches = Watched(networks[0]), []
     guide = watched.also(networks[1]) if len(networks) > 1 else None
     size = sampling.settings.batch_size
-    with _enough_memory(device):
-        for start in range(0, len(wanted), size):
-            batch = wanted[start : start + size]
-            asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
-            x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked, guide)
-            watched.require_finite(start, start + len(batch), sampling.settings)
-            images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
-            try:
-                batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
-            except NotFinite as error:
-                raise NotFinite(f"{error}{'' if decode is None else BY_VAE}") from None
+    for start in range(0, len(wanted), size):
+        batch = wanted[start : start + size]
+        asked = None if labels is None else torch.from_numpy(labels.at(np.array(batch))).to(device, torch.int64)
+        x0 = sample_batch(watched, torch.tensor(batch, device=device), sampling, asked, guide)
+        watched.require_finite(start, start + len(batch), sampling.settings)
+        images = x0 if decode is None else pictures(sampling.decoder, decode, x0, sampling.settings.decode_batch)
+        try:
+            batches.append(to_uint8(images.cpu().numpy(), sampling.settings.rounding))
+        except NotFinite as error:
+            raise NotFinite(f"{error}{'' if decode is None else BY_VAE}") from None
     return to_pictures(np.concatenate(batches))
 
 
 @contextmanager
 def _enough_memory(device: str) -> Iterator[None]:
     """Raise `UserError` if memory of a GPU runs out within the context, even if a library hides it."""
-    shortages = Shortages(device)
+    shortages = OomCounter(device)
     try:
         yield
         shortages.require_none()
@@ -257,7 +241,7 @@ def _enough_memory(device: str) -> Iterator[None]:
 
 def _require_settings(settings: Sample, place: str) -> None:
     """Raise `UserError` if the device lacks what `settings` need. A worker's words for it name its node."""
-    need = lacks(kind_of(place), settings.precision, settings.compile, arithmetic.is_ampere(place))
+    need = lacks(kind_of(place), settings.precision, arithmetic.is_ampere(place))
     if need is not None:
         raise UserError(need.refused(f"device {place} is none", "use another device"))
 

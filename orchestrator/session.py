@@ -18,7 +18,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu, too_large, weights_bytes
+from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
@@ -433,8 +433,6 @@ class Session:
             places = [(int(min(node.capacity(size), most)), node.memory) for node in nodes]
             if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
                 self._warn(line)
-        elif samples and (message := faster_on_gpus(self.selected)) is not None:
-            self._progress.say(message)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
         if gpus:

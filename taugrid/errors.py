@@ -99,14 +99,10 @@ class Stopped(Exception):
 
 
 class DoesNotFit(_Message):
-    """A job does not fit into its worker's memory, even with empty caches; the message says what would fit."""
+    """A job does not fit into its worker's memory, even with empty caches; the message says what to change."""
 
 
-class NotEnoughMemory(MemoryError):
-    """What a batch needs is not free on its device, as counted before it was computed."""
-
-
-class FellBack(RuntimeError):
+class SilentFallback(RuntimeError):
     """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
 
 
@@ -230,7 +226,7 @@ _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
-    r"|Triton Error|captures_underway"
+    r"|Triton Error"
 )
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|OutOfMemory|(can't|cannot) allocate memory|not enough memory|memory not available|bad_alloc"
@@ -242,7 +238,6 @@ _OUT_OF_MEMORY = re.compile(
 _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
     r"|(CUBLAS|HIPBLAS|CUDNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
-    r"|captures_underway|due to a previous error during capture"
 )
 """Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
 each text here and above.
@@ -250,8 +245,7 @@ each text here and above.
 - cuDNN's engines and algorithms: torch tries each, and drops those that raise OutOfMemoryError or an error of cuDNN's.
   At the end it says only that none was left (Conv_v8.cpp, Conv_v7.cpp; pytorch#108645).
 - Handles of cuBLAS and cuDNN, which need memory of their own, outside of torch's.
-- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected.
-- A capture of a CUDA graph that ended early: the allocator may not return memory until it ends."""
+- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected."""
 
 
 def is_environment_error(error: BaseException) -> bool:
@@ -294,21 +288,20 @@ def accelerator_error_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def is_out_of_memory(error: BaseException, surely: bool = False) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an accelerator's or the machine's memory is used up.
 
     It counts errors that often mean it and can mean something else (`_PERHAPS_OUT_OF_MEMORY`), such as a type that the
-    device lacks: free memory, try again, then try a smaller batch. If not even one image works, the error is not about
-    memory. `surely`: leave them out.
+    device lacks.
     """
     return _is_surely_out_of_memory(error) or (
-        not surely and isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
+        isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 
 def _is_surely_out_of_memory(error: BaseException) -> bool:
-    name = type(error).__name__
-    return isinstance(error, MemoryError | FellBack) or any(_OUT_OF_MEMORY.search(text) for text in (name, str(error)))
+    said = f"{type(error).__name__} {error}"
+    return isinstance(error, MemoryError | SilentFallback) or _OUT_OF_MEMORY.search(said) is not None
 
 
 def joined_lines(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional
 
 from taugrid.config import Data, Diffusion, Train, Unet
-from taugrid.errors import is_out_of_memory
 from taugrid.hashing import SourceFile
 from taugrid.run_id import RunId, check_run
 from taugrid.storage import LOCAL, Storage
@@ -42,14 +41,9 @@ class Job:
     failed_before: bool = field(default=False, kw_only=True)
     """On a GPU it then begins with empty caches: it may have failed for memory that they took."""
 
-    def remedy(self, device: Any, error: Exception) -> str:
-        """A sentence that says what to change if the job does not fit into memory.
-
-        `device` is its `workers.device.Device`, and `error` what the job raised; it is raised again unless it is about
-        memory.
-        """
-        if not is_out_of_memory(error, surely=True):
-            raise error
+    @property
+    def remedy(self) -> str:
+        """A sentence that says what to change if the job does not fit into memory."""
         return (
             "give workers more memory, or start fewer on a node (cluster.cpus_per_worker; for scores beside GPUs "
             "cluster.score.workers_per_node)"
@@ -59,6 +53,14 @@ class Job:
         """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""
         if self.run_id is not None:
             check_run(self.run_id, self.storage)
+
+
+def smaller_batch(key: str) -> str:
+    """The `remedy` of a job that computes as many images at once as `key: value` says."""
+    return (
+        f"{key} is too large for this memory: halve it, which makes other cells, or use devices with more memory "
+        "(cluster.label_selector)"
+    )
 
 
 class Conditions(NamedTuple):
@@ -101,13 +103,10 @@ A_FUNCTION = "a function"
 """The `summary` of a custom network that is no `nn.Module`."""
 
 
-def needs_module(precision: str, compile: str) -> str | None:
-    """Why a custom network must be an `nn.Module` for these settings of a cell; None: it need not."""
-    if precision == "bf16-weights":
-        return "sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set bf16"
-    if compile == "reduce-overhead":
-        return "sample.compile: reduce-overhead records an nn.Module; return one, or set default"
-    return None
+NEEDS_MODULE = (
+    "returns a function: sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set bf16"
+)
+"""Why such a network is refused where its weights are to be cast, after its name."""
 
 
 @dataclass(frozen=True)

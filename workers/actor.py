@@ -39,8 +39,7 @@ from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure
-from taugrid.workers.accelerator.gpu import about_broken, start_gpu
-from taugrid.workers.accelerator.libraries import libraries, processor
+from taugrid.workers.accelerator.hardware import about_broken, libraries, processor, start_gpu
 from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
@@ -241,9 +240,8 @@ def run_in_memory(job: Job, device: Device) -> Result:
     while memory was short (docs/decisions.md, "Memory of a GPU").
 
     Raises:
-        DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what would fit.
+        DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what to change.
         BrokenAccelerator: if it is to be run again in a process whose GPU never ran out of memory.
-        RuntimeError: its own error, if that only may mean lack of memory, and smaller batches do not help.
     """
 
     def in_kernels(done: Result | Exception) -> bool:
@@ -258,7 +256,9 @@ def run_in_memory(job: Job, device: Device) -> Result:
         return done
     if in_kernels(done) and not job.failed_before:
         raise BrokenAccelerator(f"node {this_node()}: {AFTER_SHORTAGE} ({last_line(done)})")
-    raise DoesNotFit(f"{job.remedy(device, done)} ({device.hardware}: {last_line(done)})")
+    fault = DoesNotFit(f"{job.remedy} ({device.hardware}: {last_line(done)})")
+    fault.add_note(done.__notes__[-1])  # where it was raised, for the log
+    raise fault
 
 
 def _result_or_shortage(job: Job, device: Device) -> Result | Exception:

@@ -6,36 +6,29 @@ Torch is imported when a device is set up, not with this module: the driver must
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import NotEnoughMemory, Stopped, is_out_of_memory, last_line
+from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, Shortages, release_memory, some_labels, some_point
+from taugrid.workers.accelerator.memory import LRUCache, OomCounter, release_memory
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
 from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
-    from taugrid.workers.accelerator.preflight import BatchShape
     from taugrid.workers.diffusion.decoder import Around, Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
-    from taugrid.workers.diffusion.process import Point
 
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
-
-MAX_NETWORKS_WITH_GRAPHS = 32
-"""Networks whose CUDA graphs a worker records before it forgets them all. torch keeps those of networks that are gone,
-and records at most 128 of one architecture."""
 
 MAX_VAES = 2
 
@@ -153,37 +146,26 @@ class Device:
         """Whether jobs on this device must end at their next heartbeat."""
         self.compile_seconds = 0.0
         """How long the job's first call of a network took, in which torch compiled it; 0 if it did not."""
-        self.shortages = Shortages(name)
+        self.shortages = OomCounter(name)
         self.most_to_extract: int | None = None
         """Images of which features may be extracted at once in this process; None: as many as a job says."""
         self._send = heartbeat
         self._last_heartbeat = -MIN_HEARTBEAT_SECONDS
         self._progress = (0.0, 0.0)
         self.held_networks = LRUCache(MAX_NETWORKS)
-        self._networks_with_graphs = 0
         self._vaes = LRUCache(MAX_VAES)
         self._extractors = LRUCache(MAX_EXTRACTORS)
-        self._needed: dict[Hashable, int | None] = {}
-        self._with_graphs: set[tuple[Hashable, ...]] = set()
         self._compiled: set[tuple[Hashable, Arithmetic]] = set()
         """Kept networks, and how, whose first call has returned. torch may compile at any other."""
         self.last_sampled = LastSampled()
 
-    def network(
-        self,
-        spec: NetworkSpec,
-        diffusion: Diffusion,
-        how: Arithmetic = PLAIN,
-        batch: "BatchShape | None" = None,
-    ) -> "Denoiser":
+    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec. `batch`: what it
-        will be called with, for which memory must be free.
+        A spec holds the hashes of the network's files, so a replaced network has a different spec.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
-            NotEnoughMemory: if memory for a batch is not free, beside all that this device keeps.
         """
         from taugrid.workers.network.load import load_network
 
@@ -191,18 +173,11 @@ class Device:
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
 
         def load() -> "Denoiser":
-            self._with_graphs = {known for known in self._with_graphs if known[0] != key}  # the dropped one had those
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
-            if decided.compile == "reduce-overhead":
-                self._networks_with_graphs += 1
-                if self._networks_with_graphs % MAX_NETWORKS_WITH_GRAPHS == 0:
-                    self.release_graphs()
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self._kept(self.held_networks, key, load)
+        network: Denoiser = self.held_networks.get(key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
-        if batch is not None:
-            self._require_room(key, network, how, batch, spec.conditions is not None, some_point(diffusion.predicts))
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
         return arithmetic.adapted(network, how, self.kind, first_call)
 
@@ -218,126 +193,32 @@ class Device:
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
-    def networks(
-        self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic, batch: "BatchShape"
-    ) -> "list[Denoiser]":
-        """The networks that `specs` name, `MAX_NETWORKS` at most, as by `network`: `batch` fits beside all of them."""
-        for spec in specs[1:]:
-            self.network(spec, diffusion, how)
-        return [self.network(spec, diffusion, how, batch) for spec in specs]
-
-    def load_decoder(self, decoder: Decoder, settings: Sample) -> "Module | None":
-        """The module of a `Vae`, kept for the next job: with its weights here, `networks` requires memory beside them.
+    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
+        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`, which is
+        kept for the next job.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
         """
         if not isinstance(decoder, Vae):
-            return None
-        from taugrid.workers.network.vae import load_vae
+            return as_function(decoder)
+        from taugrid.workers.network.vae import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
-        key = decoder.saved, how.layout
-        return self._kept(self._vaes, key, lambda: load_vae(decoder.saved, self.name, how))
-
-    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
-        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`.
-
-        Raises:
-            DeviceUnusable: if this device can't compute so.
-            NotEnoughMemory: if memory to decode a batch is not free, beside all that this device keeps.
-        """
-        vae = self.load_decoder(decoder, settings)
-        if vae is None or not isinstance(decoder, Vae):
-            return as_function(decoder)
-        from taugrid.workers.accelerator import preflight
-        from taugrid.workers.accelerator.counting import without_data
-        from taugrid.workers.network.vae import decoding
-
-        how = policy(kind_of(self.name), settings.vae_precision)
-        size = min(settings.decode_batch, settings.batch_size)
-        if (free := preflight.free_bytes(self.name)) is not None:
-            key = decoder, how, size, settings.batch_size
-            if key not in self._needed:
-                traced = decoding(without_data(vae), decoder, how._replace(autocast=None), size)
-                needed = preflight.needed_to_decode(traced, decoder, size, settings.batch_size, how.autocast)
-                self._needed[key] = needed
-            preflight.require(self._needed[key], free, (size, *decoder.network_shape), decoding=True)
-        return decoding(vae, decoder, how, size)
-
-    def decoding(self, decoder: Vae, settings: Sample) -> "Denoiser":
-        """A Denoiser that only decodes, and requires memory for as many latents as it is called with at once, and for
-        the pictures of a whole batch."""
-
-        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            as_many = settings.model_copy(update={"decode_batch": max(len(x), 1)})
-            return self.decoder(decoder, as_many)(x)
-
-        return called
-
-    def loading(self, specs: Sequence[NetworkSpec], diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
-        """A Denoiser that loads its networks when it is called, and requires memory for what they are called with.
-
-        A network that takes labels, or a second time, is called with some if it gets none.
-        """
-
-        def called(x: "Tensor", at: "Point", condition: "Tensor | None" = None, /) -> "Tensor":
-            loaded = self.networks(specs, diffusion, how, tuple(x.shape))  # type: ignore[arg-type]
-            at = at._replace(toward=at.toward or some_point(diffusion.predicts).toward)
-            asked = [some_labels(x) if condition is None and spec.conditions else condition for spec in specs]
-            first, *_ = [network(x, at, labels) for network, labels in zip(loaded, asked, strict=True)]
-            return first
-
-        return called
-
-    def _require_room(
-        self,
-        key: Hashable,
-        network: "Denoiser",
-        how: Arithmetic,
-        batch: "BatchShape",
-        conditional: bool,
-        at: "Point",
-    ) -> None:
-        """Raise `NotEnoughMemory` unless a batch fits. It is counted once; what is free differs from job to job.
-
-        A network with CUDA graphs keeps memory that only they can use, so it is compared once only.
-        """
-        from taugrid.workers.accelerator import preflight
-
-        key = key, how.precision, batch
-        if (free := preflight.free_bytes(self.name)) is None or key in self._with_graphs:
-            return
-        if key not in self._needed:
-            self._needed[key] = preflight.needed_bytes(network, how, batch, self.kind, conditional, at)
-        preflight.require(self._needed[key], free, batch)
-        if how.compile == "reduce-overhead":
-            self._with_graphs.add(key)
+        vae = self._vaes.get((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
+        return decoding(vae, decoder, how, min(settings.decode_batch, settings.batch_size))
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
-        return self._kept(self._extractors, spec, load)
-
-    def _kept(self, cache: LRUCache, key: Hashable, load: Callable[[], L]) -> L:
-        """What `cache` has, or `load` returns.
-
-        If memory does not suffice for weights, nothing was computed with them: `NotEnoughMemory`, as for a batch.
-        """
-        try:
-            loaded: L = cache.get(key, load)
-        except Exception as error:
-            if self.kind != "cuda" or not is_out_of_memory(error, surely=True):
-                raise
-            self.shortages.forget()
-            raise NotEnoughMemory(last_line(error)) from error
+        loaded: L = self._extractors.get(spec, load)
         return loaded
 
     def computed(self) -> None:
         """Note that a job has computed all that it will commit: another job may begin to compute.
 
         Raises:
-            FellBack: if it must not be committed.
+            SilentFallback: if it must not be committed.
         """
         self.shortages.require_none()
         self.compute_lock.release()
@@ -353,18 +234,8 @@ class Device:
         had_any = bool(self.held_networks)
         self.held_networks.clear()
         self._vaes.clear()
-        self.release_graphs()
         release_memory(self.name)
         return had_any
-
-    def release_graphs(self) -> None:
-        """Free the memory of all CUDA graphs. Networks record theirs anew when they are called."""
-        self._with_graphs.clear()
-        self._compiled.clear()
-        if self._networks_with_graphs:
-            from taugrid.workers.accelerator.compiled import release_graphs
-
-            release_graphs()
 
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.

@@ -4,7 +4,6 @@ Torch is imported when a job runs, not with this module, because the driver buil
 """
 
 import time
-from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,9 @@ import numpy as np
 from taugrid import parquet
 from taugrid.config import Data, Diffusion
 from taugrid.images import to_uint8
-from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import smaller_batch
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, as_function
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OdeJob(Job, ABC):
+class OdeJob(Job):
     """What both jobs need to follow the ODE of a network."""
 
     entry_point = "taugrid.workers.ode:run"
@@ -46,13 +44,8 @@ class OdeJob(Job, ABC):
     metadata: dict[str, Any]
 
     @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network takes."""
-
-    def remedy(self, device: Device, error: Exception) -> str:
-        network = device.loading([self.network], self.diffusion)
-        return smaller_batch(network, self.shape, self.batch_size, device.name, error)
+    def remedy(self) -> str:
+        return smaller_batch(f"sample.batch_size: {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,6 @@ class ReconstructJob(OdeJob):
     data_sha256: str
     """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.data.image_shape
-
 
 @dataclass(frozen=True)
 class InterpolateJob(OdeJob):
@@ -80,14 +69,9 @@ class InterpolateJob(OdeJob):
     decoder: Decoder
     seed: int
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.decoder.network_shape
-
 
 def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
-    batch = (job.batch_size, *job.shape)
-    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size), batch)
+    network = device.network(job.network, job.diffusion, Arithmetic(batch_size=job.batch_size))
     if isinstance(job, ReconstructJob):
         return reconstruct_shard(job, network, device)
     return interpolate_cell(job, network, device)

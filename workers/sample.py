@@ -17,10 +17,9 @@ from taugrid import parquet
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
-from taugrid.jobs import Job, NetworkSpec, Result
+from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
 from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, beating
@@ -77,43 +76,26 @@ class SampleJob(Job):
         return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe, self.guidance)
 
     @property
-    def networks(self) -> list[NetworkSpec]:
-        """What a worker loads: the network, and the guide if there is one."""
-        return [self.network] if self.guide is None else [self.network, self.guide]
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        return Arithmetic.of(self.settings)
-
-    @property
     def labels(self) -> NDArray[np.int32] | None:
         """The labels of its images, (stop - start,)."""
         return None if self.label_rule is None else self.label_rule.at(np.arange(self.start, self.stop))
 
-    def remedy(self, device: Device, error: Exception) -> str:
+    @property
+    def remedy(self) -> str:
+        key = f"sample.batch_size: {self.settings.batch_size}"
         if isinstance(self.decoder, Vae):
-            size = min(self.settings.decode_batch, self.settings.batch_size)
-            decode = device.decoding(self.decoder, self.settings)
-            if advice := smaller_slice(decode, self.decoder.network_shape, size, device.name):
-                return advice
-        how = self.arithmetic._replace(compile="none", batch_size=None)
-        network = device.loading(self.networks, self.diffusion, how)
-        return smaller_batch(network, self.decoder.network_shape, self.settings.batch_size, device.name, error)
+            key += f" or sample.decode_batch: {self.settings.decode_batch}"
+        return smaller_batch(key)
 
 
 def run(job: SampleJob, device: Device) -> Result:
     require_code(job.settings.sampler, job.sampler_code)
-    batch = (job.settings.batch_size, *job.decoder.network_shape)
-    latents = kept_latents(job)
-    networks: Any = [latents]
-    device.load_decoder(job.decoder, job.settings)
-    if latents is None:
-        networks = device.networks(job.networks, job.diffusion, job.arithmetic, batch)
-    decode = device.decoder(job.decoder, job.settings)  # after all weights are there, since it compares what is free
-    model, *guides = networks
-    result = sample_shard(job, model, device, decode, *guides)
-    if latents is not None:
-        return replace(result, evaluations=0)
+    decode = device.decoder(job.decoder, job.settings)
+    if (latents := kept_latents(job)) is not None:
+        return replace(sample_shard(job, latents, device, decode), evaluations=0)
+    specs = [job.network] if job.guide is None else [job.network, job.guide]
+    networks = [device.network(spec, job.diffusion, Arithmetic.of(job.settings)) for spec in specs]
+    result = sample_shard(job, networks[0], device, decode, *networks[1:])
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
     return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
 

@@ -37,7 +37,6 @@ PARTS: dict[str, Callable[[Setting], None]] = {
     "features": speed.features,
     "compiled": speed.compiled,
     "compiled-diffusers": speed.compiled_diffusers,
-    "graphs": speed.graphs,
 }
 
 SECONDS = 60.0

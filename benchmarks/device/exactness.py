@@ -7,7 +7,7 @@ import torch
 from benchmarks.device.setting import Setting, in_a_process
 from taugrid.config.sample import Precision
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.libraries import libraries
+from taugrid.workers.accelerator.hardware import libraries
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.noise import normal, words
 from taugrid.workers.diffusion.process import Point

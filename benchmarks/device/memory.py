@@ -1,13 +1,14 @@
-"""Memory: the peak of a network call beside the counted one, what happens when it is used up, and a broken device."""
+"""Memory: the peak of a network call, what happens when it is used up, and a broken device."""
 
 import torch
 
 from benchmarks.device.setting import NotHere, Setting, in_a_process
 from taugrid.config.sample import Precision
 from taugrid.errors import is_accelerator_error, is_out_of_memory, last_line
-from taugrid.workers.accelerator.counting import count
-from taugrid.workers.accelerator.memory import FIRST, batch_that_fits, release_memory
-from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.accelerator.memory import release_memory
+from taugrid.workers.diffusion.process import Point
+
+FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)
 
 ROOM_BYTES = 2 * 2**30
 """What this process may have, so that small batches use it up."""
@@ -16,11 +17,11 @@ BREAKS = "import torch; torch.zeros(2, device='cuda')[torch.tensor([5], device='
 
 
 def memory(setting: Setting) -> None:
-    """Peaks, counted and measured; the batch that does not fit in 2 GiB and the one that taugrid names; an assert."""
+    """Peaks by precision; the batch that does not fit in 2 GiB; an assert on the device."""
+    if not setting.on_gpu:
+        raise NotHere("device memory and device asserts need a GPU")
     for precision in setting.precisions:
         _peak(setting, precision)
-    if not setting.on_gpu:
-        raise NotHere("peaks were only counted: device memory and device asserts need a GPU")
     try:
         _used_up(setting)
     finally:
@@ -34,15 +35,7 @@ def memory(setting: Setting) -> None:
 
 
 def _peak(setting: Setting, precision: Precision) -> None:
-    """Say what the preflight asks for, what is free before, and what a call then takes and torch reserves for it."""
-    how = policy(setting.kind, precision)
-    half = None if how.autocast is None else getattr(torch, how.autocast)
-    counted = count(setting.module(how, "meta"), *setting.inputs(how, "meta"), autocast=half)
-    setting.say(f"GB: peak of a call, {precision}, counted", counted.peak / 1e9)
-    setting.say(f"kernels of a call, {precision}, counted", counted.launches)
-    setting.say(f"GB: needed by the preflight, {precision}", (setting.needed_bytes(precision) or 0) / 1e9)
-    if not setting.on_gpu:
-        return
+    """Say what is free before a call, and what it then takes and torch reserves for it."""
     model, x = setting.network(precision), torch.zeros(setting.batch, *setting.shape, device=setting.device)
     release_memory(setting.device)
     held, reserved, free = torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
@@ -58,7 +51,7 @@ def _peak(setting: Setting, precision: Precision) -> None:
 
 
 def _used_up(setting: Setting) -> None:
-    """What torch says where 2 GiB are not enough, and which batch taugrid would name."""
+    """What torch says where 2 GiB are not enough."""
     model, batch = setting.network("float32", fills_up=False), 1 if setting.short else 64
     release_memory(setting.device)
     room = ROOM_BYTES + torch.cuda.memory_reserved()
@@ -72,4 +65,3 @@ def _used_up(setting: Setting) -> None:
         setting.say(f"batch {batch} in 2 GiB", f"{type(error).__name__}: {last_line(error)[:200]}")
         setting.say("is known as lack of memory", is_out_of_memory(error))
     release_memory(setting.device)
-    setting.say("batch that taugrid names", batch_that_fits(model, setting.shape, batch, setting.device))

@@ -20,13 +20,11 @@ from taugrid.config.sample import Compilation, Precision
 from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.policy import Policy, kind_of, lacks, policy
-from taugrid.workers.accelerator.preflight import needed_bytes
+from taugrid.workers.accelerator.policy import Policy, kind_of, lacks
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.network.checkpoint import saved_network
-from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.sample import SampleJob
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
@@ -65,7 +63,7 @@ class Setting:
     def precisions(self) -> list[Precision]:
         """Those that the device has."""
         known: list[Precision] = ["float32", "tf32", "bf16", "bf16-weights"]
-        return [each for each in known if lacks(self.kind, each, "none", arithmetic.is_ampere(self.device)) is None]
+        return [each for each in known if lacks(self.kind, each, arithmetic.is_ampere(self.device)) is None]
 
     @cached_property
     def config(self) -> Config:
@@ -121,14 +119,7 @@ class Setting:
         Without `fills_up`, smaller batches stay as they are on GPUs too.
         """
         how = Arithmetic(precision, compile, self.batch if fills_up else None)
-        batch = (self.batch, *self.shape) if fills_up else None  # for which memory is required, as workers do
-        return self.worker.network(self._saved, DIFFUSION_DEFAULTS, how, batch)
-
-    def needed_bytes(self, precision: Precision) -> int | None:
-        """What `Device.network` requires for a batch."""
-        loaded = load_network(self._saved, DIFFUSION_DEFAULTS, "cpu", policy(self.kind, precision))
-        how = Arithmetic(precision, "none", self.batch)
-        return needed_bytes(loaded, how, (self.batch, *self.shape), self.device)
+        return self.worker.network(self._saved, DIFFUSION_DEFAULTS, how)
 
     def module(self, how: Policy, device: str) -> UNet2DModel:
         """The network itself on `device`, with weights and layout as workers have them."""

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -165,27 +164,12 @@ def compiled(setting: Setting) -> None:
 def compiled_diffusers(setting: Setting) -> None:
     """Images a second of diffusers' pipeline with its network in bf16 and compiled, as its guide says.
 
-    Each of the last three parts compiles one module once: another one, or with other options, than the two others.
+    The last two parts compile one module each, of different code.
     """
     setting.require_compiler()
     arithmetic.configure()
     speed = setting.batch / setting.seconds(_pipeline(setting, torch.bfloat16, compile=True))
     setting.say("images/s: diffusers, bf16, compiled", speed)
-
-
-def graphs(setting: Setting) -> None:
-    """compile: reduce-overhead: whether a shard is the same once its CUDA graphs were released and recorded anew."""
-    setting.require_compiler()
-    model, files = setting.network("bf16-weights", "reduce-overhead"), list[bytes]()
-    for when in ("of its first graphs", "after these were released"):
-        job, began = setting.job(BATCHES * setting.batch), time.perf_counter()
-        sample_shard(job, model, setting.worker)
-        setting.say(f"s: a shard {when}", time.perf_counter() - began)
-        files.append(Path(job.path).read_bytes())
-        if len(files) == 1:
-            setting.say("images/s: with graphs", setting.batch / setting.seconds(_sampling(setting, model, 1)))
-            setting.worker.release_graphs()
-    setting.say("the same file", files[0] == files[1])
 
 
 def training(setting: Setting) -> None:

@@ -28,9 +28,7 @@ from taugrid.storage import Storage
 from taugrid.versions import extras, versions
 from taugrid.words import quantity, this_node
 from taugrid.workers import ray_compat
-from taugrid.workers.accelerator.found import TorchFound
-from taugrid.workers.accelerator.gpu import BUILDS
-from taugrid.workers.accelerator.libraries import has_gpus
+from taugrid.workers.accelerator.hardware import BUILDS, TorchFound, has_gpus
 from taugrid.workers.custom.describe import ask
 
 TORCH_SECONDS = 15.0
@@ -91,7 +89,7 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
     """What torch finds, beside what the machine has."""
     if found is None:
         try:
-            function = "taugrid.workers.accelerator.found:torch_found"
+            function = "taugrid.workers.accelerator.hardware:torch_found"
             found = TorchFound(**ask(function, {}, "torch", "find its devices", TORCH_SECONDS))
         except CustomCodeError as error:
             if isinstance(error.__context__, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a plan asks of the devices that will compute it, and what would be faster there."""
+"""What a plan asks of the devices that will compute it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -6,9 +6,8 @@ from pathlib import Path
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.words import counted, quantity
-from taugrid.workers.accelerator.policy import faster, lacks
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.checkpoint import parameters, weights_file
 
@@ -17,16 +16,10 @@ NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
 
 
 def require_no_gpu(plan: Plan) -> None:
-    """Raise `UserError` if a cell wants TF32 or CUDA graphs from workers without a GPU."""
+    """Raise `UserError` if a cell wants TF32 from workers without a GPU."""
     for cell in plan.cells:
-        if (need := lacks("cpu", cell.settings.precision, cell.settings.compile)) is not None:
+        if (need := lacks("cpu", cell.settings.precision)) is not None:
             raise UserError(need.refused(*NO_GPU))
-
-
-def faster_on_gpus(plan: Plan) -> str | None:
-    """`policy.faster` of the cells whose network torch computes."""
-    settings = [cell.settings for cell in plan.cells if not isinstance(cell.model.source, Oracle)]
-    return faster([(each.precision, each.compile) for each in settings])
 
 
 WeightsFile = Callable[[Model, str], Path]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
-from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork, needs_module
+from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork
 from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
 from taugrid.orchestrator.plan.unet_size import count_parameters
 from taugrid.storage import LOCAL, Storage
@@ -298,9 +298,8 @@ class Custom(ModelSource):
             raise UserError(
                 f"sample.weights is {settings.weights}, but a custom network has one set of weights; remove the key"
             )
-        needed = needs_module(settings.precision, settings.compile)
-        if needed is not None and self.spec.summary == A_FUNCTION:
-            raise UserError(f"{self.spec.callable} returns a function: {needed}")
+        if settings.precision == "bf16-weights" and self.spec.summary == A_FUNCTION:
+            raise UserError(f"{self.spec.callable} {NEEDS_MODULE}")
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
@@ -353,7 +352,7 @@ class Oracle(ModelSource):
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
         """No keys; `UserError` if it is to be compiled, or its weights to be cast."""
         for key, wanted in (("compile", settings.compile), ("precision", settings.precision)):
-            if wanted in ("default", "reduce-overhead", "bf16-weights"):
+            if wanted in ("default", "bf16-weights"):
                 raise UserError(f"sample.{key} is {wanted}, but an oracle is not a torch network; remove the key")
         return {}
 

@@ -16,7 +16,7 @@ PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
 LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
-"""The same of a GPU (`workers.accelerator.libraries`), which events of earlier versions lack."""
+"""The same of a GPU (`workers.accelerator.hardware`), which events of earlier versions lack."""
 
 
 class Maker(NamedTuple):

@@ -14,7 +14,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.devices import faster_on_gpus, too_large, weights_bytes
+from taugrid.orchestrator.plan.devices import too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import (
     NO_LABELS,
     Foreseen,
@@ -34,7 +34,7 @@ from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
-from taugrid.workers.accelerator.libraries import has_gpus
+from taugrid.workers.accelerator.hardware import has_gpus
 from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
@@ -48,12 +48,7 @@ def describe_plan(run: Run) -> dict[str, Any]:
     described = describe(run)
     described |= _on_workers(run.config, run.plan, described)
     described["worker_weights_bytes"] = weights_bytes(run.plan, run.rundir.weights_file)
-    described |= {"remarks": [*described["remarks"], *_remarks(run, described)]}
-    gpus = run.config.cluster.gpus_per_worker
-    may_use_gpus = has_gpus() if gpus is None else gpus
-    if may_use_gpus and described["network_evaluations_remaining"] and (tip := faster_on_gpus(run.plan)) is not None:
-        described["tips"] = [tip]
-    return described
+    return described | {"remarks": [*described["remarks"], *_remarks(run, described)]}
 
 
 def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:

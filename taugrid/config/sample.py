@@ -13,7 +13,7 @@ Spacing = Literal[
     "logsnr", "logsnr-int", "karras", "time_uniform",
 ]  # fmt: skip
 Precision = Literal["float32", "tf32", "bf16", "fp16", "bf16-weights"]
-Compilation = Literal["none", "default", "reduce-overhead"]
+Compilation = Literal["none", "default"]
 Interval = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
 
@@ -110,8 +110,7 @@ class Sample(Section):
     shard_evaluations: Positive = 2_000
     """Number of network evaluations that one shard should take. A shard is at least one batch."""
     compile: Compilation = "none"
-    """`default`: the network is compiled by torch (torch.compile), for full batches. `reduce-overhead`: its kernels are
-    launched as one CUDA graph too; it needs an NVIDIA or AMD GPU."""
+    """`default`: the network is compiled by torch (torch.compile), for full batches."""
     sampler_options: Annotated[dict[str, Any], AfterValidator(_as_json)] = {}
     """Options of the sampler, by name; the others keep the sampler's own defaults."""
     guidance: Annotated[float, Field(ge=0)] = 1.0

@@ -4,10 +4,12 @@ Within `with Card(...)`, in the thread that enters it, calls of torch's operator
 """
 
 import time
+from functools import partial
+from weakref import ref
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from taugrid.workers.accelerator.counting import LiveMemory
+from torch.utils._pytree import tree_leaves
 
 
 class OutOfMemoryError(RuntimeError):
@@ -21,6 +23,33 @@ class AcceleratorError(RuntimeError):
 NO_ENGINE = "GET was unable to find an engine to execute this computation"
 STICKY = "CUDA error: an illegal memory access was encountered"
 CONVOLUTIONS = ("conv2d", "convolution")
+
+
+class LiveMemory:
+    """The memory that tensors hold, from when they are made until the last view of it is gone."""
+
+    def __init__(self):
+        self.bytes = self.peak = 0
+        self._held = {}  # id of a storage -> the reference that notices its end
+
+    def hold(self, outputs, inputs):
+        """Count memory of `outputs` that is not memory of `inputs`."""
+        of_inputs = {id(tensor.untyped_storage()) for tensor in tensors(inputs)}
+        for tensor in tensors(outputs):
+            storage = tensor.untyped_storage()
+            if id(storage) in of_inputs or id(storage) in self._held:
+                continue
+            self._held[id(storage)] = ref(storage, partial(self._freed, id(storage), storage.nbytes()))
+            self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+
+    def _freed(self, key, size, _):
+        del self._held[key]
+        self.bytes -= size
+
+
+def tensors(values):
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 class Card(TorchDispatchMode):

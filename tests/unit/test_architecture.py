@@ -93,7 +93,7 @@ def test_the_tests_that_failures_and_defects_name_exist():
     assert len(named) > 30
     assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     rows = re.findall(r"^\| (\d+) \| .* \| (`test_.*`) \|$", said("decisions.md"), re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 20))
+    assert [int(number) for number, _ in rows] == [*range(1, 9), *range(10, 20)], "9 went with CUDA graphs"
     for number, names in rows:
         for name in re.findall(r"`(test_\w+\.py)`", names):
             assert re.search(rf"\bdefect {number}\b", (ROOT / "tests/unit" / name).read_text(), re.I), (number, name)

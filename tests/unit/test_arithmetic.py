@@ -164,7 +164,7 @@ def test_a_worker_has_a_workspace_for_repeatable_sums_and_a_caller_keeps_its_own
 
 @pytest.mark.parametrize(("kind", "refused"), [("cuda", True), ("rocm", True), ("cpu", False)])
 def test_a_compiler_that_chooses_sums_by_timing_is_refused_on_gpus(monkeypatch, kind, refused):
-    """torch 2.9 has no option `deterministic`. Patch: no `_require_repeatable_compiler`."""
+    """torch 2.9 has no option `deterministic`. Patch: no such check in `require`."""
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
     monkeypatch.setattr(arithmetic, "kind_of", lambda device: kind)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

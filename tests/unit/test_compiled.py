@@ -22,7 +22,7 @@ from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.device import MAX_NETWORKS_WITH_GRAPHS, Device
+from taugrid.workers.device import Device
 from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference
 
@@ -90,7 +90,7 @@ def outputs_of(widths):
     for width in widths:
         network = torch.compile(Wide(width).eval(), dynamic=False, backend="eager")
         with torch.inference_mode():
-            yield compiled.guarded(of_time(network), "default")(BATCH, at(5))
+            yield compiled.guarded(of_time(network))(BATCH, at(5))
 
 
 def test_a_worker_compiles_more_than_eight_architectures():
@@ -108,52 +108,6 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
         next(outputs)
 
 
-def test_graphs_are_called_in_one_thread_and_their_outputs_are_copied():
-    """torch keeps CUDA graphs by thread, and the next call overwrites what the last returned. Here without a GPU."""
-    buffer, threads = torch.zeros(2, 3), set()
-
-    def network(x, at, condition=None):
-        threads.add(threading.get_ident())
-        return buffer.copy_(x)
-
-    graphed = compiled.guarded(network, "reduce-overhead")
-    outputs = [graphed(torch.full((2, 3), value), at(5)) for value in (1.0, 2.0)]
-    assert [output.unique().tolist() for output in outputs] == [[1.0], [2.0]]
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
-
-
-GRAPHS = FULL._replace(compile="reduce-overhead")
-
-
-@pytest.fixture
-def resets(monkeypatch):
-    """The threads in which torch forgot all graphs. Networks return x; a simulated GPU compiles them."""
-    threads = []
-    how = policy("cuda", "bf16", "reduce-overhead")
-    monkeypatch.setattr(torch.compiler, "reset", lambda: threads.append(threading.get_ident()))
-    monkeypatch.setattr("taugrid.workers.device.arithmetic.prepare", lambda *args: how)
-    monkeypatch.setattr(load, "load_network", lambda *args: lambda x, at, c=None: x)
-    return threads
-
-
-def test_clearing_the_caches_frees_graphs_in_their_thread(resets):
-    """Defect 9: graph memory stays until then. Patch: `Device.clear_caches` without `release_graphs`."""
-    device = Device("cpu")
-    device.network(None, None, GRAPHS)(BATCH, at(5))
-    device.clear_caches()
-    assert set(resets) == {compiled.thread_of_graphs().submit(threading.get_ident).result()}
-
-
-def test_graphs_of_networks_that_are_gone_are_forgotten_in_time(resets):
-    """torch keeps them, and at the 129th of an architecture it would go on without."""
-    compiled.thread_of_graphs()
-    device = Device("cpu")
-    for number in range(MAX_NETWORKS_WITH_GRAPHS + 1):
-        device.network(number, None, GRAPHS)
-    assert len(resets) == 1
-
-
 @pytest.mark.parametrize("is_cudas", [True, False])
 def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_cudas):
     """It would be refused with "set compile: none", and not be replaced. Patch: `guarded` without `_is_cudas`."""
@@ -166,7 +120,7 @@ def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_c
             raise InductorError(error, None) from None
 
     with pytest.raises(InductorError if is_cudas else DeviceUnusable) as caught:
-        compiled.guarded(network, "default")(torch.zeros(2, 3), at(5))
+        compiled.guarded(network)(torch.zeros(2, 3), at(5))
     if is_cudas:
         assert accelerator_error_in(caught.value) is not None, "its worker is replaced"
 
@@ -231,10 +185,9 @@ def test_only_a_first_call_that_did_not_fail_compiled(call, entered):
         network(BATCH, at(5))
         compute(device)  # as the next job does
     assert len(entered) == 2
-    for forget in (device.release_graphs, device.clear_caches):  # what was compiled may be gone
-        forget()
-        compute(device)
-    assert len(entered) == 4
+    device.clear_caches()
+    compute(device)
+    assert len(entered) == 3, "it was loaded anew"
 
 
 def test_compiling_is_no_time_of_sampling(call, monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ from taugrid.orchestrator.doctor import check, examination, machine
 from taugrid.orchestrator.doctor.machine import bucket, clock, devices, disk, memory, shared_memory, weights
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import INCEPTION
-from taugrid.workers.accelerator.found import TorchFound, torch_found
+from taugrid.workers.accelerator.hardware import TorchFound, torch_found
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.view import dry_run, inspection
 from taugrid.orchestrator.view.figures import DRAWN
-from taugrid.workers.accelerator.libraries import has_gpus
+from taugrid.workers.accelerator.hardware import has_gpus
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.network.unet import build_unet
 

@@ -14,7 +14,7 @@ from test_memory import Poison, poison  # noqa: F401  # the job's entry point
 from taugrid.errors import BrokenAccelerator, DeviceUnusable, WorkerRefusal, last_line
 from taugrid.orchestrator.dispatch.pool import Failed
 from taugrid.workers import actor
-from taugrid.workers.accelerator import gpu
+from taugrid.workers.accelerator import hardware
 from taugrid.workers.actor import Probe, Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,7 +94,7 @@ def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line_with_torchs_words_a
     `start_gpu`. Torch's own words then reach only Ray's logs, as a warning."""
     card(error, at)
     with raises(DeviceUnusable) as caught:
-        gpu.start_gpu()
+        hardware.start_gpu()
     assert type(pickle.loads(pickle.dumps(caught.value))) is DeviceUnusable, "it travels to the driver by its type"
 
 
@@ -103,13 +103,13 @@ def test_the_variable_that_ray_set_is_not_blamed(card, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     card(RuntimeError("No CUDA GPUs are available"))
     with raises(DeviceUnusable) as caught:
-        gpu.start_gpu()
+        hardware.start_gpu()
     assert "'3'" not in str(caught.value)
 
 
 def test_a_broken_amd_card_is_looked_up_with_amds_tools():
-    recorded(gpu.about_broken("HIP error: uncorrectable ECC error encountered"))
-    recorded(gpu.about_broken("HIP error: unspecified launch failure"))
+    recorded(hardware.about_broken("HIP error: uncorrectable ECC error encountered"))
+    recorded(hardware.about_broken("HIP error: unspecified launch failure"))
 
 
 def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
@@ -118,7 +118,7 @@ def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
     error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")  # of a MIG instance
     card(error)
     with raises(DeviceUnusable):
-        gpu.start_gpu()
+        hardware.start_gpu()
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import PLAIN
 from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
@@ -232,15 +231,6 @@ def test_infinity_of_the_guide_in_the_last_call_is_the_networks_not_the_samplers
 
     with raises(NotFinite):
         sample_shard(job, toy([], "net", 0.1), Device("cpu"), guide=guide)
-
-
-def test_memory_of_a_batch_is_asked_for_when_both_networks_are_loaded(monkeypatch):
-    asked, device = [], Device("cpu")
-    monkeypatch.setattr(device, "network", lambda spec, diffusion, how, batch=None: asked.append((spec, batch)) or spec)
-    batch = (2, 1, 8, 8)
-    assert device.networks(["net", "guide"], DIFFUSION, PLAIN, batch) == ["net", "guide"]
-    assert [spec for spec, its in asked if its] == ["net", "guide"]
-    assert asked.index(("guide", None)) < asked.index(("net", batch))
 
 
 # In memory

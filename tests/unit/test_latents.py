@@ -4,7 +4,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from snapshots import raises, recorded
 
 import taugrid
 from taugrid import config
-from taugrid.errors import MissingInput, NotEnoughMemory, NotFinite, Stopped, UserError
+from taugrid.errors import MissingInput, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import weights_bytes
@@ -29,12 +28,12 @@ from taugrid.orchestrator.work.reconstruct import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
-from taugrid.workers.accelerator import arithmetic, preflight
-from taugrid.workers.accelerator.memory import smaller_slice
+from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_network
 from taugrid.workers.network.unet import read_saved
+from taugrid.workers.network.vae import load_vae
 from taugrid.workers.sample import run as run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -299,12 +298,17 @@ def vae_of(folder):
     return read_checkpoint(str(folder)).vae
 
 
-def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm):
+def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm, monkeypatch):
     """Switches of torch are the process's. Put back by deleting `without_tf32`: the VAE would compute in TF32."""
-    seen, device, settings = [], Device("cpu"), settings_of()
-    module = device.load_decoder(vae_of(ldm[0]), settings)
-    module.post_quant_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
-    decode = device.decoder(vae_of(ldm[0]), settings)
+    seen = []
+
+    def watched(*given):
+        module = load_vae(*given)
+        module.post_quant_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
+        return module
+
+    monkeypatch.setattr("taugrid.workers.network.vae.load_vae", watched)
+    decode = Device("cpu").decoder(vae_of(ldm[0]), settings_of())
     with arithmetic.restored():
         arithmetic.configure(policy("cuda", "tf32"))
         decode(torch.zeros(1, 3, 8, 8))
@@ -312,39 +316,9 @@ def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm):
     assert seen == [False]
 
 
-def test_memory_for_the_vae_is_compared_before_anything_is_sampled(ldm, monkeypatch):
-    """Put back by deleting `preflight.require` from `Device.decoder`: nothing is refused."""
-    device, vae, free, needed, require = Device("cpu"), vae_of(ldm[0]), [0], [], preflight.require
-    monkeypatch.setattr(preflight, "free_bytes", lambda device: free[0])
-    monkeypatch.setattr(preflight, "LIBRARIES_BYTES", 0)
-    monkeypatch.setattr(
-        preflight, "require", lambda bytes, *of, **how: [needed.append(bytes), require(bytes, *of, **how)]
-    )
-    for size in (4, 8):
-        with raises(NotEnoughMemory):
-            device.decoder(vae, settings_of(batch_size=8, decode_batch=size))
-    assert needed[1] > needed[0] > 8 * 3 * 16 * 16 * 4
-    free[0] = needed[0]
-    device.decoder(vae, settings_of(batch_size=8, decode_batch=4))
-    decode = device.decoding(vae, settings_of(batch_size=8))
-    recorded(smaller_slice(decode, vae.network_shape, 8, "cpu"), "decode")
-    assert smaller_slice(decode, vae.network_shape, 4, "cpu") is None
-    of_many = device.decoding(vae, settings_of(batch_size=1000))
-    recorded(smaller_slice(of_many, vae.network_shape, 4, "cpu"), "smaller")
-
-
-def test_memory_is_compared_once_all_weights_are_there(ldm, tmp_path, monkeypatch):
-    """Put back by loading the VAE after the network, or by requiring memory to decode before it."""
-    order = []
-    for place in ("network.load.load_network", "network.vae.load_vae"):
-        load = resolve_name(f"taugrid.workers.{place}")
-        monkeypatch.setattr(
-            f"taugrid.workers.{place}", lambda *given, load=load: [order.append(load.__name__), load(*given)][1]
-        )
-    monkeypatch.setattr(preflight, "free_bytes", lambda name: order.append("free") or 2**40)
-    [task, *_] = tasks_of(ldm[0], tmp_path / "run").values()
-    run_job(task.job, Device("cpu"))
-    assert order == ["load_vae", "load_network", "free", "free"]
+def test_a_job_that_decodes_and_does_not_fit_names_both_sizes(ldm, tmp_path):
+    task, *_ = tasks_of(ldm[0], tmp_path / "run").values()
+    recorded(task.job.remedy)
 
 
 LDM_VAE = {"latent_channels": 3, "scaling_factor": 100.0}

@@ -11,7 +11,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.storage import LocalStorage
 from taugrid.workers import actor
-from taugrid.workers.accelerator.libraries import libraries, processor
+from taugrid.workers.accelerator.hardware import libraries, processor
 
 ACCELERATOR = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"}
 

@@ -1,4 +1,4 @@
-"""Out of memory: caches go first, a job is tried once more, and what is said then names a batch that fits."""
+"""Out of memory: caches go first, a job is tried once more, and what is said then is to halve its batch."""
 
 import threading
 import weakref
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cards import NO_ENGINE, STICKY, OutOfMemoryError
-from snapshots import raises, recorded
+from snapshots import raises
 
 from taugrid.errors import BrokenAccelerator, DoesNotFit, NotFinite
 from taugrid.eval.extract import InBatches
 from taugrid.eval.features.load import Extraction
-from taugrid.jobs import Job, Result
+from taugrid.jobs import Job, Result, smaller_batch
 from taugrid.orchestrator.dispatch.loop import fault_of
 from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
-from taugrid.workers import device as memory_of_devices
-from taugrid.workers.accelerator.memory import LRUCache, batch_that_fits, release_memory, smaller_batch
+from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
 
@@ -63,31 +62,6 @@ def test_an_old_value_is_gone_before_a_new_one_is_loaded():
     assert not alive
 
 
-@pytest.mark.parametrize(("room", "fits"), [(15, 8), (8, 8), (5, 4), (1, 1), (0, None)])
-def test_what_would_fit_is_found_by_trying(room, fits):
-    card = Card(room)
-    assert batch_that_fits(card.network, (1, 2, 2), 16, "cpu") == fits
-    recorded(smaller_batch(card.network, (1, 2, 2), 16, "cpu", OutOfMemoryError()))
-
-
-def test_what_would_fit_is_tried_as_the_sampler_calls_a_network_without_gradients():
-    """A custom function may have parameters: what backward passes would need is not what sampling needs."""
-    weight, kept = torch.ones(1, requires_grad=True), []
-
-    def network(x, t):
-        output = x * weight
-        kept.append(output.requires_grad)
-        return output
-
-    assert batch_that_fits(network, (1, 2, 2), 4, "cpu") == 2
-    assert kept == [False]
-
-
-def test_another_error_is_not_taken_for_lack_of_memory():
-    with pytest.raises(ValueError):
-        batch_that_fits(Card(0, ValueError()).network, (1, 2, 2), 4, "cpu")
-
-
 ATTEMPTS = []
 
 
@@ -97,12 +71,12 @@ class Hungry(Job):
 
     entry_point = "test_memory:work"
     most: int = 1
-    room: int = 100
     fault: type[Exception] = OutOfMemoryError
     says: str = str(OUT_OF_MEMORY)
 
-    def remedy(self, device, error):
-        return smaller_batch(Card(self.room, error).network, (1, 2, 2), 256, device.name, error)
+    @property
+    def remedy(self):
+        return smaller_batch("sample.batch_size: 256")
 
 
 def work(job, device):
@@ -159,7 +133,7 @@ def test_what_earlier_jobs_left_goes_first_and_the_job_is_tried_once_more(attemp
 
 
 @pytest.mark.parametrize("fault", [OUT_OF_MEMORY, RuntimeError(NO_ENGINE)])
-def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_would(attempts, fault):
+def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_to_halve(attempts, fault):
     """Defect 3: cuDNN's last word, for which the task was blamed. Patch: `_PERHAPS_OUT_OF_MEMORY` lacks it."""
     device = Device("cpu")
     device.hardware = "NVIDIA Simulated"
@@ -167,30 +141,7 @@ def test_a_job_that_does_not_fit_is_tried_twice_and_says_what_would(attempts, fa
         run_in_memory(Hungry("x", most=0, fault=type(fault), says=str(fault)), device)
     assert len(attempts) == 2
     assert fault_of(caught.value) is Fault.FINAL, "the dispatcher does not try it a third time"
-
-
-def test_a_convolution_without_an_engine_for_one_image_fails_with_its_own_words(attempts):
-    """A type that the device lacks, say: neither memory nor a broken process, so no other task suffers."""
-    job = Hungry("x", most=0, room=0, fault=RuntimeError, says=NO_ENGINE)
-    with raises(RuntimeError) as caught:
-        run_in_memory(job, Device("cpu"))
-    assert fault_of(caught.value) is Fault.TASK
     assert "in work\n" in "".join(caught.value.__notes__), "the log has where it was raised"
-
-
-def test_an_allocator_that_a_failed_capture_left_unusable_costs_the_process(tmp_path, attempts, monkeypatch):
-    """It may be lack of memory, so memory is freed; if torch can't even do that, the worker is replaced."""
-    error = RuntimeError('captures_underway.empty() INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":3089')
-
-    def stays(device):
-        raise error
-
-    job, worker = Hungry(str(tmp_path / "x"), most=0, fault=RuntimeError, says=str(error)), Worker(1)
-    with raises(DoesNotFit):
-        worker.do(job)
-    monkeypatch.setattr(memory_of_devices, "release_memory", stays)
-    with raises(BrokenAccelerator):
-        worker.do(job)
 
 
 @pytest.mark.parametrize(("device", "freed"), [("cpu", []), ("cuda", ["cuda"]), ("cuda:1", ["cuda:1"])])

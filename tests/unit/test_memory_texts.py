@@ -65,12 +65,6 @@ PERHAPS = {
     "hipblasCreate": RuntimeError("CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`"),
     "cudnnCreate; haotian-liu/LLaVA#392": RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     "MIOpen's status for all that is unexpected; ROCm/MIOpen#47": RuntimeError("miopenStatusUnknownError"),
-    "CUDACachingAllocator.cpp after a capture that failed; pytorch#76247, #180395": RuntimeError(
-        'captures_underway.empty() INTERNAL ASSERT FAILED at "c10/cuda/CUDACachingAllocator.cpp":3089, please report'
-    ),
-    "torch/cuda/graphs.py: `capture_end` hides what ended the capture": AcceleratorError(
-        "CUDA error: operation failed due to a previous error during capture"
-    ),
 }
 
 NOT_AT_ALL = {
@@ -92,7 +86,6 @@ NOT_AT_ALL = {
 @pytest.mark.parametrize("error", SURELY.values(), ids=SURELY)
 def test_what_surely_means_that_memory_is_used_up(error):
     assert is_out_of_memory(error)
-    assert is_out_of_memory(error, surely=True)
     assert not is_accelerator_error(error), "the process can go on"
     assert not is_environment_error(error), "tasks differ in size"
 
@@ -100,7 +93,6 @@ def test_what_surely_means_that_memory_is_used_up(error):
 @pytest.mark.parametrize("error", PERHAPS.values(), ids=PERHAPS)
 def test_what_lack_of_memory_hides_behind_and_other_faults_too(error):
     assert is_out_of_memory(error)
-    assert not is_out_of_memory(error, surely=True)
 
 
 @pytest.mark.parametrize("error", NOT_AT_ALL.values(), ids=NOT_AT_ALL)

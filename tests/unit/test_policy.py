@@ -156,7 +156,6 @@ def test_a_custom_network_that_can_not_compute_in_bf16_weights_is_refused_in_one
         lambda: custom(Custom(casts=False))(x, at(900)),
         lambda: custom(lambda x, t: x),
         lambda: custom(lambda x, t: x.bfloat16(), "float32")(x, at(900)),
-        lambda: for_inference(lambda x, t: x, "mine:net", "cpu", policy("cuda", "float32", "reduce-overhead")),
     ):
         with raises(CustomCodeError):
             refuse()
@@ -212,13 +211,11 @@ def test_the_gpu_that_computes_is_asked_for_its_generation_and_not_the_first_one
 
 
 LACKS = {
-    ("cuda", "tf32", "none"): None,
-    ("cuda", "tf32", "none", False): "sample.precision: tf32",
-    ("rocm", "tf32", "none"): "sample.precision: tf32",
-    ("cuda", "bf16-weights", "none", False): "sample.precision: bf16-weights",
-    ("rocm", "bf16", "reduce-overhead"): None,
-    ("mps", "float32", "reduce-overhead"): "sample.compile: reduce-overhead",
-    ("cpu", "float32", "reduce-overhead"): "sample.compile: reduce-overhead",
+    ("cuda", "tf32"): None,
+    ("cuda", "tf32", False): "sample.precision: tf32",
+    ("rocm", "tf32"): "sample.precision: tf32",
+    ("cuda", "bf16-weights", False): "sample.precision: bf16-weights",
+    ("rocm", "bf16"): None,
 }
 
 
@@ -226,8 +223,8 @@ def test_what_a_device_lacks_is_refused_and_what_is_offered_instead_can_be_compu
     """Patch: `bf16-weights` left out, or bf16 offered to a V100."""
     assert {asked: (need := lacks(*asked)) and need.setting for asked in LACKS} == LACKS
     with raises(DeviceUnusable):
-        arithmetic.prepare("float32", "cpu", "a CPU", "reduce-overhead")
+        arithmetic.prepare("tf32", "cpu", "a CPU")
     for kind, is_ampere in (("cpu", True), ("rocm", True), ("cuda", False)):
-        offered = lacks(kind, "tf32", "none", is_ampere).instead.replace(" or ", ", ").split(", ")
-        usable = [each for each in get_args(Precision) if lacks(kind, each, "none", is_ampere) is None]
+        offered = lacks(kind, "tf32", is_ampere).instead.replace(" or ", ", ").split(", ")
+        usable = [each for each in get_args(Precision) if lacks(kind, each, is_ampere) is None]
         assert sorted(offered) == sorted(usable)

@@ -14,7 +14,7 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.devices import faster_on_gpus, require_no_gpu
+from taugrid.orchestrator.plan.devices import require_no_gpu
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -114,15 +114,8 @@ def test_tf32_without_any_gpu_is_refused_before_a_worker_starts():
         require_no_gpu(planned(precision="tf32"))
 
 
-def test_what_is_faster_on_gpus_is_said_of_networks_alone():
-    recorded(faster_on_gpus(planned()))
-    assert faster_on_gpus(planned(ORACLE)) is None
-
-
-@pytest.mark.parametrize(
-    "setting", [{"compile": "default"}, {"precision": "bf16-weights"}, {"compile": "reduce-overhead"}]
-)
-def test_compiling_graphs_and_cast_weights_are_refused_of_an_oracle(setting):
+@pytest.mark.parametrize("setting", [{"compile": "default"}, {"precision": "bf16-weights"}])
+def test_compiling_and_cast_weights_are_refused_of_an_oracle(setting):
     with raises(UserError):
         planned(ORACLE, **setting)
 

@@ -1,28 +1,38 @@
 """After a GPU ran out of memory, what the process would compute is not kept: cuDNN remembers other kernels.
 
-A simulated GPU computes on the CPU; `count_shortages` gives the errors of its allocator.
+A simulated GPU computes on the CPU; `count_ooms` gives the errors of its allocator.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from cards import Card
+from cards import STICKY, Card
 from snapshots import raises
 from test_memory import OUT_OF_MEMORY, Hungry, Thing, attempts  # noqa: F401
-from test_preflight import job  # noqa: F401
 from test_reconstruct_work import GAUSSIAN, reconstruct
 from test_training import a_spec, new_state, run_loop
+from tiny import UNET
+from torch import nn
 
 import taugrid
-from taugrid.errors import BrokenAccelerator, DoesNotFit, FellBack, NotEnoughMemory, UserError
+from taugrid import config
+from taugrid.errors import BrokenAccelerator, DoesNotFit, SilentFallback, UserError
 from taugrid.eval.extract import InBatches
 from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Result
+from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.work.sample import SampleWork
+from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import ode
 from taugrid.workers.accelerator import memory
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
+from taugrid.workers.network import load
+from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,8 +41,28 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def counted(monkeypatch):
     """Shortages so far, of each device: its length, or what a function says that is put there."""
     found = []
-    monkeypatch.setattr(memory, "count_shortages", lambda _: found[0]() if found and callable(found[0]) else len(found))
+    monkeypatch.setattr(memory, "count_ooms", lambda _: found[0]() if found and callable(found[0]) else len(found))
     return found
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job that samples 32 images in batches of 16 with a small untrained network."""
+    values = {
+        "name": "x",
+        "model": {"unet": UNET},
+        "train": {"seed": 0},
+        "sample": {"steps": 2, "num_samples": 32, "batch_size": 16, "seed": 0},
+    }
+    loaded = config.validate(config.Config, values, "test")
+    planned, rundir = plan(loaded), RunDir(tmp_path / "run")
+    [model] = planned.models
+    torch.manual_seed(3)
+    unet = build_unet(model.source.unet, (1, 8, 8))
+    save_pipeline(rundir.models / model.id, unet, ema_start(unet), model.diffusion)
+    survey = Survey(Run(loaded, planned, rundir), None, frozenset({"sample"}), pytest.fail)
+    [task] = SampleWork(survey).tasks()
+    return task.job
 
 
 def gpu():
@@ -45,21 +75,17 @@ def gpu():
 def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: asked.append(device) or {"num_ooms": 3})
-    assert memory.count_shortages("cuda:1") == 3
-    assert memory.count_shortages("cpu") == memory.count_shortages("mps") == 0
+    assert memory.count_ooms("cuda:1") == 3
+    assert memory.count_ooms("cpu") == memory.count_ooms("mps") == 0
     assert asked == ["cuda:1"]
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})  # CUDA has not started
-    assert memory.count_shortages("cuda") == 0
+    assert memory.count_ooms("cuda") == 0
 
 
-def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts, monkeypatch):  # noqa: F811
-    """Defect 3: without `in_kernels` in `run_in_memory` it is run once more here, with the kernels of a full card.
-
-    Nothing is looked for in a process that goes. Put back by `job.remedy` before `BrokenAccelerator`.
-    """
+def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts):  # noqa: F811
+    """Defect 3: without `in_kernels` in `run_in_memory` it is run once more here, with the kernels of a full card."""
     device = gpu()
     device.extractor("taken", lambda: 0)
-    monkeypatch.setattr(Hungry, "remedy", pytest.fail)
     with raises(BrokenAccelerator):
         run_in_memory(Hungry("x"), device)
     assert len(attempts) == 1
@@ -81,29 +107,15 @@ def test_in_another_one_it_begins_with_empty_caches_or_does_not_fit(attempts):  
     assert attempts[3:] == ["kept"]
 
 
-@pytest.mark.parametrize("fault", [NotEnoughMemory, MemoryError])
-def test_what_failed_before_a_kernel_ran_is_run_once_more_in_the_same_process(attempts, fault):  # noqa: F811
-    """The comparison with what is free, or the host's memory."""
+def test_what_fails_for_the_hosts_memory_is_run_once_more_in_the_same_process(attempts):  # noqa: F811
     device = gpu()
     device.extractor("taken", lambda: 0)
-    assert run_in_memory(Hungry("x", fault=fault), device) == Result(0.1, 1, True)
+    assert run_in_memory(Hungry("x", fault=MemoryError), device) == Result(0.1, 1, True)
     assert attempts == [0, 1]
 
 
-def test_weights_that_do_not_fit_beside_others_were_not_computed_with(counted):
-    device = gpu()
-
-    def load():
-        counted.append("by loading")
-        raise OUT_OF_MEMORY
-
-    with raises(NotEnoughMemory):
-        device.extractor("large", load)
-    device.computed()
-
-
 def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts, counted):  # noqa: F811
-    """Looking for a batch that fits may have filled the GPU, too. Defect 3: no `finally` in `_guard_accelerator`."""
+    """Defect 3: no `finally` in `_guard_accelerator`."""
     worker = Worker(1)
     (tmp_path / "small").touch()
     attempts.append("before")
@@ -118,11 +130,8 @@ def test_a_process_that_ran_out_of_memory_begins_no_other_job(tmp_path, attempts
     assert "Xid" not in str(caught.value), "the card is well"
 
 
-def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, counted):  # noqa: F811
-    """Defect 3: `device.compute_lock.release` in place of `device.computed` in workers/sample.py.
-
-    A batch of 8 would fall back too: put back by deleting `require_none` from `memory._fits`.
-    """
+def test_images_of_kernels_that_a_library_fell_back_to_are_not_committed(job, counted):
+    """Defect 3: `device.compute_lock.release` in place of `device.computed` in workers/sample.py."""
     with Card() as all_fits:
         run_in_memory(job, Device("cpu"))
     Path(job.path).unlink()
@@ -138,9 +147,43 @@ def test_reconstructions_of_such_kernels_are_not_committed(tmp_path, counted):
     [task, *_] = reconstruct(tmp_path / "run", 8, **GAUSSIAN).tasks()
     device = Device("cpu")
     counted.append("while it computed")
-    with pytest.raises(FellBack):
+    with pytest.raises(SilentFallback):
         ode.run(task.job, device)
     assert not Path(task.job.path).exists()
+
+
+def test_memory_that_runs_out_on_the_way_and_a_missing_engine_are_told_with_the_batch(job):
+    """A card's own faults, met by the code that workers run."""
+    with Card() as all_fits:
+        run_in_memory(replace(job, path=job.path + ".first"), Device("cpu"))
+    for card in (Card(room=all_fits.memory.peak * 0.6), Card(engine_for=5)):
+        with card, raises(DoesNotFit):
+            run_in_memory(job, Device("cpu"))
+
+
+def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there(job, monkeypatch):
+    """Defect 8, with memory counted: a network of 4 MB, and 3.7 MB for what is computed of 16 images.
+
+    Put back by `InBatches._try` without `clear_networks`.
+    """
+    layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
+    monkeypatch.setattr(load, "load_network", lambda *_: torch.zeros(10**6))
+    with Card(room=5e6) as card:
+        device.network(job.network, job.diffusion)
+        extracted = InBatches(lambda x: Extraction(layer(x).mean((2, 3)), None), 16, device)
+        sizes = [len(each.features) for each in extracted(torch.zeros(48, 1, 32, 32))]
+    assert sizes == [16, 16, 16]
+    assert card.convolutions == 4
+
+
+def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
+    worker = Worker(1)
+    with Card(breaks_at=3) as card:
+        for _ in range(2):
+            with pytest.raises(BrokenAccelerator, match=STICKY):
+                worker.do(job)
+    assert card.convolutions == 3
+    assert card.calls_when_broken == 1, "nothing is tried on a broken card, not even to free memory"
 
 
 @pytest.mark.parametrize("hides", [False, True])
@@ -184,6 +227,6 @@ def test_no_checkpoint_is_made_of_weights_that_were_trained_so(tmp_path, counted
 
     reported = []
     monkeypatch.setattr(checkpoints, "report", lambda state, rank: reported.append(state.step) or counted.append("oom"))
-    with pytest.raises(FellBack):
+    with pytest.raises(SilentFallback):
         run_loop(a_spec(tmp_path, steps=6, checkpoint_every=2), new_state(a_spec(tmp_path), "cpu"))
     assert reported == [2]

@@ -15,20 +15,13 @@ import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS, FLOW_DEFAULTS
 from taugrid.errors import UserError
 from taugrid.images import to_uint8
-from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.workers import schedules
-from taugrid.workers.accelerator import preflight
-from taugrid.workers.accelerator.arithmetic import PLAIN
-from taugrid.workers.accelerator.counting import without_data
-from taugrid.workers.accelerator.memory import FIRST, some_point
 from taugrid.workers.conditions.guidance import Guidance
-from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.network import load
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.sampler import find
@@ -196,26 +189,6 @@ def test_guidance_and_wrappers_hand_the_second_time_on():
     torch.testing.assert_close(x0, x_T - (5 + 3 * (1 - 5)))
     calls = [([t], [r], [label]) for t, r in ((1.0, 0.5), (0.5, 0.0)) for label in (1, 5)]
     assert told == calls
-
-
-def test_memory_is_counted_and_smaller_batches_are_tried_with_a_second_time(monkeypatch):
-    layer, shape = torch.nn.Conv2d(3, 3, 1), (4, *SHAPE)
-
-    def of(layer):
-        return lambda x, t, r: layer(x) * (t - r)[:, None, None, None]
-
-    network = FromTimes(of(layer), lambda: of(without_data(layer)))
-    assert preflight.needed_bytes(network, PLAIN, shape, "cpu") is None
-    known = preflight.needed_bytes(network, PLAIN, shape, "cpu", at=some_point("average_velocity"))
-    assert known > preflight.LIBRARIES_BYTES
-    device, diffusion = Device("cpu"), FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity"})
-    spec = SavedNetwork("here", "", "")
-    asked = []
-    monkeypatch.setattr(preflight, "free_bytes", lambda device: 10**12)
-    monkeypatch.setattr(preflight, "require", lambda needed, *_: asked.append(needed))
-    monkeypatch.setattr(load, "load_network", lambda *_: network)
-    assert device.loading([spec], diffusion)(torch.zeros(shape), FIRST).shape == shape
-    assert asked == [known]
 
 
 def test_a_flow_map_in_memory_is_called_with_two_times_and_perhaps_labels():

@@ -221,21 +221,16 @@ def require(
 ) -> None:
     """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
     kind = kind_of(device)
-    if (need := lacks(kind, precision, compile, is_ampere(device), section, key)) is not None:
+    if (need := lacks(kind, precision, is_ampere(device), section, key)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
-    if compile != "none" and kind != "cpu":
-        _require_repeatable_compiler(f"{section}.compile")
-
-
-def _require_repeatable_compiler(setting: str) -> None:
-    """Raise `DeviceUnusable` where torch's compiler would choose the order of sums on GPUs by timing."""
     import torch
 
-    if torch.__version__ < REPEATABLE_COMPILER:
+    if compile != "none" and kind != "cpu" and torch.__version__ < REPEATABLE_COMPILER:
         raise DeviceUnusable(
-            f"node {this_node()}: {setting} needs torch {REPEATABLE_COMPILER} or later on GPUs, because the compiler "
-            f"of torch {torch.__version__} chooses the order of sums by timing; leave it out, or install a newer torch"
+            f"node {this_node()}: {section}.compile needs torch {REPEATABLE_COMPILER} or later on GPUs, because the "
+            f"compiler of torch {torch.__version__} chooses the order of sums by timing; leave it out, or install a "
+            "newer torch"
         )
 
 
@@ -247,44 +242,31 @@ def adapted(
 ) -> "Denoiser":
     """`network` with the precision and batch size of `how`; its weights are cast already.
 
-    torch compiles it when it is first called, in the context that `first_call` returns.
+    x, the output and the sampler's own arithmetic are float32, and t stays as it is. torch compiles the network when it
+    is first called, in the context that `first_call` returns.
     """
+    import torch
+
     decided = policy(kind_of(device), how.precision, how.compile)
     if decided.autocast is not None:
-        network = under_autocast(network, decided.autocast, device)
+        kind, half = device.partition(":")[0], getattr(torch, decided.autocast)
+
+        def under_autocast(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+            with torch.autocast(kind, half):
+                output = call(x)
+            return output.float()
+
+        network = Wrapped(network, under_autocast)
     if decided.weights is not None:
-        network = in_type_of_weights(network, decided.weights)
+        dtype = getattr(torch, decided.weights)
+        network = Wrapped(network, lambda call, x: call(x.to(dtype)).float())
     if how.batch_size is None:
         return network
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import guarded
 
-        network = guarded(network, how.compile, first_call)
+        network = guarded(network, first_call)
     return in_full_batches(network, how.batch_size) if decided.pads else network
-
-
-def under_autocast(network: "Denoiser", half: str, device: str) -> "Denoiser":
-    """`network` under autocast to torch's type `half`. x and the output are float32.
-
-    Only the network runs under autocast. The sampler's own arithmetic stays float32, and so does t.
-    """
-    import torch
-
-    kind = device.partition(":")[0]
-
-    def in_half(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
-        with torch.autocast(kind, getattr(torch, half)):
-            output = call(x)
-        return output.float()
-
-    return Wrapped(network, in_half)
-
-
-def in_type_of_weights(network: "Denoiser", half: str) -> "Denoiser":
-    """`network`, whose weights have torch's type `half`, for x in float32. The output is float32; t stays as it is."""
-    import torch
-
-    return Wrapped(network, lambda call, x: call(x.to(getattr(torch, half))).float())
 
 
 def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None:
@@ -311,18 +293,14 @@ def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
     Else a batch that is cut short would be compiled again, or computed by other kernels of a library: on GPUs they are
     chosen by the number of images, and an image would depend on where its shard ends.
     """
-
-    def filled_up(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
-        missing = batch_size - len(x)
-        if missing <= 0:
-            return network(x, at, condition)
-        whole = None if condition is None else _filled(condition, missing)
-        return network(_filled(x, missing), at, whole)[: len(x)]
-
-    return filled_up
-
-
-def _filled(tensor: "Tensor", missing: int) -> "Tensor":
     import torch
 
-    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+    def filled(tensor: "Tensor") -> "Tensor":
+        return torch.cat([tensor, tensor.new_zeros(batch_size - len(tensor), *tensor.shape[1:])])
+
+    def called(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+        if len(x) >= batch_size:
+            return network(x, at, condition)
+        return network(filled(x), at, None if condition is None else filled(condition))[: len(x)]
+
+    return called

@@ -3,7 +3,6 @@
 Everything that lays out memory, sets a switch of torch or chooses a kernel asks here. benchmarks/device measures it.
 """
 
-from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision
@@ -14,23 +13,10 @@ HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
-SAMPLING_ATTENTION = ("flash", "mem_efficient", "math")
+SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
 """Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
 cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
 """
-
-RATES: dict[tuple[Precision, Compilation], float] = {
-    ("float32", "none"): 2_840,
-    ("tf32", "none"): 7_200,
-    ("bf16", "none"): 10_000,
-    ("bf16-weights", "none"): 13_300,
-    ("bf16-weights", "default"): 18_000,
-    ("bf16", "default"): 18_000,
-}
-"""Network evaluations a second, the slowest first, estimated for an H100 and the U-Net of cifar10-table1, 250 images at
-a time: bytes counted on meta tensors at 3.0 TB/s, convolutions of 3.1 TFLOP at 45, 200 (TF32) or 400 TFLOP/s (bf16). No
-card has run them. fp16 computes as bf16 does, and `reduce-overhead` as `default` in such large batches. Once compiled,
-the casts of autocast are fused or small, so both forms of bf16 count as equally fast."""
 
 AMPERE = "an NVIDIA GPU of the A100's generation or later"
 """What TF32 and bf16 need."""
@@ -69,21 +55,18 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
     """
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
+    attention = SAMPLING_ATTENTION
+    if trains and kind != "cpu":
+        attention = ("flash", "math") if kind == "cuda" and half else ("math",)
     return Policy(
         layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
         tf32=precision == "tf32",
         autocast=None if casts else half,
         weights=half if casts else None,
-        attention=_repeatable(kind, half) if trains else SAMPLING_ATTENTION,
+        attention=attention,
         compile=compile,
         pads=kind != "cpu" or compile != "none",
     )
-
-
-def _repeatable(kind: str, half: str | None) -> tuple[str, ...]:
-    if kind == "cpu":
-        return SAMPLING_ATTENTION
-    return ("flash", "math") if kind == "cuda" and half else ("math",)
 
 
 class Need(NamedTuple):
@@ -101,14 +84,11 @@ class Need(NamedTuple):
 def lacks(
     kind: str,
     precision: Precision,
-    compile: Compilation = "none",
     is_ampere: bool = True,
     section: str = "sample",
     key: str = "precision",
 ) -> Need | None:
-    """What the settings of a `section` need that a device of this `kind` lacks; None: nothing.
-
-    `key` is that of the precision.
+    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
 
     `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
     through float32, and leave a network uncompiled.
@@ -119,38 +99,7 @@ def lacks(
         return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
     if precision == "tf32" and kind != "cuda":
         return Need(setting, AMPERE, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
-    if compile == "reduce-overhead" and kind not in ("cuda", "rocm"):
-        return Need("sample.compile: reduce-overhead", "an NVIDIA or AMD GPU", "default or none")
     return None
-
-
-def faster(computed: Collection[tuple[Precision, Compilation]]) -> str | None:
-    """A line that says by how much other settings are faster than the only one of a plan; else None.
-
-    Which GPU will compute is not known, so the line names those that have TF32 and bf16. None of a plan with several
-    settings, which compares them.
-    """
-    if len(set(computed)) != 1:
-        return None
-    precision, compile = next(iter(computed))
-    like_bf16: Precision = "bf16" if precision == "fp16" else precision
-    now = RATES.get((like_bf16, "none" if compile == "none" else "default"))
-    by_rate = {rate: setting for setting, rate in RATES.items()}
-    by_rate |= {rate: setting for setting, rate in RATES.items() if setting[0] == precision}  # the least change
-    if now is None or not (quicker := {setting: rate / now for rate, setting in by_rate.items() if rate > now}):
-        return None
-    first, *others = [_in_words(*setting) for setting in quicker]
-    best, *times = [f"{ratio:.1f} times" for ratio in quicker.values()]
-    rest = "".join(f", {name} {ratio}" for name, ratio in zip(others, times, strict=True))
-    here = _in_words(precision, compile)
-    return (
-        f"on {AMPERE}, sample.precision: {first} would be about {best} as fast as {here}{rest} "
-        "(estimated for a U-Net of CIFAR-10's size on an H100); each is a different cell"
-    )
-
-
-def _in_words(precision: str, compile: str) -> str:
-    return precision if compile == "none" else f"{precision} with sample.compile: {compile}"
 
 
 def kind_of(device: str) -> str:

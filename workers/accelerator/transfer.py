@@ -21,7 +21,7 @@ IN_FLIGHT = 2
 
 CALLS_AHEAD = 8
 """Network calls that a GPU has not finished when the host submits the next one. CUDA itself queues about 1,000
-launches, 60 calls of a CUDA graph; so far behind, heartbeats would say nothing of the device. Eight calls of 2 ms
+launches; so far behind, heartbeats would say nothing of the device. Eight calls of 2 ms
 outlast the 5 ms for which another Python thread may keep the host from launching."""
 
 SLOW_SECONDS = 1.0

@@ -51,14 +51,10 @@ the first: that which its jump leads to.
 
 
 class FromTimes:
-    """A Denoiser from a network `OfTimes`.
+    """A Denoiser from a network `OfTimes`."""
 
-    `without_data()`: a copy whose tensors are of torch's device `meta`, to be traced. None: there is none, because
-    tracing the network could change what it holds.
-    """
-
-    def __init__(self, network: OfTimes, without_data: Callable[[], OfTimes] | None = None) -> None:
-        self._network, self.without_data = network, without_data
+    def __init__(self, network: OfTimes) -> None:
+        self._network = network
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
         """The prediction, shaped like x."""

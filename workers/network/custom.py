@@ -5,7 +5,6 @@ import pickle
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 
 from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
-from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
+from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
-from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
@@ -51,8 +49,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
         made = make(name, network.weights)
     loaded = tensors_sha256(tensors(made))
     require_same(f"the network that {name} returns, by its weights,", loaded, network.tensors_sha256)
-    copied = partial(without_data, made) if isinstance(made, nn.Module) else None  # other functions have no copies
-    return FromTimes(for_inference(made, name, device, how), copied)
+    return FromTimes(for_inference(made, name, device, how))
 
 
 def make(name: str, weights: str | None) -> Any:
@@ -321,10 +318,9 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
     cast, if `how` says so. Its memory format stays: not every network works with another one.
     """
     how = how or policy(kind_of(device))
-    needed = needs_module("bf16-weights" if how.weights else "", how.compile)
-    if needed is not None and not isinstance(made, nn.Module):
-        raise CustomCodeError(f"{name} returns a function: {needed}")
     if how.weights is not None:
+        if not isinstance(made, nn.Module):
+            raise CustomCodeError(f"{name} {NEEDS_MODULE}")
         cast_weights(made, how.weights)
     function = made.to(device).eval() if isinstance(made, nn.Module) else made
     if how.compile != "none":

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
 from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec, SavedNetwork
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.data.builtin import distribution
 from taugrid.workers.diffusion import gaussian, oracle
@@ -86,9 +84,10 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__
 
-    def predicted(module: Any, x: Tensor, t: Tensor, *labels: Tensor) -> Any:
+    @torch.inference_mode()
+    def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         try:
-            output = module(x, t, *labels)
+            output = made(x, t, *labels)
         except RuntimeError as error:
             if (half := _half_of(made)) is None or not custom.MIXED_TYPES.search(str(error)):
                 raise
@@ -96,17 +95,13 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
                 f"the network's own weights are in {half}, and x is in torch.float32; pass network.float(), and set "
                 "precision: bf16 for speed"
             ) from error
-        return getattr(output, "sample", output)
-
-    @torch.inference_mode()
-    def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-        return custom.checked(predicted(made, x, t, *labels), x, name)
+        return custom.checked(getattr(output, "sample", output), x, name)
 
     modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
     if modes:
         made.eval()
     try:
-        yield FromTimes(network, (lambda: partial(predicted, without_data(made))) if modes else None)
+        yield FromTimes(network)
     finally:
         for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
             part.training = mode

@@ -21,10 +21,9 @@ from taugrid.jobs import SavedNetwork
 from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.accelerator.arithmetic import cast_weights
-from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
-from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
+from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import written
@@ -108,15 +107,12 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
 
         module = by_torch(unet, how)
 
-    def called(module: Callable[..., Any]) -> OfTimes:
-        @torch.inference_mode()
-        def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-            output: Tensor = module(x.contiguous(memory_format=layout), t, *labels, return_dict=False)[0]
-            return output if output.shape == x.shape else output[:, : x.shape[1]]  # without DiT's learned sigma
+    @torch.inference_mode()
+    def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        output: Tensor = module(x.contiguous(memory_format=layout), t, *labels, return_dict=False)[0]
+        return output if output.shape == x.shape else output[:, : x.shape[1]]  # without DiT's learned sigma
 
-        return network
-
-    return FromTimes(called(module), lambda: called(without_data(unet)))
+    return FromTimes(network)
 
 
 def read_saved(saved: SavedNetwork) -> Any:

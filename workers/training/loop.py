@@ -21,8 +21,8 @@ from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.arithmetic import prepare_training
-from taugrid.workers.accelerator.gpu import start_gpu
-from taugrid.workers.accelerator.memory import Shortages
+from taugrid.workers.accelerator.hardware import start_gpu
+from taugrid.workers.accelerator.memory import OomCounter
 from taugrid.workers.accelerator.policy import kind_of, policy
 from taugrid.workers.device import set_up
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
@@ -125,7 +125,7 @@ def train(
     """Train to the end or, after a checkpoint, until `must_leave(step)`; returns whether it is the end."""
     settings = spec.train
     device = str(next(state.unet.parameters()).device)
-    loss_of, shortages = Loss(spec.diffusion, settings.loss_weights, device), Shortages(device)
+    loss_of, shortages = Loss(spec.diffusion, settings.loss_weights, device), OomCounter(device)
     network = network_to_train(settings, state.unet, batches, world_size)
     began = time.perf_counter() - state.seconds
     checkpointed = state.step

@@ -41,7 +41,6 @@ def plan_text(plan: dict[str, Any]) -> str:
         *_longest_shard(plan),
         *_weights(plan),
         *(f"warning: {remark}" for remark in plan["remarks"]),
-        *(f"tip: {tip}" for tip in plan.get("tips", ())),
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,165 @@
+"""The devices of a machine: what torch finds there, the GPU that Ray gave a process, and versions for records.
+
+A GPU is started, or refused in one line with torch's own words and the ways out. Torch's texts are from
+c10/cuda/CUDAFunctions.cpp (`device_count_impl`), torch/cuda/__init__.py (`_lazy_init`), and cudaGetErrorString in
+c10/cuda/CUDAException.cpp. A build for ROCm has the same texts, some with HIP in place of CUDA.
+Torch is imported in functions: neither the driver nor its checks import it.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from taugrid.errors import DeviceUnusable, is_accelerator_error, last_line
+from taugrid.words import this_node
+
+DRIVERS = {"cuda": "nvidia", "rocm": "amdgpu"}
+"""Kind of device -> the Linux kernel's module, whose version is that of the driver."""
+
+GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
+"""What NVIDIA's and AMD's drivers make on a machine."""
+
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Variables that Ray empties for a task without GPUs, as a check on a node is one."""
+
+BUILDS = "see https://pytorch.org/get-started/previous-versions"
+
+WAYS_OUT = {
+    "driver on your system is too old": f"update the driver, or install a torch for its CUDA on every node: {BUILDS}",
+    "not compiled with CUDA enabled": f"install a torch for GPUs on every node: {BUILDS}",
+    "No (CUDA|HIP) GPUs are available": "start Ray on the node with --num-gpus equal to the number of GPUs that {tool} "
+    "lists and with CUDA_VISIBLE_DEVICES unset, and containers with their GPUs (docker run --gpus all)",
+    "no kernel image|invalid device function": "install a torch that has kernels for this card on every node: "
+    + BUILDS,
+    "busy or unavailable": "end the other processes that {tool} shows, or the card's exclusive-process mode",
+    "Found no NVIDIA driver|driver initialization failed": "install its driver there, or give the container its GPUs "
+    "(docker run --gpus all)",
+    "out of memory": "end the other processes that {tool} shows, which fill its memory",
+}
+"""What torch says, as patterns -> what to do about it."""
+
+_HARDWARE = re.compile(r"ECC|hardware stack error|fallen off the bus|GPU is lost|NVLink")
+
+
+def start_gpu(who: str = "this worker") -> str:
+    """Start the GPU that Ray gave this process, which may see no other, and return its model.
+
+    Raises:
+        DeviceUnusable: if torch can't use it and a new process could not either; it names the ways out.
+        Exception: torch's error, if the accelerator is broken (`is_accelerator_error`).
+    """
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # unlike `is_available`, it raises the reason
+        model = str(torch.cuda.get_device_name())
+        torch.zeros(1, device="cuda").add_(1).item()  # the first kernel: it makes the process's context
+        return model
+    except Exception as error:
+        words = torchs_words(error)
+        if (out := way_out(words)) is None:
+            if is_accelerator_error(error):
+                raise
+            out = "check its driver and its torch"
+    # Not in the handler: with torch's error as its context, it would count as a broken accelerator.
+    raise DeviceUnusable(
+        f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {out}, or set "
+        "cluster.gpus_per_worker: 0 to use CPUs"
+    )
+
+
+def torchs_words(error: BaseException) -> str:
+    """What torch says of an error, without its general advice."""
+    while error.__cause__ is not None:  # an error within `init` is wrapped with two tracebacks
+        error = error.__cause__
+    return re.split(r" Please | Of the allocated memory ", last_line(error))[0].rstrip(" .")
+
+
+def way_out(words: str) -> str | None:
+    """What to do about an error of torch's when it starts a GPU, in a phrase; None: that is not known."""
+    tool = "rocm-smi" if "HIP" in words else "nvidia-smi"
+    return next((out.format(tool=tool) for text, out in WAYS_OUT.items() if re.search(text, words)), None)
+
+
+def about_broken(words: str) -> str:
+    """What to do about an accelerator's error after which a process can't use it any more, in a phrase."""
+    counts, log = ("rocm-smi --showrasinfo", "amdgpu") if "HIP" in words else ("nvidia-smi -q -d ECC", "Xid")
+    if _HARDWARE.search(words):
+        return (
+            f"the card is broken or must be reset: check `{counts}` and {log} lines in dmesg there; exclude the node "
+            "with cluster.label_selector"
+        )
+    return f"{log} lines in dmesg there tell whether the card is broken"
+
+
+@dataclass(frozen=True)
+class TorchFound:
+    version: str
+    kind: str
+    """What it is built for: cuda, rocm or cpu."""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    gpus: list[tuple[str, int, int]] = field(default_factory=list)
+    """Name, bytes of memory, and free bytes of each GPU that has computed something."""
+    error: str = ""
+    """Why it can't use a GPU, in its own words."""
+    fix: str = ""
+
+
+def torch_found() -> TorchFound:
+    """What torch finds here; each GPU computes something."""
+    for name in VISIBLE:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    import torch
+
+    kind = "cuda" if torch.version.cuda else "rocm" if torch.version.hip else "cpu"
+    found = TorchFound(str(torch.__version__), kind, libraries(kind))
+    if kind == "cpu":
+        return found
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # unlike `is_available`, it raises the reason
+        for number in range(torch.cuda.device_count()):
+            torch.zeros(1, device=f"cuda:{number}").add_(1).item()
+            free, total = torch.cuda.mem_get_info(number)
+            found.gpus.append((str(torch.cuda.get_device_name(number)), int(total), int(free)))
+    except Exception as error:
+        words = torchs_words(error)
+        fix = way_out(words) or "check its driver and its torch"
+        return TorchFound(found.version, kind, found.libraries, found.gpus, words, fix)
+    return found
+
+
+def has_gpus() -> bool:
+    """Whether a driver of GPUs is on this machine, as far as known without torch."""
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
+
+
+def libraries(kind: str, modules: Path = Path("/sys/module")) -> dict[str, str]:
+    """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs.
+
+    `cuda` and `cudnn`, or `hip` and `miopen`, are those that torch loaded (91002 is cuDNN 9.10.2). `driver`: NVIDIA's
+    and AMD's modules tell their version; the amdgpu that is part of Linux has none.
+    """
+    if kind not in DRIVERS:
+        return {}
+    import torch
+
+    names = ("cuda", "cudnn") if kind == "cuda" else ("hip", "miopen")
+    found: dict[str, object] = {names[0]: getattr(torch.version, names[0])}
+    with suppress(RuntimeError):  # torch found a different cuDNN than it was built for: computing will tell
+        found[names[1]] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    with suppress(OSError):
+        found["driver"] = (modules / DRIVERS[kind] / "version").read_text().strip()
+    return {name: str(version) for name, version in found.items() if version}
+
+
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of this machine's CPU; empty if it is not known."""
+    with suppress(OSError):
+        models = [line for line in file.read_text().splitlines() if line.startswith("model name")]
+        return models[0].partition(":")[2].strip() if models else platform.processor()
+    return platform.processor()
