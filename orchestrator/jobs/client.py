@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -46,35 +46,10 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 60.0
 """Time limit for an answer of the job server once it is connected."""
 
-VERSION_KEY = "taugrid"
-"""The key in a job's metadata whose value is the version of taugrid that submitted it."""
-
 ENTRY = "on_the_head.py"
 """The job's entry point, a file beside this one."""
 
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
-
-
-class Submission(NamedTuple):
-    id: str
-    run: str
-    """The config's name."""
-    out: str
-    """The run directory."""
-    status: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    exit_code: int | None
-    """The run's exit code; None while it has not ended, or if it could not be started or was stopped."""
-    started: float | None
-    """Unix time."""
-    ended: float | None
-    """Unix time; None while it has not ended."""
-    message: str
-    """Ray's message on the status, perhaps several lines."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Jobs:
@@ -109,8 +84,8 @@ class Jobs:
             self.client = Client(self.address)
 
     @contextmanager
-    def _one_line_errors(self, job: str = "") -> Iterator[None]:
-        """Turn errors of Ray's client into one line; `job` is the id that the block requests."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn errors of Ray's client into one line."""
         import requests
         from ray.exceptions import RayError
 
@@ -119,10 +94,6 @@ class Jobs:
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
             raise RunFailed(f"the job server at {self.address} does not answer ({_last_line(error)})") from error
         except (RuntimeError, RayError, ValueError) as error:
-            if job and "status code 404" in str(error):
-                raise UserError(
-                    f"there is no job {job} at {self.address}; `taugrid jobs --address {self.address}` lists them"
-                ) from None
             raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
     def submit(self, config: Config, out: str, ships: bool, break_lock: bool, only: Sequence[str] = ()) -> str:
@@ -141,7 +112,7 @@ class Jobs:
                             entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
                             runtime_env={"working_dir": name},
-                            metadata={VERSION_KEY: taugrid.__version__, "run": config.name, "out": out},
+                            metadata={"taugrid": taugrid.__version__, "run": config.name, "out": out},
                         )
                     return submitted
                 except RunFailed as error:
@@ -155,26 +126,17 @@ class Jobs:
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
-    def all(self) -> list[Submission]:
-        """Every job that taugrid submitted to the cluster since its head started, the latest first."""
+    def state(self, job: str) -> "JobDetails":
+        """The status of a job, its times, and how it ended."""
         with self._one_line_errors():
-            jobs = [_job(details) for details in self.client.list_jobs() if VERSION_KEY in (details.metadata or {})]
-        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
-
-    def one(self, job: str) -> Submission:
-        """The job of this id, also if taugrid did not submit it."""
-        with self._one_line_errors(job):
-            return _job(self.client.get_job_info(job))
+            details: JobDetails = self.client.get_job_info(job)
+            return details
 
     def log(self, job: str) -> str:
-        with self._one_line_errors(job):
+        """What a job has printed."""
+        with self._one_line_errors():
             text: str = self.client.get_job_logs(job)
             return text
-
-    def stop(self, job: str) -> bool:
-        """Ask a job to end; False if it has ended before."""
-        with self._one_line_errors(job):
-            return bool(self.client.stop_job(job))
 
 
 def pack_job(config: Config, folder: Path, ships: bool) -> None:
@@ -207,16 +169,6 @@ def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] =
     part = [word for selector in only for word in ("--only", selector)]
     run = ["run", f"{config.name}.yaml", "--address", "auto", "--out", out, *part, *lock]
     return ["python3", ENTRY, taugrid.__version__, *run]
-
-
-def _job(details: "JobDetails") -> Submission:
-    metadata = details.metadata or {}
-    started, ended = (None if at is None else at / 1000 for at in (details.start_time, details.end_time))
-    status, code = details.status.value, details.driver_exit_code
-    job = details.submission_id or details.job_id or ""
-    return Submission(
-        job, metadata.get("run", ""), metadata.get("out", ""), status, code, started, ended, details.message or ""
-    )
 
 
 def _check_form(address: str) -> None:
