@@ -24,8 +24,7 @@ MARKS = {"ok": "green", "warning": "yellow", "error": "red"}
 def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> None:
     """Check whether a run could start: on this machine and, with --address, on every node of a Ray cluster.
 
-    Each red line has its fix. Exits with 1 if a run could not start; warnings do not count. The JSON is fit for an
-    issue: it names no user, machine, address, bucket, or folder outside of your home.
+    Each red line has its fix. Exits with 1 if a run could not start; warnings do not count.
 
     Examples:
         taugrid doctor  # this machine
@@ -36,7 +35,7 @@ def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> 
 
     if address != "local":
         echo(f"connecting to {address}", err=True)
-    document = examination(config, address, out, for_issues=as_json)
+    document = examination(config, address, out)
     if as_json:
         print_value(document, as_json, str)
     else:

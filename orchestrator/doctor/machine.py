@@ -1,33 +1,23 @@
-"""The checks of one machine: made by the command where it runs, and by a task on each node of a cluster.
+"""The checks of one machine: made by the command where it runs, and by a task on each node of a cluster."""
 
-Arguments with defaults are what a test replaces.
-"""
-
-import os
 import platform
-import re
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal, NamedTuple
 
-from taugrid.errors import CustomCodeError, StoreError, UserError
+from taugrid.errors import CustomCodeError, StoreError, UserError, joined_lines
 from taugrid.eval.features.resolve import MissingWeights, find_weights
-from taugrid.orchestrator.dispatch.capacity import SCORER_BYTES
-from taugrid.orchestrator.dispatch.cluster import OBJECT_STORE_BYTES
-from taugrid.orchestrator.doctor.check import Finding, done, failed, private
-from taugrid.orchestrator.rundir.lease import HEARTBEAT_SECONDS
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.orchestrator.rundir.provenance import PACKAGES
 from taugrid.registry.extractors import EXTRACTORS, PublishedWeights
 from taugrid.storage import Storage
 from taugrid.versions import extras, versions
 from taugrid.words import quantity, this_node
-from taugrid.workers import ray_compat
 from taugrid.workers.accelerator.found import TorchFound
 from taugrid.workers.accelerator.gpu import BUILDS
 from taugrid.workers.accelerator.libraries import has_gpus
@@ -36,14 +26,26 @@ from taugrid.workers.custom.describe import ask
 TORCH_SECONDS = 15.0
 """How long torch may take to say what it finds: less than a node's time for all checks."""
 
-WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.0, 2**26, 2**22
-"""How long and how much a disk is written to, each chunk synced."""
+CHECK_SECONDS = 20.0
+"""How long a check may take: a dead mount would never answer."""
 
-SLOW_BYTES, FEW_BYTES = 10e6, 1e9
-"""Bytes per second, and free bytes, below which a disk is called slow or full. Estimated."""
+FEW_BYTES = 1e9
+"""Free bytes below which a disk is called nearly full. Estimated."""
 
 BUSY_SHARE = 0.5
 """A GPU of which less memory is free is in use by other processes."""
+
+
+Severity = Literal["ok", "warning", "error"]
+"""`error`: a run could not start like this."""
+
+
+class Finding(NamedTuple):
+    name: str
+    state: Severity
+    found: str
+    fix: str = ""
+    """What to do about a warning or an error: a command, or a setting."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,35 @@ def examine(asked: Asked) -> dict[str, Any]:
     parts = {
         "software": software,
         "torch": lambda: devices(has_gpus()),
-        "memory": memory,
-        "/dev/shm": shared_memory,
         "temporary folder": lambda: disk("temporary folder", Path(tempfile.gettempdir()), "TMPDIR"),
         "run directory": lambda: run_directory(asked),
         "weights": lambda: weights(asked.extractor, asked.weights),
     }
     checks = [check for name, part in parts.items() for check in done(name, part)]
-    return {"node": private(this_node()), "checks": checks, "versions": _versions()}
+    return {"node": this_node(), "checks": checks, "versions": _versions()}
+
+
+def done(name: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The checks, or that they can't be made here: no check raises."""
+    found = [Finding(name, "warning", f"can't be checked: no answer within {CHECK_SECONDS:.0f} s")]
+
+    def find() -> None:
+        try:
+            found[:] = checks()
+        except Exception as error:
+            state: Severity = "error" if isinstance(error, FileNotFoundError) else "warning"  # no temporary folder
+            found[:] = [failed(name, f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}", state)]
+
+    thread = Thread(target=find, daemon=True)  # a dead mount must not keep the process
+    thread.start()
+    thread.join(CHECK_SECONDS)
+    return found
+
+
+def failed(name: str, message: str, state: Severity = "error") -> Finding:
+    """The check for a message that says what is wrong and, after a semicolon, what to do."""
+    found, _, fix = message.partition("; ")
+    return Finding(name, state, found, fix)
 
 
 def _versions() -> dict[str, str]:
@@ -115,57 +138,25 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
         yield Finding(f"GPU {number}", "warning" if busy else "ok", text, fix)
 
 
-def memory(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Finding]:
-    """Of the machine, or what a container may have of it."""
-    total, machine = ray_compat.memory_here(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text() if meminfo.exists() else "")
-    free = min(total, int(available[1]) * 1024 if available else total)
-    limit = f", the limit of this container (machine: {quantity(machine)}B)" if total < 0.99 * machine else ""
-    text, few = f"{quantity(total)}B{limit}; {quantity(free)}B free on the machine", free < SCORER_BYTES
-    fix = f"a worker needs about {quantity(SCORER_BYTES)}B: end other processes, or docker run --memory" if few else ""
-    yield Finding("memory", "warning" if few else "ok", text, fix)
-
-
-def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Ray's object store is there if it fits, else on a disk."""
-    if not folder.is_dir():
-        yield Finding("/dev/shm", "ok", "there is none; Ray's object store is in its temporary folder")
-        return
-    total, _, free = shutil.disk_usage(folder)
-    text, few = f"{quantity(total)}B, {quantity(free)}B free", free < OBJECT_STORE_BYTES
-    text += f": Ray's object store ({quantity(OBJECT_STORE_BYTES)}B) goes to a disk, which is slow" if few else ""
-    fix = "docker run --shm-size=1g; or delete what ended processes left there" if few else ""
-    yield Finding("/dev/shm", "warning" if few else "ok", text, fix)
-
-
 def disk(name: str, folder: Path, setting: str) -> Iterator[Finding]:
-    """Space and speed of the disk that holds `folder`, or will hold it; `setting` names another one."""
+    """Space on the disk that holds `folder`, or will hold it; `setting` names another one."""
     there = existing(folder)
     text = f"{folder}{'' if there == folder else f' (new, in {there})'}"
     try:
-        free, speed = shutil.disk_usage(there).free, write_speed(there)
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"probe")
+        free = shutil.disk_usage(there).free
     except OSError as error:
         yield Finding(name, "error", f"{text}: {error.strerror}", f"make it writable, or give another one: {setting}")
         return
-    fault = "; it is nearly full" if free < FEW_BYTES else "; it is slow" if speed < SLOW_BYTES else ""
-    fix = f"free some space, or give another disk: {setting}" if fault else ""
-    text = f"{text}: {quantity(free)}B free, {quantity(speed)}B/s{fault}"
-    yield Finding(name, "warning" if fault else "ok", text, fix)
+    is_full = free < FEW_BYTES
+    fix = f"free some space, or give another disk: {setting}" if is_full else ""
+    yield Finding(name, "warning" if is_full else "ok", f"{text}: {quantity(free)}B free", fix)
 
 
 def existing(folder: Path) -> Path:
     """The folder, or the first one above it that there is."""
     return next(each for each in (folder, *folder.parents) if each.is_dir())
-
-
-def write_speed(folder: Path) -> float:
-    """Bytes a second that reach the disk of a new file, which is removed."""
-    data, written, began = os.urandom(CHUNK_BYTES), 0, time.monotonic()
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        while written < WRITE_BYTES and time.monotonic() < began + WRITE_SECONDS:
-            written += file.write(data)
-            os.fsync(file.fileno())
-        return written / (time.monotonic() - began)
 
 
 def run_directory(asked: Asked) -> Iterator[Finding]:
@@ -182,18 +173,16 @@ def run_directory(asked: Asked) -> Iterator[Finding]:
 
 
 def bucket(run: Paths) -> Iterator[Finding]:
-    """Whether files can be created (and not overwritten), listed, read and deleted; and the clock of the bucket."""
+    """Whether files can be created (and not overwritten), listed, read and deleted."""
     storage, path, step = run.storage, run.new_probe(), "create"
     try:
         storage.require(run.root, to_write=True)
-        before = time.time()
         with storage.temporary(path) as temporary:
             temporary.write_bytes(b"probe")
             storage.commit(path, temporary)
-        after, step = time.time(), "list"
+        step = "list"
         storage.list(run.root, "*")
         step = "read"
-        offset = storage.stat(path).modified + 0.5 - (before + after) / 2  # it has whole seconds
         storage.read(path)
         step = "delete"
         storage.delete(path)
@@ -202,15 +191,6 @@ def bucket(run: Paths) -> Iterator[Finding]:
         yield failed("run directory", f"{run.shown}: can't {step} a file: {reason}")
         return
     yield Finding("run directory", "ok", f"{run.shown}: files can be created, listed, read and deleted")
-    yield clock("clock of the bucket", offset, 0.5 + (after - before) / 2)
-
-
-def clock(name: str, offset: float, error: float) -> Finding:
-    """How far a clock is ahead of this machine's, in seconds; `error` is how far the measurement may be off."""
-    is_off = abs(offset) - error > HEARTBEAT_SECONDS
-    fix = "set both clocks by NTP: timedatectl set-ntp true, or chronyc makestep" if is_off else ""
-    text = f"{offset:+.2f} s from the driver's, +- {error:.2f} s"
-    return Finding(name, "warning" if is_off else "ok", text, fix)
 
 
 def weights(extractor: str, given: str | None) -> Iterator[Finding]:

@@ -127,7 +127,7 @@ def test_the_doctor_examines_each_node(head, tmp_path):
         {check["name"]: check["state"] for check in about["checks"]} for about in json.loads(done.stdout)["nodes"]
     )
     assert driver.keys() >= {"cluster", "token"}
-    assert node.keys() >= {"torch", "run directory", "weights", "versions", "clock"}
+    assert node.keys() >= {"torch", "run directory", "weights", "versions"}
     assert "error" not in {*driver.values(), *node.values()}
     assert os.environ["RAY_AUTH_TOKEN"] not in done.stdout
     assert not list(tmp_path.iterdir()), "neither a run directory nor a probe is left"
@@ -145,8 +145,6 @@ def test_a_node_that_is_silent_or_raises_has_no_answer(ray_session):
     assert "no answer" in slow.error
     assert "ValueError" in broken.error
     assert (fine.value, fine.error) == (2, "")
-    offset, error = fine.clock
-    assert abs(offset) <= error + 0.01, "it is this machine's clock"
 
 
 @pytest.mark.long
