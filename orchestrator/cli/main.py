@@ -124,10 +124,6 @@ def main() -> NoReturn:
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     _print_whatever_the_locale()
-    if "_TAUGRID_COMPLETE" in os.environ:
-        from taugrid.orchestrator.cli.text.completion import answer
-
-        answer(cli)
     try:
         ending.begin()
         with user_errors():
