@@ -18,9 +18,9 @@ from snapshots import recorded
 from test_gpu import DRIVER
 
 from taugrid.errors import CustomCodeError
+from taugrid.orchestrator import doctor as checks
 from taugrid.orchestrator.dispatch.nodes import Answer
-from taugrid.orchestrator.doctor import examination, machine
-from taugrid.orchestrator.doctor.machine import bucket, devices, disk, weights
+from taugrid.orchestrator.doctor import bucket, devices, disk, weights
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import INCEPTION
 from taugrid.workers.accelerator.found import TorchFound, torch_found
@@ -29,7 +29,7 @@ from taugrid.workers.accelerator.found import TorchFound, torch_found
 @pytest.fixture
 def quick(monkeypatch):
     """Torch is asked in this process, and the token of these tests does not matter."""
-    monkeypatch.setattr(machine, "ask", answer)
+    monkeypatch.setattr(checks, "ask", answer)
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
@@ -81,7 +81,7 @@ def test_what_stops_a_run_is_red_and_exits_with_1(quick):
 
 def test_a_check_that_fails_says_so(monkeypatch, quick):
     for error, state in ((ValueError("not a number"), "warning"), (FileNotFoundError("no temporary folder"), "error")):
-        monkeypatch.setattr(machine, "weights", mock.Mock(side_effect=error))
+        monkeypatch.setattr(checks, "weights", mock.Mock(side_effect=error))
         [node] = doctor(code=int(state == "error"))
         [failed] = [each for each in node["checks"] if each["name"] == "weights"]
         assert failed["state"] == state
@@ -112,7 +112,7 @@ def test_torch_beside_the_driver(gpus_here, found, expected):
 
 def test_torch_that_cannot_be_imported_or_is_slow(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "TORCH_SECONDS", 0.01)
+        patch.setattr(checks, "TORCH_SECONDS", 0.01)
         [found] = devices(False)
         assert found.state == "warning"
         recorded(f"{found.found}\n{found.fix}")
@@ -120,15 +120,15 @@ def test_torch_that_cannot_be_imported_or_is_slow(monkeypatch):
     def broken(*_):
         raise CustomCodeError("torch can't be used: ImportError: libcudart.so")
 
-    monkeypatch.setattr(machine, "ask", broken)
+    monkeypatch.setattr(checks, "ask", broken)
     [found] = devices(False)
     assert (found.state, "libcudart" in found.found) == ("error", True)
 
 
 def test_a_dead_mount_does_not_hold_up_the_others(monkeypatch):
-    monkeypatch.setattr(machine, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.1)
     dead = Event()
-    [found] = machine.done("run directory", lambda: [dead.wait()])
+    [found] = checks.done("run directory", lambda: [dead.wait()])
     dead.set()
     recorded("\n".join(found[:3]))
 
@@ -207,7 +207,7 @@ def test_tokens(quick, tmp_path, monkeypatch, environment, state):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    [found] = examination.token()
+    [found] = checks.token()
     assert (found.state, "secret" in str(found)) == (state, False)
     recorded(found.found)
 
@@ -237,8 +237,8 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
         yield Answer("silent", error="no answer within 30 s")
         yield Answer("unmounted", examine(replace(asked, probe=Path("/nowhere/.probe.tmp"))))
 
-    monkeypatch.setattr(examination.cluster, "connected", connected)
-    monkeypatch.setattr(examination, "ask_nodes", ask_nodes)
+    monkeypatch.setattr(checks.cluster, "connected", connected)
+    monkeypatch.setattr(checks, "ask_nodes", ask_nodes)
     driver, *nodes = doctor("--address", "127.0.0.1:9", "--out", tmp_path / "run")
     assert ("cluster", "ok") in [(each["name"], each["state"]) for each in driver["checks"]]
     found = {node["node"]: {each["name"]: each for each in node["checks"] if each["state"] != "ok"} for node in nodes}
@@ -255,7 +255,7 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
 
 def test_one_node_is_enough_for_a_run():
     def is_ready(*nodes):
-        return examination.is_ready({"nodes": [{"checks": [{"state": state}]} for state in nodes]})
+        return checks.is_ready({"nodes": [{"checks": [{"state": state}]} for state in nodes]})
 
     assert [is_ready("error"), is_ready("ok", "error"), is_ready("error", "ok")] == [False] * 3
     assert is_ready("ok", "error", "warning")
@@ -263,8 +263,8 @@ def test_one_node_is_enough_for_a_run():
 
 def test_a_cluster_that_is_not_there(quick):
     with mock.patch.dict(os.environ):  # joining sets some variables of Ray's
-        document = examination.examination(None, "127.0.0.1:9", None)
-    assert not examination.is_ready(document)
+        document = checks.examination(None, "127.0.0.1:9", None)
+    assert not checks.is_ready(document)
     [found] = [each for each in document["nodes"][0]["checks"] if each["name"] == "cluster"]
     assert (found["state"], "no Ray" in found["found"]) == ("error", True)
     recorded(taugrid("doctor", "--address", "http://head", code=2)[1], "local")
@@ -272,5 +272,5 @@ def test_a_cluster_that_is_not_there(quick):
 
 
 def test_versions():
-    assert machine.same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
-    recorded(machine.same_versions({}, {"torch": "2.13.0"}).found)
+    assert checks.same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
+    recorded(checks.same_versions({}, {"torch": "2.13.0"}).found)
