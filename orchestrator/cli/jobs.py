@@ -59,8 +59,7 @@ def submit(follows: bool, ship: bool, **given: Any) -> None:
         taugrid submit my.yaml --out /shared/run --no-follow --ship  # with this taugrid
     """
     from taugrid.grids.selectors import is_selector, parse
-    from taugrid.orchestrator.jobs.client import Jobs
-    from taugrid.orchestrator.jobs.follow import exit_code, follow, ways
+    from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow, ways
 
     requested = RunOptions(**given)
     config, directory = _read(requested)

@@ -13,9 +13,10 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import yaml
 
 import taugrid
 from taugrid.config import Config
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.address import (
     COMMON_ENVIRONMENT,
@@ -45,6 +46,15 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 60.0
 """Time limit for an answer of the job server once it is connected."""
+
+POLL_SECONDS = 2.0
+"""Time between two looks at the job."""
+
+PAUSE = 5.0
+"""A pause is at least so many times as long as the look before it, for which Ray sent the whole log."""
+
+LOST_SECONDS = 60.0
+"""Time without an answer after which the head counts as gone. The job may still run then."""
 
 ENTRY = "on_the_head.py"
 """The job's entry point, a file beside this one."""
@@ -137,6 +147,58 @@ class Jobs:
         with self._one_line_errors():
             text: str = self.client.get_job_logs(job)
             return text
+
+
+def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> "JobDetails":
+    """Print a job's log until the job has ended; return its final state.
+
+    It polls: Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone.
+
+    Raises:
+        RunFailed: if the head is gone.
+    """
+    printed, answered = 0, time.monotonic()
+    while True:
+        began = time.monotonic()
+        try:
+            state = jobs.state(job)  # before the log: that of a job that has ended is complete
+            log = jobs.log(job)
+        except RunFailed as error:
+            if time.monotonic() - answered > LOST_SECONDS:
+                raise RunFailed(f"{error}; the job may still run: {ways(jobs, job)}") from error
+        else:
+            write(log[printed:])
+            printed, answered = len(log), time.monotonic()
+            if state.status.is_terminal():
+                return state
+        time.sleep(max(POLL_SECONDS, PAUSE * (time.monotonic() - began)))
+
+
+def ways(jobs: Jobs, job: str) -> str:
+    """Ray's commands for a job that is no longer followed."""
+    shows, stops = (f"`ray job {words} {job} --address {jobs.address}`" for words in ("logs --follow", "stop"))
+    return f"{shows} shows its log, {stops} stops it"
+
+
+def exit_code(state: "JobDetails") -> Exit:
+    """The exit code of a job's run; 130 for a stopped job.
+
+    Raises:
+        RunFailed: if there is none: the run could not be started, or was killed.
+    """
+    code = state.driver_exit_code
+    if state.status == "STOPPED":
+        return Exit.INTERRUPTED
+    if state.status == "SUCCEEDED":
+        return Exit.DONE
+    if code in set(Exit):
+        return Exit(code)
+    if code is not None:
+        number = -code if code < 0 else code - 128
+        end = f"was killed by signal {number}" if number > 0 else f"ended with the exit code {code}"
+        raise RunFailed(f"the driver of job {state.submission_id} {end}; submit it again to continue")
+    lines = [line.strip() for line in (state.message or "").splitlines() if line.strip()]
+    raise RunFailed(f"job {state.submission_id} could not be run: {lines[0] if lines else 'Ray does not say why'}")
 
 
 def pack_job(config: Config, folder: Path, ships: bool) -> None:

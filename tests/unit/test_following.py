@@ -10,8 +10,8 @@ from ray.job_submission import JobDetails
 from snapshots import raises
 
 from taugrid.errors import Exit, RunFailed
-from taugrid.orchestrator.jobs import follow
-from taugrid.orchestrator.jobs.follow import exit_code
+from taugrid.orchestrator.jobs import client
+from taugrid.orchestrator.jobs.client import exit_code, follow
 
 LINES = [f"line {i}\n" for i in range(20)]
 
@@ -42,20 +42,20 @@ def details(status, code=None, message=None):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(follow, "LOST_SECONDS", 0.2)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "LOST_SECONDS", 0.2)
 
 
 @pytest.mark.parametrize(("step", "fails"), [(1, lambda look: False), (3, lambda look: look % 2), (20, lambda look: 0)])
 def test_each_line_is_printed_once_although_the_head_is_away_at_times(step, fails):
     printed = []
-    assert follow.follow(Cluster(step, fails), "mine-1", printed.append).status == "SUCCEEDED"
+    assert follow(Cluster(step, fails), "mine-1", printed.append).status == "SUCCEEDED"
     assert "".join(printed) == "".join(LINES)
 
 
 def test_a_head_that_is_gone_is_given_up_and_the_way_back_is_told():
     with raises(RunFailed):
-        follow.follow(Cluster(1, lambda look: look > 1), "mine-1", lambda _: None)
+        follow(Cluster(1, lambda look: look > 1), "mine-1", lambda _: None)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -80,7 +80,7 @@ def test_a_signal_ends_following_at_once_although_the_head_hangs(kind):
     threading.Thread(target=send).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            follow.follow(Hung(1), "mine-1", lambda _: None)
+            follow(Hung(1), "mine-1", lambda _: None)
     finally:
         signal.signal(signal.SIGTERM, before)
         ends.set()
