@@ -22,9 +22,6 @@ failure: str | None = None
 lost = ""
 """What is lost if the driver is interrupted now, for its message."""
 
-hurries = True
-"""Whether Ctrl-C and SIGTERM end the process by themselves. Set by a command that handles them itself."""
-
 _is_told = False
 
 

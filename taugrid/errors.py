@@ -141,9 +141,6 @@ of a run directory, it is too large to be read, or it is a pipe."""
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
 
-UNLOCKABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
-"""From file systems without locks."""
-
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """From file systems without hard links, such as some mounts of networks and object stores."""
 

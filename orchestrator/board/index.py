@@ -1,14 +1,16 @@
-"""The board's index: the entries of all runs below some places, kept in a file of the user's cache.
+"""The board's index: the entries of all runs below some places, kept in a file of the user's cache, and work on them.
 
 An entry is read again when a file that it was read from has another version (time and size, or ETag). The cache may be
 deleted at any time, and several boards may use it at once: each replaces it whole.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,70 @@ from taugrid import __version__
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.entry import NightEntry, RunEntry, read_entry, read_night
-from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles
+from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_in
 from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
-from taugrid.orchestrator.board.work import Work
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
 FORMAT = 4
 """Raised when entries change their meaning."""
+
+
+class Work:
+    """The progress of one run, for as long as there is a lease. Each byte of its events is read once."""
+
+    def __init__(self, found: FoundFolder) -> None:
+        self._root, self._storage = found.root, found.storage
+        self._read: dict[str, int] = {}
+        """File -> how much of it was read, in whole lines."""
+        self._images: dict[tuple[str, str], tuple[float, int]] = {}
+        """Cell and file -> time and images of a committed shard."""
+        self._began = 0.0
+        """The start of the last session."""
+
+    def has_driver(self) -> bool:
+        from taugrid.orchestrator.rundir.lease import Lease  # the first run at work loads what drivers need
+        from taugrid.orchestrator.rundir.paths import Paths
+
+        try:
+            return Lease(Paths(self._root, self._storage)).live_holder() is not None
+        except UNREADABLE:
+            return False
+
+    def progress(self, planned: Mapping[str, int], files: RecordedFiles) -> dict[str, Any]:
+        """How many of the planned images there are; `planned` is cell -> N."""
+        for name in sorted(name for name in files.stats if name.startswith("events/")):
+            if files.stats[name].size > self._read.get(name, 0):
+                self._follow(name)
+        shards = [shard for (cell, _), shard in self._images.items() if cell in planned]
+        done, total = sum(images for _, images in shards), sum(planned.values())
+        first, *later = sorted(shard for shard in shards if shard[0] >= self._began) or [(0.0, 0)]
+        rate = sum(images for _, images in later) / max(time.time() - first[0], 1e-9)
+        return {
+            "done": min(done, total),
+            "total": total,
+            "left_seconds": round(max(0, total - done) / rate, 1) if rate > 0 else None,
+        }
+
+    def _follow(self, name: str) -> None:
+        start = self._read.get(name, 0)
+        try:
+            data = self._storage.read(self._root / name, start)
+        except OSError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read[name] = start + len(whole)
+        for event in events_in(whole):
+            try:
+                self._add(event)
+            except UNREADABLE:
+                continue
+
+    def _add(self, event: dict[str, Any]) -> None:
+        at = datetime.fromisoformat(event["time"])
+        if event.get("event") == "session":
+            self._began = at.timestamp()
+        elif event.get("event") == "shard" and event["committed"]:
+            self._images[str(event["cell"]), str(event["path"])] = at.timestamp(), int(event["images"])
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def export(
     model-card, the results in the form of the Hub's model-index, as Markdown; latex, tables for a document with
     booktabs and siunitx.
 
-    The same command again writes what is missing. SHA256SUMS in the folder says that an export is complete.
+    The same command again writes what is missing. SHA256SUMS in the folder lists the files of a complete export.
 
     With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
     of their features (mu and sigma, as pytorch-fid names them).

@@ -11,7 +11,7 @@ from taugrid.orchestrator.cli.options import Command, Whole, echo, json_option, 
 from taugrid.words import counted, printable
 
 if TYPE_CHECKING:
-    from taugrid.orchestrator.clean.clean import Cleaning, Removable
+    from taugrid.orchestrator.clean import Cleaning, Removable
 
 MARKS = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -24,19 +24,18 @@ MARKS = {"ok": "green", "warning": "yellow", "error": "red"}
 def doctor(config: str | None, address: str, out: str | None, as_json: bool) -> None:
     """Check whether a run could start: on this machine and, with --address, on every node of a Ray cluster.
 
-    Each red line has its fix. Exits with 1 if a run could not start; warnings do not count. The JSON is fit for an
-    issue: it names no user, machine, address, bucket, or folder outside of your home.
+    Each red line has its fix. Exits with 1 if a run could not start; warnings do not count.
 
     Examples:
         taugrid doctor  # this machine
         taugrid doctor my.yaml --out runs/mine --json  # its extractor and its disk too
         taugrid doctor --address auto --out /shared/runs/mine  # every node
     """
-    from taugrid.orchestrator.doctor.examination import examination, is_ready
+    from taugrid.orchestrator.doctor import examination, is_ready
 
     if address != "local":
         echo(f"connecting to {address}", err=True)
-    document = examination(config, address, out, for_issues=as_json)
+    document = examination(config, address, out)
     if as_json:
         print_value(document, as_json, str)
     else:
@@ -85,7 +84,7 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
         taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
         taugrid clean history --keep-nights 14  # images of nights older than the newest 14
     """
-    from taugrid.orchestrator.clean.clean import Cleaning, document, text
+    from taugrid.orchestrator.clean import Cleaning, document, text
 
     as_json: bool = given["as_json"]
     wanted = [*(name for name in CHOICES if given[name]), *(["images"] if keep_nights is not None else [])]

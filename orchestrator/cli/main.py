@@ -52,7 +52,7 @@ def cli() -> None:
 for command in (
     *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
     *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
-    *(nightly.baseline, nightly.nightly, jobs.submit, jobs.jobs, jobs.logs, jobs.stop, look.config),
+    *(nightly.baseline, nightly.nightly, jobs.submit, look.config),
     *(start.selfcheck, habits.doctor, habits.clean, start.completion),
 ):
     cli.add_command(command)
@@ -72,7 +72,7 @@ def interruptible() -> Iterator[None]:
 
     def watch() -> None:
         while number := heard.recv(1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM) and ending.hurries:
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(ending.GRACE_SECONDS)
                 ending.leave()
 
@@ -89,10 +89,10 @@ def interruptible() -> Iterator[None]:
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
     """Print an exception that Python drops, as one in a hook of `os.fork`.
 
-    Of an interrupt (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises) nothing is printed where
-    the signal itself ends the process.
+    Of an interrupt (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises) nothing is printed: the
+    signal itself ends the process.
     """
-    if not (ending.hurries and issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit))):
+    if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
         sys.__unraisablehook__(dropped)
 
 
@@ -124,10 +124,6 @@ def main() -> NoReturn:
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
     _print_whatever_the_locale()
-    if "_TAUGRID_COMPLETE" in os.environ:
-        from taugrid.orchestrator.cli.text.completion import answer
-
-        answer(cli)
     try:
         ending.begin()
         with user_errors():
@@ -137,7 +133,7 @@ def run_command() -> NoReturn:
         sys.exit(error.exit_code)
     except (UserError, RunFailed) as error:
         ending.end(error, Exit.USAGE if isinstance(error, UserError) else Exit.FAILED)
-    except BrokenPipeError:  # of what goes on for ever, such as `logs --follow`
+    except BrokenPipeError:  # of what goes on for ever, such as `status --watch`
         discard_output()
     except (KeyboardInterrupt, click.Abort):
         ending.end(ending.interrupted(), Exit.INTERRUPTED)

@@ -14,24 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+import click.shell_completion
 
 from taugrid.errors import UserError
 from taugrid.words import printable
 
 
 class Word(click.types.StringParamType):
-    """Text that a shell completes: configs, cells, keys and their values."""
+    """Text that a shell completes as the name of a file."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> "list[click.shell_completion.CompletionItem]":
-        """The words that begin with `incomplete`."""
-        from taugrid.orchestrator.cli.text.completion import words
-
-        # Behind an option that still lacks its value, click has not given the arguments their names yet.
-        arguments = [str(each.name) for each in ctx.command.params if isinstance(each, click.Argument)]
-        given = {**dict(zip(arguments, ctx.args, strict=False)), **{k: v for k, v in ctx.params.items() if v}}
-        return [click.shell_completion.CompletionItem(word) for word in words(given, str(param.name), incomplete)]
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Leave it to the shell."""
+        return [click.shell_completion.CompletionItem(incomplete, "file")]
 
 
 class Command(click.Command):

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.cli.options import Command, RunOptions, cluster_options, echo
@@ -56,16 +57,16 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script with which a shell completes commands, options, configs, cells, keys and values.
+    """Print the script with which a shell completes commands, options and files.
 
     Examples:
         taugrid completion bash > ~/.local/share/bash-completion/completions/taugrid  # bash
         taugrid completion zsh > ~/.zfunc/_taugrid  # zsh, where fpath has ~/.zfunc
         taugrid completion fish > ~/.config/fish/completions/taugrid.fish  # fish
     """
-    from taugrid.orchestrator.cli.text.completion import source
-
-    echo(source(ctx.find_root().command, shell))
+    kind = get_completion_class(shell)
+    assert kind is not None, "the choices are the shells that click has"
+    echo(kind(ctx.find_root().command, {}, "taugrid", "_TAUGRID_COMPLETE").source())
 
 
 @click.command(cls=Command)

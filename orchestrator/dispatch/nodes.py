@@ -1,6 +1,5 @@
 """Asks every node of the connected cluster something, by a task that is pinned to it."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,8 +11,6 @@ class Answer(NamedTuple):
     value: Any = None
     error: str = ""
     """Why there is no value."""
-    clock: tuple[float, float] = 0.0, 0.0
-    """How many seconds the node's clock is ahead of this machine's, and how far off that may be."""
 
 
 def ask_nodes(question: Callable[[Any], Any], about: Any, seconds: float) -> Iterator[Answer]:
@@ -21,27 +18,18 @@ def ask_nodes(question: Callable[[Any], Any], about: Any, seconds: float) -> Ite
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def pinned(function: Callable[..., Any], node: str) -> Any:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
-
-    names = {node["NodeID"]: str(node["NodeName"]) for node in ray.nodes() if node["Alive"]}
-    asked = {pinned(question, node).remote(about): node for node in names}
+    asked = {}
+    for alive in [node for node in ray.nodes() if node["Alive"]]:
+        there = NodeAffinitySchedulingStrategy(alive["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
+        asked[task.remote(about)] = str(alive["NodeName"])
     in_time, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
     for answer, node in asked.items():
         if answer not in in_time:
             ray.cancel(answer, force=True)
-            yield Answer(names[node], error=f"no answer within {seconds:.0f} s")
+            yield Answer(node, error=f"no answer within {seconds:.0f} s")
             continue
         try:
-            value, began = ray.get(answer), time.time()
-            there = ray.get(pinned(_now, node).remote(), timeout=seconds)
-            ended = time.time()
+            yield Answer(node, ray.get(answer))
         except ray.exceptions.RayError as error:
-            yield Answer(names[node], error=last_line(error))
-        else:
-            yield Answer(names[node], value, clock=(there - (began + ended) / 2, (ended - began) / 2))
-
-
-def _now() -> float:
-    return time.time()
+            yield Answer(node, error=last_line(error))

@@ -11,9 +11,16 @@ import pyarrow.parquet as pq
 
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.orchestrator.doctor.check import without_homes
 from taugrid.orchestrator.exports.images import Tick
-from taugrid.orchestrator.exports.results import TASK, config_block, fenced, front_matter, markdown, results
+from taugrid.orchestrator.exports.results import (
+    TASK,
+    config_block,
+    fenced,
+    front_matter,
+    markdown,
+    results,
+    without_homes,
+)
 from taugrid.orchestrator.exports.target import Target
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.run import Run

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +14,6 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import shown_columns
 from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown
 from taugrid.eval.tables.rows import Row, with_notes
-from taugrid.orchestrator.doctor.check import without_homes
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run
@@ -121,3 +122,11 @@ def fenced(values: Mapping[str, Any]) -> str:
 def markdown(text: str) -> str:
     """A text in which Markdown and HTML mean nothing."""
     return re.sub(r"([\\`*_\[\]<>#&~])", r"\\\1", " ".join(text.split()))
+
+
+def without_homes(text: str) -> str:
+    """`text` with ~ in place of a home folder."""
+    homes = [r"/(?:home|Users)/[^/\s:;,]+"]
+    with suppress(RuntimeError):  # a container's user may have none
+        homes += [re.escape(home)] if (home := str(Path.home())) != "/" else []
+    return re.sub(rf"(?:{'|'.join(reversed(homes))})(?![\w-])", "~", text)

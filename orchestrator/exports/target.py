@@ -1,6 +1,5 @@
-"""The folder that an export fills: files appear whole, and SHA256SUMS lists all at the end."""
+"""The folder that an export fills: files appear whole, and SHA256SUMS lists those of a complete export."""
 
-import fcntl
 import json
 import os
 import re
@@ -10,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from taugrid.errors import FULL, UNLOCKABLE, UserError, naming
+from taugrid.errors import FULL, UserError, naming
 from taugrid.hashing import canonical_json, file_sha256
 from taugrid.storage import LOCAL
 
 SUMS = "SHA256SUMS"
 """What `sha256sum -c` reads. It ignores the first line, a comment, which says whose export this is."""
-UNFINISHED = ".SHA256SUMS.unfinished"
-"""The same while an export is not complete, of the files that a complete one has left."""
 TEMPORARY = "taugrid-export"
 """In the names of files that are being written."""
 HEAD = "# taugrid export "
@@ -28,7 +25,7 @@ Write = Callable[[Path], object]
 
 @contextmanager
 def filling(folder: Path, about: Mapping[str, Any]) -> Iterator["Target"]:
-    """Fill a folder with an export, within the block. At its end the export is complete, and SHA256SUMS says so.
+    """Fill a folder with an export, within the block, at whose end SHA256SUMS lists the files.
 
     Nothing is synced to the disk: a file that a power loss has cut does not have its SHA-256, and is written again.
 
@@ -39,27 +36,26 @@ def filling(folder: Path, about: Mapping[str, Any]) -> Iterator["Target"]:
     Raises:
         UserError: if the folder holds anything but an export of the same, or of some of its cells.
     """
-    texts = [_text(folder / name) for name in (SUMS, UNFINISHED)]
-    heads = [text.partition("\n")[0] for text in texts if text.startswith(HEAD)]
-    if not heads:
+    text = _text(folder / SUMS)
+    if not text.startswith(HEAD):
         require_new_folder(folder)
-    if not all(_is_part(head.removeprefix(HEAD), about) for head in heads):
+    elif not _is_part(text.partition("\n")[0].removeprefix(HEAD), about):
         raise UserError(f"--to {folder} holds an export of other cells, images or form; give a new folder")
 
-    def write(name: str, sums: Mapping[str, str]) -> None:
+    def write(sums: Mapping[str, str]) -> None:
         lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
-        with whole(folder / name, folder) as temporary:
+        with whole(folder / SUMS, folder) as temporary:
             temporary.write_text("".join([f"{HEAD}{canonical_json(about)}\n", *lines]), encoding="utf-8")
 
     make_folder(folder)
-    with _alone(folder), naming(folder / UNFINISHED):
-        earlier = {name: digest for text in texts for digest, name in LINE.findall(text)}
-        write(UNFINISHED, earlier)
-        (folder / SUMS).unlink(missing_ok=True)
-        target = Target(folder, earlier)
+    for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
+        LOCAL.delete(left)
+    with naming(folder / SUMS):
+        if not text:
+            write({})  # by which the folder is known if this export is killed
+        target = Target(folder, {name: digest for digest, name in LINE.findall(text)})
         yield target
-        write(SUMS, target.done)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        write(target.done)
 
 
 @dataclass
@@ -113,29 +109,6 @@ def _is_part(earlier: str, about: Mapping[str, Any]) -> bool:
         return bool({**value, "images": about["images"] | value["images"]} == about)
     except (ValueError, TypeError, KeyError):
         return False
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Within the block, no other export fills the folder; `UserError` if one does.
-
-    Not all network disks can say: there both write the same files, each under temporary names of its own.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another export is filling {folder}; wait for its end, or give a new folder") from None
-        except OSError as error:
-            if error.errno not in UNLOCKABLE:
-                raise
-        else:
-            for left in LOCAL.list(folder, f".{TEMPORARY}.*.tmp"):  # by an export that was killed
-                LOCAL.delete(left)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Runs as jobs of a Ray cluster elsewhere: what is sent there, and how they are followed and stopped."""
+"""Runs as jobs of a Ray cluster elsewhere: what is sent there, and how they are followed."""

@@ -13,20 +13,21 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
 import taugrid
 from taugrid.config import Config
-from taugrid.errors import RunFailed, UserError
+from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.address import (
     COMMON_ENVIRONMENT,
@@ -46,35 +47,19 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 60.0
 """Time limit for an answer of the job server once it is connected."""
 
-VERSION_KEY = "taugrid"
-"""The key in a job's metadata whose value is the version of taugrid that submitted it."""
+POLL_SECONDS = 2.0
+"""Time between two looks at the job."""
+
+PAUSE = 5.0
+"""A pause is at least so many times as long as the look before it, for which Ray sent the whole log."""
+
+LOST_SECONDS = 60.0
+"""Time without an answer after which the head counts as gone. The job may still run then."""
 
 ENTRY = "on_the_head.py"
 """The job's entry point, a file beside this one."""
 
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
-
-
-class Submission(NamedTuple):
-    id: str
-    run: str
-    """The config's name."""
-    out: str
-    """The run directory."""
-    status: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    exit_code: int | None
-    """The run's exit code; None while it has not ended, or if it could not be started or was stopped."""
-    started: float | None
-    """Unix time."""
-    ended: float | None
-    """Unix time; None while it has not ended."""
-    message: str
-    """Ray's message on the status, perhaps several lines."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Jobs:
@@ -109,8 +94,8 @@ class Jobs:
             self.client = Client(self.address)
 
     @contextmanager
-    def _one_line_errors(self, job: str = "") -> Iterator[None]:
-        """Turn errors of Ray's client into one line; `job` is the id that the block requests."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn errors of Ray's client into one line."""
         import requests
         from ray.exceptions import RayError
 
@@ -119,10 +104,6 @@ class Jobs:
         except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
             raise RunFailed(f"the job server at {self.address} does not answer ({_last_line(error)})") from error
         except (RuntimeError, RayError, ValueError) as error:
-            if job and "status code 404" in str(error):
-                raise UserError(
-                    f"there is no job {job} at {self.address}; `taugrid jobs --address {self.address}` lists them"
-                ) from None
             raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
     def submit(self, config: Config, out: str, ships: bool, break_lock: bool, only: Sequence[str] = ()) -> str:
@@ -141,7 +122,7 @@ class Jobs:
                             entrypoint=shlex.join(entrypoint(config, out, break_lock, only)),
                             submission_id=job,
                             runtime_env={"working_dir": name},
-                            metadata={VERSION_KEY: taugrid.__version__, "run": config.name, "out": out},
+                            metadata={"taugrid": taugrid.__version__, "run": config.name, "out": out},
                         )
                     return submitted
                 except RunFailed as error:
@@ -155,26 +136,69 @@ class Jobs:
         numbers = [int(number) for name, _, number in attempts if name == run and number.isdecimal()]
         return f"{run}-{max(numbers, default=0) + 1}"
 
-    def all(self) -> list[Submission]:
-        """Every job that taugrid submitted to the cluster since its head started, the latest first."""
+    def state(self, job: str) -> "JobDetails":
+        """The status of a job, its times, and how it ended."""
         with self._one_line_errors():
-            jobs = [_job(details) for details in self.client.list_jobs() if VERSION_KEY in (details.metadata or {})]
-        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
-
-    def one(self, job: str) -> Submission:
-        """The job of this id, also if taugrid did not submit it."""
-        with self._one_line_errors(job):
-            return _job(self.client.get_job_info(job))
+            details: JobDetails = self.client.get_job_info(job)
+            return details
 
     def log(self, job: str) -> str:
-        with self._one_line_errors(job):
+        """What a job has printed."""
+        with self._one_line_errors():
             text: str = self.client.get_job_logs(job)
             return text
 
-    def stop(self, job: str) -> bool:
-        """Ask a job to end; False if it has ended before."""
-        with self._one_line_errors(job):
-            return bool(self.client.stop_job(job))
+
+def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> "JobDetails":
+    """Print a job's log until the job has ended; return its final state.
+
+    It polls: Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone.
+
+    Raises:
+        RunFailed: if the head is gone.
+    """
+    printed, answered = 0, time.monotonic()
+    while True:
+        began = time.monotonic()
+        try:
+            state = jobs.state(job)  # before the log: that of a job that has ended is complete
+            log = jobs.log(job)
+        except RunFailed as error:
+            if time.monotonic() - answered > LOST_SECONDS:
+                raise RunFailed(f"{error}; the job may still run: {ways(jobs, job)}") from error
+        else:
+            write(log[printed:])
+            printed, answered = len(log), time.monotonic()
+            if state.status.is_terminal():
+                return state
+        time.sleep(max(POLL_SECONDS, PAUSE * (time.monotonic() - began)))
+
+
+def ways(jobs: Jobs, job: str) -> str:
+    """Ray's commands for a job that is no longer followed."""
+    shows, stops = (f"`ray job {words} {job} --address {jobs.address}`" for words in ("logs --follow", "stop"))
+    return f"{shows} shows its log, {stops} stops it"
+
+
+def exit_code(state: "JobDetails") -> Exit:
+    """The exit code of a job's run; 130 for a stopped job.
+
+    Raises:
+        RunFailed: if there is none: the run could not be started, or was killed.
+    """
+    code = state.driver_exit_code
+    if state.status == "STOPPED":
+        return Exit.INTERRUPTED
+    if state.status == "SUCCEEDED":
+        return Exit.DONE
+    if code in set(Exit):
+        return Exit(code)
+    if code is not None:
+        number = -code if code < 0 else code - 128
+        end = f"was killed by signal {number}" if number > 0 else f"ended with the exit code {code}"
+        raise RunFailed(f"the driver of job {state.submission_id} {end}; submit it again to continue")
+    lines = [line.strip() for line in (state.message or "").splitlines() if line.strip()]
+    raise RunFailed(f"job {state.submission_id} could not be run: {lines[0] if lines else 'Ray does not say why'}")
 
 
 def pack_job(config: Config, folder: Path, ships: bool) -> None:
@@ -207,16 +231,6 @@ def entrypoint(config: Config, out: str, break_lock: bool, only: Sequence[str] =
     part = [word for selector in only for word in ("--only", selector)]
     run = ["run", f"{config.name}.yaml", "--address", "auto", "--out", out, *part, *lock]
     return ["python3", ENTRY, taugrid.__version__, *run]
-
-
-def _job(details: "JobDetails") -> Submission:
-    metadata = details.metadata or {}
-    started, ended = (None if at is None else at / 1000 for at in (details.start_time, details.end_time))
-    status, code = details.status.value, details.driver_exit_code
-    job = details.submission_id or details.job_id or ""
-    return Submission(
-        job, metadata.get("run", ""), metadata.get("out", ""), status, code, started, ended, details.message or ""
-    )
 
 
 def _check_form(address: str) -> None:

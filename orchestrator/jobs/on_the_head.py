@@ -8,42 +8,27 @@ uses only the standard library.
 
 import runpy
 import sys
-from importlib.util import find_spec
 from typing import NoReturn
-
-LIBRARIES = (
-    *("click", "diffusers", "filelock", "huggingface_hub", "jinja2", "matplotlib", "numpy", "obstore", "pandas", "PIL"),
-    *("pyarrow", "pydantic", "ray", "rich", "safetensors", "scipy", "sklearn", "tenacity", "threadpoolctl"),
-    *("torch", "torch_fidelity", "torchvision", "yaml"),
-)
-"""The import names of the libraries that taugrid needs. `submit --ship` sends taugrid without them."""
 
 
 def main(expected: str, arguments: list[str]) -> NoReturn:
-    """Run a taugrid command; exit with 2 and a message if taugrid is not version `expected`, or lacks libraries."""
-    if (problem := _problem(expected)) is not None:
-        print(f"taugrid: the Python that this cluster runs jobs with, {sys.executable}, {problem}", file=sys.stderr)
-        sys.exit(2)
-    sys.argv = ["taugrid", *arguments]
-    runpy.run_module("taugrid", run_name="__main__")
-    sys.exit()
-
-
-def _problem(expected: str) -> str | None:
-    """The reason why taugrid can't run here; None if it can."""
+    """Run a taugrid command; exit with 2 and a message if taugrid is not version `expected`."""
     try:
         from taugrid import __version__ as installed
     except ModuleNotFoundError:
         installed = ""
     if installed != expected:
         has = f"has taugrid {installed}" if installed else "has no taugrid"
-        return (
-            f"{has}, but the job was submitted with taugrid {expected}; install taugrid {expected} on every node, or "
-            "submit with --ship to send it along"
+        print(
+            f"taugrid: the Python that this cluster runs jobs with, {sys.executable}, {has}, but the job was "
+            f"submitted with taugrid {expected}; install taugrid {expected} on every node, or submit with --ship to "
+            "send it along",
+            file=sys.stderr,
         )
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        return f"lacks what taugrid needs: {', '.join(missing)}; install taugrid there, on every node"
-    return None
+        sys.exit(2)
+    sys.argv = ["taugrid", *arguments]
+    runpy.run_module("taugrid", run_name="__main__")
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The driver's side of trackers: a process for each, which the driver tells what happens and never waits for.
+"""The driver's side of trackers: a process for each, which reads the run directory by itself.
 
-It waits only at the end of a session, for at most 30 seconds. A process that fails says why in a line, and ends.
+The driver waits only at the end of a session, for at most 30 seconds. A process that fails says why, and ends.
 """
 
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,8 +23,6 @@ WAIT_SECONDS = 30.0
 QUIET_SECONDS = 3.0
 """After this time, a line says what it waits for."""
 
-Say = Callable[[str], None]
-
 
 def require(track: Sequence[str]) -> None:
     """Raise `UserError` if the package of a tracker is not installed."""
@@ -39,25 +36,33 @@ def require(track: Sequence[str]) -> None:
 class Trackers(Observer):
     """The trackers of a session, each in a process that starts with the session."""
 
-    def __init__(self, names: Sequence[str], say: Say) -> None:
+    def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
         self._names, self._say = names, say
-        self.processes: list[TrackerProcess] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
         self._directory, self._reports = directory, "report" in stages
-        self.processes = [TrackerProcess(name, directory, self._say) for name in self._names]
+        for name in self._names:
+            # -P: W&B and MLflow make folders with their own names in the working directory. A session of its own,
+            # because Ctrl-C is the driver's, and because no library may ask a question on its terminal.
+            process = self.processes[name] = subprocess.Popen(
+                [sys.executable, "-P", "-m", __package__, name, directory],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=True,
+            )
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
 
     def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
-        if event["event"] == "score" and event["committed"]:
-            for process in self.processes:
-                process.tell(f"score {event['task'].partition('/')[2]}")
+        self._pass_on()
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
         since = time.monotonic()
         try:
-            for process in self.processes:
-                process.tell(f"end {'report' if self._reports else ''} {'' if missing else 'complete'}")
-                process.pipe.close()
+            self._end(f"{'report' if self._reports else ''} {'' if missing else 'complete'}")
             if names := self._running(since + QUIET_SECONDS):
                 self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
             if names := self._running(since + WAIT_SECONDS):
@@ -65,62 +70,36 @@ class Trackers(Observer):
                     f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "
                     f"`taugrid report {self._directory}` sends what is missing"
                 )
+            self._pass_on()
+            for name, process in self.processes.items():
+                if status := process.poll():
+                    reason = f"its process ended with status {status}"
+                    self._say(f"warning: track: {name} failed and is not used any more: {reason}")
         finally:
-            for process in self.processes:
+            for process in self.processes.values():
                 process.kill()
 
     def session_failed(self, error: BaseException) -> None:
         """Leave the processes alone: they note the failure and end by themselves."""
-        for process in self.processes:
-            process.pipe.close()
+        self._end("")
+
+    def _pass_on(self) -> None:
+        """Say what the processes have printed."""
+        for process in self.processes.values():
+            assert process.stdout is not None
+            for line in (process.stdout.read(2**16) or b"").decode(errors="replace").splitlines():
+                self._say(line)
+
+    def _end(self, words: str) -> None:
+        for process in self.processes.values():
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it has ended before
+                process.stdin.write(words.encode())
+            process.stdin.close()
 
     def _running(self, until: float) -> str:
         """The names of those that have not ended at that time of the monotonic clock."""
-        for process in self.processes:
-            process.reader.join(max(0.0, until - time.monotonic()))
-        return ", ".join(process.name for process in self.processes if process.reader.is_alive())
-
-
-class TrackerProcess(subprocess.Popen[str]):
-    """The process of one tracker. A thread says what it prints for people, a line each, and why it failed."""
-
-    def __init__(self, name: str, directory: str, say: Say) -> None:
-        self.name, self._say, self._is_killed = name, say, False
-        # -P: W&B and MLflow make folders with their own names in the working directory. A session of its own, because
-        # Ctrl-C is the driver's, and because no library may ask a question on its terminal.
-        super().__init__(
-            [sys.executable, "-P", "-m", __package__, name, directory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.stdin is not None
-        self.pipe = self.stdin
-        os.set_blocking(self.pipe.fileno(), False)
-        self.reader = threading.Thread(target=self._listen, daemon=True, name=f"track-{name}")
-        self.reader.start()
-
-    def tell(self, line: str) -> None:
-        """Send a line, unless the process has ended, or has read so little that the pipe is full."""
-        with suppress(OSError):
-            os.write(self.pipe.fileno(), f"{line}\n".encode())  # a line this short goes whole
-
-    def kill(self) -> None:
-        """End the process if it runs."""
-        self._is_killed = True
-        super().kill()
-
-    def _listen(self) -> None:
-        assert self.stdout is not None
-        last = ""
-        with self.stdout as lines:
-            for line in lines:
-                if line.startswith(("track: ", "warning: track: ")):
-                    self._say(line.rstrip("\n"))
-                else:
-                    last = f" ({line.strip()})"
-        if self.wait() and not self._is_killed:
-            status = f"its process ended with status {self.returncode}{last}"
-            self._say(f"warning: track: {self.name} failed and is not used any more: {status}")
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        return ", ".join(name for name, process in self.processes.items() if process.poll() is None)

@@ -4,7 +4,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +13,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.progress.summary import position
 from taugrid.orchestrator.report.collect import exact_fid, row_of
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.protocol import ProtocolFields, dotted, short_name
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import read_json, read_sealed
@@ -56,6 +56,8 @@ class RunResults:
         self.config = {key: value for key, value in self._run.config.recorded.items() if key != "track"}
         self.id = str((read_json(self.rundir.root / "run.json", self.rundir.storage) or {})["run"])
         self._cells = {cell.id: cell for cell in self._run.configured.cells}
+        listing, reported = Listing(self.rundir), {row["cell"] for row in self.document["rows"]}
+        self._seen = {id: listing.scores(cell) for id, cell in self._cells.items() if id in reported}
 
     @property
     def name(self) -> str:
@@ -64,11 +66,20 @@ class RunResults:
         place = next((part for part in reversed(parts) if part != "run"), name)
         return name if place == name else f"{name} ({place})"
 
-    def scored(self, cell_id: str) -> TrackedCell | None:
-        """A cell with its newest score at the config's N; None if it has none, or is not in the plan."""
-        cell, storage = self._cells.get(cell_id), self.rundir.storage
-        if cell is None:
-            return None
+    def newly_scored(self) -> list[TrackedCell]:
+        """The cells with a score since the last call or, at the first, that was not in the table at the start."""
+        listing, before = Listing(self.rundir), self._seen
+        self._seen = {id: listing.scores(cell) for id, cell in self._cells.items()}
+        new = [cell for id, cell in self._cells.items() if self._seen[id] != before.get(id, {})]
+        return list(filter(None, map(self._scored, new)))
+
+    def all_scored(self) -> list[TrackedCell]:
+        """The cells that have a score on disk, in a table or not."""
+        return list(filter(None, map(self._scored, self._cells.values())))
+
+    def _scored(self, cell: Cell) -> TrackedCell | None:
+        """A cell with its newest score at the config's N; None if it has none."""
+        storage = self.rundir.storage
         paths = sorted(self.rundir.scores_of(cell), key=lambda path: storage.stat(path).modified, reverse=True)
         for score in (read_sealed(path, storage) for path in paths):
             if score is not None and score["protocol"]["num_samples"] == cell.settings.num_samples:
@@ -78,19 +89,15 @@ class RunResults:
                 return self._tracked(cell, row | {EXACT: exact}, protocol)
         return None
 
-    def all_scored(self) -> list[TrackedCell]:
-        """The cells that have a score on disk, in a table or not."""
-        return [cell for cell in map(self.scored, self._cells) if cell is not None]
-
-    @cached_property
+    @property
     def document(self) -> Mapping[str, Any]:
         """tables/quality.json; empty if there is none."""
         return read_json(self.rundir.tables / "quality.json", self.rundir.storage) or {"rows": [], "protocols": {}}
 
     def cells(self) -> list[TrackedCell]:
         """The cells of the quality table, in its order."""
-        rows = [row for row in self.document["rows"] if row["cell"] in self._cells]
-        protocols = self.document["protocols"]
+        document = self.document
+        rows, protocols = [row for row in document["rows"] if row["cell"] in self._cells], document["protocols"]
         return [self._tracked(self._cells[row["cell"]], row, protocols.get(row["protocol"], {})) for row in rows]
 
     def _tracked(self, cell: Cell, row: Mapping[str, Any], protocol: ProtocolFields) -> TrackedCell:
@@ -101,7 +108,7 @@ class RunResults:
         label = position(cell, "steps")[0] or "cells"
         return TrackedCell(cell.id, cell.label, label, settings, metrics, protocol)
 
-    @cached_property
+    @property
     def protocol(self) -> dict[str, str]:
         """The fields that the protocols of all cells share, by their dotted names, as text."""
         protocols = [flat(protocol) for protocol in self.document["protocols"].values()]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 OF_DOCS = ("tour", "grid", "models", "scores", "external-images", "run-directory")
 NAMES = ("README.md", *(f"docs/{name}.md" for name in OF_DOCS))
 PAGES = [ROOT / name for name in NAMES]
-NOT_RUN_HERE = ("--address", "submit", "jobs", "logs", "stop", "taugrid selfcheck", "taugrid board runs$", "run digits")
+NOT_RUN_HERE = ("--address", "submit", "taugrid selfcheck", "taugrid board runs$", "run digits")
 """test_cluster.py has a cluster; test_selfcheck_run.py; a board is served until Ctrl-C; `make demo` runs the digits."""
 
 

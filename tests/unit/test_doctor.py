@@ -1,14 +1,12 @@
-"""`taugrid doctor` finds what would stop a run, says what to do, never raises, and tells nothing private."""
+"""`taugrid doctor` finds what would stop a run, says what to do, never raises, and tells no secret."""
 
 import json
 import os
 import re
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -20,9 +18,9 @@ from snapshots import recorded
 from test_gpu import DRIVER
 
 from taugrid.errors import CustomCodeError
+from taugrid.orchestrator import doctor as checks
 from taugrid.orchestrator.dispatch.nodes import Answer
-from taugrid.orchestrator.doctor import check, examination, machine
-from taugrid.orchestrator.doctor.machine import bucket, clock, devices, disk, memory, shared_memory, weights
+from taugrid.orchestrator.doctor import bucket, devices, disk, weights
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import INCEPTION
 from taugrid.workers.accelerator.hardware import TorchFound, torch_found
@@ -30,11 +28,8 @@ from taugrid.workers.accelerator.hardware import TorchFound, torch_found
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Torch is asked in this process, disks are written to for an instant, and what else runs here does not matter."""
-    monkeypatch.setattr(machine, "ask", answer)
-    monkeypatch.setattr(machine, "WRITE_BYTES", 2**22)
-    monkeypatch.setattr(machine, "SLOW_BYTES", 1.0)
-    monkeypatch.setattr(machine, "SCORER_BYTES", 1.0)
+    """Torch is asked in this process, and the token of these tests does not matter."""
+    monkeypatch.setattr(checks, "ask", answer)
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
@@ -59,23 +54,20 @@ def states(checks):
     return [(each.name, each.state) for each in checks]
 
 
-def test_this_machine_is_ready_and_nothing_private_is_told(quick, tmp_path, monkeypatch):
-    home, had_ray = tmp_path / "home of alice", ray.is_initialized()
+def test_this_machine_is_ready_and_no_secret_is_told(quick, tmp_path, monkeypatch):
+    home, had_ray = tmp_path / "home", ray.is_initialized()
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text("the-secret-token")
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("LOGNAME", "alice")
     (tmp_path / "my.yaml").write_text("{name: mine, data: {name: digits}, model: {oracle: gaussian}}")
-    [node] = doctor(tmp_path / "my.yaml", "--out", home / "alice/run")
+    [node] = doctor(tmp_path / "my.yaml", "--out", home / "new/run")
     found = {each["name"]: each for each in node["checks"]}
-    assert {"software", "extras", "torch", "memory", "/dev/shm", "temporary folder", "weights", "token"} <= found.keys()
-    assert node["node"] == "this machine"
-    assert found["run directory"]["found"].startswith("~/USER/run (new, ")
+    assert {"software", "extras", "torch", "temporary folder", "weights", "token"} <= found.keys()
+    assert found["run directory"]["found"].startswith(f"{home}/new/run (new, in {home})")
     recorded(found["weights"]["found"])
-    assert (found["token"]["state"], found["token"]["fix"]) == ("warning", "chmod 600 ~/.ray/auth_token")
-    recorded(found["token"]["found"])
+    assert (found["token"]["state"], found["token"]["fix"]) == ("warning", f"chmod 600 {home}/.ray/auth_token")
     text = json.dumps(node) + taugrid("doctor", "--out", home / "run")[0]
-    assert not re.search(r"alice|secret|home of", text)
+    assert "secret" not in text
     assert ray.is_initialized() == had_ray
     assert not list(home.glob("**/.probe*"))
 
@@ -89,9 +81,9 @@ def test_what_stops_a_run_is_red_and_exits_with_1(quick):
 
 def test_a_check_that_fails_says_so(monkeypatch, quick):
     for error, state in ((ValueError("not a number"), "warning"), (FileNotFoundError("no temporary folder"), "error")):
-        monkeypatch.setattr(machine, "memory", mock.Mock(side_effect=error))
+        monkeypatch.setattr(checks, "weights", mock.Mock(side_effect=error))
         [node] = doctor(code=int(state == "error"))
-        [failed] = [each for each in node["checks"] if each["name"] == "memory"]
+        [failed] = [each for each in node["checks"] if each["name"] == "weights"]
         assert failed["state"] == state
         recorded(failed["found"], "checked")
 
@@ -120,7 +112,7 @@ def test_torch_beside_the_driver(gpus_here, found, expected):
 
 def test_torch_that_cannot_be_imported_or_is_slow(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "TORCH_SECONDS", 0.01)
+        patch.setattr(checks, "TORCH_SECONDS", 0.01)
         [found] = devices(False)
         assert found.state == "warning"
         recorded(f"{found.found}\n{found.fix}")
@@ -128,15 +120,15 @@ def test_torch_that_cannot_be_imported_or_is_slow(monkeypatch):
     def broken(*_):
         raise CustomCodeError("torch can't be used: ImportError: libcudart.so")
 
-    monkeypatch.setattr(machine, "ask", broken)
+    monkeypatch.setattr(checks, "ask", broken)
     [found] = devices(False)
     assert (found.state, "libcudart" in found.found) == ("error", True)
 
 
 def test_a_dead_mount_does_not_hold_up_the_others(monkeypatch):
-    monkeypatch.setattr(check, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.1)
     dead = Event()
-    [found] = check.done("run directory", lambda: [dead.wait()])
+    [found] = checks.done("run directory", lambda: [dead.wait()])
     dead.set()
     recorded("\n".join(found[:3]))
 
@@ -155,17 +147,13 @@ def test_what_torch_says_of_an_old_driver(monkeypatch):
     recorded(found.fix, "update")
 
 
-def test_a_container_with_little_shared_memory(small_disk):
-    [found] = shared_memory(small_disk)
-    assert (found.state, "--shm-size" in found.fix) == ("warning", True)
-    recorded(found.found)
-
-
 def test_disks(small_disk, tmp_path, quick):
     [found] = disk("temporary folder", small_disk / "new", "TMPDIR")
     assert found.state == "warning"
     recorded(found.fix)
-    (small_disk / "ballast").write_bytes(bytes(61 * 2**20))
+    with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(2**20)):
+            pass
     [found] = disk("temporary folder", small_disk, "TMPDIR")
     assert (found.state, "No space" in found.found) == ("error", True)
     (small_disk / "ballast").unlink()
@@ -173,21 +161,9 @@ def test_disks(small_disk, tmp_path, quick):
     assert not list(tmp_path.iterdir())
 
 
-def test_little_memory(tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000000 kB\n")
-    [found] = memory(tmp_path / "meminfo")
-    assert (found.state, "1.02GB free" in found.found) == ("warning", True)
-    monkeypatch.setattr(machine, "SCORER_BYTES", 1.0)  # other tests may have most of it
-    assert states(memory()) == states(memory(tmp_path / "of a Mac")) == [("memory", "ok")]
-
-
-def test_a_bucket_with_all_rights(bucket_place, monkeypatch):
-    assert [state for _, state in states(bucket(bucket_place))] == ["ok", "ok"]
+def test_a_bucket_with_all_rights(bucket_place):
+    assert [state for _, state in states(bucket(bucket_place))] == ["ok"]
     assert not bucket_place.storage.walk(bucket_place.root), "no probe is left"
-    late = SimpleNamespace(time=lambda: time.time() - 100, monotonic=time.monotonic)
-    monkeypatch.setattr(machine, "time", late)
-    found = list(bucket(bucket_place))[1]
-    assert (found.state, round(float(found.found.split()[0]) / 10)) == ("warning", 10)
 
 
 @pytest.fixture
@@ -231,7 +207,7 @@ def test_tokens(quick, tmp_path, monkeypatch, environment, state):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    [found] = examination.token()
+    [found] = checks.token()
     assert (found.state, "secret" in str(found)) == (state, False)
     recorded(found.found)
 
@@ -256,23 +232,19 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
         assert asked.probe.exists()
         fine = examine(asked)
         other = {**fine, "versions": {**fine["versions"], "torch": "1.0.0", "ray": fine["versions"]["ray"] + "+x"}}
-        yield Answer("fine", fine, clock=(0.2, 0.1))
-        yield Answer("other", other, clock=(-60.0, 0.1))
+        yield Answer("fine", fine)
+        yield Answer("other", other)
         yield Answer("silent", error="no answer within 30 s")
         yield Answer("unmounted", examine(replace(asked, probe=Path("/nowhere/.probe.tmp"))))
 
-    monkeypatch.setattr(examination.cluster, "connected", connected)
-    monkeypatch.setattr(examination, "ask_nodes", ask_nodes)
+    monkeypatch.setattr(checks.cluster, "connected", connected)
+    monkeypatch.setattr(checks, "ask_nodes", ask_nodes)
     driver, *nodes = doctor("--address", "127.0.0.1:9", "--out", tmp_path / "run")
     assert ("cluster", "ok") in [(each["name"], each["state"]) for each in driver["checks"]]
-    assert [node["node"] for node in (driver, *nodes)] == ["this machine", *(f"node {n}" for n in range(1, 5))]
-    found = {
-        name: {each["name"]: each for each in node["checks"] if each["state"] != "ok"}
-        for name, node in zip(("fine", "other", "silent", "unmounted"), nodes, strict=True)
-    }
+    found = {node["node"]: {each["name"]: each for each in node["checks"] if each["state"] != "ok"} for node in nodes}
     found = {node: {name: each for name, each in bad.items() if name != "weights"} for node, bad in found.items()}
     assert {node: list(bad) for node, bad in found.items()} == {
-        "fine": [], "other": ["versions", "clock"], "silent": ["node"], "unmounted": ["run directory"]
+        "fine": [], "other": ["versions"], "silent": ["node"], "unmounted": ["run directory"]
     }  # fmt: skip
     assert found["other"]["versions"]["found"].startswith("torch 1.0.0, not ")
     recorded(found["unmounted"]["run directory"]["found"])
@@ -283,7 +255,7 @@ def test_nodes_that_differ(quick, monkeypatch, tmp_path):
 
 def test_one_node_is_enough_for_a_run():
     def is_ready(*nodes):
-        return examination.is_ready({"nodes": [{"checks": [{"state": state}]} for state in nodes]})
+        return checks.is_ready({"nodes": [{"checks": [{"state": state}]} for state in nodes]})
 
     assert [is_ready("error"), is_ready("ok", "error"), is_ready("error", "ok")] == [False] * 3
     assert is_ready("ok", "error", "warning")
@@ -291,40 +263,14 @@ def test_one_node_is_enough_for_a_run():
 
 def test_a_cluster_that_is_not_there(quick):
     with mock.patch.dict(os.environ):  # joining sets some variables of Ray's
-        document = examination.examination(None, "127.0.0.1:9", None)
-    assert not examination.is_ready(document)
+        document = checks.examination(None, "127.0.0.1:9", None)
+    assert not checks.is_ready(document)
     [found] = [each for each in document["nodes"][0]["checks"] if each["name"] == "cluster"]
     assert (found["state"], "no Ray" in found["found"]) == ("error", True)
     recorded(taugrid("doctor", "--address", "http://head", code=2)[1], "local")
     recorded(taugrid("doctor", "--address", "auto", "--out", "run", code=2)[1], "absolute")
 
 
-def test_versions_and_clocks():
-    assert machine.same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
-    recorded(machine.same_versions({}, {"torch": "2.13.0"}).found)
-    assert [clock("clock", offset, 1).state for offset in (5.9, -5.9, 6.1, -6.1)] == ["ok", "ok", "warning", "warning"]
-
-
-def test_json_is_fit_for_issues():
-    told = {
-        "connected to head.corp:6379, and 10.0.0.7:6379": "connected to ADDRESS, and ADDRESS",
-        "s3://secret/run/mine: can't list a file": ".../mine: can't list a file",
-        "/data/secret/mine (new, in /data/secret): 3GB": ".../mine (new, in .../secret): 3GB",
-        "~/a/b and /dev/shm; https://pytorch.org/get-started/locally": None,
-        "torch 2.13.0 (cuda 13.0, cuDNN 9.10.2.21); 20MB/s": None,
-    }
-    for text, expected in told.items():
-        assert check.anonymous(text, "head.corp:6379") == (expected or text)
-
-
-def test_paths_of_others_and_users_without_a_name(monkeypatch):
-    monkeypatch.setenv("HOME", "/srv/ray")
-    monkeypatch.setenv("LOGNAME", "ray")
-    said = "/srv/ray/x, /srv/rays, /home/eve/y, /tmp/ray: ray 2.60.0; ray start"
-    recorded(check.private(said))
-    monkeypatch.setenv("HOME", "/")
-    assert check.private("/tmp/run") == "/tmp/run"
-    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # docker run -u 12345
-    assert check.private("/tmp/run") == "/tmp/run"
+def test_versions():
+    assert checks.same_versions({"torch": "2.13.0+cu130"}, {"torch": "2.13.0+cpu"}).state == "ok"
+    recorded(checks.same_versions({}, {"torch": "2.13.0"}).found)

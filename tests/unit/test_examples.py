@@ -27,9 +27,6 @@ NOT_RUN = {
     "taugrid doctor --address": "needs a cluster; test_cluster.py has one",
     "taugrid board runs  # on": "serves until Ctrl-C; test_board_served.py",
     "taugrid submit": "needs a cluster, as test_cluster.py has it",
-    "taugrid jobs": "as submit",
-    "taugrid logs": "as submit",
-    "taugrid stop": "as submit",
 }
 """How lines begin that are only parsed, and why."""
 

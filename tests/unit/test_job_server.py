@@ -73,17 +73,18 @@ def test_no_proxy_is_asked_or_told_the_token():
     token = "5" * 64
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    with serving(403, "the proxy says no") as proxy, serving(200, "[]", token) as server:
+    with serving(403, "the proxy says no") as proxy, serving(200, '{"logs": "printed"}', token) as server:
         environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), proxy.url)
-        command = [sys.executable, "-m", "taugrid", "jobs", "--address", server.url]
+        code = f"from taugrid.orchestrator.jobs.client import Jobs; print(Jobs({server.url!r}).log('mine-1'))"
+        command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (0, "no jobs\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "printed\n"), done.stderr
         assert proxy.asked == []
-        assert server.asked[-1] == ("/api/jobs/", f"Bearer {token}")
+        assert server.asked[-1] == ("/api/jobs/mine-1/logs", f"Bearer {token}")
 
 
 def test_a_refusal_is_told_by_the_line_that_says_why():
     with serving(500, REFUSAL) as server:
         jobs = Jobs(server.url)
         with raises(RunFailed):
-            jobs.all()
+            jobs.log("mine-1")

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
@@ -35,7 +36,6 @@ from taugrid.workers.training.log import Log, Record
 pytestmark = pytest.mark.usefixtures("one_thread", "few_draws", "sketched")
 
 STAGES = ("sample", "evaluate", "report")
-END = ("end report complete\n",)
 TEXT = """
 name: small
 model: {oracle: gaussian}
@@ -96,11 +96,33 @@ def trained(tmp_path):
     return logged
 
 
-def tracked(name, directory, *lines):
+def the_end():
+    return "report complete"
+
+
+def a_kill():
+    return ""
+
+
+def tracked(name, directory):
     said = []
-    follow(name, str(directory), [*lines, *END], said.append)
+    follow(name, str(directory), the_end, said.append)
     assert "warning" not in "".join(said)
     return said
+
+
+@contextmanager
+def one_scored(directory, cell):
+    """Within the block, the run is at work: there is no table, and no other cell has a score."""
+    away = directory.with_name("away")
+    away.mkdir()
+    scores = [path for path in directory.glob("scores/*") if not path.name.startswith(cell)]
+    hidden = {path: away / path.name for path in (*scores, directory / "tables/quality.json")}
+    for path, place in hidden.items():
+        path.rename(place)
+    yield
+    for path, place in hidden.items():
+        place.rename(path)
 
 
 def rows_of(directory):
@@ -167,8 +189,7 @@ def test_tensorboard_has_a_curve_over_s_for_each_row_with_its_errors_and_picture
 
 
 def test_tensorboard_has_no_step_twice_whatever_was_tracked_before(run):
-    cell = next(iter(rows_of(run)))
-    follow("tensorboard", str(run), [f"score {cell}\n"], lambda text: None)  # the driver was killed
+    follow("tensorboard", str(run), a_kill, lambda text: None)
     every = scalars(run / "tensorboard/eta=0"), scalars(run / "tensorboard/eta=1")
     assert [[step for step, _ in each["fid"]] for each in every] == [[2, 3], [2, 3]], "what is scored is there at once"
     document = json.loads((run / "tables/quality.json").read_text())
@@ -188,7 +209,7 @@ def test_tensorboard_removes_the_old_file_after_the_new_one_is_there(run, monkey
     before = scalars(run / "tensorboard/eta=0")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda path: 1 / 0)  # as if it was killed
-        follow("tensorboard", str(run), END, lambda text: None)
+        follow("tensorboard", str(run), the_end, lambda text: None)
     assert max(len(list(folder.iterdir())) for folder in (run / "tensorboard").iterdir()) == 2
     assert scalars(run / "tensorboard/eta=0") == before, "no step is read twice"
 
@@ -233,13 +254,14 @@ def artifacts(client, run_id, path=None):
 def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, database, monkeypatch):
     cell, rows = next(iter(rows_of(run))), rows_of(run)
     failed = []
-    follow("mlflow", str(run), [f"score {cell}\n"], failed.append)  # the driver was killed
+    with one_scored(run, cell):
+        follow("mlflow", str(run), a_kill, failed.append)
     parent, cells = runs_of(database, run)
     assert (parent.info.status, list(cells)) == ("FAILED", [cell])
     recorded(failed[0], "mlflow")
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.MlflowClient.log_batch", lambda *_: 1 / 0)  # a kill after a cell's run was begun
-        follow("mlflow", str(run), END, failed.append)
+        follow("mlflow", str(run), the_end, failed.append)
     assert len(runs_of(database, run)[1]) == 2
     tracked("mlflow", run)
     first, first_cells = runs_of(database, run)
@@ -263,7 +285,7 @@ def test_mlflow_has_a_run_with_one_for_each_cell_and_sessions_continue_it(run, d
     for cell, nested in second_cells.items():
         assert nested.info.end_time == first_cells[cell].info.end_time, "it was not touched"
         assert len(database.get_metric_history(nested.info.run_id, "fid")) == 1
-    follow("mlflow", str(run), ["end report\n"], failed.append)
+    follow("mlflow", str(run), lambda: "report", failed.append)
     assert runs_of(database, run)[0].info.status == "FAILED", "cells are missing"
 
 
@@ -286,7 +308,8 @@ def offline(monkeypatch):
 def test_wandb_has_one_run_and_each_cell_once(run, offline):
     rows, identity = rows_of(run), json.loads((run / "run.json").read_text())["run"]
     cell = next(iter(rows))
-    follow("wandb", str(run), [f"score {cell}\n"], lambda text: None)
+    with one_scored(run, cell):
+        follow("wandb", str(run), a_kill, lambda text: None)
     said = tracked("wandb", run)
     recorded(said[0], "project")
     tracked("wandb", run)
@@ -317,7 +340,7 @@ def test_wandb_without_a_login_asks_nothing_and_says_so(run, monkeypatch):
     wandb.teardown()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     said = []
-    follow("wandb", str(run), END, said.append)
+    follow("wandb", str(run), the_end, said.append)
     (line,) = said
     recorded(line, "warning")
     assert "login" in line.lower()
@@ -328,7 +351,7 @@ def test_what_wandb_was_not_seen_to_take_is_not_recorded(run, offline, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(wandb.Run, "finish", lambda *_, **__: 1 / 0)  # as if it was killed while it waits for a server
-        follow("wandb", str(run), END, lambda text: None)
+        follow("wandb", str(run), the_end, lambda text: None)
         assert not (run / "tracked/wandb.json").exists()
     wandb.teardown()
     tracked("wandb", run)
@@ -349,6 +372,16 @@ def test_a_live_score_is_the_same_as_that_of_the_table(run):
         assert cell.metrics["fid_exact"] > 0
         changed = replace(cell, metrics={**cell.metrics, "fid_exact": 0.0})
         assert changed.digest == cell.digest, "another machine may compute another last digit"
+
+
+def test_each_score_is_new_once_and_those_of_the_table_are_not(run):
+    cell, *others = rows_of(run)
+    assert RunResults(str(run)).newly_scored() == []
+    with one_scored(run, cell):
+        results = RunResults(str(run))
+        assert [each.id for each in results.newly_scored()] == [cell]
+        assert results.newly_scored() == []
+    assert {each.id for each in results.newly_scored()} == {*others}
 
 
 # Losses
@@ -393,7 +426,7 @@ def test_a_tracker_that_raises_anywhere_is_dropped_with_a_line(run, monkeypatch,
 
     monkeypatch.setitem(sys.modules, "taugrid.orchestrator.trackers.wandb", SimpleNamespace(WandbTracker=Faulty))
     said = []
-    follow("wandb", str(run), [f"score {next(iter(rows_of(run)))}\n", *END], said.append)
+    follow("wandb", str(run), the_end, said.append)
     recorded(said[-1])
     assert calls[-1] == method, "it is not called again"
 
@@ -436,7 +469,7 @@ def tracking(tmp_path, monkeypatch):
         return every[0], said
 
     yield start
-    for process in every[0].processes:
+    for process in every[0].processes.values():
         process.kill()
 
 
@@ -444,27 +477,24 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(t
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(background, "WAIT_SECONDS", 0.5)
     trackers, said = tracking("exec sleep 120", "wandb", "mlflow")
-    for number in range(20_000):  # more than a pipe holds
-        trackers.happened(None, {"event": "score", "task": f"score/{number:010d}", "committed": True})
+    trackers.happened(None, {})
     trackers.session_finished([], {})
     recorded("\n".join(said))
-    assert [process.wait(60) for process in trackers.processes] == [-SIGKILL] * 2, "they hung to the end"
+    assert [process.wait(60) for process in trackers.processes.values()] == [-SIGKILL] * 2, "they hung to the end"
 
 
 def test_a_session_that_fails_waits_for_no_tracker(tracking):
     trackers, said = tracking("exec sleep 120", "wandb")
     trackers.session_failed(KeyboardInterrupt())
     assert said == []
-    assert all(process.stdin.closed for process in trackers.processes), "they hear that nothing follows"
+    assert all(process.stdin.closed for process in trackers.processes.values()), "they hear that nothing follows"
 
 
-@pytest.mark.parametrize(("missing", "end"), [({}, ["end", "report", "complete"]), ({"S2": "why"}, ["end", "report"])])
-def test_a_process_hears_of_scores_and_of_what_is_missing(tmp_path, tracking, patient, missing, end):
+@pytest.mark.parametrize(("missing", "words"), [({}, ["report", "complete"]), ({"S2": "why"}, ["report"])])
+def test_a_process_hears_of_what_is_missing(tmp_path, tracking, patient, missing, words):
     trackers, said = tracking(f"exec cat > {tmp_path}/heard", "wandb")
-    trackers.happened(None, {"event": "score", "task": "score/c1", "committed": True})
     trackers.session_finished([], missing)
-    heard = [line.split() for line in (tmp_path / "heard").read_text().splitlines()]
-    assert (said, heard) == ([], [["score", "c1"], end])
+    assert (said, (tmp_path / "heard").read_text().split()) == ([], words)
 
 
 def test_a_process_that_ends_by_itself_is_said(tracking, patient):
@@ -479,7 +509,7 @@ def test_a_tracker_waits_for_the_process_of_the_session_before(run):
     lock.parent.mkdir(parents=True)
     with lock.open("w") as before:
         fcntl.flock(before, fcntl.LOCK_EX)
-        thread = threading.Thread(target=follow, args=("tensorboard", str(run), END, said.append))
+        thread = threading.Thread(target=follow, args=("tensorboard", str(run), the_end, said.append))
         thread.start()
         thread.join(0.5)
         assert said == []

@@ -1,47 +1,64 @@
-"""The checks of one machine: made by the command where it runs, and by a task on each node of a cluster.
+"""`taugrid doctor`: whether a run could start, here and on every node of a cluster.
 
-Arguments with defaults are what a test replaces.
+The checks of a machine are made where the command runs, and by a task on each node.
 """
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal, NamedTuple
 
-from taugrid.errors import CustomCodeError, StoreError, UserError
-from taugrid.eval.features.resolve import MissingWeights, find_weights
-from taugrid.orchestrator.dispatch.capacity import SCORER_BYTES
-from taugrid.orchestrator.dispatch.cluster import OBJECT_STORE_BYTES
-from taugrid.orchestrator.doctor.check import Finding, done, failed, private
-from taugrid.orchestrator.rundir.lease import HEARTBEAT_SECONDS
+from taugrid import __version__
+from taugrid.config import Cluster
+from taugrid.config.load import load
+from taugrid.errors import CustomCodeError, RunFailed, StoreError, UserError, joined_lines
+from taugrid.eval.features.resolve import MissingWeights, chosen, find_weights
+from taugrid.orchestrator.dispatch import address as addresses
+from taugrid.orchestrator.dispatch import cluster
+from taugrid.orchestrator.dispatch.nodes import ask_nodes
+from taugrid.orchestrator.opened import require_shared, run_folder
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.orchestrator.rundir.provenance import PACKAGES
-from taugrid.registry.extractors import EXTRACTORS, PublishedWeights
-from taugrid.storage import Storage
+from taugrid.registry.extractors import EXTRACTORS, INCEPTION, PublishedWeights
+from taugrid.storage import Storage, open_place
 from taugrid.versions import extras, versions
 from taugrid.words import quantity, this_node
-from taugrid.workers import ray_compat
 from taugrid.workers.accelerator.hardware import BUILDS, TorchFound, has_gpus
 from taugrid.workers.custom.describe import ask
+
+NODE_SECONDS = 30.0
+"""How long a node may take to answer."""
 
 TORCH_SECONDS = 15.0
 """How long torch may take to say what it finds: less than a node's time for all checks."""
 
-WRITE_SECONDS, WRITE_BYTES, CHUNK_BYTES = 1.0, 2**26, 2**22
-"""How long and how much a disk is written to, each chunk synced."""
+CHECK_SECONDS = 20.0
+"""How long a check may take: a dead mount would never answer."""
 
-SLOW_BYTES, FEW_BYTES = 10e6, 1e9
-"""Bytes per second, and free bytes, below which a disk is called slow or full. Estimated."""
+FEW_BYTES = 1e9
+"""Free bytes below which a disk is called nearly full. Estimated."""
 
 BUSY_SHARE = 0.5
 """A GPU of which less memory is free is in use by other processes."""
+
+
+Severity = Literal["ok", "warning", "error"]
+"""`error`: a run could not start like this."""
+
+
+class Finding(NamedTuple):
+    name: str
+    state: Severity
+    found: str
+    fix: str = ""
+    """What to do about a warning or an error: a command, or a setting."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +74,108 @@ class Asked:
     """A file of the driver on the run directory's disk, which every node must see."""
 
 
+def examination(config: str | None, address: str, out: str | None) -> dict[str, Any]:
+    """The checks of this machine and, unless `address` is local, of each node of the cluster there.
+
+    Raises:
+        UserError: for a config, an address or an --out that can't be used.
+    """
+    extractor, weights, folder = INCEPTION, None, out
+    if config is not None:
+        loaded = load(config)
+        extractor, weights = chosen(loaded.evaluate.extractor, loaded.data.name), loaded.evaluate.weights
+        folder = run_folder(config, out, loaded.name)
+    require_shared(folder or "/", address)
+    root, storage = open_place(folder or "runs", "--out")
+    asked = Asked(root, storage, extractor, weights)
+    nodes = [examine(asked)] if address == "local" else _of_cluster(asked, address, folder is not None)
+    nodes[0]["checks"] += done("token", token)
+    found = [{"node": each["node"], "checks": [check._asdict() for check in each["checks"]]} for each in nodes]
+    return {"taugrid": __version__, "nodes": found}
+
+
+def _of_cluster(asked: Asked, address: str, has_place: bool) -> list[dict[str, Any]]:
+    """What `examine` finds on the driver's machine, and then on each node."""
+    nodes: list[dict[str, Any]] = []
+    try:
+        with cluster.connected(address, Cluster()), ExitStack() as stack:
+            here = examine(asked)
+            here["checks"].append(Finding("cluster", "ok", f"connected to {address}"))
+            if not has_place or ("run directory", "error") in [check[:2] for check in here["checks"]]:
+                asked = replace(asked, root=None)
+            elif asked.root is not None and asked.storage.on_disk:
+                folder = existing(asked.root)
+                probe = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".probe.", suffix=".tmp", dir=folder))
+                asked = replace(asked, probe=Path(probe.name))
+            for node, found, error in ask_nodes(examine, asked, NODE_SECONDS):
+                fix = "look at Ray and taugrid there: ray status; pip show taugrid"
+                checks = [Finding("node", "error", error, fix)]
+                if found is not None:
+                    checks = [*found["checks"], same_versions(found["versions"], here["versions"])]
+                nodes.append({"node": node, "checks": checks})
+    except (UserError, RunFailed) as error:
+        here = examine(replace(asked, probe=None))
+        here["checks"].append(failed("cluster", str(error)))
+    return [here, *nodes]
+
+
+def is_ready(document: dict[str, Any]) -> bool:
+    """Whether a run could start: here, and on at least one node of the cluster, if there is one."""
+    sound = [all(check["state"] != "error" for check in node["checks"]) for node in document["nodes"]]
+    return sound[0] and (len(sound) == 1 or any(sound[1:]))
+
+
+def token() -> Iterator[Finding]:
+    """Ray's token, as docs/security.md wants it for clusters beyond this machine."""
+    found, mode = addresses.find_token(), os.environ.get("RAY_AUTH_MODE")
+    if found is None and mode == "token":
+        fix = "export RAY_AUTH_TOKEN=... as the head has it; a new one: openssl rand -hex 32"
+        yield Finding("token", "warning", "RAY_AUTH_MODE is token, and there is none", fix)
+    elif found is None:
+        yield Finding("token", "ok", "none, which is enough for this machine alone; a cluster beyond it must have one")
+    elif mode not in (None, "token"):
+        fix = "export RAY_AUTH_MODE=token"
+        yield Finding("token", "warning", f"there is one in {found.origin}, but RAY_AUTH_MODE is {mode}", fix)
+    elif found.origin != "RAY_AUTH_TOKEN" and Path(found.origin).stat().st_mode & 0o077:
+        yield Finding("token", "warning", f"others may read {found.origin}", f"chmod 600 {found.origin}")
+    else:
+        yield Finding("token", "ok", f"there is one in {found.origin}")
+
+
 def examine(asked: Asked) -> dict[str, Any]:
     """The name of this machine, its checks, and its versions, which must be the same on all nodes."""
     parts = {
         "software": software,
         "torch": lambda: devices(has_gpus()),
-        "memory": memory,
-        "/dev/shm": shared_memory,
         "temporary folder": lambda: disk("temporary folder", Path(tempfile.gettempdir()), "TMPDIR"),
         "run directory": lambda: run_directory(asked),
         "weights": lambda: weights(asked.extractor, asked.weights),
     }
     checks = [check for name, part in parts.items() for check in done(name, part)]
-    return {"node": private(this_node()), "checks": checks, "versions": _versions()}
+    return {"node": this_node(), "checks": checks, "versions": _versions()}
+
+
+def done(name: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The checks, or that they can't be made here: no check raises."""
+    found = [Finding(name, "warning", f"can't be checked: no answer within {CHECK_SECONDS:.0f} s")]
+
+    def find() -> None:
+        try:
+            found[:] = checks()
+        except Exception as error:
+            state: Severity = "error" if isinstance(error, FileNotFoundError) else "warning"  # no temporary folder
+            found[:] = [failed(name, f"can't be checked: {type(error).__name__}: {joined_lines(error)[:200]}", state)]
+
+    thread = Thread(target=find, daemon=True)  # a dead mount must not keep the process
+    thread.start()
+    thread.join(CHECK_SECONDS)
+    return found
+
+
+def failed(name: str, message: str, state: Severity = "error") -> Finding:
+    """The check for a message that says what is wrong and, after a semicolon, what to do."""
+    found, _, fix = message.partition("; ")
+    return Finding(name, state, found, fix)
 
 
 def _versions() -> dict[str, str]:
@@ -113,57 +219,25 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
         yield Finding(f"GPU {number}", "warning" if busy else "ok", text, fix)
 
 
-def memory(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Finding]:
-    """Of the machine, or what a container may have of it."""
-    total, machine = ray_compat.memory_here(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text() if meminfo.exists() else "")
-    free = min(total, int(available[1]) * 1024 if available else total)
-    limit = f", the limit of this container (machine: {quantity(machine)}B)" if total < 0.99 * machine else ""
-    text, few = f"{quantity(total)}B{limit}; {quantity(free)}B free on the machine", free < SCORER_BYTES
-    fix = f"a worker needs about {quantity(SCORER_BYTES)}B: end other processes, or docker run --memory" if few else ""
-    yield Finding("memory", "warning" if few else "ok", text, fix)
-
-
-def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Ray's object store is there if it fits, else on a disk."""
-    if not folder.is_dir():
-        yield Finding("/dev/shm", "ok", "there is none; Ray's object store is in its temporary folder")
-        return
-    total, _, free = shutil.disk_usage(folder)
-    text, few = f"{quantity(total)}B, {quantity(free)}B free", free < OBJECT_STORE_BYTES
-    text += f": Ray's object store ({quantity(OBJECT_STORE_BYTES)}B) goes to a disk, which is slow" if few else ""
-    fix = "docker run --shm-size=1g; or delete what ended processes left there" if few else ""
-    yield Finding("/dev/shm", "warning" if few else "ok", text, fix)
-
-
 def disk(name: str, folder: Path, setting: str) -> Iterator[Finding]:
-    """Space and speed of the disk that holds `folder`, or will hold it; `setting` names another one."""
+    """Space on the disk that holds `folder`, or will hold it; `setting` names another one."""
     there = existing(folder)
     text = f"{folder}{'' if there == folder else f' (new, in {there})'}"
     try:
-        free, speed = shutil.disk_usage(there).free, write_speed(there)
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"probe")
+        free = shutil.disk_usage(there).free
     except OSError as error:
         yield Finding(name, "error", f"{text}: {error.strerror}", f"make it writable, or give another one: {setting}")
         return
-    fault = "; it is nearly full" if free < FEW_BYTES else "; it is slow" if speed < SLOW_BYTES else ""
-    fix = f"free some space, or give another disk: {setting}" if fault else ""
-    text = f"{text}: {quantity(free)}B free, {quantity(speed)}B/s{fault}"
-    yield Finding(name, "warning" if fault else "ok", text, fix)
+    is_full = free < FEW_BYTES
+    fix = f"free some space, or give another disk: {setting}" if is_full else ""
+    yield Finding(name, "warning" if is_full else "ok", f"{text}: {quantity(free)}B free", fix)
 
 
 def existing(folder: Path) -> Path:
     """The folder, or the first one above it that there is."""
     return next(each for each in (folder, *folder.parents) if each.is_dir())
-
-
-def write_speed(folder: Path) -> float:
-    """Bytes a second that reach the disk of a new file, which is removed."""
-    data, written, began = os.urandom(CHUNK_BYTES), 0, time.monotonic()
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        while written < WRITE_BYTES and time.monotonic() < began + WRITE_SECONDS:
-            written += file.write(data)
-            os.fsync(file.fileno())
-        return written / (time.monotonic() - began)
 
 
 def run_directory(asked: Asked) -> Iterator[Finding]:
@@ -180,18 +254,16 @@ def run_directory(asked: Asked) -> Iterator[Finding]:
 
 
 def bucket(run: Paths) -> Iterator[Finding]:
-    """Whether files can be created (and not overwritten), listed, read and deleted; and the clock of the bucket."""
+    """Whether files can be created (and not overwritten), listed, read and deleted."""
     storage, path, step = run.storage, run.new_probe(), "create"
     try:
         storage.require(run.root, to_write=True)
-        before = time.time()
         with storage.temporary(path) as temporary:
             temporary.write_bytes(b"probe")
             storage.commit(path, temporary)
-        after, step = time.time(), "list"
+        step = "list"
         storage.list(run.root, "*")
         step = "read"
-        offset = storage.stat(path).modified + 0.5 - (before + after) / 2  # it has whole seconds
         storage.read(path)
         step = "delete"
         storage.delete(path)
@@ -200,15 +272,6 @@ def bucket(run: Paths) -> Iterator[Finding]:
         yield failed("run directory", f"{run.shown}: can't {step} a file: {reason}")
         return
     yield Finding("run directory", "ok", f"{run.shown}: files can be created, listed, read and deleted")
-    yield clock("clock of the bucket", offset, 0.5 + (after - before) / 2)
-
-
-def clock(name: str, offset: float, error: float) -> Finding:
-    """How far a clock is ahead of this machine's, in seconds; `error` is how far the measurement may be off."""
-    is_off = abs(offset) - error > HEARTBEAT_SECONDS
-    fix = "set both clocks by NTP: timedatectl set-ntp true, or chronyc makestep" if is_off else ""
-    text = f"{offset:+.2f} s from the driver's, +- {error:.2f} s"
-    return Finding(name, "warning" if is_off else "ok", text, fix)
 
 
 def weights(extractor: str, given: str | None) -> Iterator[Finding]:
