@@ -30,7 +30,7 @@ STYLE: dict[str, Any] = {
 """The salt fixes the ids within an SVG."""
 
 SAMPLER_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
-"""The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order. Also in report.css."""
+"""The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order."""
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 SAMPLER_DASHES = ("-", "--", "-.")
@@ -172,7 +172,7 @@ def row_styles(
             sampler = label[row_keys.index("sampler")]
             lines[sampler] = lines.get(sampler, -1) + 1
             place, dashes = list(lines).index(sampler) % len(SAMPLER_COLOURS), SAMPLER_DASHES[lines[sampler] % 3]
-            styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes, key=f"{look.key}-{place}")
+            styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes)
     return styles
 
 

@@ -23,7 +23,6 @@ from taugrid.eval.figures.ablation.panels import per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
-from taugrid.eval.pages.charts import chart
 from taugrid.eval.pages.comparisons import effects as page_effects
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
@@ -193,8 +192,6 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
     looks = [(bar.lines[0].get_color(), bar.lines[0].get_linestyle()) for bar in panel.containers]
     black, orange, blue, *_ = SAMPLER_COLOURS
     assert looks == [(black, "-"), (black, "--"), (orange, "-"), (blue, "-")]
-    drawn = chart(figure, "steps", "", (), ())
-    assert [line.colour for line in drawn.legend] == ["sampler-0", "sampler-0", "sampler-1", "sampler-2"]
 
 
 def test_long_names_of_samplers_stay_within_the_figures():
