@@ -260,9 +260,8 @@ def test_the_answer_claims_nothing_without_errors_or_across_protocols():
     recorded(answer(cells_of(plain), 4)[0], "without")
     mixed = [one | {"protocol": "q" if one["eta"] else "p"} for one in ROWS]
     sentences = answer(cells_of(mixed), 4)
+    assert len(sentences) == 1
     recorded(sentences[0], "protocols")
-    assert "9.0 ± 1.0 at S = 50, η = 0.0" in sentences[1]
-    assert "8.0 ± 1.0 at S = 50, η = 1.0" in sentences[1]
     recorded("\n".join(answer([], 4)))
     assert len(answer(cells_of(ROWS[:1]), 4)) == 1
 
