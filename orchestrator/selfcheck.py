@@ -18,7 +18,6 @@ from taugrid.eval.selfcheck import (
     edm_path,
     flow_path,
     judge,
-    reference_problems,
 )
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import scoring_of
@@ -37,20 +36,16 @@ from taugrid.workers.samplers.sampler import find
 class Judgement(NamedTuple):
     cell: Cell
     verdict: CellFindings
-    mean_difference: float | None = None
-    """With --sampler: of its images from the ODE's, in grey levels."""
 
 
 class Findings(NamedTuple):
     judgements: list[Judgement]
-    reference_problems: list[str]
     sampler: str | None
     """That of --sampler."""
 
     @property
     def problems(self) -> list[str]:
-        of_cells = [f"{each.cell.label}: {line}" for each in self.judgements for line in each.verdict.problems]
-        return [*self.reference_problems, *of_cells]
+        return [f"{each.cell.label}: {line}" for each in self.judgements for line in each.verdict.problems]
 
 
 def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...]:
@@ -72,23 +67,21 @@ def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findi
     config, plan, rundir = run.config, run.plan, run.rundir
     rows = {row["cell"]: row for row in collect(plan, rundir, scoring_of(config, plan)).rows}
     reference, judgements = data.load_images(config.data), []
-    known = distribution(config.data)
-    assert isinstance(known, Gaussian)
     progress.begin("judging", len(plan.cells), "cells")
     for count, cell in enumerate(plan.cells):
         images, fid = _images(cell, rundir), rows[cell.id]["fid"]
         if sampler is None:
             judgements.append(Judgement(cell, judge(*images, _settings(cell), fid, reference, _labels(cell, rundir))))
         else:
-            judgements.append(_judge_sampler(sampler, cell, images, known, fid, reference))
+            judgements.append(_judge_sampler(sampler, cell, images, fid, reference))
         progress.update(count + 1)
     progress.end()
-    if sampler is not None:
+    if sampler is not None and (order := _order(sampler)) is not None:
         *_, last = judgements
-        differences = {each.cell.settings.steps: each.mean_difference for each in judgements}
-        problems = selfcheck_sampler.order_problems(sampler, differences)
+        differences = {each.cell.settings.steps: each.verdict.mean_difference or 0.0 for each in judgements}
+        problems = selfcheck_sampler.order_problems(sampler, order, differences)
         judgements[-1] = last._replace(verdict=replace(last.verdict, problems=(*last.verdict.problems, *problems)))
-    return Findings(judgements, reference_problems(reference, known), sampler)
+    return Findings(judgements, sampler)
 
 
 CellImages = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -146,23 +139,26 @@ def _path(cell: Cell) -> tuple[Visited, ...]:
     return ddpm_path(schedules.alpha_bar(diffusion), [int(t) for t in cell.tau])  # its grid has no log-SNR spacings
 
 
-def _judge_sampler(
-    sampler: str, cell: Cell, images: CellImages, known: Gaussian, fid: float, reference: NDArray[np.uint8]
-) -> Judgement:
+def _judge_sampler(sampler: str, cell: Cell, images: CellImages, fid: float, reference: NDArray[np.uint8]) -> Judgement:
     assert cell.settings.seed is not None
-    first, *_, last = cell.points
+    known, (first, *_, last) = distribution(cell.model.data), cell.points
+    assert isinstance(known, Gaussian)
     start = schedules.process(cell.model.diffusion).first_scale(first) / first.scale
     found = selfcheck_sampler.judge(
         *images,
-        selfcheck_sampler.Limit(
-            known, first.alpha_bar, last.alpha_bar, cell.settings.seed, cell.settings.num_samples, start
-        ),
+        cell.settings.num_samples,
+        selfcheck_sampler.ode_images(known, first.alpha_bar, last.alpha_bar, cell.settings.seed, images[1], start),
         fid,
         reference,
-        follows=selfcheck_sampler.order_of(sampler) is not None,
+        follows=_order(sampler) is not None,
         is_last=cell.settings.steps == max(selfcheck_sampler.STEPS),
     )
-    return Judgement(cell, *found)
+    return Judgement(cell, found)
+
+
+def _order(sampler: str) -> int | None:
+    """How fast the images of one of taugrid's own solvers approach the ODE's; None for other samplers."""
+    return find(sampler).order if sampler in SAMPLERS else None
 
 
 def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
@@ -174,8 +170,7 @@ def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -> dict[str, Any]:
-    comparisons = {"fid": verdict.fid, "mean": verdict.mean, "covariance": verdict.covariance}
+def _as_json(cell: Cell, verdict: CellFindings) -> dict[str, Any]:
     return {
         "cell": cell.id,
         "name": cell.name,
@@ -187,7 +182,7 @@ def _as_json(cell: Cell, verdict: CellFindings, mean_difference: float | None) -
         "guidance": cell.settings.guidance,
         "differing_share": verdict.differing_share,
         "largest_difference": verdict.largest_difference,
-        "mean_difference": mean_difference,
-        **{name: None if given is None else given._asdict() for name, given in comparisons.items()},
+        "mean_difference": verdict.mean_difference,
+        "fid": None if verdict.fid is None else verdict.fid._asdict(),
         "problems": list(verdict.problems),
     }

@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
@@ -30,7 +30,7 @@ STYLE: dict[str, Any] = {
 """The salt fixes the ids within an SVG."""
 
 SAMPLER_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
-"""The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order. Also in report.css."""
+"""The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order."""
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 SAMPLER_DASHES = ("-", "--", "-.")
@@ -38,7 +38,10 @@ MARKERS = "osD^vP<>phd*"
 PANELS_ACROSS = 3
 DODGE = 0.024
 """Points of one S are spread over this share of the axis, in the order of eta, so that no bar hides another."""
-MIN_TICKS = 5
+MAX_TICKS = 8
+"""Numbers that fit below a panel. More are not marked one by one."""
+WIDE = 4
+"""A value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten."""
 MIN_SPAN = 1.1
 """The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
 TITLE_WIDTH = 52
@@ -172,7 +175,7 @@ def row_styles(
             sampler = label[row_keys.index("sampler")]
             lines[sampler] = lines.get(sampler, -1) + 1
             place, dashes = list(lines).index(sampler) % len(SAMPLER_COLOURS), SAMPLER_DASHES[lines[sampler] % 3]
-            styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes, key=f"{look.key}-{place}")
+            styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes)
     return styles
 
 
@@ -210,46 +213,22 @@ def has_place(values: Values, scale: str) -> NDArray[np.bool_]:
     return values > 0 if scale == "log" else np.isfinite(values)
 
 
-def mark_numbers(panel: Axes, at: Sequence[float]) -> float:
-    """Put a tick on the horizontal axis at each of some ascending numbers, without the number if the next is too near.
-
-    Returns the logarithm of the last over the first.
-    """
-    extent = math.log(at[-1] / at[0])
-    written = {at[-1]}
-    for candidate in reversed(at):
-        if math.log(min(written) / candidate) > 0.085 * extent:
-            written.add(candidate)
-    panel.xaxis.set_major_locator(FixedLocator(list(at)))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if round(x) in written else ""))
-    panel.xaxis.set_minor_locator(NullLocator())
-    return extent
-
-
-def mark_round_numbers(panel: Axes) -> None:
-    """Put ticks at 1, 2 and 5 times powers of ten on the horizontal axis."""
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def mark_numbers(panel: Axes, at: Sequence[float] = ()) -> None:
+    """Put ticks on the logarithmic horizontal axis at each number of a few, else at round numbers."""
+    is_few = 0 < len(at) <= MAX_TICKS
+    panel.xaxis.set_major_locator(FixedLocator(list(at)) if is_few else LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
 
 
 def mark_values(panel: Axes) -> None:
-    """Put ticks at round numbers, even over a narrow range, where a logarithmic axis often has none.
-
-    If the values are nearly equal, the range is widened to `MIN_SPAN`.
-    """
+    """Put ticks at round numbers on the logarithmic vertical axis, whose range is widened to `MIN_SPAN`."""
     low, high = panel.get_ylim()
     widening = math.sqrt(max(1.0, MIN_SPAN * low / high))
-    low, high = low / widening, high * widening
-    choices = [LogLocator(subs=subs, numticks=50) for subs in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))]
-    for locator in [*choices, MaxNLocator(7, steps=[1, 2, 5, 10])]:
-        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
-        if len(ticks) >= MIN_TICKS:
-            break
-    panel.yaxis.set_major_locator(FixedLocator(ticks))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    panel.set_ylim(low / widening, high * widening)
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > WIDE * low else MaxNLocator(5))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.set_ylim(low, high)
 
 
 def legend(figure: Figure, styles: Collection[LineStyle], below: bool = False) -> None:

@@ -23,7 +23,6 @@ from taugrid.eval.figures.drawing import (
     make_panels,
     make_room,
     mark_numbers,
-    mark_round_numbers,
     mark_values,
     name_parts,
     ordered_styles,
@@ -122,12 +121,11 @@ def _draw_floor(panel: Axes, table: Pivot) -> None:
 
 
 def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
-    """Put a tick at every place, without a number if the next is too near. Returns log(right / left)."""
+    """Mark the places, and fit the axis to them. Returns log(right / left)."""
     every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
     at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
-    extent = mark_numbers(panel, at)
-    if axis.is_measured:
-        mark_round_numbers(panel)
+    mark_numbers(panel, () if axis.is_measured else at)
+    extent = math.log(at[-1] / at[0])
     margin = 0.06 * extent or math.log(2)
     panel.set_xlim(at[0] * math.exp(-margin), at[-1] * math.exp(margin))
     return extent + 2 * margin

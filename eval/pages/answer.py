@@ -1,6 +1,5 @@
 """The result of a run as one number and in two sentences, which claim nothing beyond its numbers and their errors."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
 
 MAX_NAMED = 3
-"""Rows, or groups of comparable cells, that a sentence names. More are counted."""
+"""Rows that a sentence names. More are counted."""
 
 
 class Measured(NamedTuple):
@@ -55,13 +54,6 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
     return cells
 
 
-def comparable(cells: Sequence[Measured]) -> list[list[Measured]]:
-    groups: dict[str, list[Measured]] = defaultdict(list)
-    for cell in cells:
-        groups[cell.comparability_key].append(cell)
-    return list(groups.values())
-
-
 class Hero(NamedTuple):
     """The number that a page begins with."""
 
@@ -80,7 +72,7 @@ def hero(quality: QualityTable) -> Hero | None:
     """The best cell by the metric that decides; None without a score, or if not all scores can be compared."""
     metric = quality.judged_by
     cells = measured(quality, metric)
-    if len(comparable(cells)) != 1:
+    if len({cell.comparability_key for cell in cells}) != 1:
         return None
     best = _best(cells)
     steps = f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}"
@@ -103,16 +95,10 @@ def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> 
     kind = "setting" if are_means else "cell"
     if not cells:
         return [f"None of {counted(planned, kind)} has a score yet."]
-    groups, metric = comparable(cells), cells[0].table.metric
-    if len(groups) > 1:
-        bests = [_best(group) for group in groups[:MAX_NAMED]]
-        named = "; ".join(f"{best.entry.shown} at {best.place}" for best in bests)
-        more = f", and {counted(len(groups) - MAX_NAMED, 'other')}" if len(groups) > MAX_NAMED else ""
-        return [
-            f"The cells were measured under {len(groups)} protocols, whose numbers can't be compared.",
-            f"The {_end(metric)} {metric.title} under each: {named}{more}.",
-        ]
-    best = _best(cells)
+    protocols = {cell.comparability_key for cell in cells}
+    if len(protocols) > 1:
+        return [f"The cells were measured under {len(protocols)} protocols, whose numbers can't be compared."]
+    best, metric = _best(cells), cells[0].table.metric
     among = counted(len(cells), kind if len(cells) >= planned else f"scored {kind}")
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
     first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"

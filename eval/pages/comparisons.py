@@ -1,13 +1,11 @@
 """Comparisons of cells for a page: differences of FID, effects of the grid's keys, protocols."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import about, effect_tables, verdicts
-from taugrid.eval.tables.ablation.pairing import AT_EQUAL_S
+from taugrid.eval.tables.ablation.effects_files import about, effect_tables
 from taugrid.eval.tables.differences_files import (
     DifferenceRow,
     compared,
@@ -27,8 +25,6 @@ MAX_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
 MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
-MAX_VERDICTS = 3
-"""Effects at the top of a page. All are in their section."""
 MAX_VALUES = 4
 """Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
 MAX_LIST_LENGTH = 4
@@ -52,25 +48,14 @@ def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
         for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
             along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
             heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-            shown = format_difference(row)
-            groups.setdefault(heading, []).append(shown._replace(where=_in_symbols(shown.where)))
+            groups.setdefault(heading, []).append(format_difference(row))
         said = "" if found else about_differences(metric)
         found.append(MetricDifferences(metric, said, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
     return {"metrics": found, "notes": notes_of(rows)}
 
 
-def _in_symbols(where: str) -> str:
-    """Such as "S = 10 → 20 at η = 0.0", as tables have it, from "S 10 -> 20 at eta 0"."""
-    of_eta = re.compile(r"(?<=\beta )[\d.e-]+( -> [\d.e-]+)?")
-    etas = of_eta.sub(lambda found: " -> ".join(str(float(eta)) for eta in found[0].split(" -> ")), where)
-    return re.sub(r"\b(S|eta) (?=[\dσ])", r"\1 = ", etas).replace("->", "→")
-
-
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
-    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv.
-
-    The first of `metrics` decides: the page begins with its verdicts.
-    """
+    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv."""
     found = Effects.read(rows, metrics)
     if not found.every:
         return None
@@ -84,11 +69,8 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
         for metric in found.by_metric
         for table in effect_tables(found, metric)
     ]
-    by_title = {metric.title: list(verdicts(found, metric)) for metric in found.by_metric}
-    first = [line for line in by_title.get(metrics[0].title, []) if AT_EQUAL_S not in line]  # of unequal cost
     explained = [line.replace("`", "") for line in about(found)]
-    texts = {"verdicts": by_title, "answer": first[:MAX_VERDICTS], "about": explained, "notes": found.notes}
-    return texts | {"tables": tables}
+    return {"about": explained, "notes": found.notes, "tables": tables}
 
 
 def protocol_line(quality: QualityTable) -> str:

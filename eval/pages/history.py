@@ -78,8 +78,6 @@ def _trends(
         if shown.empty or shown["night"].nunique() < 2:  # a point is no trend
             continue
         figure = trend_figure(shown, lights, leads_to, metric)
-        for panel in figure.axes:
-            panel.set_xlabel("night")
         numbers = [
             (row["night"], row["label"], _number(row, metric), row["result"] if pd.notna(row["result"]) else "")
             for _, row in shown.iterrows()

@@ -77,9 +77,9 @@ def completion(ctx: click.Context, shell: str) -> None:
 def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) -> None:
     """Check an installation against closed forms.
 
-    Samples images whose pixels and distribution are known. Exits with 1 if an image differs from a float64 loop of the
-    paper, or a number from its closed form. With --sampler, if its images do not approach the solution of the ODE or,
-    where it adds noise, their distribution is not the data's.
+    Samples images whose pixels are known. Exits with 1 if an image differs from a float64 loop of the paper, or the
+    table's FID from that of the images. With --sampler, if its images do not approach the solution of the ODE or,
+    where it adds noise, their distribution is wider than the data's.
 
     Examples:
         taugrid selfcheck  # this installation, in some minutes

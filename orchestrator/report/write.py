@@ -20,14 +20,10 @@ from taugrid.eval.tables.differences import best_checkpoints, differences
 from taugrid.eval.tables.differences_files import write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.published.counterparts import (
-    SOLVERS_STEM,
     NetworkOrigin,
-    has_other_samplers,
-    joined_solvers,
     pointer,
     quality_counterparts,
     write_published,
-    write_solvers,
 )
 from taugrid.eval.tables.quality import QualityTable, write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
@@ -104,17 +100,12 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     rows, evidence = collected.rows, collected.evidence
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
-    joined = joined_solvers(rows, evidence.protocols, origins)
-    of_solvers = bool(joined) or has_other_samplers(rows, evidence.protocols)
-    if not (counterparts and of_solvers):  # those that there are get written again
-        rundir.remove_outputs("tables/published*")
-    whose = "EDM's" if joined else "another"
-    beside = [f"solvers with {whose} network, as published, are in {SOLVERS_STEM}.md"] if of_solvers else []
-    quality = quality_table(run, collected, [*pointer(counterparts, "published"), *beside])
+    if not counterparts:
+        rundir.remove_outputs("tables/published.*")
+    quality = quality_table(run, collected, pointer(counterparts, "published"))
     with rundir.storage.local_folder(rundir.tables) as tables:
-        write_published(counterparts, tables, "published")
-        if of_solvers:
-            write_solvers(tables, joined)
+        if counterparts:
+            write_published(counterparts, tables, "published")
         write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables, quality.judged_by)
     if rows:

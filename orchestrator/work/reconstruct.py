@@ -168,7 +168,8 @@ class ReconstructWork(WorkKind):
         if not beside:
             self.rundir.remove_outputs("tables/reconstruction-published.*")
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
-            write_published(beside, tables, "reconstruction-published")
+            if beside:
+                write_published(beside, tables, "reconstruction-published")
             if not rows:
                 return KindResult(rows)
             write_reconstruction(rows, tables, self._about(cells), notes)

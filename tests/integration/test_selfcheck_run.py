@@ -51,10 +51,9 @@ def test_a_sound_system_passes(checked):
     assert {(cell["process"], cell["sampler"]) for cell in known} == {
         ("ddpm", "ddim"), ("edm", "ddim"), ("edm", "heun"), ("edm", "edm-heun"), ("flow", "ddim"), ("flow", "heun"),
     }  # fmt: skip
-    assert max(abs(cell[name]["z"]) for cell in known for name in ("fid", "mean", "covariance")) < 5
-    # The FID of different cells is told apart by far: agreement is no matter of wide errors.
-    exact = {cell["name"]: cell["fid"]["exact"] for cell in known}
-    assert max(exact.values()) / min(exact.values()) > 5
+    measured, recomputed = ([cell["fid"][key] for cell in known] for key in ("measured", "recomputed"))
+    assert measured == pytest.approx(recomputed, rel=2e-6)
+    assert max(measured) / min(measured) > 5
     assert len(list(root.glob("samples/*/part-*.parquet"))) > len(findings["cells"])
 
 
@@ -78,7 +77,7 @@ def test_faults_in_the_workers_are_found_in_the_cells_that_they_touch(checked, t
 
 @pytest.mark.long
 def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
-    """`report` on what selfcheck made. FID at infinite N is below what N = 1000 leads to expect."""
+    """`report` on what selfcheck made. FID at N = 1000 is biased upwards by about 0.01."""
     findings, root = checked
     taugrid("report", root)
     table = pd.read_csv(root / "tables" / "quality.csv", dtype={"cell": str}).set_index("cell")
@@ -86,7 +85,7 @@ def test_rows_of_a_gaussian_have_their_exact_fid_beside_the_measured(checked):
         exact = table.loc[cell["cell"], "fid_exact"]
         clips = cell["process"] == "edm" and "sigma_hat" in cell["name"]  # more than one pixel in a million
         if cell["data"] == "gaussian" and cell["sampler"] == "ddim" and not clips:
-            assert 0 < cell["fid"]["exact"] - exact < 0.01
+            assert abs(cell["fid"]["measured"] - exact - 0.01) < 0.02
             assert table.loc[cell["cell"], "fid"] == cell["fid"]["measured"]
         else:
             assert pd.isna(exact)

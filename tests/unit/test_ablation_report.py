@@ -1,7 +1,6 @@
 """The report of a grid that compares settings: a small real run of oracles, jobs in this process."""
 
 import csv
-import html
 import io
 import re
 from pathlib import Path
@@ -56,11 +55,6 @@ def test_tables_and_figures_are_of_means_and_effects(run):
     effects = list(csv.DictReader(io.StringIO((opened.rundir.tables / "effects.csv").read_text())))
     of_schedule = [row for row in effects if row["key"] == "diffusion.schedule"]
     assert {(row["base"], row["value"], row["over"]) for row in of_schedule} == {("cosine", "linear", "sampling seed")}
-    lines = (opened.rundir.tables / "effects.md").read_text().splitlines()
-    verdicts = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    assert [verdict.split(":")[0] for verdict in verdicts] == ["schedule", "beta_end"]
-    page = html.unescape((opened.rundir.tables.parent / "report.html").read_text())
-    assert all(f"<li>{verdict}</li>" in page for verdict in verdicts)
     names = {path.name for path in opened.rundir.figures.iterdir()}
     assert {"effects.png", "by-schedule.png", "by-beta_end.svg", "heat-map.png", "quality.png"} <= names
     samples = [name for name in names if name.startswith("samples-")]

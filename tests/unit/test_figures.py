@@ -74,11 +74,9 @@ def test_axes_are_logarithmic_with_every_step_written_and_round_numbers_for_fid(
     recorded(panel.get_ylabel())
 
 
-def test_crowded_steps_keep_their_ticks_but_not_all_numbers():
-    steps = range(5, 55, 5)
-    (panel,) = draw(grid(steps=steps)).axes
-    assert panel.get_xticks().tolist() == list(steps)
-    assert tick_labels(panel.xaxis) == ["5", "10", "15", "20", "30", "40", "50"]
+def test_crowded_steps_have_ticks_at_round_numbers():
+    (panel,) = draw(grid(steps=range(5, 55, 5))).axes
+    assert {"5", "10", "20", "50"} <= set(tick_labels(panel.xaxis))
 
 
 def test_the_legend_lists_etas_in_order_once_and_covers_no_panel():

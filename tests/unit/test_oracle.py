@@ -21,11 +21,9 @@ from taugrid.workers.diffusion import oracle as optimum
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import (
     Classes,
-    Gaussian,
     TwoPoints,
     classes,
     draw,
-    expected_fid,
     frechet_distance,
     gaussian,
     rounded,
@@ -209,37 +207,6 @@ def test_frechet_distance_is_the_general_one():
     assert frechet_distance(a, b) == pytest.approx(general, rel=1e-10)
     with pytest.raises(ValueError, match="same eigenvectors"):
         frechet_distance(gaussian((1, 3, 2)), gaussian((1, 2, 3)))
-
-
-def fid_of_draws(source, data, n, m, repeats):
-    """The eval package's FID between draws of `source` and of `data`."""
-    stream = np.random.RandomState(4)
-
-    def moments(g, count):
-        normals = stream.standard_normal((count, len(g.mean)))
-        return statistics.Moments.of(g.mean + normals * np.sqrt(g.eigenvalues) @ g.eigenvectors.T)
-
-    return np.array([frechet.frechet_distance(moments(source, n), moments(data, m)) for _ in range(repeats)])
-
-
-@pytest.mark.parametrize("steps", [5, 20])
-@pytest.mark.parametrize(("n", "m"), [(500, 2000), (2000, 500)])
-def test_expected_fid_of_sampled_cells(n, m, steps):
-    data = gaussian((1, 4, 4))
-    source = sampled(data, levels(tau("linear", steps, 1000)), "sigma_hat")
-    fids, expected = fid_of_draws(source, data, n, m, repeats=150), expected_fid(source, data, n, m)
-    assert fids.mean() == pytest.approx(expected.mean, abs=4 * expected.sd / sqrt(150))
-    assert fids.std() == pytest.approx(expected.sd, rel=0.25)  # its own standard error is 6 %
-
-
-def test_expected_fid_of_one_pixel_varies_as_two_squares_of_normals_do():
-    """By hand, for n draws each of one N(0, v): the means differ by N(0, 2 v / n), the deviations by N(0, v / n).
-
-    FID is the sum of the squares, whose variances are twice those variances squared: (8 + 2) v^2 / n^2.
-    """
-    v, n = 0.04, 1_000_000
-    pixel = Gaussian(np.zeros(1), np.array([v]), np.eye(1))
-    assert expected_fid(pixel, pixel, n, n).sd == pytest.approx(sqrt(10) * v / n, rel=1e-5)
 
 
 def test_rounding_acts_as_independent_noise():

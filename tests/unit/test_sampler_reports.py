@@ -1,7 +1,7 @@
 """Tables, figures and effects of grids over samplers: what S costs, what a sampler ignores, and what is compared."""
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,28 +16,18 @@ from test_differences import N, protocol, spread
 from test_differences import cell as row_of
 
 import taugrid
-from taugrid.config import EDM_DEFAULTS, Config, validate
+from taugrid.config import Config, validate
 from taugrid.eval.figures.ablation.cost import costs_figure
 from taugrid.eval.figures.ablation.forest import effects_figure
 from taugrid.eval.figures.ablation.panels import per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
-from taugrid.eval.pages.charts import chart
-from taugrid.eval.pages.comparisons import effects as page_effects
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
 from taugrid.eval.tables.ablation.effects_files import effects_markdown
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
-from taugrid.eval.tables.published.counterparts import (
-    INCEPTION_SHA256,
-    OF_MULTISTEP,
-    NetworkOrigin,
-    has_other_samplers,
-    joined_solvers,
-    solvers_markdown,
-)
 from taugrid.eval.tables.quality import QualityTable, to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
 from taugrid.grids.selectors import chosen
@@ -52,9 +42,6 @@ from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
 from taugrid.storage import LOCAL
-from taugrid.workers import schedules
-from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
-from taugrid.workers.samplers.sampler import find
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
@@ -204,8 +191,6 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
     looks = [(bar.lines[0].get_color(), bar.lines[0].get_linestyle()) for bar in panel.containers]
     black, orange, blue, *_ = SAMPLER_COLOURS
     assert looks == [(black, "-"), (black, "--"), (orange, "-"), (blue, "-")]
-    drawn = chart(figure, "steps", "", (), ())
-    assert [line.colour for line in drawn.legend] == ["sampler-0", "sampler-0", "sampler-1", "sampler-2"]
 
 
 def test_long_names_of_samplers_stay_within_the_figures():
@@ -241,14 +226,6 @@ def test_panels_of_a_key_say_a_sampler_once():
     assert [(panel.get_title(), len(panel.containers)) for panel in panels] == [
         ("spacing=linear", 2), ("spacing=quadratic", 2),
     ]  # fmt: skip
-
-
-def test_a_page_does_not_begin_with_an_effect_of_samplers_at_unequal_cost():
-    rows = [{"metric": "fid", **asdict(effect)} for effect in effects(product(), known(product()))]
-    shown = page_effects(rows, [FID])
-    assert [line for line in shown["verdicts"]["FID"] if "heun" in line]
-    assert shown["answer"]
-    assert not [line for line in shown["answer"] if "heun" in line]
 
 
 def test_samplers_are_compared_with_the_base_at_equal_evaluations_where_they_meet():
@@ -299,67 +276,7 @@ def test_a_spacing_that_some_samplers_ignore_is_no_part_of_their_effect():
     }  # fmt: skip
     recorded("\n".join(e.settings for e in found.values()))
     text = effects_markdown(Effects({FID: effects(rows, known(rows))}))
-    recorded(text, "- sampler")
     assert " 10.0" in text
-    assert "can't decide" not in text.partition("spacing: ")[0], "both are of one network"
-
-
-def test_the_published_numbers_of_solvers_are_another_networks():
-    text = solvers_markdown()
-    recorded(text, "another")
-    recorded(text, "differences")
-    assert "| – | 319.87 | – | 99.74 | – | 38.06 | – | 15.93 |" in text
-    rows = product()
-    protocols = {"p": {"reference": {"dataset": "cifar10"}}}
-    assert has_other_samplers(rows, protocols)
-    assert not has_other_samplers(rows[:4], protocols), "ddim alone"
-    assert not has_other_samplers(rows, {"p": {"reference": {"dataset": "digits"}}})
-
-
-def edm_cell(sampler, steps, spacing="karras", eta=None, **options):
-    """A row of a network of EDM's process, with the evaluations that its sampler takes there."""
-    settings = SAMPLE_DEFAULTS.model_copy(update={"steps": steps, "spacing": spacing, "sampler_options": options})
-    count = find(sampler).evaluations(settings, schedules.process(EDM_DEFAULTS))
-    return cell(sampler, steps, eta, spacing=spacing, sampler_options=options) | {"network_evaluations": count}
-
-
-def joined(rows, process=EDM_DEFAULTS.in_words, kind="edm", **changes):
-    reference = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "none 3x32x32"}
-    about = {"name": "inception-v3-compat", "weights_sha256": INCEPTION_SHA256}
-    protocol = {"reference": reference, "num_samples": 50_000, "extractor": about, "clip": "none", "weights": "ema"}
-    [model] = {row["model"] for row in rows}
-    return joined_solvers(rows, {"p": protocol | changes}, {model: NetworkOrigin("edm:load", process, kind)})
-
-
-def test_published_numbers_of_edms_network_join_rows_that_take_the_same_steps_and_one_to_0():
-    rows = [edm_cell("ddim", 6, eta=eta) for eta in (0.0, 1.0)]
-    rows += [edm_cell("euler", 5), edm_cell("heun", 4, "linear")]
-    rows += [edm_cell("edm-heun", 3), edm_cell("edm-heun", 3, S_churn=10.0), edm_cell("edm-heun", 18)]
-    rows += [edm_cell("dpm++3m", 9), edm_cell("unipc", 11, "logsnr")]
-    found = joined(rows)
-    assert [row[1:5] for row in found] == [
-        ["ddim", "Euler", "5 + 1", "49.66"],
-        ["euler", "Euler", "4 + 1", "66.76"],
-        ["heun", "Heun", "6 + 1", "99.74"],
-        ["edm-heun", "Heun", "4 + 1", "319.87"],
-        ["dpm++3m", "DPM-Solver++(3M)", "8 + 1", "4.54"],
-        ["unipc", "UniPC-3", "10 + 1", "2.89"],
-    ]
-    assert float(found[0][6]) == pytest.approx(rows[0]["fid"] - 49.66, abs=0.006)
-    other = f"times polynomial rho=7, not logsnr; {OF_MULTISTEP}"
-    assert [row[7] for row in found] == [*"––––", other, OF_MULTISTEP]
-    recorded(solvers_markdown(found), "published")
-    assert "another network" not in solvers_markdown(found)
-    for kind in ("ddpm", "flow"):
-        assert not joined(rows, kind=kind)
-    assert not joined(rows, reference={"dataset": "digits"})
-
-
-def test_what_else_differs_from_a_published_solver_is_listed():
-    changes = {"clip": "x0", "conditions": {"labels": "random"}, "weights": "raw", "num_samples": 5000}
-    process = EDM_DEFAULTS.model_copy(update={"rho": 5.0}).in_words
-    [row] = joined([edm_cell("edm-heun", 4)], process, **changes)
-    recorded(row[7])
 
 
 @pytest.fixture(scope="module")

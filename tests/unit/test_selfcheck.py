@@ -57,8 +57,8 @@ def features(pixels):
 
 
 @cache
-def reference(seed=0):
-    return images.to_uint8(draw(DATA, 10_000, seed)).reshape(-1, *SHAPE)
+def reference():
+    return images.to_uint8(draw(DATA, 10_000, seed=0)).reshape(-1, *SHAPE)
 
 
 def times(cell):
@@ -69,9 +69,8 @@ def times(cell):
 class Run:
     """One cell by the functions that a real run calls; each method is a place for a fault."""
 
-    def __init__(self, cell, reference_seed=0):
+    def __init__(self, cell):
         self.cell = cell
-        self.reference = reference(reference_seed)
 
     def eps(self, x, at, condition=None):
         if isinstance(self.cell.data, Gaussian):
@@ -96,11 +95,11 @@ class Run:
     def fid(self, pixels):
         moments = [statistics.Moments.of(part) for part in np.array_split(features(pixels), 3)]
         merged = reduce(statistics.Moments.merge, moments)
-        return frechet.frechet_distance(merged, statistics.Moments.of(features(self.reference)))
+        return frechet.frechet_distance(merged, statistics.Moments.of(features(reference())))
 
     def verdict(self):
         pixels, index = self.files()
-        return judge(pixels, index, self.cell, self.fid(pixels), self.reference)
+        return judge(pixels, index, self.cell, self.fid(pixels), reference())
 
 
 class Continuous(Run):
@@ -141,10 +140,6 @@ HEALTHY = [
 ]
 
 
-def z_scores(verdict):
-    return [comparison.z for comparison in (verdict.mean, verdict.covariance, verdict.fid)]
-
-
 @pytest.mark.long
 def test_a_healthy_grid_passes():
     for cell in HEALTHY:
@@ -152,17 +147,6 @@ def test_a_healthy_grid_passes():
         assert verdict.problems == ()
         assert verdict.largest_difference <= 1
         assert verdict.differing_share <= 5e-4
-        if isinstance(cell.data, Gaussian):
-            assert max(map(abs, z_scores(verdict))) < 3.5
-
-
-@pytest.mark.long
-def test_z_scores_are_standard_normal():
-    """Over 100 seeds and references, in the cell where rounding is coarsest."""
-    cell = settings(steps=5, eta=0.0)
-    z = np.array([z_scores(Run(replace(cell, seed=seed), reference_seed=seed).verdict()) for seed in range(100)])
-    assert (np.abs(z.mean(axis=0)) < 0.4).all()  # their standard errors are 0.1 and 0.07
-    assert ((z.std(axis=0) > 0.75) & (z.std(axis=0) < 1.25)).all()
 
 
 GUIDED = replace(settings(classes(SHAPE)), eta=0.5, guidance=2.5)
@@ -190,7 +174,6 @@ def test_guided_classes_pass_and_faults_of_guidance_are_found():
         verdict = judge(pixels, index, cell, labels=labels)
         assert verdict.problems == ()
         assert verdict.largest_difference <= 1
-        assert max(abs(verdict.mean.z), abs(verdict.covariance.z)) < 3.5
     steps, null = len(times(GUIDED)), GUIDED.data.count
     faults = {
         "the scale is off": (Guidance(2.4, steps, null_label=null), 0),
@@ -204,8 +187,6 @@ def test_guided_classes_pass_and_faults_of_guidance_are_found():
         pixels, index, labels = guided(GUIDED, how, shift)
         verdict = judge(pixels, index, GUIDED, labels=labels)
         assert any(IMAGES in problem for problem in verdict.problems), name
-        by_mean = any(problem.startswith("mean") for problem in verdict.problems)
-        assert by_mean or name != "w for g", "statistics alone would find that too"
     pixels, index, labels = guided(GUIDED)
     labels[:3] = 0
     problems = judge(pixels, index, GUIDED, labels=labels).problems
@@ -213,8 +194,7 @@ def test_guided_classes_pass_and_faults_of_guidance_are_found():
 
 
 IMAGES, ALL_IMAGES, LEVELS, TABLE = "(seed, n)", "512 of 512", "of pixels", "on disk"
-"""Words of the problems that a fault must lead to. Those of z-scores are left out: which of them a fault moves beyond
-the limit, chance decides too."""
+"""Words of the problems that a fault must lead to."""
 
 
 def noise_of(change):
@@ -298,7 +278,7 @@ FAULTS = {
         (settings(), ALL_IMAGES)],
     "seed by rank": [noise_of(lambda seed, n, t: (seed + int(n[0]) // BATCH % 2, n, t)), (settings(), "256 of 512")],
     "noise of the place in the batch": [noise_of(lambda seed, n, t: (seed, n % BATCH, t)),
-        (settings(), "384 of 512", "384 images")],
+        (settings(), "384 of 512")],
     "x0 clipped alone": [cell_with(clip="x0"), (POINTS_20, IMAGES), (replace(POINTS_20, clip="x0_and_eps"), IMAGES)],
     "x0 not clipped": [cell_with(clip="none"), (replace(POINTS_20, clip="x0"), IMAGES)],
     "rounding by truncation": [
@@ -310,7 +290,7 @@ FAULTS = {
         (settings(), "128 indices repeated")],
     "shard under two names": [
         files_with(lambda pixels, index: (np.concatenate([pixels[:-BATCH], pixels[:BATCH]]), index)),
-        (settings(), "128 of 512", "128 images")],
+        (settings(), "128 of 512")],
     "index from 1": [files_with(lambda pixels, index: (pixels, index + 1)),
         (settings(), "missing", "outside", ALL_IMAGES)],
     "two images exchanged": [files_with(exchanged), (settings(), "2 of 512")],
@@ -330,33 +310,29 @@ FAULTS = {
         (continuous("edm"), IMAGES), (EDM_HEUN, LEVELS)],
     "last step at a sigma of 0.001": [(edm, "END", lambda real: edm.point(0.001, 0.0)), (EDM_DDIM, LEVELS)],
     "x_T without its scale": [(EDM, "first_scale", lambda real: lambda process, first: 1.0),
-        (EDM_DDIM, ALL_IMAGES, "images equal")],
+        (EDM_DDIM, ALL_IMAGES)],
     "noise without the scale": [(ddim, "coefficients", unscaled_noise), (continuous("edm"), ALL_IMAGES),
         (continuous("flow"), ALL_IMAGES)],
     "churn without its noise": [cell_with(Continuous, churn_noise=1.0), (CHURNED, IMAGES)],
     "velocity towards the noise": [(denoiser, "predicted", lambda real: lambda output, *others: real(-output, *others)),
         (FLOW_DDIM, ALL_IMAGES), (FLOW_HEUN, ALL_IMAGES)],
 }  # fmt: skip
-MISSED_BY_STATISTICS = {
+SUBTLE = {
     "times one too early", "eta squared", "noise keyed by the time it leads to", "seed by rank",
     "images of another cell", "rounding by truncation", "covariance by n",
 }  # fmt: skip
-"""Why every image is recomputed, and FID too."""
+"""The moments of 512 images do not show these."""
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in MISSED_BY_STATISTICS else pytest.param(n, marks=pytest.mark.long) for n in FAULTS]
-)
+@pytest.mark.parametrize("name", [n if n in SUBTLE else pytest.param(n, marks=pytest.mark.long) for n in FAULTS])
 def test_a_planted_fault_is_found(name, monkeypatch):
     """In cells that are healthy without it."""
     (owner, attribute, change), *cells = FAULTS[name]
     assert [healthy(cell).problems for cell, *_ in cells] == [()] * len(cells)
     monkeypatch.setattr(owner, attribute, change(getattr(owner, attribute)))
     for cell, *finds in cells:
-        verdict = run_of(cell).verdict()
-        problems = [line for line in verdict.problems if " z = " not in line]
+        problems = run_of(cell).verdict().problems
         assert [words in line for words, line in zip(finds, problems, strict=True)] == [True] * len(finds)
-        assert name not in MISSED_BY_STATISTICS or max(map(abs, z_scores(verdict))) < 4
 
 
 @pytest.mark.parametrize(("seed", "time"), [(0, 0), (-3, 1000), (2**63, 2**32 - 1)])
@@ -382,19 +358,11 @@ def test_problems_are_lines_for_people():
     index = np.where(index == 5, 4, index)
     verdict = judge(pixels, index, settings(), 1.0, reference())
     recorded("\n".join(verdict.problems[:3]))
-    assert verdict.problems[3].startswith("FID: 1 where 0.138")
-    recorded(verdict.problems[4])
-    assert " 0.137" in verdict.problems[4]
+    recorded(verdict.problems[3])
+    assert " 0.137" in verdict.problems[3]
 
 
 def test_a_gaussian_cell_needs_its_fid():
     pixels, index = Run(settings()).files()
     with raises(ValueError):
         judge(pixels, index, settings())
-
-
-def test_reference_of_other_data_is_found():
-    assert selfcheck.reference_problems(reference(), DATA) == []
-    truncated = np.clip((draw(DATA, 10_000, seed=0) + 1) * 127.5, 0, 255).astype(np.uint8)
-    for other in (truncated, reference().swapaxes(2, 3), np.concatenate([reference()[:5000]] * 2)):
-        assert selfcheck.reference_problems(other, DATA)

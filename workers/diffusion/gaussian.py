@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,43 +201,3 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if not np.array_equal(a.eigenvectors, b.eigenvectors):
         raise ValueError("the closed forms need Gaussians with the same eigenvectors")
     return float(np.square(a.mean - b.mean).sum() + np.square(np.sqrt(a.eigenvalues) - np.sqrt(b.eigenvalues)).sum())
-
-
-class Expected(NamedTuple):
-    """Expectation and standard deviation of a statistic."""
-
-    mean: float
-    sd: float
-
-
-def expected_fid(samples: Gaussian, reference: Gaussian, num_samples: int, num_reference: int) -> Expected:
-    """The FID to expect between the moments of N draws of `samples` and M draws of `reference`.
-
-    With s and l the eigenvalues, r = sqrt(s l), u and v the relative errors of the two covariances in the common basis,
-    Var u_ij = (1 + delta_ij) / (N - 1), FID is to second order in all errors
-      its exact value + 2 (m_s - m_l).(e_s - e_l) + |e_s - e_l|^2 + sum_i (s_i - r_i) u_ii + (l_i - r_i) v_ii
-      + 1/2 sum_ij r_i r_j / (r_i + r_j) (u_ij - v_ij)^2,
-    where e are the errors of the means. Expectation and variance follow, with u and v taken as normal.
-
-    Raises:
-        ValueError: if the eigenvectors differ.
-    """
-    exact = frechet_distance(samples, reference)
-    s, l, d = samples.eigenvalues, reference.eigenvalues, len(samples.mean)  # noqa: E741  # the formula's letters
-    r = np.sqrt(s * l)
-    difference = samples.eigenvectors.T @ (samples.mean - reference.mean)
-    mean_error = s / num_samples + l / num_reference
-    relative_error = 1 / (num_samples - 1) + 1 / (num_reference - 1)
-    quadratic = np.outer(r, r) / np.add.outer(r, r) * (1 + np.eye(d)) / 2 * relative_error
-    linear_in_mean = 4 * np.square(difference) @ mean_error
-    linear_in_covariance = 2 * (
-        np.square(s - r).sum() / (num_samples - 1) + np.square(l - r).sum() / (num_reference - 1)
-    )
-    # Each pair i < j is one variable that appears twice in the sum.
-    of_squares = (
-        2 * np.square(mean_error).sum() + 4 * np.square(quadratic).sum() - 2 * np.square(np.diag(quadratic)).sum()
-    )
-    return Expected(
-        mean=float(exact + mean_error.sum() + quadratic.sum()),
-        sd=math.sqrt(linear_in_mean + linear_in_covariance + of_squares),
-    )

@@ -17,7 +17,6 @@ from taugrid.eval.figures.drawing import (
     make_panels,
     make_room,
     mark_numbers,
-    mark_round_numbers,
     mark_values,
     name_parts,
     plain_style,
@@ -61,8 +60,8 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
         left.set_ylabel(metric.heading)
         if is_log:
             mark_values(left)
-        mark_numbers(left, sorted({cost.evaluations for cost in costs}) or [1])
-        mark_round_numbers(right)
+        mark_numbers(left, sorted({cost.evaluations for cost in costs}))
+        mark_numbers(right)
         figure.supxlabel(textwrap.fill(named(CAPTION, metric), CAPTION_WIDTH), fontsize=9)
         make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
         _legend(figure, styles)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import NullLocator
 
 from taugrid.eval.figures.drawing import CHARACTER_WIDTH, plain_style, say_if_empty
 from taugrid.eval.tables.ablation.effects import Effect, short_key_names
@@ -31,10 +30,6 @@ MAX_LABEL = 30
 MAX_LINEAR_RATIO = 5.0
 """If a row reaches more than this many times as far from 0 as the median row, the axis is partly logarithmic: on a
 linear axis, this row would squeeze the others."""
-MIN_TICK_RATIO = 3.0
-"""The least ratio of two neighbouring ticks in the logarithmic part; longer axes have a larger one."""
-MAX_TICKS = 5
-"""Ticks on each side of the linear part: more labels would overlap."""
 SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
 """Colours: blue of the Okabe-Ito palette, and grey."""
 
@@ -61,7 +56,8 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         for panel in panels:
             panel.tick_params(labelbottom=True)
             if threshold is not None:
-                _use_symlog(panel, threshold, rows)
+                panel.set_xscale("asinh", linear_width=threshold)
+                panel.xaxis.set_major_formatter("{x:g}")
         figure.supxlabel(textwrap.fill(_caption(rows, threshold, metric), CAPTION_WIDTH), fontsize=9)
         say_if_empty(figure, "no effect has an interval")
     return figure
@@ -98,49 +94,20 @@ def _row_label(effect: Effect) -> str:
 
 
 def _linear_threshold(rows: Sequence[Effect]) -> float | None:
-    """The distance from 0 up to which the axis is linear: the rows' median, to one digit; None if all of it is linear.
+    """The distance from 0 up to which the axis is about linear: the rows' median; None if all of it is linear.
 
     The median is over single cells if `rows` has any, because averages contain the outlier. Of an even number it is the
     lower one: of two rows, either may be the outlier. Rows at 0 have no size to compare with.
     """
-    distances = sorted(_largest([row]) for row in rows if row.scope == rows[0].scope and any(_ends(row)))
-    median = distances[(len(distances) - 1) // 2] if distances else math.inf
-    return float(f"{median:.1g}") if _largest(rows) > MAX_LINEAR_RATIO * median else None
-
-
-def _ends(row: Effect) -> list[float]:
-    """The effect, and the ends of its interval."""
-    return [end for end in (row.effect, row.low, row.high) if end is not None]
-
-
-def _largest(rows: Sequence[Effect]) -> float:
-    """The largest distance from 0 of any effect or end of an interval."""
-    return max(abs(end) for row in rows for end in _ends(row))
-
-
-def _use_symlog(panel: Axes, threshold: float, rows: Sequence[Effect]) -> None:
-    """Make the axis logarithmic beyond +-`threshold`, with a tick and a dotted line there."""
-    panel.set_xscale("symlog", linthresh=threshold)
-    largest = _largest(rows)
-    ratio = max(MIN_TICK_RATIO, (largest / threshold) ** (1 / MAX_TICKS))
-    decades = range(math.floor(math.log10(threshold)), math.floor(math.log10(largest)) + 1)
-    sizes = [threshold / 2, threshold]
-    for size in (step * 10.0**decade for decade in decades for step in (1, 2, 5)):
-        if ratio * sizes[-1] <= size <= largest:
-            sizes.append(size)
-    ends = [end for row in rows for end in _ends(row)]
-    low, high = min(-threshold, *ends), max(threshold, *ends)
-    panel.set_xticks([x for x in (*(-size for size in reversed(sizes)), 0.0, *sizes) if low <= x <= high])
-    panel.autoscale(axis="x")  # margins that were made for a linear axis are wide on this one
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_locator(NullLocator())
-    for place in (-threshold, threshold):
-        panel.axvline(place, color="#777777", linewidth=1.2, linestyle=":", zorder=1)
+    reach = [max(abs(end) for end in (row.effect, row.low, row.high) if end is not None) for row in rows]
+    sizes = sorted(size for row, size in zip(rows, reach, strict=True) if row.scope == rows[0].scope and size)
+    median = sizes[(len(sizes) - 1) // 2] if sizes else math.inf
+    return median if max(reach) > MAX_LINEAR_RATIO * median else None
 
 
 def _caption(rows: Sequence[Effect], threshold: float | None, metric: MetricColumn) -> str:
     over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
-    scale = "" if threshold is None else " The axis is linear between the dotted lines and logarithmic outside them."
+    scale = "" if threshold is None else " The axis is linear near 0 and logarithmic far from it."
     over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
     cells = "a cell each, and averages over cells (diamonds)" if rows[0].scope == EACH_CELL else "averages over cells"
     side = "above" if metric.higher_is_better else "below"

@@ -8,9 +8,8 @@ function toggleLines(button, lines) {
   const shown = button.getAttribute("aria-pressed") !== "true";
   for (const each of [button, ...lines]) {
     each.setAttribute("aria-pressed", String(shown));
-    all("[data-line]", each.closest("section"))
-      .filter((line) => line.dataset.line === each.dataset.toggle)
-      .forEach((line) => line.classList.toggle("hidden-line", !shown));
+    all(`[id*="-${each.dataset.toggle}."]`, each.closest("section"))
+      .forEach((line) => line.setAttribute("display", shown ? "inline" : "none"));
   }
 }
 
@@ -106,40 +105,14 @@ function prepareSlide(slide) {
   prepareImages(row);
 }
 
-// A chart with its legend below it as an SVG that stands alone, in the colours of a light page: those without a query.
-function standalone(figure) {
-  const svg = figure.querySelector("svg").cloneNode(true);
-  const make = (name, parent) => parent.appendChild(document.createElementNS(svg.namespaceURI, name));
-  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
-  const shown = all("[data-toggle][aria-pressed='true']", figure.previousElementSibling);
-  shown.forEach((button, place) => {
-    const line = make("g", svg);
-    line.setAttribute("class", button.className);
-    line.setAttribute("transform", `translate(24, ${height + 15 * place + 8})`);
-    line.append(...button.querySelector("svg").cloneNode(true).children);
-    const name = make("text", line);
-    name.setAttribute("transform", "translate(16, 3.5)");
-    name.setAttribute("font-size", "10");
-    name.textContent = button.textContent.trim();
-  });
-  const total = height + 15 * shown.length + 4;
-  const size = { viewBox: `0 0 ${width} ${total}`, width: 3 * width, height: 3 * total, class: "chart" };
-  Object.entries(size).forEach(([key, value]) => svg.setAttribute(key, value));
-  const rules = [...document.styleSheets[0].cssRules].filter((rule) => !rule.media);
-  make("style", svg).textContent = rules.map((rule) => rule.cssText).join("");
-  return new XMLSerializer().serializeToString(svg);
-}
-
 async function save(button) {
+  const svg = new XMLSerializer().serializeToString(button.closest("figure").querySelector("svg"));
   const picture = new Image();
-  picture.src = `data:image/svg+xml,${encodeURIComponent(standalone(button.closest("figure")))}`;
+  picture.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
   await picture.decode();
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [picture.width, picture.height];
-  const context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(picture, 0, 0);
+  [canvas.width, canvas.height] = [3 * picture.width, 3 * picture.height];
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
   const link = document.createElement("a");
   link.download = `${button.dataset.save.replace(/[^\w.-]+/g, "-")}.png`;
   link.href = canvas.toDataURL("image/png");

@@ -30,8 +30,6 @@ from taugrid.protocol import ProtocolFields
 EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
 SCOPES = {EVERYWHERE: "averaged over all cells", EACH_S: "averaged at each S", EACH_CELL: "cell by cell"}
 """Scope -> its title. A metric's comparisons in a scope are one family of Holm's correction."""
-AT_EQUAL_S = "equal S"
-"""How the settings of pairs of samplers begin that differ in network evaluations."""
 KEY_SEPARATOR = " & "
 """Joins keys, or values, that always change together."""
 
@@ -190,7 +188,7 @@ def _between_samplers(grid: _Grid, labels: Sequence[str], values: tuple[str, str
     if not sides[0] & sides[1]:
         costs = [sum((n or 0) / s for s, n, its in zip(steps, counts, of_side, strict=True) if its) / of_side.sum()
                  for of_side in (of_base, of_value)]  # fmt: skip
-        equal.insert(0, f"{AT_EQUAL_S} and {costs[1] / costs[0]:.2g} times the evaluations")
+        equal.insert(0, f"equal S and {costs[1] / costs[0]:.2g} times the evaluations")
         return grid._replace(labels=changed, ignored=ignored, equal=", ".join(equal))
     changed["steps"] = list(map(str, counts))
     named = ", ".join(["equal evaluations", *equal])

@@ -1,7 +1,4 @@
-"""The DDIM paper's number (numbers/) for each row of a run, what differs between the protocols, and tables of both.
-
-Published FIDs of solvers, which are of another network (numbers/solvers_edm.csv), are a table apart from any run's.
-"""
+"""The DDIM paper's number (numbers/) for each row of a run, what differs between the protocols, and tables of both."""
 
 import csv
 import math
@@ -12,13 +9,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taugrid.config import EDM_DEFAULTS
 from taugrid.eval.tables.entries import MISSING, shown_number
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.rows import Row, as_csv, write_files
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION
-from taugrid.registry.samplers import DEFAULT
 from taugrid.words import markdown_table
 from taugrid.workers.diffusion.timesteps import tau
 
@@ -219,11 +214,7 @@ def dataset_facts(name: str) -> dict[str, str]:
 
 
 def write_published(counterparts: Sequence[Counterpart], folder: Path, stem: str) -> None:
-    """Write `stem`.{csv,md} into `folder`, each atomically. Without `counterparts`, remove earlier files."""
-    if not counterparts:
-        for suffix in ("csv", "md"):
-            (folder / f"{stem}.{suffix}").unlink(missing_ok=True)
-        return
+    """Write `stem`.{csv,md} into `folder`, each atomically."""
     write_files(folder, stem, csv=as_csv(published_frame(counterparts)), md=published_markdown(counterparts))
 
 
@@ -292,103 +283,3 @@ def _notes(members: Sequence[Counterpart]) -> str:
     if members[0].metric == "fid":
         lines.append(f"- {dataset_facts(members[0].dataset)['reference']}")
     return "\n".join(lines)
-
-
-SOLVERS_STEM = "published-solvers"
-"""The name of the file in tables/, without its suffix."""
-ABOUT_SOLVERS = (
-    "FID of 50,000 samples of **another network**: EDM's unconditional one for CIFAR10 (edm-cifar10-32x32-uncond-vp), "
-    "from sigma 80 to 0.002 without a step to 0, as zju-pi/diff-sampler prints it (diff-solvers-main/README.md). "
-    "Network, process, times, reference statistics and the implementation of FID are not this run's, so neither the "
-    "numbers nor their differences can be compared with those of this run. Columns are network evaluations."
-)
-
-
-def has_other_samplers(rows: Iterable[Row], protocols: Mapping[str, ProtocolFields]) -> bool:
-    """Whether a run has rows of a sampler other than ddim that are scored against CIFAR10."""
-    of_others = [row for row in rows if row["sampler"] != DEFAULT]
-    return any(protocols[row["protocol"]]["reference"]["dataset"] == "cifar10" for row in of_others)
-
-
-SOLVERS = {
-    "ddim": "Euler", "euler": "Euler", "heun": "Heun", "edm-heun": "Heun", "dpm++3m": "DPM-Solver++(3M)",
-    "unipc": "UniPC-3",
-}  # fmt: skip
-"""Our samplers -> the published names. With eta 0, DDIM is Euler's method where alpha is 1."""
-TIMES = {"linear": "polynomial rho=7", "karras": "polynomial rho=7"}
-"""Our spacings of EDM -> the published names, where they differ."""
-ABOUT_JOINED = (
-    "This run's networks of the process `edm` at as many noise levels as the published ones, with one evaluation more: "
-    "that of a step from 0.002 to 0, which theirs have not. Whether they are that network is for you to say."
-)
-OF_MULTISTEP = "theirs thresholds x_0 dynamically and lowers the order of its last two steps"
-"""As diff-solvers-main/solvers.py does by default (zju-pi/diff-sampler), unless the solver is Euler's or Heun's."""
-
-
-def joined_solvers(
-    rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
-) -> list[list[str]]:
-    """For each row of a network of EDM's process with a published number: both, and what else differs.
-
-    The same noise levels take one evaluation more here: that of the step to 0. Rows with noise of their own have none.
-    """
-    published = {(one["solver"], int(one["network_evaluations"]) + 1): one for one in lines("solvers_edm")}
-    joined = []
-    for row in rows:
-        protocol, network = protocols[row["protocol"]], networks[row["model"]]
-        one = published.get((SOLVERS.get(row["sampler"], ""), row["network_evaluations"]))
-        if one is None or network.kind != "edm" or row["fid"] is None or not math.isfinite(row["fid"]):
-            continue
-        is_stochastic = row["eta"] if row["sampler"] == DEFAULT else (row.get("sampler_options") or {}).get("S_churn")
-        if protocol["reference"]["dataset"] != "cifar10" or is_stochastic:
-            continue
-        numbers = [one["fid"], shown_number(row["fid"], row["fid_se"]), f"{row['fid'] - float(one['fid']):+.2f}"]
-        about = [network.source, row["sampler"], one["solver"], f"{one['network_evaluations']} + 1"]
-        joined.append([*about, *numbers, "; ".join(_solver_differs(row, protocol, one, network)) or MISSING])
-    return joined
-
-
-def _solver_differs(
-    row: Row, protocol: ProtocolFields, number: Mapping[str, str], network: NetworkOrigin
-) -> Iterator[str]:
-    spacing, process = TIMES.get(row["spacing"], row["spacing"]), EDM_DEFAULTS.named_betas
-    if spacing != number["schedule"]:
-        yield f"times {spacing}, not {number['schedule']}"
-    if not (network.process or "").startswith(process):
-        yield f"forward process: {network.process}, not {process}"
-    if number["solver"] not in ("Euler", "Heun"):
-        yield OF_MULTISTEP
-    if protocol["clip"] != "none":
-        yield f"clip {protocol['clip']}, not none"
-    if protocol.get("conditions"):
-        yield "labels or guidance, which theirs has not"
-    if protocol["weights"] != "ema":
-        yield f"{protocol['weights']} weights, not averaged ones (EMA)"
-    if protocol["num_samples"] != NUM_SAMPLES:
-        yield f"N = {protocol['num_samples']:,}, not {NUM_SAMPLES:,}"
-    yield from _extractor_differs(protocol["extractor"])
-    yield from _reference_differs(protocol["reference"], dataset_facts("cifar10"))
-
-
-def solvers_markdown(joined: Sequence[Sequence[str]] = ()) -> str:
-    """The published numbers as a table in GitHub's Markdown, a row for each solver, after those `joined_solvers`."""
-    published = lines("solvers_edm")
-    counts = sorted({int(line["network_evaluations"]) for line in published})
-    fids = {(line["solver"], int(line["network_evaluations"])): line["fid"] for line in published}
-    schedules = {line["solver"]: line["schedule"] for line in published}
-    rows = [
-        [solver, schedule, *(fids.get((solver, count), MISSING) for count in counts)]
-        for solver, schedule in schedules.items()
-    ]
-    table = markdown_table(["solver", "times", *map(str, counts)], "ll" + "r" * len(counts), rows)
-    text = f"# Solvers, as published for another network\n\n{ABOUT_SOLVERS}\n\n{table}\n"
-    if not joined:
-        return text
-    head = ["network", "sampler", "published as", "evaluations", "published", "ours", "difference", "what else differs"]
-    ours = markdown_table(head, "lllrrrrl", [list(row) for row in joined])
-    about = ABOUT_SOLVERS.replace("**another network**: EDM's", "EDM's").partition(" Network, process")[0]
-    return f"# Solvers, as published for EDM's network\n\n{ABOUT_JOINED}\n\n{ours}\n\n{about}\n\n{table}\n"
-
-
-def write_solvers(folder: Path, joined: Sequence[Sequence[str]] = ()) -> None:
-    write_files(folder, SOLVERS_STEM, md=solvers_markdown(joined))

@@ -128,34 +128,33 @@ def _weights(plan: dict[str, Any]) -> list[str]:
     return [f"weights on each worker: {weights_in_words(known)}, beside what a batch takes"] if known else []
 
 
-SELFCHECK_WIDTH = 90
+SELFCHECK_WIDTH = 75
 """Width of the table in characters if every entry is long."""
 
 
 def selfcheck_table(findings: "Findings") -> RenderableType:
-    """Measured, exact and z for every cell. Cells of two points have no closed form: each image is judged."""
+    """The pixels that are off and the table's FID of every cell; those of two points and of classes have no FID."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("data")
-    for heading in ("S", "η", "off", "FID", "exact", "z", "z mean", "z cov."):
+    for heading in ("S", "η", "off", "FID"):
         table.add_column(heading, justify="right")
     for column in table.columns:
         column.no_wrap = True
-    for cell, verdict, mean_difference in findings.judgements:
-        settings, fid = cell.settings, verdict.fid
+    for cell, verdict in findings.judgements:
+        settings = cell.settings
         apart = list(filter(None, [cell.model.diffusion.process]))
         apart += [settings.sampler] if settings.sampler not in (DEFAULT, findings.sampler) else []
         apart += [settings.spacing_name] if settings.spacing != "linear" else []
         apart += [str(settings.clip)] if settings.clip != "none" else []
         eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
         apart += [f"guidance {settings.guidance:g}"] if settings.is_guided else []
-        numbers = ["–"] * 2 if fid is None else [f"{fid.measured:.4f}", f"{fid.exact:.4f}"]
-        numbers += ["–" if given is None else f"{given.z:+.1f}" for given in (fid, verdict.mean, verdict.covariance)]
+        fid = "–" if verdict.fid is None else f"{verdict.fid.measured:.4f}"
         name = " ".join([cell.model.data.name, *apart])
         off = f"{verdict.differing_share * 1e6:.0f}"
         if findings.sampler is not None:
-            off = "–" if mean_difference is None else f"{mean_difference:.5f}"
-        table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, *numbers)
+            off = "–" if verdict.mean_difference is None else f"{verdict.mean_difference:.5f}"
+        table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, fid)
     return table
 
 
@@ -167,10 +166,7 @@ def print_selfcheck(findings: "Findings") -> None:
     off = "pixels per million that differ from a float64 loop (by one grey level if all is well)"
     if findings.sampler is not None:
         off = "mean difference from the solution of the ODE in grey levels, – if the sampler adds noise"
-    stderr.print(
-        f"off: {off}; exact: the FID to expect at this N, in closed form; z: deviation from the closed form in "
-        "standard errors"
-    )
+    stderr.print(f"off: {off}")
     for problem in findings.problems:
         stderr.print(f"wrong: {problem}", markup=False)
 
