@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.config import Data, Diffusion
-from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
+from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, Conditions, CustomNetwork, needs_module
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -23,8 +23,7 @@ from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
-from taugrid.workers.network import convention
-from taugrid.workers.network.convention import expected
+from taugrid.workers.network.convention import doubt, expected
 
 TOLERANCE = 0.05
 """How far one image's prediction may move when it is computed again or in another batch, relative to the largest
@@ -94,11 +93,11 @@ def describe(
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
     `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
-    (`convention.require`).
+    (`convention.doubt`).
 
     Raises:
         CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
-            another: see `_try`, `make`, `checked` and `convention.require`.
+            another: see `_try`, `make` and `checked`.
     """
     section = Diffusion.model_validate(diffusion)
     inputs = _inputs(image_shape, section)
@@ -107,29 +106,19 @@ def describe(
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
-    try:
-        output = _try(network, name, expected(section), *inputs)
-    except NotFinite as error:  # a network of other times may have no logarithm of these
-        doubt = data is not None and convention.require(network, name, section, Data.model_validate(data), takes)
-        raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
+    output = _try(network, name, expected(section), *inputs)
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
-    summary = _summary(made)
-    T, is_ddpm = section.timesteps or 1, section.process is None
-    fractions = not is_ddpm or T == 1 or _takes_fractions(network, T, *inputs)
-    doubt = None
-    unlike_noise = section.prediction == "epsilon" and not _keeps_noise(network, T, *inputs)
-    if data is not None and (unlike_noise or not is_ddpm):
-        doubt = convention.require(network, name, section, Data.model_validate(data), takes)
+    summary, T = _summary(made), section.timesteps or 1
     description = CustomNetwork(
         callable=name,
         weights=weights,
         image_shape=image_shape,
         summary=summary,
-        takes_fractions=fractions,
+        takes_fractions=section.process is not None or T == 1 or _takes_fractions(network, T, *inputs),
         conditions=takes,
-        doubt=doubt,
+        doubt=None if data is None else doubt(network, name, section, Data.model_validate(data), takes),
         **identity,
     )
     del made, network  # two large networks may not fit into memory
@@ -158,8 +147,10 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     if classes is None or not hasattr(made, "null_label"):
         if _takes(made, times + 1) or not takes_labels:
             return None
+        flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
         raise CustomCodeError(
-            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: {_more_arguments(times)}"
+            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: for labels, give what the function "
+            f"returns the attributes num_classes and null_label (None, if it was not trained with one){flow_map}"
         )
     if not takes_labels:
         return None
@@ -171,15 +162,6 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
             f"num_classes = {classes}, not {null_label!r}"
         )
     return Conditions(classes, null_label)
-
-
-def _more_arguments(times: int) -> str:
-    """How to say what the argument after so many times is."""
-    labels = (
-        "for labels, give what the function returns the attributes num_classes and null_label (None, if it was not "
-    )
-    flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
-    return f"{labels}trained with one){flow_map}"
 
 
 def _takes(made: Any, count: int) -> bool:
@@ -197,28 +179,17 @@ def _takes(made: Any, count: int) -> bool:
 def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
-    `call` says how it is called. NotFinite: it is nan or infinity.
+    `call` says how it is called.
     """
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
+    told = f"at the times {t.tolist()}, {t.dtype}" + "".join(f", and the labels {each.tolist()}" for each in labels)
     try:
         output = network(x, t, *others)
-    except IndexError as error:
-        asked = "".join(f" and the labels {each.tolist()}" for each in labels)
-        classes = ", and its num_classes and null_label to the classes," if labels else ""
-        raise CustomCodeError(
-            f"the network of {name} fails at the time indices {t.tolist()}{asked} ({joined_lines(error)}); set "
-            f"diffusion.timesteps to the number of time steps{classes} that it was trained with"
-        ) from error
-    except (TypeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not t.is_floating_point():
-            raise
+    except (IndexError, RuntimeError, TypeError) as error:
         said = re.sub(r"^\S*<locals>\.", "", joined_lines(error))[:200]
-        advice = f"times are {t.dtype}, (B,), here {t.tolist()}"
-        if "missing 1 required positional argument" in said and not labels:
-            advice = _more_arguments(1 + len(others))
-        raise CustomCodeError(f"the network of {name} can't be called as {call} ({said}); {advice}") from error
+        raise CustomCodeError(f"the network of {name} can't be called as {call}, {told} ({said})") from error
     if not output.isfinite().all():
-        raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
+        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, called as {call}, {told}")
     names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
     for what, value, was in zip(names, (x, *others), before, strict=True):
         if not torch.equal(value, was):
@@ -273,14 +244,6 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
     if diffusion.prediction == "average_velocity":
         times += (times[0] / 2,)
     return x * contrast.view(2, 1, 1, 1), *times
-
-
-@torch.no_grad()
-def _keeps_noise(network: OfTimes, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
-    """Whether a network returns noise of variance 1 nearly as it is, at T and at T / 2, as one of eps does."""
-    x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    lost = (network(x, torch.tensor([T // 2, T - 1]), *labels) - x).square().mean(dim=(1, 2, 3))
-    return bool((lost < convention.UNLIKE_NOISE).all())
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
