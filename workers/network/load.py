@@ -79,23 +79,14 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
     and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
 
     Raises:
-        CustomCodeError: if `made` is not callable; calling it can raise the same, also for weights in half precision
-            where it does not cast x.
+        CustomCodeError: if `made` is not callable; calling it can raise the same.
     """
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__
 
-    def predicted(module: Any, x: Tensor, t: Tensor, *labels: Tensor) -> Any:
-        try:
-            output = module(x, t, *labels)
-        except RuntimeError as error:
-            if (half := _half_of(made)) is None or not custom.MIXED_TYPES.search(str(error)):
-                raise
-            raise CustomCodeError(
-                f"the network's own weights are in {half}, and x is in torch.float32; pass network.float(), and set "
-                "precision: bf16 for speed"
-            ) from error
+    def predicted(module: Any, *given: Tensor) -> Any:
+        output = module(*given)
         return getattr(output, "sample", output)
 
     @torch.inference_mode()
@@ -116,12 +107,6 @@ def device_of(made: Any) -> str | None:
     """The device of a module's parameters, as torch names it; None: it has none."""
     first = next(made.parameters(), None) if isinstance(made, nn.Module) else None
     return None if first is None else str(first.device)
-
-
-def _half_of(made: Any) -> torch.dtype | None:
-    """The type of the first of a module's parameters in half precision; None: it has none."""
-    parameters = made.parameters() if isinstance(made, nn.Module) else ()
-    return next((each.dtype for each in parameters if each.dtype in (torch.float16, torch.bfloat16)), None)
 
 
 def shape_of(made: Any) -> tuple[int, int, int] | None:
