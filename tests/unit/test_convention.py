@@ -219,7 +219,7 @@ def test_the_trial_calls_a_network_with_what_its_process_tells_it(module, diffus
     [
         ("load", FLOW_MAP, "positional arguments"), ("flow_map", FLOW_DEFAULTS, "three arguments"),
         ("any_number", FLOW_DEFAULTS, "positional argument"),
-        ("embedding", FLOW_DEFAULTS, "torch.float32"), ("over_r", FLOW_MAP, "r.clone()"),
+        ("embedding", FLOW_DEFAULTS, "torch.float32"), ("over_r", FLOW_MAP, "in place"),
     ],
 )  # fmt: skip
 def test_a_wrong_arity_or_an_embedding_of_whole_times_is_one_line(module, name, diffusion, said):

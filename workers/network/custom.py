@@ -62,7 +62,7 @@ def make(name: str, weights: str | None) -> Any:
     """
     function = find(name)
     if isinstance(function, nn.Module) or not callable(function):
-        raise CustomCodeError(f"{name} is {_kind(function)}, but must be a function that returns the network")
+        raise CustomCodeError(f"{name} is {type(function).__name__}, but must be a function that returns the network")
     arguments = () if weights is None else (weights,)
     called_with = "no argument (model.weights is not set)" if weights is None else "one, the path model.weights"
     try:
@@ -77,9 +77,7 @@ def make(name: str, weights: str | None) -> Any:
             "it was made, torch.save the network's state_dict(), and load that"
         ) from error
     if not callable(made) or isinstance(made, type):
-        raise CustomCodeError(
-            f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
-        )
+        raise CustomCodeError(f"{name} returned {type(made).__name__}, not an nn.Module or a function of x and t")
     return made
 
 
@@ -110,7 +108,9 @@ def describe(
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
-    summary, T = _summary(made), section.timesteps or 1
+    T, summary = section.timesteps or 1, A_FUNCTION
+    if isinstance(made, nn.Module):
+        summary = f"{type(made).__name__}, {sum(each.numel() for each in made.parameters()):,} parameters"
     description = CustomNetwork(
         callable=name,
         weights=weights,
@@ -190,13 +190,10 @@ def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: 
         raise CustomCodeError(f"the network of {name} can't be called as {call}, {told} ({said})") from error
     if not output.isfinite().all():
         raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, called as {call}, {told}")
-    names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
-    for what, value, was in zip(names, (x, *others), before, strict=True):
-        if not torch.equal(value, was):
-            raise CustomCodeError(
-                f"the network of {name} changed {what} in place, but sampling still needs it: use "
-                f"{'label' if what == 'the labels' else what}.clone()"
-            )
+    if not all(map(torch.equal, (x, *others), before)):
+        raise CustomCodeError(
+            f"the network of {name} changed in place what it was given, but sampling still needs it: use x.clone()"
+        )
     alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
         if not _is_close(network(x, t, *others), output):
@@ -248,12 +245,6 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
-
-
-def _summary(made: Any) -> str:
-    if not isinstance(made, nn.Module):
-        return A_FUNCTION
-    return f"{type(made).__name__}, {sum(parameter.numel() for parameter in made.parameters()):,} parameters"
 
 
 def tensors(network: Any) -> dict[str, Any]:
@@ -322,30 +313,13 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     Raises:
         CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
     """
-    if not isinstance(output, Tensor):
-        hint = (
-            "return its .sample" if isinstance(getattr(output, "sample", None), Tensor) else "return the tensor alone"
-        )
-        raise CustomCodeError(f"the network of {name} returned {_kind(output)}, not a tensor: {hint}")
-    if output.shape != x.shape:
-        doubled = output.dim() == x.dim() and output.shape[1] == 2 * x.shape[1]
-        hint = f" (a learned variance? return only [:, :{x.shape[1]}])" if doubled else ""
-        raise CustomCodeError(
-            f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, but must "
-            f"keep the shape{hint}"
-        )
-    if output.dtype not in (torch.float32, torch.float64, x.dtype, _autocast_dtype(x.device.type)):
-        hint = "; end it with .float() if half precision is intended" if output.is_floating_point() else ""
-        raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
-    if output.device != x.device:
-        raise CustomCodeError(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")
-    return output.float()
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    device = x.device.type
+    of_autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    found = type(output).__name__
+    if isinstance(output, Tensor):
+        is_like_x = (output.shape, output.device) == (x.shape, x.device)
+        if is_like_x and output.dtype in (torch.float32, torch.float64, x.dtype, of_autocast):
+            return output.float()
+        found = f"{tuple(output.shape)} {output.dtype} on {output.device}"
+    wanted = f"{tuple(x.shape)} {torch.float32} on {x.device}"
+    raise CustomCodeError(f"the network of {name} returned {found}, but must return one tensor, {wanted}")
