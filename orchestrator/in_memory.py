@@ -172,7 +172,7 @@ def _settings(
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"), sampler=given.sampler)
     require_decoder_keys(given, Identity(shape))
     resolved = sample_section(given, {})
-    [described] = describe_samplers([Case(resolved, process)]).descriptions
+    [described], _ = describe_samplers([Case(resolved, process)])
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

@@ -168,10 +168,10 @@ def plan(
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
-    answers = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    descriptions, modules = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
     planned = [
         _planned(config, at, dict.fromkeys(keys), described, lookups)
-        for at, described in zip(placed, answers.descriptions, strict=True)
+        for at, described in zip(placed, descriptions, strict=True)
     ]
     require_guided(config, any(each.settings.is_guided for each in planned))
     names = Naming.of([each.values for each in planned], Sample.model_fields)
@@ -189,7 +189,7 @@ def plan(
         seen.add(key)
         cells.setdefault(cell.id, cell)
     made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
-    return Plan(tuple(models.values()), made, notes, answers.modules)
+    return Plan(tuple(models.values()), made, notes, modules)
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:

@@ -17,7 +17,6 @@ from taugrid.errors import UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.jobs.client import entrypoint, pack_job
-from taugrid.workers.custom import source
 from taugrid.workers.custom.source import find_source, pack
 
 MODULES = {
@@ -57,13 +56,6 @@ def test_exactly_what_is_imported_is_packed_under_the_same_names(modules, tmp_pa
         [sys.executable, "-c", code], cwd=tmp_path / "packed", capture_output=True, text=True, check=True
     )
     assert there.stdout.strip() == found.sha256, "a worker finds the same hash"
-
-
-def test_too_much_is_refused(modules, tmp_path, monkeypatch):
-    (modules / "lonely.py").write_text("#" * 1000)
-    monkeypatch.setattr(source, "MAX_PACKED_BYTES", 900)
-    with raises(UserError):
-        pack(find_source("network").files, tmp_path / "packed")
 
 
 def test_modules_travel_unless_the_job_that_the_driver_is_has_a_folder_of_its_own(modules, monkeypatch):

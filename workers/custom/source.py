@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import taugrid
-from taugrid.errors import CustomCodeError, UserError
+from taugrid.errors import CustomCodeError
 from taugrid.hashing import SourceFile, file_sha256
-from taugrid.words import quantity
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.syntax import parsed, without_comments
 
@@ -34,9 +33,6 @@ NOT_USER_FOLDERS = [
     *((PACKAGE / room).resolve() for room in ("configs", "eval", "orchestrator", "workers")),  # links in a checkout
 ]
 """Where such packages are, so that they are recognised under any module name."""
-
-MAX_PACKED_BYTES = 50 * 10**6
-"""Source code is smaller. Every node keeps a copy, and Ray's head keeps one in memory."""
 
 
 @dataclass(frozen=True)
@@ -228,20 +224,10 @@ def pack(files: Iterable[SourceFile], folder: Path) -> None:
     Workers import them under the same names and find the same hash. Installed packages stay behind, as do files that
     the code opens and modules that it imports by a computed name. A file that is gone is left out: a worker that needs
     it will say so.
-
-    Raises:
-        UserError: if they are larger than `MAX_PACKED_BYTES` together.
     """
-    paths = {file.module: Path(file.path) for file in files}
-    own = {module: path for module, path in paths.items() if is_user_file(path) and path.is_file()}
-    sizes = {path: path.stat().st_size for path in own.values()}
-    if sum(sizes.values()) > MAX_PACKED_BYTES:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise UserError(
-            f"the modules that your config names take {quantity(sum(sizes.values()))} bytes, most of them {largest}, "
-            f"but only {quantity(MAX_PACKED_BYTES)} are sent to a cluster; install them on every node instead"
-        )
-    for module, path in own.items():
+    for module, path in ((file.module, Path(file.path)) for file in files):
+        if not is_user_file(path) or not path.is_file():
+            continue
         *packages, name = module.split(".")
         is_package = path.name == "__init__.py"
         target = folder.joinpath(*packages, name, path.name) if is_package else folder.joinpath(*packages, path.name)

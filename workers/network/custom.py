@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.config import Data, Diffusion
-from taugrid.errors import CustomCodeError, NotFinite, joined_lines, last_line
+from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import cast_weights
@@ -21,8 +21,7 @@ from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
-from taugrid.workers.network import convention
-from taugrid.workers.network.convention import expected
+from taugrid.workers.network.convention import doubt, expected
 
 TOLERANCE = 0.05
 """How far one image's prediction may move when it is computed again or in another batch, relative to the largest
@@ -60,7 +59,7 @@ def make(name: str, weights: str | None) -> Any:
     """
     function = find(name)
     if isinstance(function, nn.Module) or not callable(function):
-        raise CustomCodeError(f"{name} is {_kind(function)}, but must be a function that returns the network")
+        raise CustomCodeError(f"{name} is {type(function).__name__}, but must be a function that returns the network")
     arguments = () if weights is None else (weights,)
     called_with = "no argument (model.weights is not set)" if weights is None else "one, the path model.weights"
     try:
@@ -75,9 +74,7 @@ def make(name: str, weights: str | None) -> Any:
             "it was made, torch.save the network's state_dict(), and load that"
         ) from error
     if not callable(made) or isinstance(made, type):
-        raise CustomCodeError(
-            f"{name} returned {_kind(made)}, not a network: return an nn.Module or a function of x and t"
-        )
+        raise CustomCodeError(f"{name} returned {type(made).__name__}, not an nn.Module or a function of x and t")
     return made
 
 
@@ -91,11 +88,11 @@ def describe(
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
     `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
-    (`convention.require`).
+    (`convention.doubt`).
 
     Raises:
         CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
-            another: see `_try`, `make`, `checked` and `convention.require`.
+            another: see `_try`, `make` and `checked`.
     """
     section = Diffusion.model_validate(diffusion)
     inputs = _inputs(image_shape, section)
@@ -104,29 +101,21 @@ def describe(
     state = tensors_sha256(tensors(made))
     network = for_inference(made, name, "cpu")
     unlabelled, inputs = inputs, inputs if takes is None else (*inputs, torch.tensor([0, takes.classes - 1]))
-    try:
-        output = _try(network, name, expected(section), *inputs)
-    except NotFinite as error:  # a network of other times may have no logarithm of these
-        doubt = data is not None and convention.require(network, name, section, Data.model_validate(data), takes)
-        raise CustomCodeError(f"{error}; {doubt}" if doubt else str(error)) from None
+    output = _try(network, name, expected(section), *inputs)
     if takes is not None and takes.null_label is not None:
         _try(network, name, expected(section), *unlabelled, torch.tensor([takes.null_label, 0]))
     identity = identity_of_code(source_of([name.partition(":")[0]]), state, weights)
-    summary = _summary(made)
-    T, is_ddpm = section.timesteps or 1, section.process is None
-    fractions = not is_ddpm or T == 1 or _takes_fractions(network, T, *inputs)
-    doubt = None
-    unlike_noise = section.prediction == "epsilon" and not _keeps_noise(network, T, *inputs)
-    if data is not None and (unlike_noise or not is_ddpm):
-        doubt = convention.require(network, name, section, Data.model_validate(data), takes)
+    T, summary = section.timesteps or 1, A_FUNCTION
+    if isinstance(made, nn.Module):
+        summary = f"{type(made).__name__}, {sum(each.numel() for each in made.parameters()):,} parameters"
     description = CustomNetwork(
         callable=name,
         weights=weights,
         image_shape=image_shape,
         summary=summary,
-        takes_fractions=fractions,
+        takes_fractions=section.process is not None or T == 1 or _takes_fractions(network, T, *inputs),
         conditions=takes,
-        doubt=doubt,
+        doubt=None if data is None else doubt(network, name, section, Data.model_validate(data), takes),
         **identity,
     )
     del made, network  # two large networks may not fit into memory
@@ -155,8 +144,10 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     if classes is None or not hasattr(made, "null_label"):
         if _takes(made, times + 1) or not takes_labels:
             return None
+        flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
         raise CustomCodeError(
-            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: {_more_arguments(times)}"
+            f"the network of {name} takes {('three', 'four')[times - 1]} arguments: for labels, give what the function "
+            f"returns the attributes num_classes and null_label (None, if it was not trained with one){flow_map}"
         )
     if not takes_labels:
         return None
@@ -168,15 +159,6 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
             f"num_classes = {classes}, not {null_label!r}"
         )
     return Conditions(classes, null_label)
-
-
-def _more_arguments(times: int) -> str:
-    """How to say what the argument after so many times is."""
-    labels = (
-        "for labels, give what the function returns the attributes num_classes and null_label (None, if it was not "
-    )
-    flow_map = "; for a flow map of (x, t, r), set diffusion.prediction: average_velocity" if times == 1 else ""
-    return f"{labels}trained with one){flow_map}"
 
 
 def _takes(made: Any, count: int) -> bool:
@@ -194,35 +176,21 @@ def _takes(made: Any, count: int) -> bool:
 def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
 
-    `call` says how it is called. NotFinite: it is nan or infinity.
+    `call` says how it is called.
     """
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
+    told = f"at the times {t.tolist()}, {t.dtype}" + "".join(f", and the labels {each.tolist()}" for each in labels)
     try:
         output = network(x, t, *others)
-    except IndexError as error:
-        asked = "".join(f" and the labels {each.tolist()}" for each in labels)
-        classes = ", and its num_classes and null_label to the classes," if labels else ""
-        raise CustomCodeError(
-            f"the network of {name} fails at the time indices {t.tolist()}{asked} ({joined_lines(error)}); set "
-            f"diffusion.timesteps to the number of time steps{classes} that it was trained with"
-        ) from error
-    except (TypeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not t.is_floating_point():
-            raise
+    except (IndexError, RuntimeError, TypeError) as error:
         said = re.sub(r"^\S*<locals>\.", "", joined_lines(error))[:200]
-        advice = f"times are {t.dtype}, (B,), here {t.tolist()}"
-        if "missing 1 required positional argument" in said and not labels:
-            advice = _more_arguments(1 + len(others))
-        raise CustomCodeError(f"the network of {name} can't be called as {call} ({said}); {advice}") from error
+        raise CustomCodeError(f"the network of {name} can't be called as {call}, {told} ({said})") from error
     if not output.isfinite().all():
-        raise NotFinite(f"the network of {name} returned nan or infinity for noise, at t = {t.tolist()}")
-    names = ("x", *("r" if each.is_floating_point() else "the labels" for each in others))
-    for what, value, was in zip(names, (x, *others), before, strict=True):
-        if not torch.equal(value, was):
-            raise CustomCodeError(
-                f"the network of {name} changed {what} in place, but sampling still needs it: use "
-                f"{'label' if what == 'the labels' else what}.clone()"
-            )
+        raise CustomCodeError(f"the network of {name} returned nan or infinity for noise, called as {call}, {told}")
+    if not all(map(torch.equal, (x, *others), before)):
+        raise CustomCodeError(
+            f"the network of {name} changed in place what it was given, but sampling still needs it: use x.clone()"
+        )
     alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
         if not _is_close(network(x, t, *others), output):
@@ -272,22 +240,8 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
     return x * contrast.view(2, 1, 1, 1), *times
 
 
-@torch.no_grad()
-def _keeps_noise(network: OfTimes, T: int, x: Tensor, t: Tensor, *labels: Tensor) -> bool:
-    """Whether a network returns noise of variance 1 nearly as it is, at T and at T / 2, as one of eps does."""
-    x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    lost = (network(x, torch.tensor([T // 2, T - 1]), *labels) - x).square().mean(dim=(1, 2, 3))
-    return bool((lost < convention.UNLIKE_NOISE).all())
-
-
 def _is_close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
-
-
-def _summary(made: Any) -> str:
-    if not isinstance(made, nn.Module):
-        return A_FUNCTION
-    return f"{type(made).__name__}, {sum(parameter.numel() for parameter in made.parameters()):,} parameters"
 
 
 def tensors(network: Any) -> dict[str, Any]:
@@ -355,30 +309,13 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     Raises:
         CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
     """
-    if not isinstance(output, Tensor):
-        hint = (
-            "return its .sample" if isinstance(getattr(output, "sample", None), Tensor) else "return the tensor alone"
-        )
-        raise CustomCodeError(f"the network of {name} returned {_kind(output)}, not a tensor: {hint}")
-    if output.shape != x.shape:
-        doubled = output.dim() == x.dim() and output.shape[1] == 2 * x.shape[1]
-        hint = f" (a learned variance? return only [:, :{x.shape[1]}])" if doubled else ""
-        raise CustomCodeError(
-            f"the network of {name} returned the shape {tuple(output.shape)} for x of shape {tuple(x.shape)}, but must "
-            f"keep the shape{hint}"
-        )
-    if output.dtype not in (torch.float32, torch.float64, x.dtype, _autocast_dtype(x.device.type)):
-        hint = "; end it with .float() if half precision is intended" if output.is_floating_point() else ""
-        raise CustomCodeError(f"the network of {name} returned {output.dtype}, but must return torch.float32{hint}")
-    if output.device != x.device:
-        raise CustomCodeError(f"the network of {name} returned a tensor on {output.device} for x on {x.device}")
-    return output.float()
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    device = x.device.type
+    of_autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    found = type(output).__name__
+    if isinstance(output, Tensor):
+        is_like_x = (output.shape, output.device) == (x.shape, x.device)
+        if is_like_x and output.dtype in (torch.float32, torch.float64, x.dtype, of_autocast):
+            return output.float()
+        found = f"{tuple(output.shape)} {output.dtype} on {output.device}"
+    wanted = f"{tuple(x.shape)} {torch.float32} on {x.device}"
+    raise CustomCodeError(f"the network of {name} returned {found}, but must return one tensor, {wanted}")

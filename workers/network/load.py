@@ -77,8 +77,7 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
     and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
 
     Raises:
-        CustomCodeError: if `made` is not callable; calling it can raise the same, also for weights in half precision
-            where it does not cast x.
+        CustomCodeError: if `made` is not callable; calling it can raise the same.
     """
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
@@ -86,15 +85,7 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
 
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-        try:
-            output = made(x, t, *labels)
-        except RuntimeError as error:
-            if (half := _half_of(made)) is None or not custom.MIXED_TYPES.search(str(error)):
-                raise
-            raise CustomCodeError(
-                f"the network's own weights are in {half}, and x is in torch.float32; pass network.float(), and set "
-                "precision: bf16 for speed"
-            ) from error
+        output = made(x, t, *labels)
         return custom.checked(getattr(output, "sample", output), x, name)
 
     modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
@@ -111,12 +102,6 @@ def device_of(made: Any) -> str | None:
     """The device of a module's parameters, as torch names it; None: it has none."""
     first = next(made.parameters(), None) if isinstance(made, nn.Module) else None
     return None if first is None else str(first.device)
-
-
-def _half_of(made: Any) -> torch.dtype | None:
-    """The type of the first of a module's parameters in half precision; None: it has none."""
-    parameters = made.parameters() if isinstance(made, nn.Module) else ()
-    return next((each.dtype for each in parameters if each.dtype in (torch.float16, torch.bfloat16)), None)
 
 
 def shape_of(made: Any) -> tuple[int, int, int] | None:

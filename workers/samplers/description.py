@@ -86,15 +86,6 @@ TrySampler = Callable[[str, Sequence[Case]], Tried]
 """Like `try_sampler`."""
 
 
-class Described(NamedTuple):
-    """The answers of `describe_samplers`."""
-
-    descriptions: list[SamplerDescription]
-    """In the order of the cases."""
-    modules: frozenset[SourceFile]
-    """The user's source files that workers import."""
-
-
 def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     """What the custom sampler `name` says of `cases`, after another process has tried it with each on two tiny images.
 
@@ -118,8 +109,12 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     return Tried([described[point] for point in points], [SourceFile(*file) for file in fields["files"]])
 
 
-def describe_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) -> Described:
-    """What the sampler of each case says of it. `trial` asks custom ones.
+def describe_samplers(
+    cases: Sequence[Case], trial: TrySampler = try_sampler
+) -> tuple[list[SamplerDescription], frozenset[SourceFile]]:
+    """What the sampler of each case says of it, and the user's source files that workers import.
+
+    `trial` asks custom ones.
 
     Raises:
         UserError: if a sampler can't be used, or not with these settings.
@@ -134,9 +129,7 @@ def describe_samplers(cases: Sequence[Case], trial: TrySampler = try_sampler) ->
         next(answers[case.settings.sampler]) if case.settings.sampler in answers else describe_sampler(*case)
         for case in cases
     ]
-    return Described(
-        descriptions, frozenset(file for name, each in tried.items() if ":" in name for file in each.files)
-    )
+    return descriptions, frozenset(file for name, each in tried.items() if ":" in name for file in each.files)
 
 
 def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescription:

@@ -8,7 +8,6 @@ torch and diffusers are imported when a config names one of these samplers, not 
 """
 
 import copy
-import difflib
 import inspect
 import json
 import logging
@@ -19,14 +18,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, create_model
+from pydantic import ConfigDict, create_model
 
 from taugrid.config import Sample, Section, validate
 from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
+from taugrid.words import did_you_mean
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
 from taugrid.workers.diffusion.processes.discrete import DiscreteVP
@@ -42,38 +42,13 @@ ADAPTED = (
     "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 
-REFUSED = {
-    "DPMSolverSDEScheduler": "its noise comes from one Brownian tree for a batch, so images would depend on the batch",
-    "IPNDMScheduler": "its noise levels ignore the betas",
-    "DDIMInverseScheduler": "it turns images into noise",
-    "DPMSolverMultistepInverseScheduler": "it turns images into noise",
-    "DDIMParallelScheduler": "its steps are those of diffusers:DDIMScheduler; use that",
-    "DDPMParallelScheduler": "its steps are those of diffusers:DDPMScheduler; use that",
-    "RePaintScheduler": "it needs an image and a mask to fill in",
-    "CMStochasticIterativeScheduler": "its steps are those of the sampler consistency; use that",
-    "EDMEulerScheduler": "its steps are those of the sampler euler with process: edm; use that",
-    "EDMDPMSolverMultistepScheduler": "its steps are those of the sampler dpm++2m with process: edm; use that",
-    "FlowMatchEulerDiscreteScheduler": "its steps are those of the sampler euler with process: flow; use that",
-    "FlowMatchHeunDiscreteScheduler": "its steps are those of the sampler heun with process: flow; use that",
-}
-"""Why not. Every other scheduler of diffusers is for another process."""
-
-FROM_DIFFUSION = {
-    "num_train_timesteps": "timesteps",
-    "prediction_type": "prediction",
-    "beta_schedule": "schedule",
-    "beta_start": "beta_start",
-    "beta_end": "beta_end",
-    "trained_betas": "trained_betas",
-    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
-}
-"""Arguments of schedulers that restate a key of `diffusion`."""
-
-OF_FLOWS = ("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
-"""Arguments for flows, which are another process."""
-
-NOT_DATA = ("solver_p", "tau_func")
-"""Arguments that are Python objects, which no config can hold."""
+NOT_OPTIONS = {
+    "num_train_timesteps", "prediction_type", "beta_schedule", "beta_start", "beta_end", "trained_betas",
+    "rescale_betas_zero_snr",  # `diffusion` has them
+    "use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal",  # of another process
+    "solver_p", "tau_func",  # Python objects, which no config can hold
+}  # fmt: skip
+"""Arguments of schedulers that are no `sample.sampler_options`."""
 
 ANNOTATIONS = {"sigma_max": float | None}
 """Where diffusers' own are wrong: `bool | None` in UniPC."""
@@ -82,13 +57,10 @@ OFF_BY = 2.0
 """How far the noise level of x may be from that of the time at which the network is called for it. Rounded times are
 off by up to 1.5; DDIMScheduler's `linspace`, whose steps do not lead to the next time, by 96."""
 
-MEAN, DEVIATION, SOUND_STEPS, SOUND = 0.1, 0.25, 50, 2.0
-"""The Gaussian of trials. With `SOUND_STEPS` or more, its standard deviation must come out within the factor `SOUND`,
+SOUND_STEPS, SOUND = 50, 2.0
+"""With so many steps or more, the standard deviation of a trial's Gaussian must come out within the factor `SOUND`,
 and its mean within one standard deviation: the default settings of all schedulers give 0.63 to 1.1 of the former, LCM,
 which is for consistency models, the least."""
-
-NEAR = 64
-"""How far from S an S that works is looked for, before `SOUND_STEPS`."""
 
 
 class Diffusers(Sampler):
@@ -102,35 +74,18 @@ class Diffusers(Sampler):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `ValueError` if they are not arguments of the class that `diffusion` leaves open, of their types."""
-        for key, value in options.items():
-            if key in FROM_DIFFUSION:
-                theirs = f"diffusion.{FROM_DIFFUSION[key]}"
-                raise ValueError(f"remove {key}: betas, T and prediction come from `diffusion`, here {theirs}")
-            if key in OF_FLOWS:
-                raise ValueError(f"remove {key}: it is for flows; set process: flow and sampler: euler")
-            if key == "variance_type" and str(value).startswith("learned"):
-                raise ValueError(f"variance_type: {value} needs a network that predicts variances too")
         try:
             validate(_options(self.scheduler), options, "options")
         except UserError as error:
             raise ValueError(str(error).removeprefix("options: ")) from None
 
     def times(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The network's times in the order of its calls.
-
-        Raises:
-            ValueError: if the scheduler can't take this number of steps, with one that works.
-            UserError: if the options are the reason.
-        """
-        process, options, asked = _vp(process), canonical_json(settings.sampler_options), settings.steps
-        T = process.timesteps
-        if (why := _objection(self.scheduler, options, asked, process)) is None:
-            return tuple(process.at(t + 1).time for t in self._ready(settings, process).timesteps.tolist())
-        around = [steps for d in range(1, NEAR) for steps in (asked - d, asked + d) if 1 <= steps <= T]
-        others = (steps for steps in [*around, SOUND_STEPS] if steps <= T)
-        works = (steps for steps in others if _objection(self.scheduler, options, steps, process) is None)
-        remedy = f"set steps to {near}, or other" if (near := next(works, None)) else "set other"
-        raise ValueError(f"diffusers:{self.scheduler} with steps {asked} {why}; {remedy} sampler_options")
+        """The network's times in the order of its calls; `ValueError` if the scheduler can't take these settings."""
+        process, options, steps = _vp(process), canonical_json(settings.sampler_options), settings.steps
+        if (why := _objection(self.scheduler, options, steps, process)) is not None:
+            raise ValueError(f"diffusers:{self.scheduler} with steps {steps} {why}; set other steps or sampler_options")
+        timesteps = _ready(self.scheduler, options, steps, process).timesteps
+        return tuple(process.at(t + 1).time for t in timesteps.tolist())
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
         """The times in 1..T at which the network is called, each once; raises the errors of `times`."""
@@ -138,14 +93,8 @@ class Diffusers(Sampler):
 
     def last_sigma(self, settings: Sample, process: Process) -> float:
         """The noise level (sigma) of the image that it returns."""
-        return _levels(self._ready(settings, process), _vp(process))[1][-1]
-
-    def _ready(self, settings: Sample, process: Process) -> Any:
-        """A scheduler of its own, after `set_timesteps`: another thread may sample with the shared one."""
-        options, steps = canonical_json(settings.sampler_options), settings.steps
-        scheduler = copy.deepcopy(_built(self.scheduler, options, _vp(process), process.prediction))
-        scheduler.set_timesteps(steps)
-        return scheduler
+        process, options = _vp(process), canonical_json(settings.sampler_options)
+        return _levels(_ready(self.scheduler, options, settings.steps, process), process)[1][-1]
 
     def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
@@ -158,19 +107,12 @@ def __getattr__(name: str) -> type[Diffusers]:
     """The sampler of a scheduler class, as the registry asks for it."""
     if name.startswith("_"):
         raise AttributeError(name)
-    from diffusers import schedulers
-
     if name in ADAPTED:
         logging.getLogger("diffusers.schedulers").setLevel(logging.ERROR)  # one warns in every `set_timesteps`
         defaults = {key: field.get_default() for key, field in _options(name).model_fields.items()}
         return type(name, (Diffusers,), {"scheduler": name, "options": defaults})
-    if name in REFUSED:
-        raise UserError(f"sample.sampler: diffusers:{name} can't be used: {REFUSED[name]}")
-    if name in dir(schedulers):
-        raise UserError(f"sample.sampler: diffusers:{name} can't be used: it is not for DDPM's process")
-    near = difflib.get_close_matches(name, ADAPTED, n=1, cutoff=0.5)
-    hint = f"did you mean diffusers:{near[0]}?" if near else f"there are {', '.join(ADAPTED)}"
-    raise UserError(f"sample.sampler: diffusers has no scheduler {name} ({hint})")
+    hint = did_you_mean(name, ADAPTED, f"there are {', '.join(ADAPTED)}")
+    raise UserError(f"sample.sampler: diffusers:{name} is no scheduler that taugrid adapts ({hint})")
 
 
 def run(
@@ -227,26 +169,14 @@ def _options(name: str) -> type[Section]:
     scheduler_class, fields = getattr(schedulers, name), dict[str, Any]()
     for key, parameter in inspect.signature(scheduler_class).parameters.items():
         default = parameter.default
-        if key not in {*FROM_DIFFUSION, *OF_FLOWS, *NOT_DATA} and default is not parameter.empty:
+        if key not in NOT_OPTIONS and default is not parameter.empty:
             is_json = not isinstance(default, float) or math.isfinite(default)
-            annotation = ANNOTATIONS.get(key) or _annotation(parameter, scheduler_class.__module__)
-            fields[key] = (annotation, default if is_json else str(default))
+            fields[key] = (ANNOTATIONS.get(key, parameter.annotation), default if is_json else str(default))
     return create_model("Options", __base__=_Strict, **fields)
 
 
-def _annotation(parameter: inspect.Parameter, module: str) -> Any:
-    """The type of an argument for pydantic; Any where none is given, or one that pydantic or Python does not know."""
-    annotated = type("Annotated", (), {"__annotations__": {"it": parameter.annotation}, "__module__": module})
-    try:
-        found = get_type_hints(annotated)["it"]
-        TypeAdapter(found)
-    except Exception:
-        return Any
-    return Any if found is parameter.empty else found
-
-
 class _Strict(Section):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def _vp(process: Process) -> DiscreteVP:
@@ -257,7 +187,7 @@ def _vp(process: Process) -> DiscreteVP:
 
 @lru_cache(maxsize=64)
 def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionType) -> Any:
-    """A scheduler for a process; `UserError` with what its constructor raises."""
+    """A scheduler for a process."""
     from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, name)
@@ -270,16 +200,20 @@ def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionT
     }
     if levels[-1] == 0 and "rescale_betas_zero_snr" in inspect.signature(scheduler_class).parameters:
         given["rescale_betas_zero_snr"] = True  # changes no beta then, and makes the last sigma finite
-    try:
-        return scheduler_class(**given)
-    except Exception as error:
-        raise UserError(f"sample.sampler_options of diffusers:{name}: {last_line(error)}") from error
+    return scheduler_class(**given)
 
 
 @lru_cache(maxsize=64)
 def _instance(name: str, options: str, steps: int, process: DiscreteVP, prediction: PredictionType) -> Any:
     """A scheduler for S steps: some keep in `set_timesteps` what only another S needs."""
     return copy.deepcopy(_built(name, options, process, prediction))
+
+
+def _ready(name: str, options: str, steps: int, process: DiscreteVP) -> Any:
+    """A scheduler after `set_timesteps`, of its own: another thread may sample with the shared one."""
+    scheduler = copy.deepcopy(_built(name, options, process, process.prediction))
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 def _levels(scheduler: Any, process: DiscreteVP) -> tuple[list[float], list[float]]:
@@ -307,34 +241,22 @@ def _levels(scheduler: Any, process: DiscreteVP) -> tuple[list[float], list[floa
 def _objection(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
     """Why a scheduler can't take S = `steps`, as a phrase that follows its name; None if it can.
 
-    Raises:
-        UserError: if the options are the reason.
+    With few steps, a sound one may be far off the Gaussian, so that it is judged with `SOUND_STEPS`, if it takes these.
     """
-    if (why := _wrong_schedule(name, options, steps, process)) is not None:
-        return why
-    many = max(steps, SOUND_STEPS)
-    if _wrong_schedule(name, options, many, process) is None:
-        mean, deviation = _trial(name, options, many, process)
-        is_sound = abs(mean - MEAN) < DEVIATION and 1 / SOUND < deviation / DEVIATION < SOUND
-        if not is_sound:
-            raise UserError(
-                f"sample.sampler: diffusers:{name} with these sampler_options and this `diffusion` does not sample: "
-                f"in a trial with {many} steps, a Gaussian with mean {MEAN} and standard deviation {DEVIATION} came "
-                f"out with {mean:.3g} and {deviation:.3g}; set other sampler_options"
-            )
-    if not all(map(math.isfinite, _trial(name, options, steps, process))):
-        return "returns nan or infinity for a Gaussian"
-    return None
+    why = _wrong_schedule(name, options, steps, process) or _trial(name, options, steps, process)
+    if why is None and steps < SOUND_STEPS and _wrong_schedule(name, options, SOUND_STEPS, process) is None:
+        return _trial(name, options, SOUND_STEPS, process)
+    return why
 
 
 def _wrong_schedule(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
     """What is wrong with the schedule of S = `steps`, as `_objection` says it."""
-    scheduler, last = copy.deepcopy(_built(name, options, process, process.prediction)), process.timesteps - 1
     try:
-        scheduler.set_timesteps(steps)
+        scheduler = _ready(name, options, steps, process)
     except Exception as error:
         return f"fails ({last_line(error)})"
-    times, no_signal = scheduler.timesteps.tolist(), process.alpha_bar[-1] == 0  # then log alpha is not linear up to T
+    times, last, no_signal = scheduler.timesteps.tolist(), process.timesteps - 1, process.alpha_bar[-1] == 0
+    # Without signal at T, log alpha is not linear up to there.
     if outside := [t for t in times if not 0 <= t <= last or (no_signal and last - 1 < t < last)]:
         return f"calls the network at time {outside[0]:g}, which the process does not have (0..{last})"
     if (why := mostly_signal(process, times[0] + 1)) is not None:
@@ -351,37 +273,32 @@ def _wrong_schedule(name: str, options: str, steps: int, process: DiscreteVP) ->
 
 
 @lru_cache(maxsize=1024)
-def _trial(name: str, options: str, steps: int, process: DiscreteVP) -> tuple[float, float]:
-    """Mean and standard deviation of 512 pixels of images that a scheduler samples with the best prediction.
-
-    Raises:
-        UserError: if it fails, or draws noise from torch's global generator.
-    """
+def _trial(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
+    """What is wrong with 512 pixels that a scheduler samples with the best prediction, as `_objection` says it."""
     import torch
+
+    from taugrid.workers.samplers.trial import MEAN, VARIANCE, exact
 
     scheduler, before = _instance(name, options, steps, process, process.prediction), torch.get_rng_state()
     generator, shape = torch.Generator().manual_seed(0), (128, 4, 1, 1)
     scale = scheduler.config.get("clip_sample_range") or 1.0  # clipping should cut off little
-    mean, deviation = scale * MEAN, scale * DEVIATION
 
     def noise(key: int, draw: int = 0) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    def output(x: torch.Tensor, time: float) -> torch.Tensor:
-        at = process.at(time + 1)
-        apart = (x - at.alpha * mean) / ((at.alpha * deviation) ** 2 + at.sigma**2)
-        x0, eps = mean + at.alpha * deviation**2 * apart, at.sigma * apart
-        best: dict[str, torch.Tensor] = {"sample": x0, "epsilon": eps, "v_prediction": at.alpha * eps - at.sigma * x0}
-        return best[process.prediction]
-
     try:
-        x0 = run(scheduler, steps, noise(0), output, noise)
+        x0 = run(scheduler, steps, noise(0), lambda x, t: exact(x, process.at(t + 1), process, scale), noise) / scale
     except Exception as error:
-        raise UserError(
-            f"sample.sampler: diffusers:{name} with these sampler_options and this `diffusion` fails in a trial with "
-            f"{steps} steps: {last_line(error)}"
-        ) from error
+        return f"fails in a trial with {steps} steps ({last_line(error)})"
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
-        raise UserError(f"sample.sampler: diffusers:{name} draws noise from torch's global generator; use another")
-    return float(x0.mean()) / scale, float(x0.std()) / scale
+        return "draws noise from torch's global generator"
+    if not x0.isfinite().all():
+        return "returns nan or infinity for a Gaussian"
+    mean, deviation, expected = float(x0.mean()), float(x0.std()), VARIANCE**0.5
+    if steps < SOUND_STEPS or (abs(mean - MEAN) < expected and 1 / SOUND < deviation / expected < SOUND):
+        return None
+    return (
+        f"does not sample: in a trial with {steps} steps, a Gaussian with mean {MEAN} and standard deviation "
+        f"{expected} came out with {mean:.3g} and {deviation:.3g}"
+    )
