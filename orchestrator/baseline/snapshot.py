@@ -146,7 +146,7 @@ class SnapshotCell:
     distances: Mapping[str, float] = field(default_factory=dict)
     """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
-    """None: unknown, in a baseline of an earlier version."""
+    """None: unknown, of a cell without a score."""
     trainings: tuple["TrainingScores", ...] = ()
     """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None

@@ -14,7 +14,7 @@ from taugrid.orchestrator.baseline.comparison import judged_columns, require_com
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
-from taugrid.orchestrator.baseline.text import MAX_LISTED, sharpnesses, unmatched
+from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
@@ -118,9 +118,9 @@ def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
     margin may be standard errors. Empty if there was no such night.
     """
     for night in reversed(nights):
-        verdict = night.verdict or {}
-        comparison = verdict.get("comparison") or {}
-        if (found := sharpnesses(comparison)) and comparison["result"] not in REGRESSIONS:
+        verdict = night.verdict
+        comparison = verdict and verdict["comparison"]
+        if verdict and comparison and (found := comparison["sharpnesses"]) and comparison["result"] not in REGRESSIONS:
             n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
             margin = float(comparison["margin"])

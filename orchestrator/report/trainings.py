@@ -53,9 +53,7 @@ def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
         if event["event"] == "train":
             found.pop(event["model"], None)
         elif event["event"] == "training failed":
-            # Events of earlier versions do not say whether it would fail again.
-            failure = {"fails_again": False, **event}
-            found[event["model"]] = {name: failure[name] for name in ("reason", "log", "fails_again")}
+            found[event["model"]] = {name: event[name] for name in ("reason", "log", "fails_again")}
     return found
 
 

@@ -16,7 +16,7 @@ PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
 LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
-"""The same of a GPU (`workers.accelerator.libraries`), which events of earlier versions lack."""
+"""The same of a GPU (`workers.accelerator.libraries`)."""
 
 
 class Maker(NamedTuple):
@@ -24,17 +24,12 @@ class Maker(NamedTuple):
 
     device: str
     versions: tuple[tuple[str, str], ...]
-    threads: int | None = None
-    """None: an event of an earlier version, which did not record them."""
-    recorded_kind: str = ""
+    threads: int | None
+    """None: not known."""
+    kind: str
+    """`cpu`, `cuda`, `rocm` or `mps`."""
     processor: str = ""
-    """The model of a CPU, as far as it is recorded: two models may differ in the last bits under one `device`."""
-
-    @property
-    def kind(self) -> str:
-        """`cpu`, `cuda`, `rocm` or `mps`. If it was not recorded: the name of a CPU begins with "cpu"."""
-        by_name = "cpu" if self.device.startswith("cpu") or not self.device else "cuda"
-        return self.recorded_kind or by_name
+    """The model of a CPU, as far as it is known: two models may differ in the last bits under one `device`."""
 
 
 @dataclass
@@ -143,9 +138,9 @@ def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set
 
 
 def codes(events: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The hashes of taugrid's code in the sessions that sampled; events of earlier versions have none."""
+    """The hashes of taugrid's code in the sessions that sampled."""
     sessions = (event for event in events if event["event"] == "session" and "sample" in event["stages"])
-    return {event["code_sha256"] for event in sessions if event.get("code_sha256")}
+    return {event["code_sha256"] for event in sessions}
 
 
 def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
@@ -175,18 +170,17 @@ def _with_makers(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[
             case "session":
                 workers = {}  # each session uses the same worker names
             case "worker":
-                accelerator = event.get("accelerator") or {}
-                versions = {**(event.get("versions") or {}), **accelerator}
+                accelerator = event.get("accelerator", {})  # none of a CPU
+                versions, kind = {**event["versions"], **accelerator}, accelerator.get("kind", "cpu")
                 software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
-                threads, kind = event.get("threads"), accelerator.get("kind", "")
-                processor = event.get("processor", "")
-                workers[event["worker"]] = Maker(event["device"], software, threads, kind, processor)
+                maker = Maker(event["device"], software, event["threads"], kind, event.get("processor", ""))
+                workers[event["worker"]] = maker
         yield event, workers
 
 
 def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
-    """The worker of a shard's event; the first version of taugrid wrote no `worker` events."""
-    return workers.get(event["worker"], Maker("", ()))._replace(device=event["device"])
+    """The worker of an event; if the line that describes it is damaged, only its device is known."""
+    return workers.get(event["worker"]) or Maker(event["device"], (), None, "cpu")
 
 
 def _task(event: Mapping[str, Any]) -> Any:
@@ -197,15 +191,14 @@ def _task(event: Mapping[str, Any]) -> Any:
 
 
 def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
-    """Record that a file was committed. Events of earlier versions have neither `own` nor `copied`."""
-    copied = event.get("copied", 0)
-    others = Counter(shard.assigned) - Counter([maker])
-    if not event.get("own", True) and (others or shard.makers):
+    """Record that a file was committed."""
+    copied, others = event["copied"], Counter(shard.assigned) - Counter([maker])
+    if not event["own"] and (others or shard.makers):
         shard.makers |= set(others)  # the file was there already
     else:
         shard.makers = (shard.makers if copied else set()) | {maker}
     before = shard.seconds * copied / shard.images if shard.images else 0.0
-    only_decoded = event["images"] and event.get("evaluations") == 0
+    only_decoded = event["images"] and event["evaluations"] == 0
     shard.seconds = math.nan if only_decoded else before + event["seconds"]
     shard.images = copied + event["images"]
     shard.assigned = []

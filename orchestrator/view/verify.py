@@ -21,7 +21,6 @@ from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.scorer import FILE as SCORER
-from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.words import counted
 
@@ -36,8 +35,8 @@ STATISTICS_FIX = "remove it; the next run that scores a cell makes it again"
 
 CHANGED = "it has changed since it was written"
 
-KEYS = {"plan.json": ("config_sha256", "models", "cells"), RUN_FILE: ("run",)}
-"""What all versions have written to these files, which have no hash."""
+PLAN_KEYS = ("config_sha256", "models", "cells")
+"""Keys of plan.json, which has no hash."""
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 NOT_REPORTED = "not made yet"
@@ -168,12 +167,12 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     for name in (SCORER, grown.FILE):
         if rundir.is_changed(name):
             yield Damage(rundir.root / name, CHANGED)
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, *records):
         if path not in changed and storage.exists(path):
             value = read_json(path, storage)
             if not isinstance(value, dict):
                 yield Damage(path, "it can't be read as a JSON object")
-            elif lacking := [key for key in KEYS.get(path.name, ()) if not value.get(key)]:
+            elif path == rundir.plan and (lacking := [key for key in PLAN_KEYS if not value.get(key)]):
                 yield Damage(path, f"it has no value for {', '.join(lacking)}")
     if any(rundir.committed_cells()) and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")

@@ -25,8 +25,8 @@ from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
-from taugrid.protocol import SOFTWARE, canonical
+from taugrid.orchestrator.rundir.origins import REFERENCE, scorers
+from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
 from taugrid.versions import versions
@@ -61,8 +61,7 @@ class ScoredWith:
     @classmethod
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
         """From the devices (`places`) and the protocol of a score."""
-        versions = canonical(protocol).get("versions") or {}
-        return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != TAUGRID})
+        return cls(tuple(sorted(places)), protocol["versions"])
 
     @classmethod
     def read(cls, value: Mapping[str, Any] | None) -> "ScoredWith | None":

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text.completion import VARIABLE, Bash
 
-OLD = Path(__file__).parents[1] / "data" / "run-011be7a"
+OLD = Path(__file__).parents[1] / "data" / "kept-run"
 ZIPPED = {"diffusion.schedule": ["linear", "cosine"], "seed": [1, 2]}
 GRID = [{"steps": [10, 20], "eta": [0.0, "sigma_hat"], "zip": ZIPPED}]
 VALUES = {"eta": 0.0, "diffusion.schedule": "cosine"}

@@ -15,7 +15,7 @@ from snapshots import raises, recorded
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
 from taugrid.errors import ContentMismatch, CustomCodeError, UserError
-from taugrid.hashing import file_sha256, identity
+from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Custom
@@ -387,11 +387,10 @@ def test_the_id_of_a_network_is_pinned():
 
 
 def test_the_hashes_of_code_and_tensors_are_pinned(folder):
-    """They enter the id; the hash of bytes is of the version that first had custom networks."""
+    """They enter the id."""
     (folder / "mine.py").write_text("import torch, helper\nnetwork = lambda: torch.nn.Conv2d(1, 1, 1)\n")
     (folder / "helper.py").write_text("SCALE = 1\n")
     found = source_of(["mine"])
-    assert found.by_bytes == "eb3434aceee780148ee8e311292cff19a1cd63ef89f12f9ef1f54e17b10ddb38"
     assert found.sha256 == "25644743fb92c6345aaf5358073ef0ba83adbc64551703797550a84812a5b809"
     assert "mine" not in sys.modules, "its code has not run"
     held = {"a": torch.arange(3.0), "b": torch.ones(2, 1, dtype=torch.int8), "c": 3}
@@ -483,32 +482,6 @@ def test_a_run_can_be_looked_at_when_its_weights_are_gone(folder, rundir):
     assert json.loads(record) == json.loads(json.dumps(before.source.spec.recorded))
     with raises(UserError):
         planned(rundir.describe_network, model=SCALED, data={"name": "fashion-mnist"})
-
-
-def test_ids_made_from_the_bytes_of_the_source_stay_while_the_bytes_match(folder, rundir, asked_here):
-    """A run directory of an earlier version is continued; a change of its code is refused, and the file is named."""
-    [new] = planned(model=SCALED).models
-    source, weights = new.source.spec.by_bytes
-    before = replace(new.source.spec, source_sha256=source, weights_sha256=weights, files=(), by_bytes=None)
-    rundir.record_model(replace(new, id="0123456789", source=Custom(before)))
-    [found] = planned(rundir.describe_network, model=SCALED).models
-    assert (found.source.spec.source_sha256, found.source.spec.weights_sha256) == (source, weights)
-    assert found.id == identity(before_content(before)) != new.id
-    load(found.source.spec, "cpu")
-    rundir.record_model(found)
-    rewrite(folder, "# a comment\n" + SOURCE)
-    with raises(ContentMismatch):
-        load(before, "cpu")
-    [changed] = planned(rundir.describe_network, model=SCALED).models
-    assert changed.id == new.id
-
-
-def before_content(spec):
-    """What the id of a custom network was made from, with the default diffusion, before this version."""
-    return {
-        "callable": spec.callable, "source": spec.source_sha256, "weights": spec.weights_sha256,
-        "tensors": spec.tensors_sha256, "shape": list(SHAPE), "diffusion": {},
-    }  # fmt: skip
 
 
 def test_the_file_that_differs_is_named(folder, rundir):

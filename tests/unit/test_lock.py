@@ -280,7 +280,7 @@ def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
 
 
 def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_path, quick, monkeypatch):
-    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8}))
+    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8, "format": 1}))
     commit, faults = LocalStorage.commit, [OSError(errno.EIO, "planted")]
 
     def fails_once(*given):

@@ -16,7 +16,13 @@ ORACLE = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model"
 def session(*devices, torch="2.9"):
     """A session with a worker on each device."""
     workers = [
-        {"event": "worker", "worker": f"worker-{i}", "device": device, "versions": {"torch": torch, "ray": "2.60"}}
+        {
+            "event": "worker",
+            "worker": f"worker-{i}",
+            "device": device,
+            "versions": {"torch": torch, "ray": "2.60"},
+            "threads": 1,
+        }
         for i, device in enumerate(devices)
     ]
     return [{"event": "session"}, *workers]
@@ -29,7 +35,7 @@ def assigned(number, device, worker="worker-0"):
 def shard(number, device, worker="worker-0", images=8, seconds=2.0, **more):
     return {
         "event": "shard", "cell": "c", "path": f"part-{number:06d}.parquet", "images": images, "seconds": seconds,
-        "committed": True, "worker": worker, "device": device, **more,
+        "committed": True, "worker": worker, "device": device, "own": True, "copied": 0, "evaluations": 80, **more,
     }  # fmt: skip
 
 
@@ -41,7 +47,7 @@ LOST = [*session("a100", "cpu"), assigned(0, "a100")]
 FIRST = [*session("a100"), assigned(0, "a100"), shard(0, "a100", images=12, seconds=3.0)]
 DAMAGED = {"event": "damaged", "path": "samples/S0010-eta0-c/part-000000.parquet"}
 AGAIN = [*session("cpu"), assigned(0, "cpu")]
-GROWN = shard(0, "cpu", images=4, seconds=1.0, own=True, copied=8)
+GROWN = shard(0, "cpu", images=4, seconds=1.0, copied=8)
 
 
 def gpu(name="a100", **libraries):
@@ -62,15 +68,12 @@ def gpu(name="a100", **libraries):
                 shard(1, "cpu", "worker-1")]),
         # A shard that is made again forgets who made it, and one that grew does not.
         (False, [*FIRST, DAMAGED, *AGAIN]),
-        (False, [*FIRST, *AGAIN, shard(0, "cpu", own=True)]),
+        (False, [*FIRST, *AGAIN, shard(0, "cpu")]),
         (True, [*FIRST, *AGAIN, GROWN]),
-        # Events of the first version know no assignments, and nothing of what was there or copied.
-        (False, [*session("cpu", "a100"), shard(0, "cpu"), shard(0, "a100", "worker-1")]),
         (True, [*session("cpu"), shard(0, "cpu"), *session("cpu", torch="2.10"), shard(1, "cpu")]),
-        # Other libraries of a GPU; earlier versions lack them.
+        # Other libraries of a GPU.
         (False, [*gpu(), shard(0, "a100"), *gpu(), shard(1, "a100")]),
         (True, [*gpu(), shard(0, "a100"), *gpu(cudnn="92000"), shard(1, "a100")]),
-        (False, [*session("a100"), shard(0, "a100"), *gpu(), shard(1, "a100")]),
     ],
 )  # fmt: skip
 def test_a_cell_of_several_makers_is_said_to_be_mixed(is_mixed, events):
