@@ -33,6 +33,9 @@ EVENTS_FIX = "remove the lines that can't be read (their times and devices are l
 STATISTICS_FIX = "remove it; the next run that scores a cell makes it again"
 """The fix for damaged statistics of a reference: a run without anything to score does not look at them."""
 
+ORPHANS_FIX = "use a config that has these cells, or remove their folders"
+"""The fix for images of cells that the config lacks: a run refuses them."""
+
 CHANGED = "it has changed since it was written"
 
 PLAN_KEYS = ("config_sha256", "models", "cells")
@@ -106,7 +109,7 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     plan, rundir = run.plan, run.rundir
     made = _made(read_events(rundir))
     if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
-        yield Damage(rundir.samples, orphans)
+        yield Damage(rundir.samples, orphans, ORPHANS_FIX)
     yield from _verify_orphans(plan, rundir, tick)
     listing = Listing(rundir)
     for cell in plan.cells:
