@@ -292,7 +292,8 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
             continue
         network = _network(rundir, cell.model, weights.get(cell.model.id, {}).get(cell.settings.weights))
         environment, of_first = (
-            sampling_environment(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
+            sampling_environment(who.get(cell.id, Origin()).if_known(n), threads, cell.settings.batch_size)
+            for who, n in ((made, cell.settings.num_samples), (first, 0))
         )
         found = replace(_sampled_cell(rundir, cell, network, environment, listing), first=of_first)
         if score is None:

@@ -145,7 +145,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
         elif cell.name in failed:
             canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
-            environment = sampling_environment(made_by.get(cell.id, Origin()), 1, cell.settings.batch_size)
+            origin = made_by.get(cell.id, Origin()).if_known(cell.settings.num_samples)
+            environment = sampling_environment(origin, 1, cell.settings.batch_size)
             canaries[key] = Sampled(digests, first_images(rundir, cell), environment)
 
     def canary(old: SnapshotCell) -> Sampled | Check:

@@ -1,11 +1,11 @@
 """The devices, software versions and seconds that made a cell's images, from the events.
 
-A shard's event is written after its commit. If the driver is killed in between, the file has no event: then all workers
-to which the shard was assigned are listed, since each may have made it.
+A shard's event is written after its commit. If the driver is killed in between, the file has no event, and its maker is
+unknown.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -38,10 +38,17 @@ class Origin:
     """NaN: some images were only decoded, from the latents of another cell."""
     makers: set[Maker] = field(default_factory=set)
     images: int = 0
+    """The images of known files; a file without its event is not among them."""
+    is_known: bool = True
+    """Whether a maker is known of each of these files."""
 
     def seconds_of(self, num_samples: int) -> float:
         """The seconds of the first N images, in proportion: a cell that grew, or a lowered N, has more."""
         return self.seconds * num_samples / self.images if self.images > num_samples else self.seconds
+
+    def if_known(self, num_samples: int) -> "Origin":
+        """Itself; an unknown origin if it is not known who made each of the first N images."""
+        return self if self.is_known and self.images >= num_samples else Origin()
 
     @property
     def mixtures(self) -> list[str]:
@@ -55,30 +62,21 @@ class Origin:
         return mixtures
 
 
-@dataclass
-class _Shard(Origin):
-    assigned: list[Maker] = field(default_factory=list)
-    """The workers that may have made the file since its last `shard` event."""
-
-    @property
-    def all_makers(self) -> set[Maker]:
-        return self.makers | set(self.assigned)
-
-
 def origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> the origin of its images."""
     by_cell: dict[str, Origin] = defaultdict(Origin)
     for (cell, _), shard in _shards(events).items():
         by_cell[cell].seconds += shard.seconds
         by_cell[cell].images += shard.images
-        by_cell[cell].makers |= shard.all_makers
+        by_cell[cell].makers |= shard.makers
+        by_cell[cell].is_known &= bool(shard.makers)
     return by_cell
 
 
 def first_origins(events: Iterable[Mapping[str, Any]]) -> dict[str, Origin]:
     """Cell id -> the origin of its first shard."""
     shards = _shards(events).items()
-    return {cell: Origin(shard.seconds, shard.all_makers) for (cell, name), shard in shards if name == part_name(0)}
+    return {cell: shard for (cell, name), shard in shards if name == part_name(0)}
 
 
 TAUGRID = "taugrid"
@@ -106,31 +104,26 @@ def _scorers(events: Iterable[Mapping[str, Any]]) -> dict[str, set[Maker]]:
     return makers
 
 
-def other_makers(events: Iterable[Mapping[str, Any]], task: str, worker: str) -> set[Maker] | None:
-    """The makers other than `worker`'s kind that may have made a task's file which `worker` found in place.
-
-    None: no event says that anyone else had the task.
-    """
-    assigned: list[Maker] = []
-    finished = False
-    workers: Mapping[str, Maker] = {}
-    for event, workers in _with_makers(events):
-        if event["event"] == "session" and finished:  # the file has gone since, or nobody would have the task again
-            assigned, finished = [], False
-        elif event["event"] == "assigned" and event["task"] == task:
-            assigned.append(_maker(event, workers))
-        finished = finished or (_task(event) == task and event.get("committed", False))
-    mine = workers[worker]
-    others = Counter(assigned) - Counter([mine])
-    return set(others) - {mine} if others else None
+def all_makers(events: Iterable[Mapping[str, Any]]) -> tuple[set[Maker], Mapping[str, Maker]]:
+    """The kinds of worker that the run has had, and the workers of its last session by their names."""
+    makers, workers = set[Maker](), dict[str, Maker]()
+    for event, its in _with_makers(events):
+        if event["event"] == "worker":
+            makers.add(its[event["worker"]])
+        workers = its
+    return makers, workers
 
 
 def device_kinds(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, set[str]]]:
-    """Cell id -> `sampled` and `scored` -> the kinds of device that did so (`Maker.kind`)."""
+    """Cell id -> `sampled` and `scored` -> the kinds of device that did so (`Maker.kind`).
+
+    Where no maker is known, they are those of all workers of the run.
+    """
     events = list(events)
+    every, _ = all_makers(events)
     kinds: dict[str, dict[str, set[str]]] = defaultdict(dict)
     for cell, origin in origins(events).items():
-        kinds[cell]["sampled"] = {maker.kind for maker in origin.makers}
+        kinds[cell]["sampled"] = {maker.kind for maker in origin.makers or every}
     makers = _scorers(events)
     for cell in makers.keys() - {REFERENCE}:
         kinds[cell]["scored"] = {maker.kind for maker in makers[cell] | makers.get(REFERENCE, set())}
@@ -143,19 +136,16 @@ def codes(events: Iterable[Mapping[str, Any]]) -> set[str]:
     return {event["code_sha256"] for event in sessions}
 
 
-def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _Shard]:
+def _shards(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Origin]:
     """(cell id, file name) -> the origin of the shard."""
-    shards: dict[tuple[str, str], _Shard] = defaultdict(_Shard)
+    shards: dict[tuple[str, str], Origin] = defaultdict(Origin)
     for event, workers in _with_makers(events):
         match event["event"]:
-            case "assigned" if event["task"].startswith("sample/"):
-                _, cell, number = event["task"].split("/")
-                shards[cell, part_name(int(number))].assigned.append(_maker(event, workers))
             case "shard" if event["committed"]:
                 shard = shards[event["cell"], event["path"]]
                 _committed(shard, event, _maker(event, workers))
                 if (donor := shards.get((event.get("latents_of", ""), event["path"]))) is not None:
-                    shard.makers |= donor.all_makers
+                    shard.makers |= donor.makers
             case "damaged" if event["path"].startswith("samples/"):
                 _, folder, path = event["path"].split("/")
                 shards.pop((folder.rsplit("-", 1)[-1], path), None)
@@ -183,22 +173,12 @@ def _maker(event: Mapping[str, Any], workers: Mapping[str, Maker]) -> Maker:
     return workers.get(event["worker"]) or Maker(event["device"], (), None, "cpu")
 
 
-def _task(event: Mapping[str, Any]) -> Any:
-    """The key of an event's task; a shard's event has only the cell and the name of the file."""
-    if event["event"] != "shard":
-        return event.get("task")
-    return f"sample/{event['cell']}/{int(event['path'].partition('-')[2].partition('.')[0])}"
-
-
-def _committed(shard: _Shard, event: Mapping[str, Any], maker: Maker) -> None:
-    """Record that a file was committed."""
-    copied, others = event["copied"], Counter(shard.assigned) - Counter([maker])
-    if not event["own"] and (others or shard.makers):
-        shard.makers |= set(others)  # the file was there already
-    else:
+def _committed(shard: Origin, event: Mapping[str, Any], maker: Maker) -> None:
+    """Record that a file was committed; one that was there already keeps its makers."""
+    copied = event["copied"]
+    if event["own"]:
         shard.makers = (shard.makers if copied else set()) | {maker}
     before = shard.seconds * copied / shard.images if shard.images else 0.0
     only_decoded = event["images"] and event["evaluations"] == 0
     shard.seconds = math.nan if only_decoded else before + event["seconds"]
     shard.images = copied + event["images"]
-    shard.assigned = []

@@ -1,4 +1,4 @@
-"""Whatever the driver did not live to write, a cell of two devices or versions is said to be mixed."""
+"""A cell of two devices or versions is said to be mixed, as far as the events say who made it."""
 
 import math
 
@@ -8,7 +8,7 @@ from snapshots import recorded
 from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import row_of
-from taugrid.orchestrator.rundir.origins import origins, other_makers
+from taugrid.orchestrator.rundir.origins import device_kinds, origins
 
 ORACLE = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}}
 
@@ -60,12 +60,9 @@ def gpu(name="a100", **libraries):
     [
         (False, [*session("a100", "a100"), assigned(0, "a100"), shard(0, "a100"), shard(1, "a100", "worker-1")]),
         (True, [*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1")]),
-        # The driver was killed between commit and event: shard 0 was made on the a100, and no event says so.
-        (True, [*LOST, assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]),
-        (True, [*LOST, *session("cpu"), assigned(1, "cpu"), shard(1, "cpu")]),
-        # Worker 0 committed and died; worker 1 did the shard again and found the file.
-        (True, [*LOST, assigned(0, "cpu", "worker-1"), shard(0, "cpu", "worker-1", own=False),
-                shard(1, "cpu", "worker-1")]),
+        # The driver was killed between commit and event: who made shard 0 is not known.
+        (False, [*LOST, assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]),
+        (False, [*LOST, assigned(0, "cpu", "worker-1"), shard(0, "cpu", "worker-1", own=False)]),
         # A shard that is made again forgets who made it, and one that grew does not.
         (False, [*FIRST, DAMAGED, *AGAIN]),
         (False, [*FIRST, *AGAIN, shard(0, "cpu")]),
@@ -106,37 +103,27 @@ def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not
 
 
 def devices_of(makers):
-    return None if makers is None else sorted(maker.device for maker in makers)
-
-
-A_TWICE = [*session("a100", "a100", "cpu"), assigned(0, "a100")]
+    return sorted(maker.device for maker in makers)
 
 
 @pytest.mark.parametrize(
-    ("events", "worker", "others"),
+    ("is_known", "events"),
     [
-        ([*session("cpu"), assigned(0, "cpu")], "worker-0", None),  # nobody else had it
-        ([*A_TWICE, assigned(0, "a100", "worker-1")], "worker-1", []),  # an equal one
-        ([*A_TWICE, assigned(0, "a100")], "worker-0", []),  # itself, before
-        ([*A_TWICE, assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),
-        ([*A_TWICE, shard(0, "a100"), assigned(0, "cpu", "worker-2")], "worker-2", ["a100"]),  # a superfluous copy
-        ([*A_TWICE, *session("cpu"), assigned(0, "cpu")], "worker-0", ["a100"]),  # left over from a killed driver
-        ([*A_TWICE, shard(0, "a100"), *session("cpu", "cpu"), assigned(0, "cpu"), assigned(0, "cpu", "worker-1")],
-         "worker-1", []),  # what the a100 made has gone since
-        ([*session("cpu", torch="2.9"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", []),
-        ([*session("cpu", torch="2.8"), assigned(0, "cpu"), *session("cpu"), assigned(0, "cpu")], "worker-0", ["cpu"]),
-        ([*A_TWICE, assigned(1, "cpu", "worker-2")], "worker-2", None),  # another shard
+        (True, [shard(0, "a100"), shard(1, "a100")]),
+        (False, [shard(1, "a100")]),
+        (False, [shard(0, "a100", own=False), shard(1, "a100")]),  # it found the file of a worker that died unheard
+        (True, [shard(0, "a100"), shard(0, "cpu", "worker-1", own=False), shard(1, "a100")]),  # a superfluous copy
     ],
-)  # fmt: skip
-def test_who_else_may_have_made_a_file_is_known_from_the_events(events, worker, others):
-    task = events[-1]["task"]
-    assert devices_of(other_makers(events, task, worker)) == others
+)
+def test_of_a_file_without_its_event_the_maker_is_unknown(is_known, events):
+    found = origins([*session("a100", "cpu"), *events])["c"].if_known(16)
+    assert devices_of(found.makers) == (["a100"] if is_known else [])
 
 
-def test_a_copy_of_other_libraries_counts_as_one_of_a_different_maker():
-    """The patch: `LIBRARIES` is empty, as before they were recorded (defect 19)."""
-    events = [*gpu(), assigned(0, "a100"), *gpu(driver="590.1"), assigned(0, "a100")]
-    assert devices_of(other_makers(events, "sample/c/0", "worker-0")) == ["a100"]
+def test_the_kind_of_an_unknown_maker_is_that_of_the_runs_workers():
+    """Else a run of GPUs that was killed would have rows of two protocols."""
+    events = [*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False)]
+    assert {cell: kinds["sampled"] for cell, kinds in device_kinds(events).items()} == {"c": {"cuda"}, "d": {"cuda"}}
 
 
 def test_the_seconds_of_a_cell_that_was_only_decoded_are_not_those_of_sampling():
