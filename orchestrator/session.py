@@ -24,7 +24,6 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report import reported as report_record
 from taugrid.orchestrator.report.replicates import unequal
-from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
@@ -34,6 +33,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, read_sizes
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
@@ -362,7 +362,7 @@ class Session:
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
         """Cell name -> the failure of its model's training; those of earlier sessions count for cells in `lacking`."""
-        earlier = failed_trainings(self.rundir)
+        earlier = History.read(self.rundir).failures
         untrained: dict[str, TrainingFailed] = {}
         for cell in self.selected.cells:
             model = cell.model

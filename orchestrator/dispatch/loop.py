@@ -37,7 +37,7 @@ from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Loca
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
-from taugrid.orchestrator.rundir.origins import all_makers
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -300,8 +300,8 @@ class Loop:
                 "and versions, or remove it"
             )
         device = self._manager.info(worker).device
-        makers, workers = all_makers(self._events.so_far())
-        others = makers - {workers[worker]}
+        history = History.of(self._events.so_far())
+        others = history.makers - {history.workers[worker]}
         if not others and not isinstance(job, ExtractJob):
             raise FileConflict(
                 f"{job.path} {conflict}, although it was made with the same software and threads, on the same kind of "

@@ -8,7 +8,7 @@ from snapshots import recorded
 from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import row_of
-from taugrid.orchestrator.rundir.origins import device_kinds, origins
+from taugrid.orchestrator.rundir.history import History
 
 ORACLE = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}}
 
@@ -39,8 +39,12 @@ def shard(number, device, worker="worker-0", images=8, seconds=2.0, **more):
     }  # fmt: skip
 
 
+def origin(*events, cell="c"):
+    return History.of(events).origin(cell)
+
+
 def mixtures(*events):
-    return origins(events)["c"].mixtures
+    return origin(*events).mixtures
 
 
 LOST = [*session("a100", "cpu"), assigned(0, "a100")]
@@ -81,17 +85,18 @@ def test_a_cell_of_several_makers_is_said_to_be_mixed(is_mixed, events):
 
 
 def test_seconds_are_those_of_the_images_that_are_there():
-    assert origins([*session("a100"), shard(0, "a100"), shard(1, "a100")])["c"].seconds == 4.0
-    assert origins([*FIRST, *AGAIN, GROWN])["c"].seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
+    assert origin(*session("a100"), shard(0, "a100"), shard(1, "a100")).seconds == 4.0
+    assert origin(*FIRST, *AGAIN, GROWN).seconds == pytest.approx(3.0 * 8 / 12 + 1.0)
 
 
 def test_who_made_the_latents_has_made_what_is_decoded_from_them():
     """Put back by leaving the field out: a GPU's latents that a CPU decodes would count as the CPU's."""
     sampled, decoded = shard(0, "a100"), shard(0, "cpu", cell="d", evaluations=0, latents_of="c")
-    found = origins([*session("a100"), sampled, *session("cpu"), decoded])
-    recorded("\n".join(found["d"].mixtures))
-    assert found["c"].mixtures == []
-    assert devices_of(origins([*session("cpu"), decoded])["d"].makers) == ["cpu"], "the other's are not recorded"
+    events = [*session("a100"), sampled, *session("cpu"), decoded]
+    recorded("\n".join(origin(*events, cell="d").mixtures))
+    assert mixtures(*events) == []
+    alone = origin(*session("cpu"), decoded, cell="d")
+    assert devices_of(alone.makers) == ["cpu"], "the other's are not recorded"
 
 
 def test_other_software_is_a_mixture_too_and_packages_that_make_no_image_are_not():
@@ -116,22 +121,22 @@ def devices_of(makers):
     ],
 )
 def test_of_a_file_without_its_event_the_maker_is_unknown(is_known, events):
-    found = origins([*session("a100", "cpu"), *events])["c"].if_known(16)
+    found = origin(*session("a100", "cpu"), *events).if_known(16)
     assert devices_of(found.makers) == (["a100"] if is_known else [])
 
 
 def test_the_kind_of_an_unknown_maker_is_that_of_the_runs_workers():
     """Else a run of GPUs that was killed would have rows of two protocols."""
-    events = [*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False)]
-    assert {cell: kinds["sampled"] for cell, kinds in device_kinds(events).items()} == {"c": {"cuda"}, "d": {"cuda"}}
+    history = History.of([*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False)])
+    assert [history.device_kinds(cell)["sampled"] for cell in ("c", "d", "e")] == [{"cuda"}] * 3
 
 
 def test_the_seconds_of_a_cell_that_was_only_decoded_are_not_those_of_sampling():
     """Put back by counting them: the second VAE of a grid would look nearly free."""
-    sampled, decoded = (origins([*session("a100"), shard(0, "a100", evaluations=n)])["c"] for n in (80, 0))
+    sampled, decoded = (origin(*session("a100"), shard(0, "a100", evaluations=n)) for n in (80, 0))
     assert sampled.seconds_of(8) == 2.0
     assert math.isnan(decoded.seconds_of(8))
     copied = [*session("a100"), shard(0, "a100", evaluations=80), shard(0, "a100", images=0, copied=8, evaluations=0)]
-    assert origins(copied)["c"].seconds == 4.0, "nothing was decoded"
+    assert origin(*copied).seconds == 4.0, "nothing was decoded"
     row = row_of(plan(validate(Config, ORACLE, "test")).cells[0], {}, "p", decoded.seconds_of(8))
     assert row["seconds"] is None

@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import exact_fid
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.origins import device_kinds
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.work.scorer import SAME_SETUP_TOLERANCE, TOLERANCE, ScoredWith, tolerance
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
 from taugrid.registry.metrics import MetricSettings
@@ -192,11 +192,13 @@ def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():
         worker("gpu", "NVIDIA H100 80GB HBM3", kind="cuda"), worker("amd", "AMD", kind="rocm", hip="7.0.51831"),
     ]  # fmt: skip
     made = [shard("a", "cpu"), shard("b", "gpu"), done("score/a", "cpu"), done("extract/b/0", "gpu")]
-    kinds = device_kinds([*began, *made])
-    assert kinds == {"a": {"sampled": {"cpu"}, "scored": {"cpu"}}, "b": {"sampled": {"cuda"}, "scored": {"cuda"}}}
-    kinds = device_kinds([*began, shard("a", "cpu"), done("reference/0", "gpu"), done("score/a", "cpu")])
-    assert kinds["a"]["scored"] == {"cpu", "cuda"}
-    assert device_kinds([*began, shard("a", "amd")])["a"]["sampled"] == {"rocm"}, "torch calls it cuda"
+    history = History.of([*began, *made])
+    assert history.device_kinds("a") == {"sampled": {"cpu"}, "scored": {"cpu"}}
+    assert history.device_kinds("b") == {"sampled": {"cuda"}, "scored": {"cuda"}}
+    history = History.of([*began, shard("a", "cpu"), done("reference/0", "gpu"), done("score/a", "cpu")])
+    assert history.device_kinds("a")["scored"] == {"cpu", "cuda"}
+    history = History.of([*began, shard("a", "amd")])
+    assert history.device_kinds("a")["sampled"] == {"rocm"}, "torch calls it cuda"
 
 
 def test_long_lists_are_cut_and_stay_apart():
