@@ -159,9 +159,13 @@ class History:
             self.worked = max(self.worked, event.get("time", ""))
 
     def _add_shard(self, event: Event) -> None:
-        """Account for a committed file. It may have grown, and one that was there already keeps its makers."""
+        """Account for a committed file. It may have grown.
+
+        One that was there already keeps its makers. If they are unknown, and its bytes are those that were made now,
+        this maker is as good; if not (`conflict`), they stay unknown.
+        """
         shard, copied = self.shards[event["cell"]][event["path"]], event["copied"]
-        if event["own"]:
+        if event["own"] or not (shard.makers or "conflict" in event):
             shard.makers = (shard.makers if copied else set()) | {self._maker(event)}
             donor = self.shards.get(event.get("latents_of", ""), {})
             shard.makers |= donor.get(event["path"], Origin()).makers

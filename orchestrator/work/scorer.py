@@ -107,7 +107,7 @@ class ScorerRecord:
         made_with = ScoredWith.read(value["made_with"])
         assert made_with is not None
         given = {name: value[name] for name in ("reference", "extractor", "settings", "scores")}
-        return cls(**given, made_with=made_with, features=features, mixed=tuple(value.get("mixed", ())))
+        return cls(**given, made_with=made_with, features=features, mixed=tuple(value["mixed"]))
 
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:

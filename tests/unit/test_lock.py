@@ -22,7 +22,8 @@ from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import LocalStorage
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL, LocalStorage
 
 HOLD = """
 import signal, sys
@@ -112,6 +113,7 @@ def test_status_says_who_is_at_work(tmp_path):
     """A dead driver is none."""
     root = tmp_path / "run"
     root.mkdir()
+    claim(root, LOCAL)
     (root / "config.json").write_text(load("gaussian").model_dump_json())
 
     def said(*more):

@@ -25,7 +25,7 @@ def session(*devices, torch="2.9"):
         }
         for i, device in enumerate(devices)
     ]
-    return [{"event": "session"}, *workers]
+    return [{"event": "session", "stages": []}, *workers]
 
 
 def assigned(number, device, worker="worker-0"):
@@ -56,7 +56,7 @@ GROWN = shard(0, "cpu", images=4, seconds=1.0, copied=8)
 
 def gpu(name="a100", **libraries):
     accelerator = {"kind": "cuda", "cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"} | libraries
-    return [{"event": "session"}, {**session(name)[1], "accelerator": accelerator}]
+    return [{"event": "session", "stages": []}, {**session(name)[1], "accelerator": accelerator}]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def gpu(name="a100", **libraries):
         (True, [*session("a100", "cpu"), shard(0, "a100"), shard(1, "cpu", "worker-1")]),
         # The driver was killed between commit and event: who made shard 0 is not known.
         (False, [*LOST, assigned(1, "cpu", "worker-1"), shard(1, "cpu", "worker-1")]),
-        (False, [*LOST, assigned(0, "cpu", "worker-1"), shard(0, "cpu", "worker-1", own=False)]),
+        (False, [*LOST, assigned(0, "cpu", "worker-1"), shard(0, "cpu", "worker-1", own=False, conflict="")]),
         # A shard that is made again forgets who made it, and one that grew does not.
         (False, [*FIRST, DAMAGED, *AGAIN]),
         (False, [*FIRST, *AGAIN, shard(0, "cpu")]),
@@ -116,7 +116,9 @@ def devices_of(makers):
     [
         (True, [shard(0, "a100"), shard(1, "a100")]),
         (False, [shard(1, "a100")]),
-        (False, [shard(0, "a100", own=False), shard(1, "a100")]),  # it found the file of a worker that died unheard
+        # It found the file of a worker that died unheard, with the same bytes or with others.
+        (True, [shard(0, "a100", own=False), shard(1, "a100")]),
+        (False, [shard(0, "a100", own=False, conflict="has other bytes"), shard(1, "a100")]),
         (True, [shard(0, "a100"), shard(0, "cpu", "worker-1", own=False), shard(1, "a100")]),  # a superfluous copy
     ],
 )
@@ -127,7 +129,7 @@ def test_of_a_file_without_its_event_the_maker_is_unknown(is_known, events):
 
 def test_the_kind_of_an_unknown_maker_is_that_of_the_runs_workers():
     """Else a run of GPUs that was killed would have rows of two protocols."""
-    history = History.of([*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False)])
+    history = History.of([*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False, conflict="")])
     assert [history.device_kinds(cell)["sampled"] for cell in ("c", "d", "e")] == [{"cuda"}] * 3
 
 
