@@ -21,7 +21,7 @@ _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 
 _DONE = {"task", "worker", "device"}
 _KEYS = {
-    "session": {"stages", "code_sha256"},
+    "session": {"stages"},
     "worker": {"worker", "node", "device", "versions", "threads"},
     "assigned": _DONE,
     "shard": {"cell", "path", "worker", "device", "images", "copied", "seconds", "evaluations", "committed", "own"},

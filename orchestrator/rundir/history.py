@@ -126,7 +126,7 @@ class History:
                 self.stages.update(event["stages"])
                 self.stopped.update(event["stages"])
                 if "sample" in event["stages"]:
-                    self.codes.add(event["code_sha256"])
+                    self.codes.add(event.get("code_sha256", ""))
             case "end":
                 self.stopped.clear()
             case "worker":
