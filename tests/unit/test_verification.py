@@ -234,11 +234,3 @@ def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_t
     [damage] = said(opened, copy).verified.damages
     assert damage.path == events
     recorded(damage.reason)
-
-
-def test_a_run_without_news_draws_nothing_again(opened, copy):
-    """Drawing takes 13 s of a demo that has nothing to do."""
-    do(opened, "run", copy)  # the files of a copy are new
-    times = {path: path.stat().st_mtime_ns for path in (copy / "report.html", *copy.glob("figures/*"))}
-    do(opened, "run", copy)
-    assert {path: path.stat().st_mtime_ns for path in times} == times
