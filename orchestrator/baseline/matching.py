@@ -182,7 +182,7 @@ def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    scoring = {"scoring": protocol["scoring"], **(protocol.get("versions") or {})}
+    scoring = {"scoring": protocol.get("scoring"), **(protocol.get("versions") or {})}
     sampling = {key: value for key, value in (protocol.get("sampler") or {}).items() if key not in SAMPLER_FIELDS}
     return {
         f"{verb} with {name}": version
