@@ -44,7 +44,7 @@ def make_run(root: Path, cells: int, chance: random.Random) -> None:
     pairs = [f"{a},{b},-0.5,0.01" for a, b in pairwise(ids)]
     seeds = [f"{row['cell']},S={row['steps']} eta={row['eta']},0" for row in rows]
     files = {
-        "run.json": {"run": uuid.uuid5(uuid.NAMESPACE_URL, root.name).hex},
+        "run.json": {"run": uuid.uuid5(uuid.NAMESPACE_URL, root.name).hex, "format": 1},
         "config.json": {"name": root.name, "sample": SETTINGS, "filler": "x" * 3000},
         "plan.json": {"models": [{"id": "5274e660d4", "source": source}], "cells": planned},
         "provenance.json": {"versions": {"taugrid": "0.1.0"}, "machines": [{"node": "a", "device": "NVIDIA H100"}]},

@@ -88,7 +88,15 @@ def finished_run(folder: Path, shards: int, images: int) -> Run:
         write_score(rundir, cell, scoring)
         for shard in cell.shards:
             event = {"cell": cell.id, "path": shard.name, "images": shard.images, "evaluations": shard.total_nfe}
-            event |= {"seconds": 1.0, "committed": True, "worker": "worker-0", "node": "127.0.0.1", "device": "cpu"}
+            event |= {
+                "seconds": 1.0,
+                "committed": True,
+                "own": True,
+                "copied": 0,
+                "worker": "worker-0",
+                "node": "127.0.0.1",
+                "device": "cpu",
+            }
             write_event(rundir, {"time": "2026-01-01T00:00:00.000+00:00", "event": "shard", **event})
     return opened
 

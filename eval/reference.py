@@ -11,7 +11,7 @@ from taugrid.config import Data
 from taugrid.eval.metrics.reference_statistics import MomentsFile, open_moments
 from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import Source, batches, open_source
-from taugrid.hashing import spaced_json_sha256
+from taugrid.hashing import json_sha256
 from taugrid.protocol import ReferenceIdentity
 from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
 from taugrid.workers.data.load import content_fingerprint, load_images
@@ -62,7 +62,7 @@ class Reference:
             **extractor.other_precision,
             **({} if code is None else {"code": code}),
         }
-        return spaced_json_sha256(determines)
+        return json_sha256(determines)
 
     def require_same_features(self, extractor: str, dimensions: int | None, precision: FeaturePrecision) -> None:
         """Raise ValueError if a mean and covariance have a different number or precision of features than an extractor.

@@ -90,6 +90,7 @@ def _check_code(config: Config, rundir: RunDir, name: str, file: Path, trust_cod
 def _run_directory(config: Given, out: str | None, name: str) -> RunDir:
     root, storage = open_place(run_folder(config, out, name), "CONFIG" if out is None else "--out")
     storage.require(root)
+    is_run_directory(root, storage)  # refuses one that another version made
     return RunDir(root, storage)
 
 

@@ -1,8 +1,8 @@
 """The rate of work in earlier sessions, and the time that the rest takes. Pure."""
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 SAME_RATE = {"reference": "extract"}
 """Kinds of work that take as long as another kind at equal cost."""
@@ -14,13 +14,6 @@ SCHEDULED_TASKS = 2000
 def rate_key(kind: str, model: str | None) -> str:
     """The name of tasks that take equal time for equal cost; `model` is that of the network that runs, if any."""
     return "/".join(filter(None, [SAME_RATE.get(kind, kind), model]))
-
-
-def evaluations_per_second(events: Iterable[Mapping[str, Any]]) -> float | None:
-    """Network evaluations per second of one worker, over all shards that were sampled; None before the first."""
-    shards = [event for event in events if event["event"] == "shard" and event["evaluations"]]  # else only decoded
-    seconds = sum(event["seconds"] for event in shards)
-    return sum(event["evaluations"] for event in shards) / seconds if seconds else None
 
 
 class Waiting(NamedTuple):

@@ -22,9 +22,8 @@ from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
-from taugrid.orchestrator.report import reported as report_record
+from taugrid.orchestrator.report import reported as reported_files
 from taugrid.orchestrator.report.replicates import unequal
-from taugrid.orchestrator.report.trainings import failed_trainings
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
@@ -34,6 +33,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, read_sizes
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
@@ -105,7 +105,6 @@ class Session:
         self._progress = progress
         self._stages: frozenset[str] = frozenset()
         self._scoring: Scoring | None = None
-        self._reported = report_record.Reported()
         self._permanent_failures: set[str] = set()
         self._warned: list[str] = []
         self._modules = set(self.plan.sampler_modules)
@@ -212,23 +211,17 @@ class Session:
         missing = {**unfinished, **problems, **{name: str(error) for name, error in untrained.items()}}
         provenance.write(self.rundir, self.plan, self._scoring)
         asked = "report" in self._stages
-        is_current = asked and self._stages != {"report"} and self._reported.is_current(self.rundir, missing)
-        if is_current:  # the table is printed, and no figure is drawn again
-            survey = replace(reported[0].survey, stages=self._stages - {"report"})
-            reported = [type(kind)(survey) for kind in reported]
-        if asked and not is_current:
+        if asked:
             self._progress.say("writing tables and figures")
         results = [result for kind in reported if (result := kind.conclude()) is not None]
         last = results[-1] if results else KindResult([])
         self._warn_of_tables(last)
-        warnings: Sequence[str] = self._reported.warnings if is_current else ()
-        if results and not is_current and (asked or "evaluate" not in self._stages):
+        warnings: Sequence[str] = ()
+        if results and (asked or "evaluate" not in self._stages):
             from taugrid.orchestrator.view.page import write_page
 
             warnings = write_page(self.run, missing)
-            made_from = report_record.sources(self.rundir, missing) if asked else self._reported.sources
-            self._reported = report_record.Reported(made_from, warnings)
-        report_record.keep(self.rundir, self._reported)
+        reported_files.keep(self.rundir)
         fields: dict[str, Any] = {**last._asdict(), "labels": labels, "warnings": warnings, "warned": self._warned}
         failures = frozenset(self._permanent_failures)
         return SessionResult(missing, permanent_failures=failures, growth=self._growth, **fields)
@@ -250,7 +243,7 @@ class Session:
         for kind in self._kinds(self.selected)[1]:
             kind.check()
         self.rundir.claim()
-        self._reported = report_record.take(self.rundir)
+        self.rundir.storage.delete(self.rundir.root / reported_files.FILE)
         write_json(self.rundir.config, self.config.recorded, self.rundir.storage)
         record_plan(self.run)
         write_cells(self.plan, self.rundir)
@@ -362,7 +355,7 @@ class Session:
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
         """Cell name -> the failure of its model's training; those of earlier sessions count for cells in `lacking`."""
-        earlier = failed_trainings(self.rundir)
+        earlier = History.read(self.rundir).failures
         untrained: dict[str, TrainingFailed] = {}
         for cell in self.selected.cells:
             model = cell.model

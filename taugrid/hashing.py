@@ -64,15 +64,6 @@ def checked_identity(value: Any) -> str:
     raise ValueError(f"not an id: {value!r}")
 
 
-def spaced_json_sha256(value: Any) -> str:
-    """SHA-256 of JSON with sorted keys and Python's default separators, as 64 hex digits.
-
-    The names of cached files and the short hash of a protocol have always been made this way. New code uses
-    `json_sha256`.
-    """
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def digest_of_shape(shape: Sequence[int]) -> "hashlib._Hash":
     """A SHA-256 that already covers the images' shape (as int64, little-endian); the caller adds their bytes."""
     return hashlib.sha256(np.array(shape, dtype="<i8").tobytes())

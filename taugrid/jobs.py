@@ -131,9 +131,7 @@ class CustomNetwork:
     unusable: str | None = None
     """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
     files: tuple[SourceFile, ...] = ()
-    """The files that `source_sha256` covers. Empty in records of older versions."""
-    by_bytes: tuple[str, str] | None = None
-    """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
+    """The files that `source_sha256` covers."""
     takes_fractions: bool = True
     """Whether it can be called at times between whole ones, as some samplers and spacings do. True if unknown."""
     conditions: Conditions | None = None
@@ -143,9 +141,8 @@ class CustomNetwork:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Its fields for files, without `conditions` if it takes none: earlier versions knew no others."""
-        without = {"doubt"} if self.conditions is not None else {"doubt", "conditions"}
-        return {key: value for key, value in asdict(self).items() if key not in without}
+        """Its fields for files."""
+        return {key: value for key, value in asdict(self).items() if key != "doubt"}
 
 
 NetworkSpec = SavedNetwork | OracleNetwork | CustomNetwork

@@ -6,20 +6,17 @@ from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taugrid.hashing import identity, spaced_json_sha256
+from taugrid.hashing import identity
 from taugrid.registry.metrics import MetricSettings
 
 ProtocolFields = Mapping[str, Any]
-"""A protocol as read back from a score file, perhaps with fields of another version of taugrid."""
+"""A protocol as read back from a score file."""
 
 SOFTWARE = ("torch", "torch-fidelity", "numpy", "scipy")
 """The distributions whose versions are part of a protocol."""
 
 SCORING = 1
 """Raised when the mathematics of a score changes. It stands in a protocol in place of taugrid's own version."""
-
-TAUGRID_AT_SCORING_1 = "0.1.0"
-"""taugrid's version in the protocols that were recorded before `scoring`, and so in the hashes of scoring 1."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +90,10 @@ def _without_tag(version: str, name: str) -> str:
 def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | None) -> ProtocolFields:
     """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}.
 
-    CPU alone is left out, and so are all kinds in a protocol without `scoring`, whose hash stays as it was.
+    CPU alone is left out.
     """
     others = {what: sorted(set(found)) for what, found in (kinds or {}).items() if set(found) - {"cpu"}}
-    return {**protocol, "devices": others} if others and "scoring" in protocol else protocol
-
-
-def canonical(protocol: ProtocolFields) -> dict[str, Any]:
-    """The fields in the form that is hashed and compared.
-
-    A protocol without `scoring` stays exactly as it was recorded. One with it gets the form that taugrid 0.1.0 gave to
-    equal protocols: scoring 1 is left out, and without `devices` torch is the build for CPUs.
-    """
-    if "scoring" not in protocol:
-        return dict(protocol)
-    versions = {name: _without_tag(version, name) for name, version in (protocol.get("versions") or {}).items()}
-    if "torch" in versions and "devices" not in protocol:
-        versions["torch"] += "+cpu"
-    fields = {**protocol, "versions": {**versions, "taugrid": TAUGRID_AT_SCORING_1}}
-    if fields["scoring"] == 1:
-        del fields["scoring"]
-    return fields
+    return {**protocol, "devices": others} if others else protocol
 
 
 COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler", "decoder", "conditions.guidance"})
@@ -135,17 +115,17 @@ def extractor_in_words(extractor: Mapping[str, Any]) -> str:
 
 def short_name(protocol: ProtocolFields) -> str:
     """8 hex digits by which tables name a protocol, from all of its fields."""
-    return identity(canonical(protocol))[:8]
+    return identity(protocol)[:8]
 
 
 def comparability_key(protocol: ProtocolFields) -> str:
     """A short hash of all fields that must agree: two scores are comparable if theirs are equal."""
-    return spaced_json_sha256(dict(_must_agree(canonical(protocol))))[:8]
+    return identity(dict(_must_agree(protocol)))[:8]
 
 
 def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
     """The fields that must agree, by their dotted names, with values for people."""
-    return {name: shown(value) for name, value in _must_agree(canonical(protocol))}
+    return {name: shown(value) for name, value in _must_agree(protocol)}
 
 
 def disagreements(
@@ -155,7 +135,7 @@ def disagreements(
 
     Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
     """
-    flat = {name: dict(_must_agree(canonical(protocol), may_differ)) for name, protocol in protocols.items()}
+    flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     differing: dict[str, dict[str, list[str]]] = {}
     for field in fields:
@@ -184,10 +164,10 @@ def dotted(fields: Mapping[str, Any], path: str = "", without: Set[str] = frozen
 
 
 def shown(text: str | None) -> str:
-    """A JSON value, or none, for messages: long lists are cut, with a hash; torch for CPUs has its build not named."""
+    """A JSON value, or none, for messages: long lists are cut, with a hash."""
     if text is not None and text.startswith("[") and len(text) > MAX_LIST_LENGTH:
         return f"{text[:20]} ... {text[-20:]} ({identity({'list': text})[:6]})"
-    return "not set" if text is None else shortened(text.strip('"').removesuffix("+cpu"))
+    return "not set" if text is None else shortened(text.strip('"'))
 
 
 def shortened(text: str) -> str:

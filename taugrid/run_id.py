@@ -1,7 +1,8 @@
-"""What a run directory is, and its id, in `run.json`: a worker that does not find it there is somewhere else.
+"""What a run directory is, and `run.json`: the format of its files, and its id.
 
-An unmounted folder is often still there, empty, and takes whatever is written. A folder that was renamed may have been
-made again. The driver writes the id once; every worker reads it before it writes.
+A worker that does not find the id is somewhere else. An unmounted folder is often still there, empty, and takes
+whatever is written. A folder that was renamed may have been made again. The driver writes the id once; every worker
+reads it before it writes.
 """
 
 import json
@@ -9,12 +10,16 @@ import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from taugrid.errors import RunDirectoryNotVisible
+from taugrid.errors import RunDirectoryNotVisible, UserError
 from taugrid.storage import Storage, read_json, replacing, write_text
-from taugrid.words import this_node
+from taugrid.words import this_node, with_urls
 
 FILE = "run.json"
+
+FORMAT = 1
+"""Raised when taugrid can no longer read the directories that it made before: of runs, and of nights."""
 
 SECTIONS = ("sample", "diffusion", "evaluate")
 """Sections of every config.json of a run; no file of that name has them that is of something else."""
@@ -29,12 +34,12 @@ class RunId:
 
 
 def claim(root: Path, storage: Storage) -> RunId:
-    """The id of the run directory `root`, which must exist. An old or new one gets its id here, in the driver."""
+    """The id of the run directory `root`, which must exist. A new one gets its id here, in the driver."""
     path = root / FILE
     run_id = recorded_id(root, storage)
     if run_id is None:
         with replacing(path, storage) as temporary:  # never empty: that would be no run directory for the next command
-            write_text(temporary, json.dumps({"run": uuid.uuid4().hex}) + "\n")
+            write_text(temporary, json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n")
         run_id = recorded_id(root, storage)
     return RunId(str(root), str(run_id))
 
@@ -52,14 +57,31 @@ def check_run(run: RunId, storage: Storage) -> None:
 
 def recorded_id(root: Path, storage: Storage) -> str | None:
     """The id that a run directory has; None if it has none, as `claim` writes it."""
-    value = read_json(root / FILE, storage)
-    run_id = value.get("run") if isinstance(value, dict) and value.keys() == {"run"} else None
+    return _id_in(read_json(root / FILE, storage))
+
+
+def _id_in(value: Any) -> str | None:
+    run_id = value.get("run") if isinstance(value, dict) and value.keys() - {"format"} == {"run"} else None
     return run_id if isinstance(run_id, str) and re.fullmatch("[0-9a-f]{32}", run_id) else None
 
 
 def is_run_directory(root: Path, storage: Storage) -> bool:
-    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections."""
-    if recorded_id(root, storage) is not None:
-        return True
-    config = read_json(root / "config.json", storage)
-    return isinstance(config, dict) and all(isinstance(config.get(section), dict) for section in SECTIONS)
+    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections.
+
+    Raises:
+        UserError: if another version of taugrid made it, so that its run.json has another format or is missing.
+    """
+    value = read_json(root / FILE, storage)
+    if _id_in(value) is None:
+        config = read_json(root / "config.json", storage)
+        if not isinstance(config, dict) or not all(isinstance(config.get(section), dict) for section in SECTIONS):
+            return False
+    require_format(value, root)
+    return True
+
+
+def require_format(value: Any, place: Path) -> None:
+    """Raise `UserError` unless this version of taugrid wrote `value`, a file of the run or night at `place`."""
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        made = with_urls(str(place))
+        raise UserError(f"{made} was made by another version of taugrid; use a new folder")

@@ -124,7 +124,7 @@ def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -
 def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
     """The description of a custom extractor from JSON, where tuples are lists."""
     files = tuple(SourceFile(*file) for file in fields["files"])
-    return ExtractorSpec(**{**fields, "files": files, "by_bytes": tuple(fields["by_bytes"])})
+    return ExtractorSpec(**{**fields, "files": files})
 
 
 def find_weights(extractor: KnownExtractor, weights: str | None, download: bool = True) -> Path | None:

@@ -28,11 +28,6 @@ class Verdict(StrEnum):
     """Better by more than the margin, as surely as worse is worse."""
     IDENTICAL = "identical"
 
-    @classmethod
-    def _missing_(cls, value: object) -> "Verdict | None":
-        """The verdict for a name that earlier versions wrote."""
-        return cls.NOT_JUDGED if value == "no standard error" else None
-
     @property
     def is_regression(self) -> bool:
         """Whether a night with such a cell is red: something got worse, or changed that must not."""

@@ -68,7 +68,7 @@ FID_KEYS = {
     **{name: name for name in ("difference", "margin", "se", "t", "upper", "detectable", "reach")},
     "judged_fids": "judged",
 }
-"""The keys of a cell's JSON that hold FID's numbers, from when it was the only metric."""
+"""The keys of a cell's JSON that hold FID's numbers. They can't change: users' scripts read them."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Parquet file has a row for each image of each cell: `cell`, `index`, `influence`
 where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the first images of a
 cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under its name (`kid`).
 The other trainings of a recipe have rows as well, for `<cell>/1` and so on. The schema's metadata hold the canary of
-the scorer. Files of earlier versions lack the other metrics, and the oldest images and that canary.
+the scorer.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
 from taugrid.words import with_urls
 
-FORMAT = "taugrid baseline 1"
+FORMAT = "taugrid baseline 2"
 
 ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 
@@ -119,7 +119,7 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     plain = {name: getattr(cell, name) for name in names}
     scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
     trainings: dict[str, Any] = {}
-    if cell.trainings:  # the key of FIDs alone is what earlier versions read
+    if cell.trainings:
         scores = [dict(training.metrics) for training in cell.trainings]
         trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
     made = {
@@ -165,17 +165,16 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
     recorded = (table.schema.metadata or {}).get(SCORER)
-    unknown = value.get("scorer") or "the baseline was written by a version that did not record it"
 
     def scorer() -> ScorerRecord | str:
-        return unknown if recorded is None else ScorerRecord.read(json.loads(recorded))
+        return str(value["scorer"]) if recorded is None else ScorerRecord.read(json.loads(recorded))
 
     return Snapshot(
         _shown(path),
         value["name"],
         value["software"],
         cells,
-        trainings=tuple(value.get("trainings", ())),
+        trainings=tuple(value["trainings"]),
         accepted=value,
         load_scorer=scorer,
     )
@@ -206,7 +205,7 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
     shape = tuple(value["image_shape"])
 
     def first_images() -> NDArray[np.uint8] | None:
-        images = rows["image"].drop_null().to_pylist() if "image" in rows.column_names else []
+        images = rows["image"].drop_null().to_pylist()
         return np.frombuffer(b"".join(images), np.uint8).reshape(len(images), *shape) if images else None
 
     return SnapshotCell(
@@ -220,25 +219,19 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         network=Network(**value["network"]),
         environment=_read_environment(value["setup"]),
         influences=_influences(rows),
-        reasons=value.get("reasons") or ({"fid": value["reason"]} if value["reason"] else {}),
+        reasons=value["reasons"],
         load_digests=lambda: digests,
         load_images=lambda: images_of_run(run, value["cell"], digests),
-        first=_read_environment(value.get("first_setup", value["setup"])),
+        first=_read_environment(value["first_setup"]),
         load_first=first_images,
-        distances=value.get("distances", {}),
+        distances=value["distances"],
         images=value.get("images"),
         trainings=tuple(
             TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
-            for number, metrics in enumerate(training_metrics(value), start=1)
+            for number, metrics in enumerate(value.get("training_metrics", ()), start=1)
         ),
-        scored_with=ScoredWith.read(value.get("scored_with")),
+        scored_with=ScoredWith.read(value["scored_with"]),
     )
-
-
-def training_metrics(cell: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The scores of a recipe's other trainings in a cell of the JSON; earlier versions kept only their FIDs."""
-    kept: list[dict[str, float]] | None = cell.get("training_metrics")
-    return [{"fid": fid} for fid in cell.get("trainings", ())] if kept is None else kept
 
 
 def _influences(rows: pa.Table) -> dict[str, Array]:

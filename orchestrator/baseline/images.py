@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, GateSettings
 from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment, Snapshot, SnapshotCell, reasons_of
 from taugrid.orchestrator.external import OpenedSets, flag, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.rundir.origins import TAUGRID
+from taugrid.orchestrator.rundir.history import TAUGRID
 from taugrid.orchestrator.work.scorer import DRIVER_METRICS, FEATURES, ScoredWith, ScorerRecord, halves
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions

@@ -16,7 +16,7 @@ from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.cells import settings_name
 from taugrid.orchestrator.plan.grid import COLUMN_NAMES
-from taugrid.protocol import canonical, disagreements
+from taugrid.protocol import disagreements
 from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.words import listed
 from taugrid.workers.samplers.sampler import find
@@ -174,7 +174,7 @@ def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list
     """The differences between versions, such as "scored with torch 2.9.1 -> 2.10.0" or "sampled with diffusers ..."."""
     changes: dict[str, None] = {}
     for new, old in pairs:
-        sides = [_versions(canonical(cell.protocol)) for cell in (old, new)]
+        sides = [_versions(cell.protocol) for cell in (old, new)]
         for name in sorted({*sides[0], *sides[1]}):
             if sides[0].get(name) != sides[1].get(name):
                 changes[f"{name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
@@ -182,7 +182,7 @@ def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    scoring = {"scoring": protocol.get("scoring", 1), **(protocol.get("versions") or {})}
+    scoring = {"scoring": protocol.get("scoring"), **(protocol.get("versions") or {})}
     sampling = {key: value for key, value in (protocol.get("sampler") or {}).items() if key not in SAMPLER_FIELDS}
     return {
         f"{verb} with {name}": version

@@ -20,19 +20,9 @@ from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
 from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.evidence import influences_of
+from taugrid.orchestrator.rundir.history import TAUGRID, History, Origin, places
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.rundir.origins import (
-    REFERENCE,
-    TAUGRID,
-    Origin,
-    codes,
-    device_kinds,
-    first_origins,
-    origins,
-    scorers,
-)
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
@@ -146,7 +136,7 @@ class SnapshotCell:
     distances: Mapping[str, float] = field(default_factory=dict)
     """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
-    """None: unknown, in a baseline of an earlier version."""
+    """None: unknown, of a cell without a score."""
     trainings: tuple["TrainingScores", ...] = ()
     """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
@@ -276,9 +266,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
     """
     rundir = run.rundir
-    events = list(read_events(rundir))
-    made, first, scored_on = origins(events), first_origins(events), scorers(events)
-    kinds = device_kinds(events)
+    history = History.read(rundir)
     provenance = rundir.read_provenance()
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
@@ -291,15 +279,17 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
             unscored[cell.name] = cell.label
             continue
         network = _network(rundir, cell.model, weights.get(cell.model.id, {}).get(cell.settings.weights))
+        made, first = history.origin(cell.id), history.first_origin(cell.id)
         environment, of_first = (
-            sampling_environment(who.get(cell.id, Origin()), threads, cell.settings.batch_size) for who in (made, first)
+            sampling_environment(origin, threads, cell.settings.batch_size)
+            for origin in (made.if_known(cell.settings.num_samples), first)
         )
         found = replace(_sampled_cell(rundir, cell, network, environment, listing), first=of_first)
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
-            devices = scored_on.get(cell.id, set()) | scored_on.get(REFERENCE, set())
-            score = score | {"protocol": on_devices(score["protocol"], kinds.get(cell.id))}
+            devices = places(history.scorers(cell.id))
+            score = score | {"protocol": on_devices(score["protocol"], history.device_kinds(cell.id))}
             found = _with_score(found, rundir, cell, score, listing)
             cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
@@ -309,7 +299,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         software,
         tuple(cells),
         unscored,
-        codes=frozenset(codes(events)),
+        codes=frozenset(history.codes),
         load_scorer=lambda: kept_record(rundir),
     )
 

@@ -1,7 +1,6 @@
 """Comparisons with a baseline, and baseline files, as text; the headline of a night, too.
 
-A comparison is plain data here (`BaselineComparison.as_dict`), as in a night's verdict.json. Those of earlier versions
-lack some fields.
+A comparison is plain data here (`BaselineComparison.as_dict`), as in a night's verdict.json.
 """
 
 import statistics
@@ -13,8 +12,7 @@ from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number, write_number
 from taugrid.eval.tables.long_form import shown_columns
-from taugrid.orchestrator.baseline.compared import FID_KEYS, sharpness_in_words
-from taugrid.orchestrator.baseline.files import training_metrics
+from taugrid.orchestrator.baseline.compared import sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
@@ -58,22 +56,21 @@ def sign(comparison: Mapping[str, Any]) -> str:
     result = Verdict(comparison["result"])
     if result.is_regression:
         return BAD
-    checked = all(check["result"] in ("clean", "not applicable") for check in _checks(comparison).values())
-    lacking = comparison.get("not_judged") or comparison.get("missing")
+    checked = all(check["result"] in ("clean", "not applicable") for check in comparison["checks"].values())
+    lacking = comparison["not_judged"] or comparison["missing"]
     return GOOD if result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
 
 
 def facts(comparison: Mapping[str, Any]) -> list[str]:
     """The coverage, the sharpness, what was not judged and what was not checked, as phrases."""
-    facts = []
-    if (coverage := comparison.get("compared")) is not None:
-        facts.append(f"{coverage[0]:,} of {counted(coverage[1], 'baseline cell')} compared")
-    sharpness = sharpnesses(comparison)
+    compared, total = comparison["compared"]
+    facts = [f"{compared:,} of {counted(total, 'baseline cell')} compared"]
+    sharpness = comparison["sharpnesses"]
     if sharpness and not Verdict(comparison["result"]).is_regression:  # that of a broken night is not the gate's
         facts.append(sharpness_in_words(sharpness))
-    if reasons := comparison.get("not_judged"):
+    if reasons := comparison["not_judged"]:
         facts.append(f"not judged in full: {reasons[0]}")
-    unknown = [name for name, check in _checks(comparison).items() if check["result"] == "unknown"]
+    unknown = [name for name, check in comparison["checks"].items() if check["result"] == "unknown"]
     if unknown:
         facts.append(f"{' and '.join(unknown)} not checked")
     return facts
@@ -89,22 +86,9 @@ def check_lines(comparison: Mapping[str, Any], unsaid: Collection[str] = ("clean
     """A line for each canary whose result is not among `unsaid`."""
     return [
         f"{name} {'not checked' if check['result'] == 'unknown' else check['result']}: {check['reason']}"
-        for name, check in _checks(comparison).items()
+        for name, check in comparison["checks"].items()
         if check["result"] not in unsaid
     ]
-
-
-def _checks(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
-    unknown = {"result": "unknown", "reason": "a version of taugrid that had no canaries"}
-    checks: Mapping[str, Any] = comparison.get("checks") or {"sampler": unknown, "scorer": unknown}
-    return checks
-
-
-def sharpnesses(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Column -> the sharpness of each metric that was judged; earlier versions judged FID alone."""
-    of_fid = comparison.get("sharpness")
-    found: dict[str, Mapping[str, Any]] = comparison.get("sharpnesses", {} if of_fid is None else {"fid": of_fid})
-    return found
 
 
 def tests(cell: CellDict) -> dict[str, Mapping[str, Any]]:
@@ -112,9 +96,6 @@ def tests(cell: CellDict) -> dict[str, Mapping[str, Any]]:
 
     Of a cell that was not judged, the first that is known.
     """
-    if "metrics" not in cell:  # by FID, as in versions that judged nothing else
-        of_fid = {name: cell.get(key) for key, name in FID_KEYS.items()}
-        return {"fid": of_fid | {"verdict": None if cell["t"] is None else cell["result"]}}
     judged = [(name, metric) for name, metric in cell["metrics"].items() if metric["verdict"] is not None]
     judged.sort(key=lambda item: (item[0] != cell["by"], Verdict(item[1]["verdict"]).rank))
     return dict(judged or list(cell["metrics"].items())[:1])
@@ -176,7 +157,7 @@ def remarks(cell: CellDict) -> list[str]:
         detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
         if (n := decisive(cell)) is not None:
-            how = f"`--grow-to {n}`" if cell.get("grows") else f"N = {n:,}"
+            how = f"`--grow-to {n}`" if cell["grows"] else f"N = {n:,}"
             remarks.append(f"{how} would decide, if the networks are equal")
     if cell["pixels"] and cell["pixels"]["differing"]:
         remarks.append(_pixels(cell["pixels"]))
@@ -189,8 +170,8 @@ def decisive(cell: CellDict) -> int | None:
     A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
     """
     undecided = {name: metric for name, metric in tests(cell).items() if metric["verdict"] == Verdict.UNDECIDED}
-    needed: list[Any] = [metric.get("decisive") for metric in undecided.values()]
-    if None in needed or (not cell.get("grows") and any(COLUMNS[name].may_be_zero for name in undecided)):
+    needed: list[Any] = [metric["decisive"] for metric in undecided.values()]
+    if None in needed or (not cell["grows"] and any(COLUMNS[name].may_be_zero for name in undecided)):
         return None
     return max(needed, default=None)
 
@@ -252,7 +233,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
 def margin(comparison: Mapping[str, Any]) -> str:
     """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.15 of its standard error"."""
     cells = comparison["cells"]
-    least = least_margin(judged_columns(cells), comparison["margin"], comparison["gate"].get("margin_floor", 0))
+    least = least_margin(judged_columns(cells), comparison["margin"], comparison["gate"]["margin_floor"])
     return f"{100 * comparison['margin']:g} % of the baseline's {titles(cells)}{least}"
 
 
@@ -270,7 +251,7 @@ def titles(cells: Iterable[CellDict]) -> str:
 def unmatched(comparison: Mapping[str, Any], limit: int) -> dict[str, str]:
     """The labels of the cells that only one side has, at most `limit` of each, by a title for them."""
     sides = {"not in the baseline": comparison["only_new"], "only in the baseline": comparison["only_baseline"]}
-    labels = comparison.get("unmatched", {})
+    labels = comparison["unmatched"]
     return {title: listed([labels.get(name, name) for name in names], limit) for title, names in sides.items() if names}
 
 
@@ -287,7 +268,7 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     lines = [
         f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
         f"{'images' if value.get('images') else 'run'}: {value['run']}",
-        *(f"training of the recipe: {place}" for place in value.get("trainings", ())[1:]),
+        *(f"training of the recipe: {place}" for place in value["trainings"][1:]),
         *(f"remark: {remark}" for remark in value["remarks"]),
         *(scored_as(of_images, value["cells"][0]["protocol"]) if (of_images := value.get("images")) else ()),
         f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
@@ -299,7 +280,7 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     with_error = [column for column in SAMPLED if any(column.sampling_error in metrics for metrics in had)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     for cell in value["cells"]:
-        n, trainings = f"N = {cell['settings']['num_samples']}", training_metrics(cell)
+        n, trainings = f"N = {cell['settings']['num_samples']}", cell.get("training_metrics", ())
         rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"], trainings) for column in shown)))
     return "\n".join([*lines, *in_columns(rows)])
 

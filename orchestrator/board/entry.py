@@ -9,7 +9,6 @@ from typing import Any
 
 from taugrid import __version__
 from taugrid.config import Config, validate
-from taugrid.config.load import without_old_keys
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, listing, mapping, number, plain, text
@@ -138,7 +137,7 @@ def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: 
 def _fault(config: dict[str, Any]) -> str:
     """What is wrong with a config.json of this version; empty if nothing is."""
     try:
-        validate(Config, without_old_keys(config), "config.json")
+        validate(Config, config, "config.json")
     except UserError as error:
         return text(str(error))
     return ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from taugrid.errors import UserError
 from taugrid.run_id import FILE as RUN_ID
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, Level, LocalStorage, Storage, open_place
@@ -123,7 +124,7 @@ class _Search:
     def _storage(self, root: Path) -> Storage:
         return LocalStorage(root) if self.place.storage.on_disk else self.place.storage
 
-    def _look(self, path: Path) -> tuple[Level | OSError, bool]:
+    def _look(self, path: Path) -> tuple[Level | OSError | UserError, bool]:
         """What is in a folder, and whether it is a run. The search follows links, but not those that leave a run."""
         storage = self._storage(path)
         try:
@@ -132,11 +133,15 @@ class _Search:
             if may_be_run and (shown(str(path)) in self.known or is_run_directory(path, storage)):
                 return level, True
             return (self.place.storage.level(path) if level.unreadable else level), False
-        except OSError as error:
+        except (OSError, UserError) as error:
             return error, False
 
-    def _inside(self, folder: _Folder, level: Level | OSError, is_run: bool) -> Iterator[_Folder]:
+    def _inside(self, folder: _Folder, level: Level | OSError | UserError, is_run: bool) -> Iterator[_Folder]:
         """The folders to list next; what `folder` itself is goes to the finds."""
+        if isinstance(level, UserError):  # a run of another version
+            self.finds.readable = True
+            self.finds.notes.append(str(level))
+            return
         if isinstance(level, OSError):
             self._note(folder.path, "it is not there" if level.errno == errno.ENOENT else str(level.strerror))
             return

@@ -37,7 +37,7 @@ from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Loca
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
-from taugrid.orchestrator.rundir.origins import other_makers
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -287,28 +287,29 @@ class Loop:
     def _judge(self, worker: str, key: str, conflict: str) -> None:
         """Keep the file that `worker` found, with a note, if its maker may round differently.
 
-        So may one whose device, software or threads differ, and equal ones that extract features in batches of
-        different sizes, because memory decides these.
+        So may one whose device, software or threads differ, where the run has had workers of several kinds, and equal
+        ones that extract features in batches of different sizes, because memory decides these.
 
         Raises:
             FileConflict: if not.
         """
         job = self._jobs.job(key)
-        makers = other_makers(self._events.so_far(), key, worker)
-        if conflict != OTHER_BYTES or makers is None:
+        if conflict != OTHER_BYTES:
             raise FileConflict(
                 f"{job.path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices "
                 "and versions, or remove it"
             )
         device = self._manager.info(worker).device
-        if not makers and not isinstance(job, ExtractJob):
+        history = History.of(self._events.so_far())
+        others = history.makers - {history.workers[worker]}
+        if not others and not isinstance(job, ExtractJob):
             raise FileConflict(
                 f"{job.path} {conflict}, although it was made with the same software and threads, on the same kind of "
                 f"device ({device}): something is not deterministic, such as a custom network or sampler; it is kept"
             )
-        first = sorted({maker.device for maker in makers}) or [device]
+        first = sorted({maker.device for maker in others}) or [device]
         self._events.note("other bytes", task=key, worker=worker, device=device, first=first)
-        why = "device, processor, software or threads differ" if makers else "memory decides the size of a batch"
+        why = "device, processor, software or threads differ" if others else "memory decides the size of a batch"
         self._say_once(
             "other bytes",
             f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} ({why}); the first "

@@ -172,7 +172,7 @@ class WorkerManager:
         who = f"node {node}" if cooldown.whole_node else f"{cooldown.worker} on node {node}"
         whole_node = {"whole_node": True} if cooldown.whole_node else {}
         about = {"worker": cooldown.worker, "node": node, "seconds": seconds, "reason": reason}
-        self._outputs.events.note("benched", **about, **whole_node)  # its name in files of earlier versions
+        self._outputs.events.note("benched", **about, **whole_node)
         then = f"{who} gets no work for {duration(seconds)}"
         self._say(f"{then}, for the same reason" if self._said.get(node) == reason else f"{reason}; {then}")
         self._said[node] = reason

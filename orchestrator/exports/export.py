@@ -123,6 +123,6 @@ def _comment(run: Run, cell: Cell) -> bytes:
 
 
 def _about(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The run's id, and how many images of which cells. Runs older than ids are known by their cells."""
+    """The run's id, and how many images of which cells."""
     run_id = recorded_id(run.rundir.root, run.rundir.storage)
     return {"run": run_id, "images": {cell.id: cell.settings.num_samples for cell in cells}}

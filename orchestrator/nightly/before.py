@@ -14,14 +14,13 @@ from taugrid.orchestrator.baseline.comparison import judged_columns, require_com
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
-from taugrid.orchestrator.baseline.text import MAX_LISTED, sharpnesses, unmatched
+from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
-from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.history import History
 from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
@@ -93,7 +92,7 @@ def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None
 def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, Any]:
     """The price of a night of `plan`, which `describe_plan` described. Seconds are None before the first night."""
     nights = open_history(history).complete_nights()
-    rate = evaluations_per_second(read_events(RunDir(nights[-1].run, nights[-1].storage))) if nights else None
+    rate = History.read(RunDir(nights[-1].run, nights[-1].storage)).evaluations_per_second if nights else None
     evaluations = described["network_evaluations"]
     canary_evaluations = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.nfe for cell in plan.cells)
     seconds = None if rate is None else round(evaluations / rate, 1)
@@ -118,9 +117,9 @@ def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
     margin may be standard errors. Empty if there was no such night.
     """
     for night in reversed(nights):
-        verdict = night.verdict or {}
-        comparison = verdict.get("comparison") or {}
-        if (found := sharpnesses(comparison)) and comparison["result"] not in REGRESSIONS:
+        verdict = night.verdict
+        comparison = verdict and verdict["comparison"]
+        if verdict and comparison and (found := comparison["sharpnesses"]) and comparison["result"] not in REGRESSIONS:
             n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
             margin = float(comparison["margin"])

@@ -55,7 +55,7 @@ class NightResult(NamedTuple):
 
     @property
     def exit(self) -> Exit:
-        return exit_of(self.verdict["result"], self.verdict["missing"], self.verdict.get("not_judged", ()))
+        return exit_of(self.verdict["result"], self.verdict["missing"], self.verdict["not_judged"])
 
 
 def run_night(request: NightRequest, progress: Progress) -> NightResult:

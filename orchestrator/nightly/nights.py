@@ -1,7 +1,4 @@
-"""A history of nights as text lines, and as a Python object. A night is one run of `taugrid nightly`.
-
-Verdicts of earlier versions lack some fields.
-"""
+"""A history of nights as text lines, and as a Python object. A night is one run of `taugrid nightly`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,6 +38,7 @@ def unfinished(history: History) -> list[NightLine]:
 def night_line(verdict: Mapping[str, Any]) -> NightLine:
     """The line of a night with `verdict`, the content of verdict.json."""
     comparison, result = verdict["comparison"] or {}, _result(verdict)
+    networks = [NightModel(model["checkpoint"], model["weights_sha256"]) for model in verdict["model"]]
     counts = Counter(Verdict(cell["result"]) for cell in comparison.get("cells", ()))
     return NightLine(
         id=verdict["night"],
@@ -48,9 +46,9 @@ def night_line(verdict: Mapping[str, Any]) -> NightLine:
         verdict=verdict["result"] if result is None else str(result),
         light=_traffic_light(verdict, result),
         counts={str(result): counts[result] for result in Verdict if counts[result]},
-        compared=_coverage(comparison) if comparison else None,
+        compared=tuple(comparison["compared"]) if comparison else None,
         remarks=tuple(_remarks(verdict, comparison)),
-        models=tuple(_models(verdict)),
+        models=(NightModel(verdict["images"]["path"], None),) if "images" in verdict else tuple(networks),
         commit=verdict["software"].get("git_commit"),
         is_dirty=bool(verdict["software"].get("git_dirty")),
     )
@@ -72,27 +70,9 @@ def _traffic_light(verdict: Mapping[str, Any], result: Verdict | None) -> Light:
 def _remarks(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
     """The number of missing cells, what was not judged, and the checks that are not clean."""
     missing = [f"{counted(len(verdict['missing']), 'cell')} missing"] if verdict["missing"] else []
-    unchecked = ["sampler and scorer not checked"] if comparison else []
-    checks = check_lines(comparison, ("clean", "not applicable")) if "checks" in comparison else unchecked
+    checks = check_lines(comparison, ("clean", "not applicable")) if comparison else []
     judged = [f"judged by {name}"] if (name := titles(comparison.get("cells", ()))) not in ("", "FID") else []
-    return [*missing, *verdict.get("not_judged", ()), *checks, *judged]
-
-
-def _coverage(comparison: Mapping[str, Any]) -> tuple[int, int]:
-    """The number of cells that were compared, and the number of the baseline's cells."""
-    count = len(comparison["cells"])
-    compared, total = comparison.get("compared") or (count, count + len(comparison["only_baseline"]))
-    return compared, total
-
-
-def _models(verdict: Mapping[str, Any]) -> list[NightModel]:
-    """The networks; verdicts of earlier versions hold only the hashes, of the scored cells."""
-    if verdict.get("model"):
-        return [NightModel(model.get("checkpoint"), model.get("weights_sha256")) for model in verdict["model"]]
-    if verdict.get("images"):
-        return [NightModel(verdict["images"]["path"], None)]
-    hashes = dict.fromkeys(score["weights_sha256"] for score in verdict["scores"])
-    return [NightModel(None, weights) for weights in hashes if weights]
+    return [*missing, *verdict["not_judged"], *checks, *judged]
 
 
 def history_as_dict(history: History, nights: Sequence[NightLine]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
 from taugrid.orchestrator.baseline.text import decisive, tests
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
+from taugrid.run_id import FORMAT
 from taugrid.storage import Storage
 
 MAX_STRIPS = 4
@@ -38,6 +39,7 @@ def as_verdict(
     label_of = labels(tonight.cells)
     failed = {label_of[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
     verdict: dict[str, Any] = {
+        "format": FORMAT,
         "night": night.id,
         "name": tonight.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

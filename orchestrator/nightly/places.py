@@ -16,6 +16,7 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.run_id import require_format
 from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
@@ -49,8 +50,15 @@ class Night:
 
     @property
     def verdict(self) -> dict[str, Any] | None:
-        """The content of a complete night's verdict.json; None if the night is unfinished or the file was changed."""
-        return read_sealed(self.verdict_file, self.storage)
+        """The content of a complete night's verdict.json; None if the night is unfinished or the file was changed.
+
+        Raises:
+            UserError: if another version of taugrid wrote it.
+        """
+        verdict = read_sealed(self.verdict_file, self.storage)
+        if verdict is not None:
+            require_format(verdict, self.folder)
+        return verdict
 
 
 class History(Paths):

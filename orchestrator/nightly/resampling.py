@@ -27,8 +27,7 @@ from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import Origin, codes, origins
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.session import Session
 from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
@@ -132,8 +131,8 @@ def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) ->
 def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
     """The canaries in a run directory, which check the sampler of `tonight`; `failed` is as in `ResamplingRun`."""
     rundir = run.rundir
-    events = list(read_events(rundir))
-    made_by, code_changed = origins(events), len(tonight.codes | codes(events)) > 1
+    history = History.read(rundir)
+    code_changed = len(tonight.codes | history.codes) > 1
     weights = rundir.read_provenance().get("models") or {}
     canaries: dict[str, Sampled | Check] = {}
     for cell in run.plan.cells:
@@ -145,7 +144,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
         elif cell.name in failed:
             canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
-            environment = sampling_environment(made_by.get(cell.id, Origin()), 1, cell.settings.batch_size)
+            origin = history.origin(cell.id).if_known(cell.settings.num_samples)
+            environment = sampling_environment(origin, 1, cell.settings.batch_size)
             canaries[key] = Sampled(digests, first_images(rundir, cell), environment)
 
     def canary(old: SnapshotCell) -> Sampled | Check:

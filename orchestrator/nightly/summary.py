@@ -30,7 +30,7 @@ def summary(verdict: Mapping[str, Any]) -> str:
         "verdict": verdict,
         "compared": comparison,
         "headline": _headline(verdict),
-        "failed": {name: reason for name, reason in verdict.get("failed", {}).items() if name not in compared},
+        "failed": {name: reason for name, reason in verdict["failed"].items() if name not in compared},
         "missing": list(verdict["missing"].items())[:MAX_ROWS],
         "scores": _scores(verdict["scores"][:MAX_ROWS]),
     }
@@ -108,15 +108,15 @@ def _others(cells: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> st
 
 def _sides(verdict: Mapping[str, Any]) -> dict[str, str]:
     """The networks and the code of the baseline and of tonight, as far as the verdict knows them."""
-    baseline, software = verdict["baseline"], verdict.get("software", {})
-    recorded = {"baseline": (baseline.get("model"), baseline.get("git_commit")),
-                "tonight": (verdict.get("model"), software.get("git_commit"))}  # fmt: skip
+    baseline, software = verdict["baseline"], verdict["software"]
+    recorded = {"baseline": (baseline["model"], baseline["git_commit"]),
+                "tonight": (verdict["model"], software.get("git_commit"))}  # fmt: skip
     if images := verdict.get("images"):
         return {"tonight": f"`{images['path']}` ({images['sha256'][:10]}), scored with `{images['options']}`"}
     sides = {}
     for side, (networks, commit) in recorded.items():
         names = []
-        for network in networks or ():
+        for network in networks:
             place = f"`{network['checkpoint']}`" if network["checkpoint"] else "no checkpoint"
             names.append(f"{place} ({(network['weights_sha256'] or 'unknown')[:10]})")
         if names:
@@ -138,7 +138,7 @@ def junit_xml(verdict: Mapping[str, Any]) -> str:
     """A test case for each cell. Regressions fail, missing cells are errors, and undecided ones are skipped."""
     suite = ElementTree.Element("testsuite", {"name": verdict["name"], "timestamp": verdict["time"]})
     cells = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
-    failed = verdict.get("failed", {})
+    failed = verdict["failed"]
     for score in verdict["scores"]:
         cell, label = cells.get(score["cell"]), score["label"]
         if cell is None:
@@ -149,7 +149,7 @@ def junit_xml(verdict: Mapping[str, Any]) -> str:
         else:
             is_open = Verdict(cell["result"]) in (Verdict.UNDECIDED, Verdict.NOT_JUDGED)
             _add_case(suite, label, "skipped" if is_open else "", text.reason(cell))
-    for reason in verdict.get("not_judged", ()):  # the command exits with 5, so its page must not be green
+    for reason in verdict["not_judged"]:  # the command exits with 5, so its page must not be green
         _add_case(suite, "the whole night", "failure", Verdict.NOT_JUDGED, reason)
     for name, reason in verdict["missing"].items():
         _add_case(suite, name, "error", "missing", reason)

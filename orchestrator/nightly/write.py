@@ -153,7 +153,7 @@ def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _judged_beside_fid(comparison: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, float | None]:
     """The columns of `JUDGED_BESIDE_FID` of each metric that judged a cell."""
-    judged = tests(comparison) if "metrics" in comparison else {}
+    judged = tests(comparison) if comparison else {}
     row: dict[str, float | None] = {}
     for name, metric in judged.items():
         if name != "fid" and metric["verdict"] is not None:

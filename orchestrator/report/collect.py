@@ -20,10 +20,9 @@ from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.rundir.origins import device_kinds, origins
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
 from taugrid.registry.metrics import SAMPLED
@@ -67,8 +66,7 @@ class Rows(NamedTuple):
 
 def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     """The rows of all scored cells, in the order of the grid. A note names those whose images are gone."""
-    events = list(read_events(rundir))
-    made, kinds = origins(events), device_kinds(events)
+    history = History.read(rundir)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
     influences: dict[str, dict[str, Array]] = defaultdict(dict)
@@ -85,14 +83,14 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         return influences_of(rundir, each[0], scoring.id(each[0]), each[1]["metrics"], listing)
 
     for (cell, score), found in zip(scored, together(rundir.storage, its_influences, scored), strict=True):
-        protocol = on_devices(score["protocol"], kinds.get(cell.id))
+        protocol = on_devices(score["protocol"], history.device_kinds(cell.id))
         short = short_name(protocol)
         protocols[short] = protocol
         value = exact_fid(cell, scoring.extractor.name, scoring.reference.given)
         exact = {} if value is None else {EXACT: value}
         n, dimensions = cell.settings.num_samples, scoring.extractor.dimensions
-        seconds = made[cell.id].seconds_of(n) if cell.id in made else None
-        rows.append(row_of(cell, score["metrics"], short, seconds) | exact)
+        origin = history.origin(cell.id)
+        rows.append(row_of(cell, score["metrics"], short, origin.seconds_of(n)) | exact)
         about = singular(n, "samples", dimensions) if "fid" in score["metrics"] else None
         no_images = NO_IMAGES if rundir.lacks_images(cell, listing) else None
         is_lost = any(c.sampling_error in score["metrics"] and c.name not in found for c in SAMPLED)
@@ -104,7 +102,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         if FID.name not in found:
             recorded = (note.removeprefix(NO_ERROR) for note in score["notes"] if note.startswith(NO_ERROR))
             reasons[cell.id] = next(recorded, NO_INFLUENCE)
-        for mixture in made[cell.id].mixtures if cell.id in made else ():
+        for mixture in origin.mixtures:
             cells_of[mixture].append(cell.label)
     if any(EXACT in row for row in rows):
         foreign = {row["cell"] for row in rows if row["sampler"] != DEFAULT}

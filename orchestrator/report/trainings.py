@@ -6,7 +6,7 @@ from typing import Any
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.history import History
 from taugrid.storage import LOCAL
 from taugrid.workers.training.log import TrainingProgress, training_progress
 
@@ -23,13 +23,13 @@ def worker_seconds(at: TrainingProgress | None) -> float | None:
 
 
 def describe_models(
-    plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None
+    plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None, history: History
 ) -> list[dict[str, Any]]:
     """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them.
 
     `train_steps_done` is up to the last checkpoint, and `train_steps_reached` up to the last line of the log.
     """
-    found, failures = [], failed_trainings(rundir)
+    found = []
     for model in plan.models:
         own = [its for cell, its in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]
         sums = {
@@ -41,21 +41,8 @@ def describe_models(
         settings = [cell.settings for cell in plan.cells if cell.model.id == model.id]
         source = model.source.description(model.diffusion, settings)
         described = _describe(model, source, rundir, scratch)
-        failed = None if described["ready"] else failures.get(model.id)
+        failed = None if described["ready"] else history.failures.get(model.id)
         found.append(described | sums | {"train_failed": failed})
-    return found
-
-
-def failed_trainings(rundir: RunDir) -> dict[str, dict[str, Any]]:
-    """Model id -> why its last training failed and whether it would again, if it did and has not begun again."""
-    found: dict[str, dict[str, Any]] = {}
-    for event in read_events(rundir):
-        if event["event"] == "train":
-            found.pop(event["model"], None)
-        elif event["event"] == "training failed":
-            # Events of earlier versions do not say whether it would fail again.
-            failure = {"fails_again": False, **event}
-            found[event["model"]] = {name: failure[name] for name in ("reason", "log", "fails_again")}
     return found
 
 

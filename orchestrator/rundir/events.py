@@ -22,16 +22,16 @@ _FILE = re.compile(r"(\d+)\.jsonl(\.\d{6})?")
 _DONE = {"task", "worker", "device"}
 _KEYS = {
     "session": {"stages"},
-    "worker": {"worker", "node", "device"},
+    "worker": {"worker", "node", "device", "versions", "threads"},
     "assigned": _DONE,
-    "shard": {"cell", "path", "worker", "device", "images", "seconds", "evaluations", "committed"},
+    "shard": {"cell", "path", "worker", "device", "images", "copied", "seconds", "evaluations", "committed", "own"},
     "extract": _DONE,
     "score": _DONE,
     "damaged": {"path"},
     "train": {"model"},
-    "training failed": {"model"},
+    "training failed": {"model", "reason", "log", "fails_again"},
 }
-"""Event -> the keys that its readers need, and that all versions have written. A line without them is damaged."""
+"""Event -> the keys that its readers need. A line without them is damaged."""
 
 _TYPES: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("event", "time", "cell", "path", "task", "worker", "node", "device", "model"), str),

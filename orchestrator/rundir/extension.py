@@ -2,25 +2,21 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, Sample, Train
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
-from taugrid.hashing import SourceFile, json_sha256
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
-from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.run_id import is_run_directory
 from taugrid.storage import read_json
 from taugrid.words import listed
-from taugrid.workers.custom.source import differences
-from taugrid.workers.diffusion.decoder import Vae
 
-CHANGED_FILES = "the files of its checkpoint, custom network or data, or taugrid itself"
+CHANGED_FILES = "the files of its checkpoint, custom code or data, its config.json by hand, or taugrid itself"
 """The explanation if a cell is not in the plan although no key has changed."""
 
 MAX_DIFFERENCES = 4
@@ -73,34 +69,8 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
             "its config.json is missing or can't be read)"
         )
     differences = _differences(before, config.model_dump(mode="json"))
-    if not differences:
-        records = rundir.model_records()
-        sources = [model.source for model in (*plan.models, *plan.guides)]
-        changed = (file for source in sources for record in records for file in changed_files(source, record))
-        differences = list(dict.fromkeys([*changed, *_changed_samplers(plan, rundir), *_edited(before, rundir)]))
     shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
-
-
-def _changed_samplers(plan: Plan, rundir: RunDir) -> Iterator[str]:
-    """A phrase for each custom sampler whose code is not what the recorded plan says."""
-    recorded = read_json(rundir.plan, rundir.storage)
-    cells = recorded.get("cells", ()) if isinstance(recorded, dict) else ()
-    codes = {(cell.get("sampler") or {}).get("code") for cell in cells}
-    for name, code in {cell.settings.sampler: cell.sampler_description.code for cell in plan.cells}.items():
-        if code not in (None, *codes):
-            yield f"the code of the sampler {name} differs"
-
-
-def _edited(config: Mapping[str, Any], rundir: RunDir) -> Iterator[str]:
-    """A phrase if config.json, whose content is `config`, is not the one that the last session wrote."""
-    recorded = read_json(rundir.plan, rundir.storage)
-    written = recorded.get("config_sha256") if isinstance(recorded, dict) else None
-    if written not in (None, config_sha256(config)):
-        yield (
-            "config.json was edited after the last session; undo that, or write it again from your own config: "
-            f"`taugrid report CONFIG --out {rundir.shown}`"
-        )
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
@@ -137,33 +107,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}
-
-
-def changed_files(source: ModelSource, record: Mapping[str, Any]) -> list[str]:
-    """The differences between the files of a model and those in its record, a phrase for each."""
-    if isinstance(source, Loaded) and record.get("path") == source.checkpoint.path:
-        folder, loaded = Path(source.checkpoint.unet_folder), source.checkpoint
-        files = {
-            source.weights_file(folder, "ema"): record.get("weights_sha256") == loaded.weights_sha256,
-            folder / "config.json": record.get("unet_config") == loaded.unet_config,
-        }
-        if loaded.vae is not None:
-            before = record.get("vae")
-            is_same = before is not None and Vae.restored(before).identity == loaded.vae.identity
-            files[Path(loaded.vae.saved.folder)] = is_same
-        return [f"{file} differs" for file, is_same in files.items() if not is_same]
-    if isinstance(source, Custom) and record.get("callable") == source.spec.callable:
-        return _of_code(source, record)
-    return []
-
-
-def _of_code(source: Custom, record: Mapping[str, Any]) -> list[str]:
-    spec, changes = source.spec, []
-    if spec.source_sha256 != record.get("source_sha256"):
-        before = [SourceFile(*file) for file in record.get("files", ())]
-        changes += differences(before, spec.files) or [f"the source of {spec.callable} differs"]
-    if spec.weights is not None and spec.weights_sha256 != record.get("weights_sha256"):
-        changes.append(f"{spec.weights} differs")
-    elif not changes and spec.tensors_sha256 != record.get("tensors_sha256"):
-        changes.append(f"the weights that {spec.callable} returns differ")
-    return changes

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from taugrid.config import Config, Data, Diffusion
 from taugrid.config.sample import LabelColumn
@@ -83,25 +83,20 @@ class ModelRecords(Paths):
         diffusion: Diffusion,
         data: Data | None = None,
     ) -> CustomNetwork:
-        """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used.
-
-        If a record has hashes of the files' bytes, as earlier versions made them, and they still match, they are kept.
-        """
+        """The description of a custom network (`custom_process.describe`), or the recorded one if it can't be used."""
         path = custom_process.weights_path(weights)
         wanted = {"callable": name, "weights": path and str(path), "image_shape": list(image_shape)}
         records = [record for record in self.model_records() if wanted.items() <= record.items()]
         try:
             if not self.runs_code:
                 raise UserError(WITHOUT_CODE)
-            network = custom_process.describe(name, weights, image_shape, diffusion, data)
+            return custom_process.describe(name, weights, image_shape, diffusion, data)
         except UserError as error:
             if records:
                 return replace(custom_process.restored(records[0], image_shape), unusable=str(error))
             if self.runs_code:
                 raise
             raise UserError(f"model.callable: {self.root} has no record of {name}, and {WITHOUT_CODE}") from None
-        is_old = network.by_bytes in [(record["source_sha256"], record["weights_sha256"]) for record in records]
-        return _by_bytes(network) if is_old else network
 
     def try_sampler(self, name: str, cases: Sequence[Case]) -> Tried:
         """See `samplers.description.try_sampler`; if no code may be run, what plan.json records of these cases."""
@@ -117,7 +112,7 @@ class ModelRecords(Paths):
                     recorded[_case(cell["settings"], diffusions[cell["model"]])] = cell["sampler"]
         wanted = [_case(honoured(case.settings, keys).recorded, case.diffusion.recorded) for case in cases]
         if not recorded.keys() >= set(wanted):
-            if ":" not in name:  # of an installed package, in a run of a version that recorded less
+            if ":" not in name:  # an installed package's code is not the config's
                 return try_sampler(name, cases)
             raise UserError(f"sample.sampler: {self.plan} does not have all cells of {name}, and {WITHOUT_CODE}")
         return Tried([recorded[case] for case in wanted])
@@ -128,13 +123,10 @@ class ModelRecords(Paths):
         Raises:
             UserError: if there is none, its weights are missing, or a custom one is not recorded.
         """
-        recorded = self.read_provenance().get("extractor")
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
-            spec = extractor(config, self.downloads)
-            is_old = spec.by_bytes is not None and _by_bytes(spec).is_described_by(recorded)
-            return _by_bytes(spec) if is_old else spec
-        shape = list(config.data.image_shape)
+            return extractor(config, self.downloads)
+        recorded, shape = self.read_provenance().get("extractor"), list(config.data.image_shape)
         for file in self.storage.list(self.extractors, "*.json"):
             record = read_json(file, self.storage)
             if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
@@ -254,13 +246,3 @@ class ModelRecords(Paths):
 def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:
     """What a sampler's answer depends on, as plan.json has it."""
     return canonical_json([{key: value for key, value in settings.items() if key not in OUTSIDE}, diffusion])
-
-
-Spec = TypeVar("Spec", CustomNetwork, ExtractorSpec)
-
-
-def _by_bytes(spec: Spec) -> Spec:
-    """A description with hashes as earlier versions made them, before comments were removed from the source."""
-    assert spec.by_bytes is not None, "what was described has both"
-    source, weights = spec.by_bytes
-    return replace(spec, source_sha256=source, weights_sha256=weights)

@@ -5,14 +5,13 @@ from typing import Any
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell
-from taugrid.orchestrator.rates import evaluations_per_second
 from taugrid.orchestrator.report.trainings import describe_models, training_price
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
-from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
@@ -41,12 +40,13 @@ def latent_bytes(cell: Cell) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     config, plan, rundir = run.config, run.plan, run.rundir
-    rate = evaluations_per_second(read_events(rundir))
+    history = History.read(rundir)
+    rate = history.evaluations_per_second
     asked = RequestedScores(config, rundir)
     listing = Listing(rundir)
     cells = [_describe_cell(cell, rundir, asked, listing) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
-    models = describe_models(plan, cells, rundir, config.cluster.scratch)
+    models = describe_models(plan, cells, rundir, config.cluster.scratch, history)
     return {
         "name": config.name,
         "dir": rundir.shown,

@@ -23,7 +23,7 @@ from taugrid.orchestrator.report.sample_figures import first_images, images_of
 from taugrid.orchestrator.report.write import loss_curves, train_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import shortened
 from taugrid.storage import read_json, replacing
@@ -38,8 +38,6 @@ PICTURES: Mapping[str, tuple[str, str]] = {
 """The beginning of a picture's name in figures/, its title, and what a screen reader says."""
 MOSAIC = 16
 """Images of the best cell at the top of the page."""
-WORK = frozenset({"trained", "shard", "extract", "score"})
-"""The events that date a run. Writing its page again changes nothing on it."""
 NAMED_CELLS = 8
 """Cells without a score that the page names. The rest are counted."""
 
@@ -126,14 +124,13 @@ def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str
 def _made(plan: Plan, rundir: RunDir) -> list[str]:
     """The day of the last work in UTC, taugrid's version, the devices with their machines, and the checkpoint."""
     recorded = rundir.read_provenance()
-    last = max((event.get("time", "") for event in read_events(rundir) if event["event"] in WORK), default="")
     version = (recorded.get("versions") or {}).get("taugrid")
     devices = Counter(machine["device"] for machine in recorded.get("machines") or ())
     sources = [model.source for model in plan.models]
     names = [f"{s.distribution} oracle" if isinstance(s, Oracle) else short_path(s.name) for s in sources]
     models = list(dict.fromkeys(names))
     found = [
-        last[:10],
+        History.read(rundir).worked[:10],
         f"taugrid {version}" if version else "",
         *(f"{device} ({n} machines)" if n > 1 else device for device, n in devices.items()),
         f"model: {models[0]}" if len(models) == 1 else counted(len(models), "model"),

@@ -1,6 +1,6 @@
 """Reads every byte of a run directory."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -15,13 +15,14 @@ from taugrid.orchestrator.report.reported import changed_files
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import grown
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
-from taugrid.orchestrator.rundir.events import read_events, unreadable_lines
+from taugrid.orchestrator.rundir.events import unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
+from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.scorer import FILE as SCORER
-from taugrid.run_id import FILE as RUN_FILE
 from taugrid.storage import Storage, read_json, read_sealed
 from taugrid.words import counted
 
@@ -34,10 +35,13 @@ EVENTS_FIX = "remove the lines that can't be read (their times and devices are l
 STATISTICS_FIX = "remove it; the next run that scores a cell makes it again"
 """The fix for damaged statistics of a reference: a run without anything to score does not look at them."""
 
+ORPHANS_FIX = "use a config that has these cells, or remove their folders"
+"""The fix for images of cells that the config lacks: a run refuses them."""
+
 CHANGED = "it has changed since it was written"
 
-KEYS = {"plan.json": ("config_sha256", "models", "cells"), RUN_FILE: ("run",)}
-"""What all versions have written to these files, which have no hash."""
+PLAN_KEYS = ("config_sha256", "models", "cells")
+"""Keys of plan.json, which has no hash."""
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 NOT_REPORTED = "not made yet"
@@ -51,38 +55,6 @@ class Verified(NamedTuple):
     damages: list[Damage]
     unfinished: list[Damage]
     """The files that the run has not made yet."""
-
-
-class _Made(NamedTuple):
-    """The files that were made, by the run's events. If one of them is missing, that is damage."""
-
-    shards: set[tuple[str, str]]
-    """Cell id and file name."""
-    scores: set[str]
-    """Cell ids."""
-    stages: set[str]
-    """The stages of all sessions."""
-    stopped: set[str]
-    """The stages of the sessions that were stopped, since the last one that ended."""
-
-
-def _made(events: Iterable[Mapping[str, Any]]) -> _Made:
-    made = _Made(set(), set(), set(), set())
-    for event in events:
-        match event["event"]:
-            case "shard":
-                made.shards.add((event["cell"], event["path"]))
-            case "session":
-                made.stages.update(event["stages"])
-                made.stopped.update(event["stages"])
-            case "end":
-                made.stopped.clear()
-            case "score":
-                made.scores.add(event["task"].partition("/")[2])
-            case "damaged" if event["path"].startswith("samples/"):  # it was moved away, to be sampled again
-                folder, _, path = event["path"].rpartition("/")
-                made.shards.discard((folder.rsplit("-", 1)[-1], path))
-    return made
 
 
 def verify(run: Run, tick: Callable[[int], None]) -> Verified:
@@ -105,18 +77,18 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
 def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     """What is damaged and, for the reasons `UNFINISHED`, what was never made."""
     plan, rundir = run.plan, run.rundir
-    made = _made(read_events(rundir))
+    history = History.read(rundir)
     if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
-        yield Damage(rundir.samples, orphans)
+        yield Damage(rundir.samples, orphans, ORPHANS_FIX)
     yield from _verify_orphans(plan, rundir, tick)
     listing = Listing(rundir)
     for cell in plan.cells:
-        yield from _verify_samples(cell, rundir, listing, made, tick)
+        yield from _verify_samples(cell, rundir, listing, history, tick)
     yield from _verify_derived(rundir, tick)
-    yield from _verify_scores(plan, rundir, made)
+    yield from _verify_scores(plan, rundir, history)
     yield from _verify_statistics(rundir)
     yield from _verify_documents(rundir)
-    if "report" in made.stopped:
+    if "report" in history.stopped:
         yield from (Damage(rundir.root / name, NOT_REPORTED) for name in lacking_pages(rundir))
 
 
@@ -168,12 +140,12 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
     for name in (SCORER, grown.FILE):
         if rundir.is_changed(name):
             yield Damage(rundir.root / name, CHANGED)
-    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, rundir.root / RUN_FILE, *records):
+    for path in (rundir.tables / "quality.json", rundir.provenance, rundir.plan, *records):
         if path not in changed and storage.exists(path):
             value = read_json(path, storage)
             if not isinstance(value, dict):
                 yield Damage(path, "it can't be read as a JSON object")
-            elif lacking := [key for key in KEYS.get(path.name, ()) if not value.get(key)]:
+            elif path == rundir.plan and (lacking := [key for key in PLAN_KEYS if not value.get(key)]):
                 yield Damage(path, f"it has no value for {', '.join(lacking)}")
     if any(rundir.committed_cells()) and not storage.exists(rundir.provenance):
         yield Damage(rundir.provenance, "missing")
@@ -181,14 +153,14 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
         yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)
 
 
-def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Iterator[Damage]:
+def _verify_scores(plan: Plan, rundir: RunDir, history: History) -> Iterator[Damage]:
     """Scores of any protocol. Cells without one are unfinished only in a run that was to score: others only sample."""
     listing = Listing(rundir)
     lacking = [cell for cell in plan.cells if not rundir.scores_of(cell, listing)]
     for cell in lacking:
-        if cell.id in made.scores:
+        if f"{ScoreWork.name}/{cell.id}" in history.seconds:
             yield Damage(rundir.score(cell, "*"), "missing")
-        elif len(lacking) < len(plan.cells) or "evaluate" in made.stages:
+        elif len(lacking) < len(plan.cells) or "evaluate" in history.stages:
             yield Damage(rundir.score(cell, "*"), NOT_SCORED)
     for path in rundir.storage.list(rundir.scores, "*.json"):
         if read_sealed(path, rundir.storage) is None:
@@ -196,7 +168,7 @@ def _verify_scores(plan: Plan, rundir: RunDir, made: _Made) -> Iterator[Damage]:
 
 
 def _verify_samples(
-    cell: Cell, rundir: RunDir, listing: Listing, made: _Made, tick: Callable[[int], None]
+    cell: Cell, rundir: RunDir, listing: Listing, history: History, tick: Callable[[int], None]
 ) -> Iterator[Damage]:
     if not rundir.is_ready(cell.model):
         yield Damage(rundir.models / cell.model.id, NOT_TRAINED)
@@ -223,7 +195,7 @@ def _verify_samples(
         if shard.number in done:
             continue
         if path not in existing:
-            yield Damage(path, "missing" if (cell.id, path.name) in made.shards else NOT_SAMPLED)
+            yield Damage(path, "missing" if path.name in history.shards.get(cell.id, {}) else NOT_SAMPLED)
         elif all(damage.path != path for damage in damages):
             yield Damage(path, NOT_SAMPLED)  # whole, but it holds fewer images than it should
 

@@ -13,8 +13,8 @@ from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.scoring import check_shapes
-from taugrid.orchestrator.rundir.directory import Damage, OnDamage, RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.directory import Damage, OnDamage
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
@@ -159,8 +159,8 @@ class ReconstructWork(WorkKind):
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
-        seconds = _seconds(self.rundir)
-        rows = [self._row(cell, [file.path for file in self._files([cell])], seconds.get(cell.id)) for cell in cells]
+        history = History.read(self.rundir)
+        rows = [self._row(cell, list(self._files([cell])), history) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
         labels = self.labels()
         notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
@@ -227,11 +227,12 @@ class ReconstructWork(WorkKind):
             file.path, file.shard.stop, on_damage, file.shard.start, expected={"cell": file.cell.id}
         )
 
-    def _row(self, cell: Cell, paths: list[Path], seconds: float | None) -> dict[str, Any]:
-        n = cell.settings.num_samples
+    def _row(self, cell: Cell, files: list[ShardFile], history: History) -> dict[str, Any]:
+        n, keys = cell.settings.num_samples, [shard_key(self.name, file.shard) for file in files]
+        seconds = [history.seconds[key] for key in keys if key in history.seconds]
         mse, mse_8bit = (
             np.concatenate(
-                [part for path in paths for _, part in parquet.read_numbers(path, column, self.rundir.storage)]
+                [part for file in files for _, part in parquet.read_numbers(file.path, column, self.rundir.storage)]
             )[:n]
             for column in ("mse", "mse_8bit")
         )
@@ -246,7 +247,7 @@ class ReconstructWork(WorkKind):
             "mse": float(mse.mean()),
             "mse_se": float(mse.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
             "mse_8bit": float(mse_8bit.mean()),
-            "seconds": seconds,
+            "seconds": round(sum(seconds), 3) if seconds else None,
             **cell.axes,
         }
 
@@ -266,13 +267,3 @@ def _encoded(cell: Cell) -> "EncodedImages":
 
     held_out = cell.model.data.held_out
     return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
-
-
-def _seconds(rundir: RunDir) -> dict[str, float]:
-    """Cell id -> device time of its tasks; of each task, only the last commit counts."""
-    last: dict[str, dict[str, float]] = {}
-    for event in read_events(rundir):
-        kind, *rest = event.get("task", "").split("/")
-        if kind == ReconstructWork.name and event.get("committed"):
-            last.setdefault(rest[0], {})[event["task"]] = event["seconds"]
-    return {cell: round(sum(tasks.values()), 3) for cell, tasks in last.items()}

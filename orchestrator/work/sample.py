@@ -119,6 +119,7 @@ class SampleWork(WorkKind):
             "seconds": round(result.seconds, 4),
             "committed": first_copy or result.created_file,
             "own": result.created_file,
+            **({} if result.conflict is None else {"conflict": result.conflict}),
         }
         if result.evaluations == 0 and isinstance(job := task.job, SampleJob) and job.latents_of is not None:
             folder = Path(job.latents_of).parent.name

@@ -24,9 +24,8 @@ from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_fe
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import REFERENCE, TAUGRID, scorers
-from taugrid.protocol import SOFTWARE, canonical
+from taugrid.orchestrator.rundir.history import REFERENCE, History, places
+from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
 from taugrid.versions import versions
@@ -61,8 +60,7 @@ class ScoredWith:
     @classmethod
     def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
         """From the devices (`places`) and the protocol of a score."""
-        versions = canonical(protocol).get("versions") or {}
-        return cls(tuple(sorted(places)), {name: value for name, value in versions.items() if name != TAUGRID})
+        return cls(tuple(sorted(places)), protocol["versions"])
 
     @classmethod
     def read(cls, value: Mapping[str, Any] | None) -> "ScoredWith | None":
@@ -109,7 +107,7 @@ class ScorerRecord:
         made_with = ScoredWith.read(value["made_with"])
         assert made_with is not None
         given = {name: value[name] for name in ("reference", "extractor", "settings", "scores")}
-        return cls(**given, made_with=made_with, features=features, mixed=tuple(value.get("mixed", ())))
+        return cls(**given, made_with=made_with, features=features, mixed=tuple(value["mixed"]))
 
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
@@ -188,8 +186,8 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    places = scorers(read_events(rundir)).get(REFERENCE, set())
-    made_with = ScoredWith.of(places, {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
+    makers = History.read(rundir).scored_by.get(REFERENCE, ())
+    made_with = ScoredWith.of(places(makers), {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
     about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
 

@@ -183,14 +183,10 @@ class Survey:
         parts = part_bounds(reference.num_images)
         paths = tuple(self.rundir.reference_parts(folder, reference))
         there = listing.features(folder, paths[0].parent.name)
-        if self.rundir.has_intact_file(paths[0], reference.num_images, self.on_damage, 0, expected, there):
-            return ReferenceState(paths[:1], ())  # one file, as earlier versions made it of any reference
         missing = [
             number
             for number, (start, stop) in enumerate(parts)
-            if not self.rundir.has_intact_file(  # the first was looked at above
-                paths[number], stop, self.on_damage, start, expected, there if number else None
-            )
+            if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected, there)
         ]
         return ReferenceState(paths, tuple(missing))
 

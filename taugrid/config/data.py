@@ -81,7 +81,7 @@ class Data(Section):
     @property
     def in_ids(self) -> "Data":
         """The section as it enters a model's id: the default shape is left out, whether it was written down or not."""
-        if self.shape == self.dataset.shape and not self.dataset.default_shape_in_ids:
+        if self.shape == self.dataset.shape:
             return self.model_copy(update={"shape": None})
         return self
 

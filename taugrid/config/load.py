@@ -14,7 +14,6 @@ from taugrid import __version__
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import SOURCES, is_hub_id
 from taugrid.config.sample import LabelColumn
-from taugrid.config.section import GONE
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
 from taugrid.run_id import is_run_directory
@@ -83,8 +82,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {kind}{_way_out(path)}")
-    if path.name == CONFIG_NAME:
-        return without_old_keys(values)
     is_yaml = _is_yaml(path.name)
     return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
 
@@ -105,29 +102,6 @@ def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
     at = f", at {line[0].strip()!r}" if line and line[0].strip() else ""
     begun = f", {error.context} of line {error.context_mark.line + 1}" if error.context and error.context_mark else ""
     return f"line {mark.line + 1}, column {mark.column + 1}{at}: {error.problem}{begun}"
-
-
-def without_old_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a run directory's config.json, of this or an earlier version, as this one reads it."""
-    return _one_gpu(_without_gone_keys(values))
-
-
-def _without_gone_keys(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        section: {key: inner for key, inner in value.items() if f"{section}.{key}" not in GONE}
-        if isinstance(value, dict)
-        else value
-        for section, value in values.items()
-    }
-
-
-def _one_gpu(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with one GPU for each worker: earlier versions took more, and used one."""
-    cluster = values.get("cluster")
-    for section in (cluster, cluster.get("train") if isinstance(cluster, dict) else None):
-        if isinstance(section, dict) and isinstance(gpus := section.get("gpus_per_worker"), int | float) and gpus > 1:
-            section["gpus_per_worker"] = 1
-    return values
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

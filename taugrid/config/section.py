@@ -116,12 +116,6 @@ NAMED_OTHERWISE = {
 }  # fmt: skip
 """What to write, and what others call it or where they write it."""
 
-GONE = {
-    "cluster.cuda_graphs": "taugrid no longer makes CUDA graphs; remove the key, or use sample.compile, which makes "
-    "other cells"
-}
-"""Keys of earlier versions, and what to do about them. The config of a run directory may still have them."""
-
 MAX_SHOWN_LIST = 8
 """A message shows only the first wrong item of a longer list."""
 
@@ -151,8 +145,6 @@ def explain(error: ValidationError, cls: type[BaseModel], values: Mapping[str, A
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    if key in GONE:
-        return f"{key!r}: {GONE[key]}"
     hint = did_you_mean(key.rpartition(".")[2], known, f"known keys: {', '.join(known)}")
     return not_yet(key) or f"unknown key {key!r} ({hint})"
 

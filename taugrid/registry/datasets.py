@@ -50,8 +50,6 @@ class Dataset:
     """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
     is_published: bool = True
     """Whether the name determines the images. If not, a model trained on them is identified by their SHA-256."""
-    default_shape_in_ids: bool = False
-    """Whether writing down the default shape gives another id, as it did in the first version for some data sets."""
     extractor: str | None = None
     """The default feature extractor (registry/extractors.py). None: torch-fidelity's Inception."""
 
@@ -68,7 +66,7 @@ def _draws(name: str, description: str, **fields: Any) -> Dataset:
     """Draws from a distribution whose optimal eps is known."""
     reader = "taugrid.workers.data.builtin:read_draws"
     usual: dict[str, Any] = {"shape": (1, 8, 8), "keys": frozenset({"shape"}), "extractor": "pixels"}
-    return Dataset(name, description, reader, default_shape_in_ids=True, **usual, **fields)
+    return Dataset(name, description, reader, **usual, **fields)
 
 
 _EVERY_DATASET = (

@@ -223,8 +223,6 @@ class ExtractorSpec:
     """Hash of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
     files: tuple[SourceFile, ...] = ()
     """The files that `source_sha256` covers."""
-    by_bytes: tuple[str, str] | None = None
-    """`source_sha256` and `weights_sha256` as they were made before comments were cut out of the source."""
     precision: FeaturePrecision = "float32"
 
     @property

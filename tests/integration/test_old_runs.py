@@ -1,4 +1,4 @@
-"""Run directories of commits e3fe5ca and 011be7a open with nothing to do, keep their numbers, grow and compare."""
+"""The run directory in tests/data opens with nothing to do, keeps its numbers, grows and compares."""
 
 import io
 import json
@@ -18,9 +18,8 @@ from taugrid.orchestrator.baseline.compared import Situation
 pytestmark = pytest.mark.usefixtures("sketched")
 
 DATA = Path(__file__).parents[1] / "data"
-OLD, RELEASED = DATA / "first_version", DATA / "run-011be7a"
-"""An oracle's run and a custom network's; a trained run of commit 011be7a, and the baseline that it accepted."""
-IDS = {"2e09d2f2e0", "d79541ad1f", "43bc3f8996", "2f0704c433"}
+KEPT = DATA / "kept-run"
+"""A trained run, and the baseline that it accepted."""
 TRAINED_IDS = {"06a87da89f", "cf7a5c9512", "c5de04f9c0", "7ee7a97b4b", "ad2c66b357"}
 
 
@@ -37,27 +36,6 @@ def run_with_nothing_to_do(root, original, ids):
     return (pd.read_csv(file, index_col="cell", dtype={"cell": str}) for file in files)
 
 
-@pytest.mark.long
-def test_an_old_run_is_finished(tmp_path):
-    oracle = shutil.copytree(OLD / "oracle", tmp_path / "oracle")
-    old, new = run_with_nothing_to_do(oracle, OLD / "oracle", IDS)
-    exact = "fid_exact"  # computed again for each table: its last digits are those of the machine's linear algebra
-    pd.testing.assert_series_equal(new.pop(exact), old.pop(exact), rtol=1e-9)
-    pd.testing.assert_frame_equal(old, new, check_exact=True)
-
-
-@pytest.mark.long
-def test_an_old_custom_run_can_be_looked_at_without_its_code(tmp_path):
-    root = shutil.copytree(OLD / "custom", tmp_path / "custom")
-    status = json.loads(taugrid("status", root, "--json").stdout)
-    assert [model["id"] for model in status["models"]] == ["e77efddc05"]
-    assert [(cell["cell"], cell["scored"]) for cell in status["cells"]] == [("6dea2e0524", True)]
-    taugrid("export", root, "6dea2e0524", "--to", tmp_path / "pngs")
-    assert len(list((tmp_path / "pngs").glob("*.png"))) == 8
-    assert "module net" in taugrid("run", root, code=2).stderr
-    assert "'net'" in taugrid("run", root, "--trust-code", "--set", "sample.num_samples=16", code=2).stderr
-
-
 def pixels(path):
     images = pd.read_parquet(path)["image"]
     return np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"])), dtype=int) for image in images])
@@ -65,18 +43,18 @@ def pixels(path):
 
 @pytest.fixture
 def trained(tmp_path):
-    return shutil.copytree(RELEASED / "run", tmp_path / "trained")
+    return shutil.copytree(KEPT / "run", tmp_path / "trained")
 
 
 @pytest.mark.long
 def test_a_trained_run_has_nothing_left_to_do(trained):
-    old, new = run_with_nothing_to_do(trained, RELEASED / "run", TRAINED_IDS)
+    old, new = run_with_nothing_to_do(trained, KEPT / "run", TRAINED_IDS)
     pd.testing.assert_frame_equal(old, new[old.columns], rtol=1e-9)
 
 
 @pytest.mark.long
 def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
-    """The same ids, images and protocol as the old code: the network, the noise and the scores have not moved."""
+    """The same ids, images and protocol: the network, the noise and the scores have not moved."""
     tables = trained / "tables" / "quality.json"
     protocols = json.loads(tables.read_text())["protocols"].keys()
     lost = trained / "samples" / "S0008-sigma_hat-ad2c66b357" / "part-000001.parquet"
@@ -92,7 +70,7 @@ def test_a_trained_run_makes_again_what_it_lost_and_is_compared(trained):
     assert json.loads(score.read_text())["metrics"]["fid"] == pytest.approx(fid, rel=0.01)
     assert json.loads(tables.read_text())["protocols"].keys() == protocols
     assert "-99.95" in taugrid("compare", trained, "steps=4,eta=0", "steps=8,eta=0").stdout
-    night = json.loads(taugrid("compare", trained, RELEASED / "baseline.json", "--json").stdout)
+    night = json.loads(taugrid("compare", trained, KEPT / "baseline.json", "--json").stdout)
     assert {cell["situation"] for cell in night["cells"]} == {get_args(Situation)[0]}
 
 

@@ -18,7 +18,7 @@ from outside import taugrid
 
 DATA = Path(__file__).parents[1] / "data"
 RECORDED = DATA / "contract.json"
-OLD = DATA / "run-011be7a"
+OLD = DATA / "kept-run"
 
 PRINTED = {
     "plan": ["plan", "{run}", "--json"],

@@ -8,7 +8,7 @@ import pytest
 from outside import files, taugrid, write_pngs
 
 DATA = Path(__file__).parents[1] / "data"
-OLD = DATA / "run-011be7a"
+OLD = DATA / "kept-run"
 
 OK = "name: ok\nmodel: {oracle: gaussian}\ndata: {name: gaussian, shape: [1, 4, 4]}\ngrid: {steps: [2]}\n"
 

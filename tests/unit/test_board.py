@@ -28,10 +28,11 @@ from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.view import inspection
 from taugrid.parquet import PartWriter, picture_schema
 from taugrid.parquet import pictures as pictures_of
+from taugrid.run_id import FORMAT
 from taugrid.storage import LocalStorage, write_sealed
 
 DATA = Path(__file__).parents[1] / "data"
-RUN = DATA / "run-011be7a" / "run"
+RUN = DATA / "kept-run" / "run"
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder with a run of an earlier version in it."""
+    """A folder with a run in it."""
     shutil.copytree(RUN, tmp_path / "runs" / "old" / "seed-1")
     return tmp_path / "runs"
 
@@ -60,13 +61,13 @@ def change(path, **values):
 
 
 def test_the_frame_has_all_columns_and_the_numbers_of_each_table(runs):
-    shutil.copytree(DATA / "first_version", runs / "first")
+    shutil.copytree(RUN, runs / "first" / "copy")
     frame = taugrid.board(runs)
     assert frame.columns[0] == "run"
-    titles = ["first/custom", "first/oracle", "old/seed-1"]
+    titles = ["first/copy", "old/seed-1"]
     assert list(frame["run"].unique()) == titles
-    for title, folder in zip(titles, (DATA / "first_version/custom", DATA / "first_version/oracle", RUN), strict=True):
-        expected = pd.read_csv(folder / "tables" / "quality.csv", dtype={"cell": str})
+    expected = pd.read_csv(RUN / "tables" / "quality.csv", dtype={"cell": str})
+    for title in titles:
         own = frame[frame["run"] == title].reset_index(drop=True)
         assert set(expected) <= set(own)
         for column in expected:
@@ -91,6 +92,13 @@ def test_a_run_is_never_entered_and_a_night_brings_its_run_alone(tmp_path, runs,
     ]  # fmt: skip
 
 
+def test_a_run_of_another_version_is_a_note(runs):
+    change(runs / "old" / "seed-1" / "run.json", format=FORMAT + 1)
+    board = look(runs)
+    assert (board.runs, board.readable) == ([], True)
+    recorded("\n".join(board.notes))
+
+
 def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
     def made(name, **texts):
         for file, text in texts.items():
@@ -98,7 +106,7 @@ def test_half_written_damaged_and_newer_runs_are_listed_with_a_note(runs):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    run_id = json.dumps({"run": "0" * 32})
+    run_id = json.dumps({"run": "0" * 32, "format": FORMAT})
     made("begun", run_json=run_id)
     made("config-only", run_json=run_id, config_json='{"name": "early"}')
     made("torn", run_json=run_id, config_json='{"name": "to')

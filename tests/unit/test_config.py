@@ -100,6 +100,7 @@ def test_a_resolved_config_loads_as_itself_and_takes_a_new_seed(loaded, tmp_path
     given = loaded(yaml.safe_dump(MINIMAL | {"seed": 7, "train": {"seed": 3}}))
     assert (given.train.seed, given.sample.seed) == (3, 7)
     config = load("digits")
+    claim(tmp_path, LOCAL)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     assert load(str(tmp_path)) == load(str(tmp_path / "config.json")) == config
     config = load(str(tmp_path), ["seed=5"])

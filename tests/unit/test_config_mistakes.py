@@ -244,19 +244,6 @@ def test_a_file_that_is_no_config_is_one_line_without_pythons_words(tmp_path, na
 # Run directories
 
 
-def test_a_key_that_is_gone_is_ignored_in_a_run_directory_and_names_its_successor_elsewhere(tmp_path):
-    claim(tmp_path, LOCAL)
-    content = {"name": "x", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}}
-    for name, more in (("config", {"cuda_graphs": "off"}), ("my", {"cuda_graphs": "off"}), ("without", {})):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content | {"cluster": {"workers": 2} | more}))
-    loaded = load(str(tmp_path))
-    assert loaded.cluster.workers == 2
-    assert loaded == load(str(tmp_path / "without.json"))
-    for given in (("my.json",), ("", ["cluster.cuda_graphs=off"])):
-        with raises(UserError):
-            load(str(tmp_path / given[0]), *given[1:])
-
-
 def test_a_damaged_config_of_a_run_directory_may_be_replaced_by_ones_own(tmp_path):
     claim(tmp_path, LOCAL)
     for content in ('{"name": ', "null", "[]", '{"name": "x", "sample": {"batch_s<ze": 1}}'):

@@ -15,7 +15,8 @@ import taugrid as api
 from taugrid.config import Unet
 from taugrid.errors import UserError
 from taugrid.orchestrator.opened import open_existing
-from taugrid.orchestrator.view import dry_run, inspection
+from taugrid.orchestrator.rundir import history
+from taugrid.orchestrator.view import dry_run
 from taugrid.orchestrator.view.figures import DRAWN
 from taugrid.workers.accelerator.hardware import has_gpus
 from taugrid.workers.data import fashion_mnist
@@ -316,8 +317,8 @@ def test_a_network_to_be_trained_has_its_size_its_data_and_its_reference():
 
 def test_status_reads_the_events_once(made, monkeypatch):
     """In a bucket each reading is requests. The patch: `describe_status` reads them too."""
-    read, whole = [], inspection.read_events
-    monkeypatch.setattr(inspection, "read_events", lambda rundir: read.append(rundir) or whole(rundir))
+    read, whole = [], history.read_events
+    monkeypatch.setattr(history, "read_events", lambda rundir: read.append(rundir) or whole(rundir))
     taugrid("status", made / "run")
     assert len(read) == 1
 

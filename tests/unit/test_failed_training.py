@@ -13,8 +13,6 @@ from taugrid.orchestrator.cli.text.runs import missing_lines, plan_text, print_r
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.dispatch.training import TrainingFailed
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report.trainings import failed_trainings
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
@@ -119,13 +117,6 @@ def test_the_exit_code_says_whether_all_that_is_missing_would_fail_again(tmp_pat
     failing |= {"schedule=cosine train.seed=1", *(() if again else (PASSES,))}
     (tmp_path / "c.yaml").write_text(CONFIG)
     taugrid("train", tmp_path / "c.yaml", "--out", tmp_path / "run", code=code)
-
-
-def test_failures_that_an_earlier_version_wrote_down_are_told(tmp_path):
-    rundir = RunDir(tmp_path)
-    Events(rundir).add("training failed", model="0123456789", reason="nan; lower it", log="logs/x.txt")
-    told = {"reason": "nan; lower it", "log": "logs/x.txt", "fails_again": False}
-    assert failed_trainings(rundir) == {"0123456789": told}
 
 
 def test_tf32_is_refused_before_a_training_without_a_gpu_starts(tmp_path):

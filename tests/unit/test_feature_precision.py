@@ -126,7 +126,7 @@ def test_a_recorded_custom_extractor_has_the_precision_that_the_config_asks_for(
     """Commands that run no code have its record and the config; the last session may have used the other precision."""
     rundir = RunDir(tmp_path)
     rundir.runs_code = False
-    made = replace(convnet("bf16"), name="mine:Extractor", source_sha256="b" * 64, by_bytes=("", ""))
+    made = replace(convnet("bf16"), name="mine:Extractor", source_sha256="b" * 64)
     rundir.record_extractor(made, (1, 8, 8))
     [record] = (tmp_path / "extractors").iterdir()
     assert "precision" not in read_json(record)

@@ -9,6 +9,8 @@ import pytest
 
 from taugrid.config.load import load
 from taugrid.orchestrator.plan.grid import plan
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 
 HEAVY = ("torch", "torchvision", "ray", "diffusers", "torch_fidelity", "matplotlib")
 SLOW = ("pandas", "scipy", "pyarrow.compute")
@@ -60,6 +62,7 @@ def refused(*arguments):
 def loaded(tmp_path_factory):
     """After each thing that loads little: one process does them all, in the order of what they may load."""
     folder, config = tmp_path_factory.mktemp("run"), load("digits")
+    claim(folder, LOCAL)
     (folder / "config.json").write_text(config.model_dump_json())
     first, second, *_ = plan(config).cells
     places = {"DIR": str(folder), "DIR/png": str(folder / "png"), "A": first.name, "B": second.name}

@@ -215,7 +215,7 @@ def test_a_run_directory_gets_its_id_once(tmp_path):
     run = claimed(tmp_path / "run")
     again = claimed(tmp_path / "run")
     assert run.rundir.run_id == again.rundir.run_id
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id}
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id, "format": 1}
     assert claimed(tmp_path / "other").rundir.run_id.id != run.rundir.run_id.id
     (tmp_path / "run" / "run.json").write_text("torn")
     assert claimed(tmp_path / "run").rundir.run_id.id != run.rundir.run_id.id

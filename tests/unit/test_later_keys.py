@@ -12,7 +12,7 @@ from mutants import copy_tree
 
 pytestmark = pytest.mark.long
 
-OLD = Path(__file__).parents[1] / "data/run-011be7a"
+OLD = Path(__file__).parents[1] / "data/kept-run"
 
 KEY = [
     ('= {"process": None} |', '= {"process": None, "tilt": 0.0} |'),

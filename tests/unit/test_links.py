@@ -165,7 +165,7 @@ def test_links_that_stay_inside_and_a_root_that_is_a_link_are_used(tmp_path, roo
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(RUN, tmp_path / "runs" / "a")
-    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"run": "0123456789abcdef" * 2}))
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"run": "0123456789abcdef" * 2, "format": 1}))
     return tmp_path / "runs"
 
 

@@ -22,7 +22,8 @@ from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.storage import LocalStorage
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL, LocalStorage
 
 HOLD = """
 import signal, sys
@@ -112,6 +113,7 @@ def test_status_says_who_is_at_work(tmp_path):
     """A dead driver is none."""
     root = tmp_path / "run"
     root.mkdir()
+    claim(root, LOCAL)
     (root / "config.json").write_text(load("gaussian").model_dump_json())
 
     def said(*more):
@@ -280,7 +282,7 @@ def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
 
 
 def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_path, quick, monkeypatch):
-    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8}))
+    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8, "format": 1}))
     commit, faults = LocalStorage.commit, [OSError(errno.EIO, "planted")]
 
     def fails_once(*given):

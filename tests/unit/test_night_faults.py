@@ -6,11 +6,9 @@ the canaries can see a fault of it. test_fault_table.py has more faults.
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import nights
-import pyarrow.parquet as pq
 import pytest
 from nights import CELLS, accept, checkpoint, checks, compared, failing, night, results, summary, taugrid, write_config
 from planted_faults import (
@@ -29,13 +27,11 @@ from taugrid import versions
 from taugrid.errors import Exit
 from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
 from taugrid.eval.metrics import frechet
-from taugrid.hashing import file_sha256
 from taugrid.orchestrator.baseline.compared import MetricComparison
 from taugrid.orchestrator.nightly import judging
 from taugrid.orchestrator.nightly.night import NightResult
 from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
-from taugrid.storage import write_sealed
 from taugrid.workers import actor
 from taugrid.workers.diffusion import forward
 from taugrid.workers.samplers import ddim
@@ -209,36 +205,6 @@ def test_other_software_is_unknown_until_a_night_with_it_is_accepted(begun, hist
     assert checks(night(history, begun / "same.yaml", "3"))["sampler"] == "clean"
     nudged(monkeypatch, 1.3)
     assert night(history, begun / "same.yaml", "4", code=3)["result"] == "changed sampler"
-
-
-EARLIER = Path(__file__).parents[1] / "fixtures/baseline-011be7a"
-"""A baseline that a version without canaries wrote."""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_baseline_of_an_earlier_version_checks_the_sampler_by_its_hashes(begun, tmp_path, monkeypatch, broken):
-    """Its hashes are of this machine's images."""
-    earlier, value = (json.loads((place / "baseline.json").read_text()) for place in (EARLIER, begun))
-    columns = pq.read_schema(EARLIER / "baseline.parquet").names
-    table = pq.read_table(begun / "baseline.parquet", columns=columns).replace_schema_metadata(None)
-    pq.write_table(table, tmp_path / "baseline.parquet")
-    cells = [{key: cell[key] for key in earlier["cells"][0]} for cell in value["cells"]]
-    changed = {"cells": cells, "parquet_sha256": file_sha256(tmp_path / "baseline.parquet")}
-    del earlier["sha256"]  # the folder of its network is another
-    known = {key: value[key] for key in earlier}
-    write_sealed(tmp_path / "baseline.json", known | changed)
-    if broken:
-        drop_last_step(monkeypatch)
-    options = ("--baseline", tmp_path / "baseline.json")
-    found = night(tmp_path / "history", begun / "nearby.yaml", "1", *options, code=3 if broken else 0)
-    assert found["result"] == ("changed sampler" if broken else "not worse")
-    assert checks(found) == {"sampler": "changed" if broken else "clean", "scorer": "unknown"}
-    recorded(found["comparison"]["checks"]["scorer"]["reason"], "version")
-    recorded(summary(tmp_path / "history", "1").splitlines()[0].partition("; detects")[0], "➖" if not broken else "❌")
-    write_sealed(tmp_path / "earlier.json", earlier)
-    shutil.copy(EARLIER / "baseline.parquet", tmp_path / "earlier.parquet")
-    assert "an earlier version" in taugrid("baseline", "show", tmp_path / "earlier.json")[0]
 
 
 @pytest.mark.long

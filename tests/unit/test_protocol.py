@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import exact_fid
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.origins import device_kinds
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.work.scorer import SAME_SETUP_TOLERANCE, TOLERANCE, ScoredWith, tolerance
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
 from taugrid.registry.metrics import MetricSettings
@@ -99,43 +99,32 @@ def test_the_fields_of_a_protocol_keep_their_order_and_values():
     assert sha256 == scoring.reference.sha256
 
 
-RECORDED = {
-    "reference": {"dataset": "x", "split": "all", "num_images": 9, "preprocessing": "8 bits, 1x4x4", "sha256": "ab"},
-    "num_samples": 100, "weights": "ema", "tau": [500, 1000], "clip": "none", "precision": "float32, no TF32",
-    "rounding": "8 bits, to nearest",
-    "extractor": {"name": "pixels", "weights_sha256": "e3", "feature_layer": "pixels", "logits_layer": None},
-    "metrics": ["fid"], "seed": 2020,
-    "versions": {
-        "taugrid": "0.1.0", "torch": "2.13.0+cpu", "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1",
-    },
-}  # fmt: skip
-"""A protocol as score files of commit 011be7a hold it."""
+REFERENCE = {"dataset": "x", "split": "all", "num_images": 9, "preprocessing": "8 bits, 1x4x4", "sha256": "ab"}
+EXTRACTOR = {"name": "pixels", "weights_sha256": "e3", "feature_layer": "pixels", "logits_layer": None}
 
 
 def recorded_now(torch="2.13.0+cpu", **more):
-    """The same protocol as it is recorded today, where torch has this version."""
-    known = {key: RECORDED[key] for key in ("num_samples", "weights", "clip", "precision", "rounding", "extractor")}
-    versions = {key: value for key, value in RECORDED["versions"].items() if key != "taugrid"} | {"torch": torch}
-    reference, settings = ReferenceIdentity(**RECORDED["reference"]), MetricSettings(metrics=("fid",))
-    found = Protocol(reference=reference, tau=(500, 1000), metrics=settings, versions=versions, **known, **more)
-    return found.as_dict()
+    """A protocol as it is recorded where torch has this version."""
+    versions = {"torch": torch, "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1"}
+    return Protocol(
+        ReferenceIdentity(**REFERENCE), num_samples=100, weights="ema", tau=(500, 1000), clip="none",
+        precision="float32, no TF32", rounding="8 bits, to nearest", extractor=EXTRACTOR,
+        metrics=MetricSettings(metrics=("fid",)), versions=versions, **more,
+    ).as_dict()  # fmt: skip
 
 
-def test_protocols_of_earlier_files_keep_their_hashes():
-    """Tables of old runs and of the paper's fixture hold these."""
-    assert (short_name(RECORDED), comparability_key(RECORDED)) == ("e129a83e", "540f2fa8")
-    other = RECORDED | {"versions": RECORDED["versions"] | {"torch": "2.13.0+cu128", "taugrid": "0.0.9"}}
-    assert (short_name(other), comparability_key(other)) == ("906dc4d3", "99ecb016")
+def test_the_hashes_of_a_protocol_are_pinned():
+    """Tables of people's runs hold these."""
+    assert (short_name(recorded_now()), comparability_key(recorded_now())) == ("e129a83e", "540f2fa8")
 
 
-@pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0", "2.13.0+cu128"])
-def test_a_protocol_of_a_cpu_run_has_the_hash_of_earlier_files_whatever_torch_was_built_for(torch):
+@pytest.mark.parametrize("torch", ["2.13.0", "2.13.0+cu128"])
+def test_a_protocol_does_not_depend_on_what_torch_was_built_for(torch):
     now = recorded_now(torch)
     assert now["versions"] == {"torch": "2.13.0", "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1"}
     assert now["scoring"] == 1
-    assert (short_name(now), comparability_key(now)) == (short_name(RECORDED), comparability_key(RECORDED))
-    assert disagreements({"now": now, "then": RECORDED}) == {}
-    assert disagreements({"now": recorded_now("2.14.0+cpu"), "then": RECORDED}) == {
+    assert now == recorded_now()
+    assert disagreements({"now": recorded_now("2.14.0+cpu"), "then": now}) == {
         "versions.torch": {"2.14.0": ["now"], "2.13.0": ["then"]}
     }
 
@@ -152,11 +141,10 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
     assert len({short_name(protocol) for protocol in [now, *others]}) == 6
     assert comparability_key(others[3]) == comparability_key(now), "samplers are compared on purpose"
     assert len({comparability_key(protocol) for protocol in [now, *others]}) == 5
-    assert disagreements({"a": now, "b": others[0]}) == {"scoring": {"not set": ["a"], "2": ["b"]}}
+    assert disagreements({"a": now, "b": others[0]}) == {"scoring": {"1": ["a"], "2": ["b"]}}
     kinds = [on_devices(now, {"sampled": {kind}}) for kind in ("cuda", "rocm", "mps")]
     assert len({comparability_key(protocol) for protocol in [now, *kinds]}) == 4
     assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
-    assert on_devices(RECORDED, {"sampled": {"cuda"}}) == RECORDED, "a file without scoring hashes as it was recorded"
 
 
 def test_rows_may_differ_in_guidance_and_decoder_and_must_agree_on_labels_classes_and_rounding():
@@ -179,24 +167,38 @@ def test_rows_may_differ_in_guidance_and_decoder_and_must_agree_on_labels_classe
 
 
 def test_the_kinds_of_device_are_those_of_a_cells_shards_features_and_score():
-    cpu, gpu = "cpu x86_64 AVX512", "NVIDIA H100 80GB HBM3"
+    def worker(name, device, **accelerator):
+        about = {"node": "n", "device": device, "versions": {}, "threads": 1, "accelerator": accelerator}
+        return {"event": "worker", "worker": name, **about}
 
-    def shard(cell, device):
-        about = {"cell": cell, "path": "part-000000.parquet", "committed": True, "images": 1, "seconds": 1.0}
-        return {"event": "shard", "worker": "w", "device": device, **about}
+    def shard(cell, worker):
+        about = {"cell": cell, "path": "part-000000.parquet", "committed": True, "own": True, "copied": 0}
+        return {
+            "event": "shard",
+            "worker": worker,
+            "device": "",
+            **about,
+            "images": 1,
+            "evaluations": 4,
+            "seconds": 1.0,
+        }
 
-    def done(task, device):
+    def done(task, worker):
         event = task.partition("/")[0].replace("reference", "extract")
-        return {"event": event, "task": task, "worker": "w", "device": device}
+        return {"event": event, "task": task, "worker": worker, "device": ""}
 
-    kinds = device_kinds([shard("a", cpu), shard("b", gpu), done("score/a", cpu), done("extract/b/0", gpu)])
-    assert kinds == {"a": {"sampled": {"cpu"}, "scored": {"cpu"}}, "b": {"sampled": {"cuda"}, "scored": {"cuda"}}}
-    kinds = device_kinds([shard("a", cpu), done("reference/0", gpu), done("score/a", cpu)])
-    assert kinds["a"]["scored"] == {"cpu", "cuda"}
-    accelerator = {"kind": "rocm", "hip": "7.0.51831"}
-    worker = {"event": "worker", "worker": "w", "node": "n", "device": "AMD", "accelerator": accelerator}
-    kinds = device_kinds([{"event": "session"}, worker, shard("a", "AMD")])
-    assert kinds["a"]["sampled"] == {"rocm"}, "torch calls it cuda"
+    began = [
+        {"event": "session", "stages": []}, worker("cpu", "cpu x86_64 AVX512"),
+        worker("gpu", "NVIDIA H100 80GB HBM3", kind="cuda"), worker("amd", "AMD", kind="rocm", hip="7.0.51831"),
+    ]  # fmt: skip
+    made = [shard("a", "cpu"), shard("b", "gpu"), done("score/a", "cpu"), done("extract/b/0", "gpu")]
+    history = History.of([*began, *made])
+    assert history.device_kinds("a") == {"sampled": {"cpu"}, "scored": {"cpu"}}
+    assert history.device_kinds("b") == {"sampled": {"cuda"}, "scored": {"cuda"}}
+    history = History.of([*began, shard("a", "cpu"), done("reference/0", "gpu"), done("score/a", "cpu")])
+    assert history.device_kinds("a")["scored"] == {"cpu", "cuda"}
+    history = History.of([*began, shard("a", "amd")])
+    assert history.device_kinds("a")["sampled"] == {"rocm"}, "torch calls it cuda"
 
 
 def test_long_lists_are_cut_and_stay_apart():

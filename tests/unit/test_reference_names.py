@@ -11,6 +11,8 @@ from taugrid.errors import UserError
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
 from taugrid.orchestrator.external import flag, score_images
 from taugrid.orchestrator.progress import Progress
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.data.fashion_mnist import FILES
 
@@ -63,6 +65,7 @@ def test_a_folder_of_idx_files_is_fashion_mnist(idx):
 
 def config(folder, **sections):
     folder.mkdir()
+    claim(folder, LOCAL)
     values = {"name": "other", "data": {"name": "digits", "split": "train"}, "model": {"oracle": "gaussian"}}
     values |= {"sample": {}, "diffusion": {}, "evaluate": {}}
     (folder / "config.json").write_text(json.dumps(values | sections))

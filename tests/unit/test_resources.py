@@ -1,13 +1,11 @@
 """How many workers fit on a cluster."""
 
-import json
 from contextlib import suppress
 
 import pytest
 from snapshots import raises
 
 from taugrid.config import Cluster, Config, validate
-from taugrid.config.load import load
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.capacity import Node, Size, selects
@@ -139,14 +137,3 @@ def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(section):
     """Defect 14: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
     with raises(UserError):
         validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")
-
-
-def test_a_run_that_was_made_with_two_gpus_for_a_worker_can_still_be_read(tmp_path):
-    """One of them idled."""
-    cluster = {"gpus_per_worker": 2, "train": {"gpus_per_worker": 4.0}}
-    values = {"name": "x", "model": {"unet": {}}, "cluster": cluster, "sample": {}, "diffusion": {}, "evaluate": {}}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    found = load(str(tmp_path)).cluster
-    assert (found.gpus_per_worker, found.train.gpus_per_worker) == (1, 1)
-    with raises(UserError):
-        load(str(tmp_path), ["cluster.gpus_per_worker=2"])

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from snapshots import raises, recorded
 
 from taugrid.config import Config, validate
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.grid import plan
@@ -23,7 +24,7 @@ from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory, orphans_in_words
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.run_id import claim
+from taugrid.run_id import FORMAT, claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +170,21 @@ def test_the_files_of_something_else_are_neither_overwritten_nor_removed(tmp_pat
     for command in ("report gaussian --out", "clean --logs --yes"):
         assert isinstance(CliRunner().invoke(cli, [*command.split(), str(tmp_path)]).exception, UserError)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", [{"run": "0" * 32}, {"run": "0" * 32, "format": FORMAT + 1}, None])
+def test_a_run_directory_of_another_version_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(load("gaussian").model_dump_json())
+    if content is not None:
+        (tmp_path / "run.json").write_text(json.dumps(content))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    told = set()
+    for command in ("run", "status", "verify", "clean", "plan gaussian --out", "run gaussian --out"):
+        error = CliRunner().invoke(cli, [*command.split(), str(tmp_path)]).exception
+        assert isinstance(error, UserError)
+        told.add(str(error))
+    recorded("\n".join(told))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

@@ -19,7 +19,7 @@ from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.origins import origins
+from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 from taugrid.workers.actor import Worker
@@ -126,7 +126,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     assert printed.count("made twice") == 1
     cell = noted["task"].split("/")[1]
     assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
-    recorded("\n".join(origins(read_events(run.rundir))[cell].mixtures), "sampled")
+    assert not History.read(run.rundir).origin(cell).is_known
     assert list(verify(run, lambda images: None)[0]) == []
     assert "damaged" not in printed
 
@@ -150,7 +150,7 @@ def test_two_models_of_cpu_are_not_equal_workers(run_of):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["extract", "reference"])
 def test_features_of_equal_workers_may_differ_because_memory_decides_the_size_of_a_batch(run_of, kind):
-    """Defect 11. The patch: `if not makers` alone in `Loop._judge`."""
+    """Defect 11. The patch: `if not others` alone in `Loop._judge`."""
     outcome, printed, run = run_of(devices=("cpu", "cpu"), kind=kind, commit_other_bytes=extract_in_smaller_batches)
     assert outcome.missing == {}
     [noted] = events_of(run, "other bytes")

@@ -72,8 +72,8 @@ def test_a_plan_foretells_the_time_of_all_workers_that_find_a_shard(tmp_path):
     """Three shards, of 4,480, 4,480 and 1,280 network evaluations."""
     rundir = RunDir(tmp_path)
     rundir.events.mkdir()
-    keys = dict.fromkeys(("cell", "path", "worker", "device", "committed"), "") | {"images": 0}
-    event = {"event": "shard", "seconds": 10, "evaluations": 1000, **keys}
+    keys = dict.fromkeys(("cell", "path", "worker", "device"), "") | {"committed": True, "own": True}
+    event = {"event": "shard", "seconds": 10, "evaluations": 1000, "images": 0, "copied": 0, **keys}
     (rundir.events / "0001.jsonl").write_text(json.dumps(event) + "\n")
 
     def foretold(workers):

@@ -17,6 +17,8 @@ from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.extractors import ExtractorSpec
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 
 MODULE = """
 from pathlib import Path
@@ -48,16 +50,18 @@ def config_of(model, extractor=None, sampler="ddim"):
 def sent(folder, config, with_record=True):
     """A run directory as somebody sent it, perhaps with records of what its code gives."""
     folder.mkdir()
+    claim(folder, LOCAL)
     (folder / "config.json").write_text(config.model_dump_json())
     if with_record:
         network = {
             "callable": config.model.callable, "weights": config.model.weights, "weights_sha256": "a" * 64,
             "source_sha256": "b" * 64, "tensors_sha256": "c" * 64, "image_shape": [1, 8, 8], "summary": "a function",
+            "files": [], "conditions": None,
         }  # fmt: skip
         (folder / "models" / "m").mkdir(parents=True)
         (folder / "models" / "m" / "model.json").write_text(json.dumps(network))
         known = (str(config.evaluate.extractor), None, "a" * 64, "x", None, 3, None, "b" * 64)
-        spec = ExtractorSpec(*known, by_bytes=("", ""))
+        spec = ExtractorSpec(*known)
         RunDir(folder).record_extractor(spec, (1, 8, 8))
         (folder / "provenance.json").write_text(json.dumps({"extractor": spec.describe()}))
     return folder
@@ -212,7 +216,7 @@ def test_a_directory_with_a_code_object_in_place_of_a_name_is_refused(mark, tmp_
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("change", [{"summary": None}, {"unknown": 1}, {"files": [[]]}, {"by_bytes": 3}])
+@pytest.mark.parametrize("change", [{"summary": None}, {"unknown": 1}, {"files": [[]]}, {"conditions": 3}])
 def test_a_record_that_can_not_be_read_is_one_line(mark, tmp_path, change):
     root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}))
     record = root / "models" / "m" / "model.json"

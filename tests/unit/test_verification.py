@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from in_process import drive, flip, small_run
 from nights import checkpoint, taugrid, write_config
-from snapshots import raises, recorded
+from snapshots import recorded
 
-from taugrid.errors import RunFailed, user_errors
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.view.diagnosis import in_words, next_steps, remarks, unfinished_in_words
+from taugrid.orchestrator.view.diagnosis import Diagnosis, remarks, unfinished_in_words
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage
 
@@ -48,9 +47,10 @@ def copy(finished, tmp_path):
 
 def said(opened, root):
     rundir = RunDir(root)
-    damages, unfinished = verify(replace(opened, rundir=rundir), lambda count: None)
-    assert unfinished == []
-    return damages, next_steps(damages, replace(opened, rundir=rundir))
+    run = replace(opened, rundir=rundir)
+    verified = verify(run, lambda count: None)
+    assert verified.unfinished == []
+    return Diagnosis(run, 0, verified)
 
 
 def make_folder(path):
@@ -67,58 +67,41 @@ delete, spoil, empty, fill_with_garbage = Path.unlink, written(b"{"), written(b"
 
 
 @pytest.mark.parametrize(
-    ("pattern", "harm", "command"),
+    ("pattern", "harm"),
     [
-        ("samples/*/part-000000.parquet", flip, "run"),
-        ("samples/*/part-000000.parquet", delete, "run"),
-        ("samples/*/part-000000.parquet", make_folder, "run"),
-        ("features/*/S*/part-*.parquet", flip, "run"),
-        ("scores/*.json", spoil, "run"),
-        ("run.json", empty, "run"),
-        ("tables/quality.json", spoil, "report"),
-        ("provenance.json", written(b"[1]"), "report"),
-        ("scorer.json", make_folder, "run"),
-        ("plan.json", empty, "report"),
-        ("tables/cells.parquet", flip, "report"),
-        ("figures/quality.png", flip, "report"),
-        ("report.json", spoil, "report"),
+        ("samples/*/part-000000.parquet", flip),
+        ("samples/*/part-000000.parquet", delete),
+        ("samples/*/part-000000.parquet", make_folder),
+        ("features/*/S*/part-*.parquet", flip),
+        ("scores/*.json", spoil),
+        ("tables/quality.json", spoil),
+        ("provenance.json", written(b"[1]")),
+        ("scorer.json", make_folder),
+        ("plan.json", empty),
+        ("tables/cells.parquet", flip),
+        ("figures/quality.png", flip),
+        ("report.json", spoil),
     ],
 )
-def test_the_next_step_mends_the_damage(pattern, harm, command, opened, copy):
+def test_a_run_makes_again_what_is_damaged(pattern, harm, opened, copy):
     harm(sorted(copy.glob(pattern))[0])
-    damages, steps = said(opened, copy)
-    assert {step.command for step in steps} == {f"taugrid {command} {copy}"}
-    [line] = in_words(steps)
-    assert line.startswith(f"`taugrid {command} {copy}` solves {'all' if len(damages) > 1 else 'it'}")
-    printed = do(opened, command, copy)
+    found = said(opened, copy)
+    assert {damage["next"] for damage in found.damaged} == {f"taugrid run {copy}"}
+    [line] = found.advice
+    assert line.startswith(f"`taugrid run {copy}` makes {len(found.damaged)} file")
+    printed = do(opened, "run", copy)
     is_moved = harm is not delete and pattern.startswith(("samples", "features", "scores", "scorer"))
     assert ("to damaged/" in printed) == is_moved
-    assert said(opened, copy) == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "other", "harm"),
-    [
-        ("scores/*.json", "scores/0123456789-0123456789.json", spoil),
-        ("features/*/S*/part-*.parquet", "features/other-01234567/S0002-eta0-0123456789/part-000000.parquet", flip),
-    ],
-)
-def test_a_damaged_file_of_another_protocol_is_to_be_deleted(opened, copy, pattern, other, harm):
-    """No run of the present config would look at it, so `run` can't be the way out."""
-    other = copy / other
-    other.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(sorted(copy.glob(pattern))[0], other)
-    harm(other)
-    require_removal(opened, copy, other)
+    assert said(opened, copy).damaged == []
 
 
 def require_removal(opened, root, path):
     """The one damage of a run is this file, and the way out its removal."""
-    [damage], [step] = said(opened, root)
-    assert (damage.path, step.command) == (path, None)
-    recorded(step.words)
+    [damage] = said(opened, root).verified.damages
+    assert damage.path == path
+    recorded(damage.fix)
     path.unlink()
-    assert said(opened, root) == ([], [])
+    assert said(opened, root).damaged == []
 
 
 @pytest.mark.long
@@ -131,7 +114,7 @@ def test_damaged_statistics_of_the_reference_are_found_and_made_again_by_the_nex
     delete(next(copy.glob("scores/*.json")))
     do(opened, "run", copy)
     assert statistics.exists()
-    assert said(opened, copy) == ([], [])
+    assert said(opened, copy).damaged == []
 
 
 def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
@@ -145,20 +128,6 @@ def test_an_edited_config_is_the_reason_why_images_are_of_no_cell(copy):
     recorded(err, "continues")
     config.write_text(whole)
     taugrid("verify", copy)
-
-
-@pytest.mark.parametrize(("name", "command"), [("run.json", "run"), ("plan.json", "report"), ("report.json", "report")])
-def test_a_folder_in_place_of_a_file_is_to_be_moved_away_first(name, command, opened, copy):
-    """Once: "`taugrid run` solves it", which refused the folder."""
-    make_folder(copy / name)
-    [damage], [step] = said(opened, copy)
-    assert (damage.path, step.command) == (copy / name, None)
-    recorded(step.words)
-    with raises(RunFailed), user_errors():
-        do(opened, command, copy)
-    (copy / name).rmdir()
-    do(opened, command, copy)
-    assert said(opened, copy) == ([], [])
 
 
 def test_a_report_that_a_stopped_session_never_made_is_unfinished(copy):
@@ -241,39 +210,27 @@ def test_a_spoilt_record_of_a_model_is_found_and_report_writes_it_again(tmp_path
         other.parent.mkdir()
         for path in (record, other):
             spoil(path)
-        damages, steps = said(opened, root)
-        advice = {damage.path: step for damage, step in zip(damages, steps, strict=True)}
-        assert advice[record].command == f"taugrid report {root}"
-        assert "delete it" in advice[other].words
-        other.unlink()
+        assert {damage.path for damage in said(opened, root).verified.damages} == {record, other}
         do(opened, "report", root)
         assert record.read_bytes() == whole
-        assert said(opened, root) == ([], [])
+        assert [damage.path for damage in said(opened, root).verified.damages] == [other]
 
 
 def test_lines_that_are_not_as_written_are_told_but_for_a_last_one_that_a_kill_tore(opened, copy):
     events, ledger = copy / "events/0001.jsonl", copy / "ledger.jsonl"
     for path in (events, ledger):
         path.write_bytes(path.read_bytes() + b'{"torn')
-    assert said(opened, copy) == ([], [])
+    assert said(opened, copy).damaged == []
     assert remarks(RunDir(copy)) == []
     for path in (events, ledger):
         path.write_bytes(b"junk\n" + path.read_bytes().replace(b'"cell": "', b'"cdll": "', 1))
     [line] = remarks(RunDir(copy))
     recorded(line, "lines")
-    [damage], [step] = said(opened, copy)
+    [damage] = said(opened, copy).verified.damages
     assert damage.path == events
     assert "2 lines " in damage.reason
-    assert "remove" in step.words
+    assert "remove" in damage.fix
     fill_with_garbage(events)
-    [damage], [step] = said(opened, copy)
-    assert damage == (events, damage.reason, step.words)
+    [damage] = said(opened, copy).verified.damages
+    assert damage.path == events
     recorded(damage.reason)
-
-
-def test_a_run_without_news_draws_nothing_again(opened, copy):
-    """Drawing takes 13 s of a demo that has nothing to do."""
-    do(opened, "run", copy)  # the files of a copy are new
-    times = {path: path.stat().st_mtime_ns for path in (copy / "report.html", *copy.glob("figures/*"))}
-    do(opened, "run", copy)
-    assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -117,7 +117,7 @@ def test_a_run_in_a_bucket_is_looked_at_as_one_in_a_folder(run, finished, s3):
     name = s3.bucket()
     root, storage = open_place(f"s3://{name}/runs/digits", "--out")
     for path in filter(Path.is_file, finished.rglob("*")):
-        if path.relative_to(finished).parts[0] in ("config.json", "samples", "tables", "features"):
+        if path.relative_to(finished).parts[0] in ("run.json", "config.json", "samples", "tables", "features"):
             with replacing(root / path.relative_to(finished), storage) as temporary:
                 shutil.copy(path, temporary)
     there = taugrid.open(f"s3://{name}/runs/digits")
@@ -219,7 +219,8 @@ def test_texts_of_a_config_are_escaped_in_html(finished):
 
 
 def test_a_run_without_tables_says_how_to_get_them(tmp_path, finished):
-    shutil.copy(finished / "config.json", tmp_path)
+    for name in ("run.json", "config.json"):
+        shutil.copy(finished / name, tmp_path)
     run = taugrid.open(tmp_path)
     assert "0 of 2 cells" in HTMLFormatter()(run)
     for get in (lambda: run.quality, lambda: run.figure("quality"), lambda: run.cells[0].dataset()):

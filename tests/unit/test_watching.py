@@ -95,7 +95,7 @@ def test_a_driver_with_a_larger_grid_than_the_watcher_has_read_is_watched_all_th
     try:
         later.add("session", stages=["evaluate"])
         assert [event["event"] for event in tail.new()] == ["session"], "another session begins anew"
-        later.add("worker", worker="w0", node="n", device="cpu")
+        later.add("worker", worker="w0", node="n", device="cpu", versions={}, threads=1)
         later.add("assigned", task="score/0123456789", worker="w0", device="cpu")
         later.add("score", task="score/0123456789", images=40, seconds=1.0, worker="w0", device="cpu", committed=True)
         watched.poll()

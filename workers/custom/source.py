@@ -47,11 +47,6 @@ class SourceCode:
         """SHA-256 over the names of the modules and their source without comments and docstrings."""
         return digest((name, without_comments(content)) for name, (_, content) in self.contents.items())
 
-    @cached_property
-    def by_bytes(self) -> str:
-        """SHA-256 over the names of the modules and the bytes of their files, comments included."""
-        return digest((name, content) for name, (_, content) in self.contents.items())
-
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """Each module with its file and what `sha256` is a hash of, sorted."""
@@ -61,8 +56,8 @@ class SourceCode:
         )
 
     def require(self, sha256: str, files: Iterable[SourceFile], subject: str) -> None:
-        """Raise `ContentMismatch`, naming the file that differs, unless this is the planned source by either hash."""
-        if sha256 not in (self.sha256, self.by_bytes):
+        """Raise `ContentMismatch`, naming the file that differs, unless this is the planned source."""
+        if sha256 != self.sha256:
             differing = "; ".join(differences(files, self.files))
             require_same(f"the source code of {subject}{differing and f' ({differing})'}", self.sha256, sha256)
 
@@ -101,27 +96,21 @@ def is_user_file(path: Path) -> bool:
     return not installed and not any(map(path.is_relative_to, NOT_USER_FOLDERS))
 
 
-def content_sha256(source: SourceCode, tensors: str, *, by_bytes: bool = False) -> str:
-    """SHA-256 of a source, every user file that this process has loaded by any name or means, and a `tensors_sha256`.
-
-    `by_bytes` counts comments too, as ids did before comments were cut out.
-    """
-    content, of_source = (bytes, source.by_bytes) if by_bytes else (without_comments, source.sha256)
+def content_sha256(source: SourceCode, tensors: str) -> str:
+    """SHA-256 of a source, every user file that this process has loaded by any means, and a `tensors_sha256`."""
     files = {name: file for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
     users = {name: path for name, file in files.items() if is_user_file(path := Path(file)) and path.is_file()}
-    loaded = digest((name, content(path.read_bytes())) for name, path in users.items())
-    return hashlib.sha256(f"{of_source} {loaded} {tensors}".encode()).hexdigest()
+    loaded = digest((name, without_comments(path.read_bytes())) for name, path in users.items())
+    return hashlib.sha256(f"{source.sha256} {loaded} {tensors}".encode()).hexdigest()
 
 
 def identity_of_code(source: SourceCode, tensors: str, weights: str | None) -> dict[str, Any]:
     """The fields of a description of user code that identify it. `tensors` is a `tensors_sha256`, `weights` a path."""
-    file = None if weights is None else file_sha256(Path(weights))
     return {
-        "weights_sha256": file or content_sha256(source, tensors),
+        "weights_sha256": content_sha256(source, tensors) if weights is None else file_sha256(Path(weights)),
         "source_sha256": source.sha256,
         "tensors_sha256": tensors,
         "files": source.files,
-        "by_bytes": (source.by_bytes, file or content_sha256(source, tensors, by_bytes=True)),
     }
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.hashing import digest_of_shape, spaced_json_sha256
+from taugrid.hashing import digest_of_shape, json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
@@ -138,7 +138,7 @@ def _key(data: Data, encoded: EncodedDataset) -> str:
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "data": data.model_dump(mode="json", exclude={"root", "download"}) | {"shape": data.image_shape},
     }
-    return spaced_json_sha256(determines)[:32]
+    return json_sha256(determines)[:32]
 
 
 def _open(path: Path) -> Decoded | None:

@@ -108,17 +108,14 @@ class Checkpoint:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """As JSON, see `restored`, without what earlier versions did not have."""
-        fields = asdict(self) | {"diffusion": self.diffusion.recorded}
-        later = {"network": None if self.network == UNET else self.network, "vae": self.vae and self.vae.recorded}
-        return {key: value for key, value in (fields | later).items() if key not in later or value is not None}
+        """As JSON, see `restored`."""
+        return asdict(self) | {"diffusion": self.diffusion.recorded, "vae": self.vae and self.vae.recorded}
 
     @classmethod
     def restored(cls, recorded: Mapping[str, Any]) -> "Checkpoint":
         """From what `recorded` returned."""
-        vae = recorded.get("vae")
-        diffusion = Diffusion.model_validate(recorded["diffusion"])
-        return cls(**{**recorded, "diffusion": diffusion, "vae": None if vae is None else Vae.restored(vae)})
+        vae, diffusion = recorded["vae"], Diffusion.model_validate(recorded["diffusion"])
+        return cls(**{**recorded, "diffusion": diffusion, "vae": vae and Vae.restored(vae)})
 
 
 def _shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

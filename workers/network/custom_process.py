@@ -49,12 +49,10 @@ def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Cu
         UserError: if fields are missing or unknown: the JSON may come from elsewhere.
     """
     try:
-        files = tuple(SourceFile(*file) for file in fields.get("files", ()))
-        by_bytes = fields.get("by_bytes") and tuple(fields["by_bytes"])
-        takes = fields.get("conditions") and Conditions(*fields["conditions"])
-        read = {"image_shape": image_shape, "files": files, "by_bytes": by_bytes, "conditions": takes}
-        return CustomNetwork(**{**fields, **read})
-    except TypeError as error:
+        files = tuple(SourceFile(*file) for file in fields["files"])
+        takes = fields["conditions"] and Conditions(*fields["conditions"])
+        return CustomNetwork(**{**fields, "image_shape": image_shape, "files": files, "conditions": takes})
+    except (KeyError, TypeError) as error:
         raise UserError(f"the record of {fields.get('callable')} in models/ can't be read: {error}") from None
 
 

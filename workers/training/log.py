@@ -120,12 +120,11 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
     if not records:
         return None
     last = records[-1]
-    workers, seconds = last.get("workers", 1), last.get("seconds", 0.0)  # older logs lack them
     try:
         checkpoint = int(storage.read(running.with_name(CHECKPOINT)))
     except FileNotFoundError:
         checkpoint = last["step"] if storage.exists(committed) else 0
-    return TrainingProgress(last["step"], last["loss"], workers, seconds, checkpoint)
+    return TrainingProgress(last["step"], last["loss"], last["workers"], last["seconds"], checkpoint)
 
 
 def whole_lines(log: Path, storage: Storage = LOCAL, end: int | None = None) -> list[dict[str, Any]]:
