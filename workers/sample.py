@@ -21,11 +21,10 @@ from taugrid.jobs import Job, NetworkSpec, Result
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import smaller_batch, smaller_slice
-from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
-from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code

@@ -149,7 +149,7 @@ def solved(name, path, known, x=X):
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    denoise = Denoise(known.network, known.process, known.process.prediction)
+    denoise = Denoise(known.network, known.process)
     return find(name).sample(x, path, denoise, no_noise, Sample()).numpy()
 
 

@@ -84,7 +84,7 @@ def sampled(name, process, points, noise=None, states=None, x=None, **options):
     )
     x = process.first_scale(points[0]) * Z if x is None else x
     sampler = find(name)
-    denoise = Denoise(network, process, process.prediction)
+    denoise = Denoise(network, process)
     return sampler.sample(x, points, denoise, noise, with_defaults(settings, sampler))
 
 

@@ -160,7 +160,7 @@ def test_a_network_is_the_conditional_expectation(name, data):
                 def told(x, at, condition=None, /, factor=factor, optimal=optimal):
                     return optimal(x, at._replace(time=at.time * factor), condition)
 
-                found = Denoise(told, process, process.prediction, condition=label)(x.to(dtype), at).x0
+                found = Denoise(told, process, condition=label)(x.to(dtype), at).x0
                 error = np.abs(found.flatten(1).numpy() - expected).max()
                 if factor == 1:
                     assert found.dtype == dtype
@@ -187,7 +187,7 @@ def test_closed_form_of_the_samples_is_exact(name, times, eta):
     """
     process, network, _ = PROCESSES[name]
     d, visited = len(DATA.mean), path(process, times)
-    denoise = Denoise(network(DATA, torch.float64), process, process.prediction)
+    denoise = Denoise(network(DATA, torch.float64), process)
     scale = process.first_scale(visited[0])
 
     def run(key_of_units):

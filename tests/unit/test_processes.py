@@ -23,7 +23,7 @@ EDMS, FLOW = EDM(0.002, 80.0, 7.0, 0.5), Flow()
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_encoding_and_decoding_returns_the_images(name):
     x0, known = 0.1 * orders.X, orders.ORACLES[name]
-    errors, denoise = [], Denoise(known.network, known.process, "sample")
+    errors, denoise = [], Denoise(known.network, known.process)
     for steps in (50, 400):
         visited = path(known.process, known.process.spaced("linear", steps))
         errors.append(float((ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise) - x0).abs().max()))

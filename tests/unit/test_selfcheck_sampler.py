@@ -91,7 +91,7 @@ def churned(S_noise=1.0):
     points = path(process, process.spaced("logsnr", 100))
     network = oracle.edm(oracle.expected_x0(DATA, "cpu"), 0.5)
     settings = Sample(steps=100, sampler="edm-heun", sampler_options={"S_churn": 10.0, "S_noise": S_noise})
-    pixels = sampled(settings, points, Denoise(network, process, "edm"), points[0].sigma, INDEX)
+    pixels = sampled(settings, points, Denoise(network, process), points[0].sigma, INDEX)
     first, last = raised(points[0], process, with_defaults(settings, find("edm-heun"))), points[-2]
     limit = Limit(DATA, first.alpha_bar, last.alpha_bar, SEED, N, process.first_scale(first) / first.scale)
     fid = frechet.frechet_distance(features(pixels), features(reference()))

@@ -30,10 +30,11 @@ from taugrid.workers.samplers.solvers import moments, second_order
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOLVERS = ["dpm++2m", "dpm++3m", "heun", "unipc"]
+USUAL = DIFFUSION_DEFAULTS.model_copy(update={"prediction": "v_prediction"})
 DIFFUSIONS = {
-    "usual": DIFFUSION_DEFAULTS,
-    "jsd": DIFFUSION_DEFAULTS.model_copy(update={"schedule": "jsd"}),  # alpha_T is 0
-    "to alpha 1": DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}),
+    "usual": USUAL,
+    "jsd": USUAL.model_copy(update={"schedule": "jsd"}),  # alpha_T is 0
+    "to alpha 1": USUAL.model_copy(update={"set_alpha_to_one": False}),
 }
 X = normal(3, torch.arange(5), 0, (2, 3, 3))
 
@@ -62,7 +63,7 @@ def sampled(name, x=X, process="usual", network=v, **given):
     """What the solver makes of x, for settings that the plan accepts."""
     cell, diffusion = settings(name, **given), DIFFUSIONS[process]
     planned = describe_sampler(cell, diffusion)
-    denoise = Denoise(network, schedules.process(diffusion), "v_prediction", cell.clip, cell.clip_range)
+    denoise = Denoise(network, schedules.process(diffusion), clip=cell.clip, clip_range=cell.clip_range)
     found = find(name).sample(x, path(denoise.process, planned.tau), denoise, no_noise, cell)
     assert denoise.calls == planned.evaluations
     return found

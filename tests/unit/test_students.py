@@ -22,10 +22,9 @@ from taugrid.workers.accelerator import preflight
 from taugrid.workers.accelerator.arithmetic import PLAIN
 from taugrid.workers.accelerator.counting import without_data
 from taugrid.workers.accelerator.memory import FIRST, some_point
-from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Wrapped
+from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Guidance, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.network import load
@@ -76,7 +75,7 @@ def by_us(unet, settings, prediction="epsilon", **diffusion):
     section = DIFFUSION_DEFAULTS.model_copy(update={"prediction": prediction, **diffusion})
     planned, process = describe_sampler(settings, section), schedules.process(section)
     network = FromTimes(lambda x, t: unet(x, t).sample)
-    denoise = Denoise(network, process, prediction, settings.clip, settings.clip_range)
+    denoise = Denoise(network, process, clip=settings.clip, clip_range=settings.clip_range)
     sampler = find(settings.sampler)
     x0 = sampler.sample(noise(0), path(process, planned.tau), denoise, noise, with_defaults(settings, sampler))
     assert denoise.calls == planned.evaluations == settings.steps
@@ -172,7 +171,7 @@ def test_a_gaussians_flow_map_gives_its_samples_in_any_number_of_steps(steps, sh
     diffusion = FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity", "timesteps": told})
     settings = settings_of("flow-map", steps, shift=shift)
     planned, process = describe_sampler(settings, diffusion), schedules.process(diffusion)
-    denoise = Denoise(FromTimes(lambda x, t, r: flow_map(x, t / told, r / told)), process, "average_velocity")
+    denoise = Denoise(FromTimes(lambda x, t, r: flow_map(x, t / told, r / told)), process)
     x = noise(0).double()
     found = find("flow-map").sample(x, path(process, planned.tau), denoise, noise, settings)
     torch.testing.assert_close(found, MEAN + VARIANCE**0.5 * x, rtol=1e-6, atol=1e-6)

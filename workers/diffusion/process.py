@@ -105,6 +105,13 @@ class Process(ABC):
         """How the network's input and output are scaled at a point; None: they are x and `prediction` themselves."""
         return None
 
+    def predicted(self, output: "Tensor", x: "Tensor", at: Point) -> "Prediction":
+        """The x0 and eps that a network's `output` for x, (B, ...), implies at a point: nothing else converts one."""
+        if (scaling := self.preconditioning(at)) is None:
+            return predicted(output, x, at, self.prediction)
+        x0 = scaling.skip * x + scaling.out * output
+        return Prediction(x0, predict_eps(x, x0, at))
+
 
 Spaced = str | Sequence[int]
 """A spacing: its name, or the times themselves."""
@@ -116,11 +123,6 @@ class Preconditioning(NamedTuple):
     into: float
     skip: float
     out: float
-
-    def predicted(self, output: "Tensor", x: "Tensor", at: Point) -> "Prediction":
-        """The x0 and eps that the output of F implies at a point; shapes as of `predict_x0`."""
-        x0 = self.skip * x + self.out * output
-        return Prediction(x0, predict_eps(x, x0, at))
 
 
 def noise_key(time: float) -> int:

@@ -180,7 +180,9 @@ def errors_of(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditi
     labels = () if takes is None else (_labels(data, len(x0), takes),)
 
     def measure(way: Way, limit: float) -> list[float]:
-        process, errors = schedules.process(way.diffusion), list[float]()
+        predicts = "velocity" if way.diffusion.prediction == "average_velocity" else way.diffusion.predicts
+        process = schedules.process(way.diffusion.model_copy(update={"prediction": predicts}))
+        errors = list[float]()
 
         def called(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
             scaling = process.preconditioning(at)
@@ -189,8 +191,7 @@ def errors_of(network: OfTimes, diffusion: Diffusion, data: Data, takes: Conditi
             times = [torch.full((len(x),), way.told(at))] * (2 if diffusion.prediction == "average_velocity" else 1)
             return way.sign * network(x, *times, *labels)
 
-        prediction = "velocity" if way.diffusion.prediction == "average_velocity" else way.diffusion.predicts
-        denoise = Denoise(called, process, prediction)
+        denoise = Denoise(called, process)
         for deviations in levels:
             started = time.monotonic()
             level = deviations * math.sqrt(variance)  # or else the least that the process has
