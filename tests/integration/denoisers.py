@@ -4,7 +4,7 @@ from functools import partial
 
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar as levels
 from taugrid.workers.samplers import ddim
 

@@ -18,8 +18,7 @@ from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import gaussian, two_points
 from taugrid.workers.diffusion.process import Point, path
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, Flow
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 

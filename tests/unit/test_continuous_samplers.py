@@ -31,9 +31,7 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import PredictionType, path, predict_eps
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP, Flow
 from taugrid.workers.samplers import solvers
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 from taugrid.workers.samplers.sampler import find, with_defaults

@@ -35,9 +35,7 @@ from taugrid.workers.diffusion.gaussian import (
 )
 from taugrid.workers.diffusion.oracle import classes_eps, gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP, Flow
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim

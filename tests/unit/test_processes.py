@@ -12,8 +12,7 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.sections import sample_section
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, Flow
 from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers import ddim
 

@@ -21,13 +21,11 @@ from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, ddpm_path, edm_path, flow_path, judge
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.diffusion import noise, oracle, process, schedule
+from taugrid.workers.diffusion import noise, oracle, process, processes, schedule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Guidance
 from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian, two_points
-from taugrid.workers.diffusion.processes import edm
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
@@ -328,7 +326,7 @@ FAULTS = {
         (EDM_HEUN, LEVELS)],
     "sigmas 2 % too large": [(EDM, "spaced", lambda real: lambda *given: tuple(1.02 * sigma for sigma in real(*given))),
         (continuous("edm"), IMAGES), (EDM_HEUN, LEVELS)],
-    "last step at a sigma of 0.001": [(edm, "END", lambda real: edm.point(0.001, 0.0)), (EDM_DDIM, LEVELS)],
+    "last step at a sigma of 0.001": [(processes, "END", lambda real: processes.point(0.001, 0.0)), (EDM_DDIM, LEVELS)],
     "x_T without its scale": [(EDM, "first_scale", lambda real: lambda process, first: 1.0),
         (EDM_DDIM, ALL_IMAGES, "images equal")],
     "noise without the scale": [(ddim, "coefficients", unscaled_noise), (continuous("edm"), ALL_IMAGES),

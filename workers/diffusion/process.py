@@ -1,8 +1,6 @@
 """Forward processes x_t = alpha x_0 + sigma eps: their points, and the x0 and eps that a network's output implies.
 
-The processes themselves are in `processes/`, a file for each.
-
-The driver needs points too, so this file imports no torch.
+The processes themselves are in `processes.py`. The driver needs points too, so this file imports no torch.
 """
 
 import math
@@ -149,7 +147,7 @@ def distinct_keys(process: Process, times: tuple[float, ...]) -> tuple[float, ..
     keys = [process.at(t).key for t in times]
     for (before, key), (after, next_key) in pairwise(zip(times, keys, strict=True)):
         if key >= next_key:
-            raise ValueError(f"times {before:g} and {after:g} are too close to have noise each; take fewer steps")
+            raise ValueError(f"times {before:g} and {after:g} are too close to have noise each; take fewer of them")
     return times
 
 

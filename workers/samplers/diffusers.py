@@ -29,7 +29,7 @@ from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
