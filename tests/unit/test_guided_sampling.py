@@ -27,7 +27,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Guidance
-from taugrid.workers.diffusion.oracle import classes_eps
+from taugrid.workers.diffusion.oracle import gaussian_eps
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
@@ -45,7 +45,7 @@ SCALE = 2.5
 GUIDED_OFFSETS = SCALE * OFFSETS + (1 - SCALE) * OFFSETS[-1]
 """g m_c + (1 - g) m_0."""
 CLASSES, MOVED = (
-    classes_eps(gaussian.Classes(DATA, offsets), ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS)
+    gaussian_eps(gaussian.Classes(DATA, offsets), ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS)
 )
 """The optimal eps of the classes, and that of classes with the means that guidance leads to."""
 

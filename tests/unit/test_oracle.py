@@ -33,7 +33,7 @@ from taugrid.workers.diffusion.gaussian import (
     share_beyond_1,
     two_points,
 )
-from taugrid.workers.diffusion.oracle import classes_eps, gaussian_eps, two_points_eps
+from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.processes import EDM, DiscreteVP, Flow
 from taugrid.workers.diffusion.schedule import alpha_bar
@@ -124,7 +124,7 @@ def bayes_x0(data, x, alpha, sigma, label):
 def ddpm(data, dtype):
     if isinstance(data, TwoPoints):
         return two_points_eps(data, "cpu", dtype)
-    return (classes_eps if isinstance(data, Classes) else gaussian_eps)(data, ALPHA, "cpu", dtype)
+    return gaussian_eps(data, ALPHA, "cpu", dtype)
 
 
 def continuous(network, scale):

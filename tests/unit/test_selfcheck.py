@@ -170,7 +170,7 @@ def guided(cell, how=None, shift=0):
     """Images of guided classes by the functions of a run, with their labels."""
     labels = torch.from_numpy(LabelRule("balanced", 11, cell.data.count).at(np.arange(N)))
     how = how or Guidance(cell.guidance, len(times(cell)), null_label=cell.data.count)
-    network = oracle.classes_eps(cell.data, ALPHA, "cpu")
+    network = oracle.gaussian_eps(cell.data, ALPHA, "cpu")
     asked = ((labels + shift) % cell.data.count).long()
     index = torch.arange(N)
     denoise = Denoise(network, DiscreteVP(ALPHA), condition=asked, guidance=how)
