@@ -110,6 +110,24 @@ class Process(ABC):
         x0 = scaling.skip * x + scaling.out * output
         return Prediction(x0, predict_eps(x, x0, at))
 
+    # In training: x0 are images in [-1, 1], (B, C, H, W), eps the noise, shaped like x0, and t (B,) times.
+
+    def drawn_time(self, drawn: "Tensor") -> "Tensor":
+        """t, from integers in 1..T or, without T, from float64 numbers that are uniform in (0, 1): they themselves."""
+        return drawn
+
+    @abstractmethod
+    def told_at(self, t: "Tensor") -> "Tensor":
+        """(B,) what the network is told at t: as `Point.time`, where it is sampled."""
+
+    @abstractmethod
+    def noised(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """What the network is given, shaped like x0: the images with noise, scaled as in sampling."""
+
+    @abstractmethod
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """What it should return. The loss is the squared error of that, averaged over dimensions."""
+
 
 Spaced = str | Sequence[int]
 """A spacing: its name, or the times themselves."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,17 @@ from taugrid.workers.diffusion.process import (
     Process,
     ProcessName,
     Spaced,
+    diffuse,
     distinct_keys,
     log_snr_key,
     network_time,
     noise_key,
+    velocity,
 )
 from taugrid.workers.diffusion.timesteps import tau, times
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DiscreteVP(Process):
@@ -60,6 +66,29 @@ class DiscreteVP(Process):
         """1, wherever a path begins."""
         return 1.0
 
+    def alpha_bar_at(self, t: "Tensor") -> "Tensor":
+        """(B,) float64, on the device of t."""
+        import torch
+
+        return torch.from_numpy(self.alpha_bar).to(t.device)[t]
+
+    def told_at(self, t: "Tensor") -> "Tensor":
+        """The index in 0..T-1."""
+        return network_time(t)
+
+    def noised(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """x_t, eq. 4."""
+        return diffuse(x0, eps, self.alpha_bar_at(t))
+
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """What the network predicts: the loss is L_simple for epsilon, and the same for x0 and v."""
+        if self.prediction == "v_prediction":
+            return velocity(x0, eps, self.alpha_bar_at(t))
+        return eps if self.prediction == "epsilon" else x0
+
+
+LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -1.2, 1.2
+"""The normal distribution of ln sigma in training `edm`: P_mean and P_std of Karras et al. 2022, table 1."""
 
 END = Point(1.0, 0.0, 1.0, -math.inf, key=0)
 """The end of every path of EDM's process: the image."""
@@ -141,6 +170,37 @@ class EDM(Process):
         root = math.sqrt(total)
         out = at.sigma * self._sigma_data / root
         return Preconditioning(1 / root, variance / total, -out if self.prediction == "v_prediction" else out)
+
+    # Training is that of Karras et al. 2022, eq. 8: weighted by lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma
+    # sigma_data)^2, the error of x0 is the error of F without a weight. With images of deviation 1, x0 / sigma_data,
+    # c_in x is x_t of DDPM's process for alpha_t = sigma_data^2 / (sigma^2 + sigma_data^2), and F is -v. Their
+    # difference (x0 - c_skip x) / c_out would lose digits where sigma is small.
+
+    def drawn_time(self, drawn: "Tensor") -> "Tensor":
+        """sigma, log-normal: the inverse of the normal distribution at a uniform number.
+
+        ln sigma is a multiple of 2^-20, so that it does not depend on the last bits of `torch.special.ndtri`, which
+        are not the same on all devices.
+        """
+        import torch
+
+        log_sigma: Tensor = LOG_SIGMA_MEAN + LOG_SIGMA_DEVIATION * torch.special.ndtri(drawn)
+        return (log_sigma * 2**20).round().div(2**20).exp()
+
+    def told_at(self, t: "Tensor") -> "Tensor":
+        """ln(sigma) / 4, in float32."""
+        return (t.log() / 4).float()
+
+    def noised(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """c_in (x0 + sigma eps)."""
+        return diffuse(x0 / self._sigma_data, eps, self._alpha_bar(t))
+
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """F for which D is x0."""
+        return -velocity(x0 / self._sigma_data, eps, self._alpha_bar(t))
+
+    def _alpha_bar(self, sigma: "Tensor") -> "Tensor":
+        return 1 / (1 + (sigma / self._sigma_data) ** 2)
 
 
 class DiscreteEDM(EDM):
@@ -237,6 +297,19 @@ class Flow(Process):
     def told_within(self, interval: Sequence[float]) -> list[float]:
         """What the network is told at the ends of an interval of noise levels t / (1 - t)."""
         return [self.at(end / (1 + end)).time for end in interval]
+
+    def told_at(self, t: "Tensor") -> "Tensor":
+        """`told_times` times t, in float32."""
+        return (t * self._told_times).float()
+
+    def noised(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """(1 - t) x0 + t eps."""
+        t = t[:, None, None, None]
+        return (1 - t).to(x0) * x0 + t.to(x0) * eps
+
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """The velocity, which is the same at every t: dx / dt."""
+        return eps - x0
 
 
 def no_spacing(process: ProcessName, spacing: Spaced, known: Sequence[str]) -> str:
