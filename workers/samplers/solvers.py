@@ -106,21 +106,19 @@ def has_slope(a: Point, b: Point, process: Process) -> bool:
     return process.knows(b) and (a.alpha > 0 or process.name == "flow")
 
 
+CHURN: Mapping[str, Any] = {"S_churn": 0.0, "S_min": 0.0, "S_max": None, "S_noise": 1.0}
+
 MOST_CHURN = math.sqrt(2) - 1
 """The largest gamma: a step never adds more noise than x already has."""
 
 
 def churned(a: Point, process: Process, settings: Sample) -> Point:
     """The point with (1 + gamma) of a's noise; a itself where there is no churn, as in `heun`."""
-    options = settings.sampler_options
-    if not options.get("S_churn") or not options["S_min"] <= a.sigma <= _most(options):
+    options = {**CHURN, **settings.sampler_options}
+    most = math.inf if options["S_max"] is None else options["S_max"]
+    if not options["S_churn"] or not options["S_min"] <= a.sigma <= most:
         return a
     return process.at(a.sigma * (1 + min(options["S_churn"] / settings.steps, MOST_CHURN)))
-
-
-def _most(options: Mapping[str, Any]) -> float:
-    most: float = math.inf if options["S_max"] is None else options["S_max"]
-    return most
 
 
 def check_churn(self: Sampler, options: Mapping[str, Any]) -> None:
@@ -140,9 +138,9 @@ def churning(self: Sampler, settings: Sample, process: Process) -> tuple[float, 
     Raises:
         UserError: if it should churn, but none is within S_min..S_max.
     """
-    found, options = moving(self, settings, process), settings.sampler_options
+    found, options = moving(self, settings, process), self.arguments(settings)
     if options["S_churn"] and all(churned(at, process, settings) is at for at in map(process.at, found)):
-        least, most = options["S_min"], _most(options)
+        least, most = options["S_min"], math.inf if options["S_max"] is None else options["S_max"]
         raise UserError(
             f"sample.sampler_options of edm-heun: none of the noise levels {found[0]:.3g} to {found[-1]:.3g} is "
             f"within S_min {least:g} and S_max {most:g}; include the nearest, {beside(found, least, most)}"
@@ -162,7 +160,7 @@ def remark_on_churn(self: Sampler, settings: Sample) -> str | None:
 
 edm_heun = solver(
     processes=frozenset({"edm"}),
-    options={"S_churn": 0.0, "S_min": 0.0, "S_max": None, "S_noise": 1.0},
+    options=CHURN,
     check_options=check_churn,
     tau=churning,
     times=times_of_heun,
