@@ -95,7 +95,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
     visited = path(process, job.tau)
     starts = range(0, len(originals), job.batch_size)
     watched = Watched(Wrapped(model, beating(device.heartbeat, 2 * len(starts) * len(job.tau))))
-    denoise = Denoise(watched, process, job.diffusion.predicts)
+    denoise = Denoise(watched, process)
     seconds, first_row = 0.0, job.start
     schema = parquet.picture_schema(job.metadata, ("mse", "mse_8bit"))
     with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
@@ -130,7 +130,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
     x_T = process.first_scale(visited[0]) * points(job, device.name)
     batches = torch.split(x_T, job.batch_size)
     watched = Watched(Wrapped(model, beating(device.heartbeat, len(batches) * len(job.tau))))
-    denoise = Denoise(watched, process, job.diffusion.predicts)
+    denoise = Denoise(watched, process)
     seconds, first_row = 0.0, 0
     schema = parquet.picture_schema(job.metadata)
     with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:

@@ -20,11 +20,10 @@ from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
-from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import require_code

@@ -12,10 +12,7 @@ from taugrid.config import Diffusion, LossWeights
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.diffusion.forward import sigma_hat
 from taugrid.workers.diffusion.process import Process
-from taugrid.workers.diffusion.processes.consistency import DiscreteEDM
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, DiscreteEDM, DiscreteVP, Flow
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 

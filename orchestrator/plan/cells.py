@@ -14,9 +14,10 @@ from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, guidance_of, inside
+from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Decoder, Vae
+from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.diffusion.timesteps import remarks
 from taugrid.workers.samplers.description import SamplerDescription, describe_sampler

@@ -12,7 +12,7 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.words import beside, listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance
+from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 
 GUIDE = "model.guide"

@@ -18,7 +18,7 @@ PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
 """Software that an image's bytes depend on."""
 
 LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
-"""The same of a GPU (`workers.accelerator.libraries`)."""
+"""The same of a GPU (`workers.accelerator.hardware`)."""
 
 TAUGRID = "taugrid"
 """A different version of taugrid alone does not count as different software: a night checks that upgrades of it change

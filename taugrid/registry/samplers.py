@@ -16,16 +16,16 @@ GROUP = "taugrid.samplers"
 a function like its `sample`."""
 
 SAMPLERS = {
-    "ddim": "taugrid.workers.samplers.ddim:DDIM",
-    "dpm++2m": "taugrid.workers.samplers.dpmpp:DPMpp2M",
-    "dpm++3m": "taugrid.workers.samplers.dpmpp:DPMpp3M",
-    "euler": "taugrid.workers.samplers.heun:Euler",
-    "heun": "taugrid.workers.samplers.heun:Heun",
-    "edm-heun": "taugrid.workers.samplers.heun:EdmHeun",
-    "unipc": "taugrid.workers.samplers.unipc:UniPC",
-    "consistency": "taugrid.workers.samplers.students.consistency:Consistency",
-    "lcm": "taugrid.workers.samplers.students.lcm:LCM",
-    "flow-map": "taugrid.workers.samplers.students.flow_map:FlowMap",
+    "ddim": "taugrid.workers.samplers.ddim:ddim",
+    "dpm++2m": "taugrid.workers.samplers.solvers:dpmpp_2m",
+    "dpm++3m": "taugrid.workers.samplers.solvers:dpmpp_3m",
+    "euler": "taugrid.workers.samplers.solvers:euler",
+    "heun": "taugrid.workers.samplers.solvers:heun",
+    "edm-heun": "taugrid.workers.samplers.solvers:edm_heun",
+    "unipc": "taugrid.workers.samplers.solvers:unipc",
+    "consistency": "taugrid.workers.samplers.students:consistency",
+    "lcm": "taugrid.workers.samplers.students:lcm",
+    "flow-map": "taugrid.workers.samplers.students:flow_map",
 }
 
 DIFFUSERS = "diffusers:"

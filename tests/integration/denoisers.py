@@ -4,7 +4,7 @@ from functools import partial
 
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar as levels
 from taugrid.workers.samplers import ddim
 
@@ -20,14 +20,14 @@ def of_time(function):
 
 
 def sample(network, noise, alpha_bar, tau, eta, clip, prediction="epsilon", clip_range=1.0):
-    process = DiscreteVP(alpha_bar)
-    denoise = Denoise(network, process, prediction, clip, clip_range)
+    process = DiscreteVP(alpha_bar, prediction)
+    denoise = Denoise(network, process, clip=clip, clip_range=clip_range)
     return ddim.sample(noise(0), path(process, tau), denoise, noise, eta)
 
 
 def _along(function, network, x, alpha_bar, tau, prediction="epsilon"):
-    process = DiscreteVP(alpha_bar)
-    return function(x, path(process, tau), Denoise(network, process, prediction))
+    process = DiscreteVP(alpha_bar, prediction)
+    return function(x, path(process, tau), Denoise(network, process))
 
 
 decode, encode = partial(_along, ddim.decode), partial(_along, ddim.encode)

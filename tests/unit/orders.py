@@ -18,8 +18,7 @@ from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import gaussian, two_points
 from taugrid.workers.diffusion.process import Point, path
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, Flow
 from taugrid.workers.diffusion.timesteps import times
 from taugrid.workers.samplers.sampler import find
 
@@ -149,7 +148,7 @@ def solved(name, path, known, x=X):
     def no_noise(*_):
         raise AssertionError("a solver draws no noise")
 
-    denoise = Denoise(known.network, known.process, known.process.prediction)
+    denoise = Denoise(known.network, known.process)
     return find(name).sample(x, path, denoise, no_noise, Sample()).numpy()
 
 

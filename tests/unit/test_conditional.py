@@ -294,7 +294,7 @@ def test_classes_with_one_covariance_have_their_own_optimal_eps():
     """As the oracle of each class by itself, and the last row is the null class."""
     data, process = gaussian((1, 4, 4)), schedules.alpha_bar(planned({"oracle": "gaussian"}).models[0].diffusion)
     offsets = np.random.default_rng(0).normal(size=(K + 1, 16))
-    network = oracle.classes_eps(Classes(data, offsets), process, "cpu", torch.float64)
+    network = oracle.gaussian_eps(Classes(data, offsets), process, "cpu", torch.float64)
     x, labels = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.tensor([2, 0, 3, 1, 2])
     for t in (1, 300, 1000):
         moved = [Gaussian(data.mean + offset, data.eigenvalues, data.eigenvectors) for offset in offsets]

@@ -26,7 +26,7 @@ from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import log_snr_key
-from taugrid.workers.diffusion.processes.consistency import DiscreteEDM
+from taugrid.workers.diffusion.processes import DiscreteEDM
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.sampler import find
 

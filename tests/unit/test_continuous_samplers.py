@@ -31,12 +31,10 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import PredictionType, path, predict_eps
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP, Flow
+from taugrid.workers.samplers import solvers
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.samplers.dpmpp import DPMpp3M
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import find, with_defaults
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +81,9 @@ def sampled(name, process, points, noise=None, states=None, x=None, **options):
         update={"sampler": name, "steps": len(points) - 1, "sampler_options": options}
     )
     x = process.first_scale(points[0]) * Z if x is None else x
-    return find(name).sample(x, points, Denoise(network, process, process.prediction), noise, settings)
+    sampler = find(name)
+    denoise = Denoise(network, process)
+    return sampler.sample(x, points, denoise, noise, with_defaults(settings, sampler))
 
 
 def preserving(points):
@@ -145,7 +145,7 @@ def test_edm_is_that_of_diffusers(steps, monkeypatch):
     np.testing.assert_allclose(euler.timesteps, [at.time for at in points[:-1]], rtol=1e-5)  # 0.25 ln sigma
     near(sampled("euler", EDMS, points), by_diffusers(euler, edm, x))
     for order, name in ((2, "dpm++2m"), (3, "dpm++3m")):
-        monkeypatch.setattr(DPMpp3M, "step", halved)
+        monkeypatch.setattr(solvers, "third_order", halved)
         solver = EDMDPMSolverMultistepScheduler(**settings, solver_order=order, lower_order_final=False)
         solver.set_timesteps(steps)
         near(sampled(name, EDMS, points), by_diffusers(solver, edm, x))

@@ -99,7 +99,7 @@ def ours(name, steps, options=None, network=None, indices=range(3), **process):
     """x_0, and the draws of noise."""
     settings, (noise, drawn) = settings_of(name, steps, options), normals(indices)
     section = diffusion(**process)
-    denoise = Denoise(FromTimes(network or oracle(**process)), schedules.process(section), section.predicts)
+    denoise = Denoise(FromTimes(network or oracle(**process)), schedules.process(section))
     found = find(settings.sampler)
     x0 = found.sample(noise(0), (), denoise, noise, settings)
     assert denoise.calls == found.evaluations(settings, schedules.process(section))

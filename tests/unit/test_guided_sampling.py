@@ -21,11 +21,12 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, Guided, guidance_of, inside
+from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.oracle import classes_eps
+from taugrid.workers.diffusion.denoiser import Denoise, Guidance
+from taugrid.workers.diffusion.oracle import gaussian_eps
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.sample import SampleJob, sample_shard
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
@@ -43,7 +44,7 @@ SCALE = 2.5
 GUIDED_OFFSETS = SCALE * OFFSETS + (1 - SCALE) * OFFSETS[-1]
 """g m_c + (1 - g) m_0."""
 CLASSES, MOVED = (
-    classes_eps(gaussian.Classes(DATA, offsets), ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS)
+    gaussian_eps(gaussian.Classes(DATA, offsets), ALPHA_BAR, "cpu") for offsets in (OFFSETS, GUIDED_OFFSETS)
 )
 """The optimal eps of the classes, and that of classes with the means that guidance leads to."""
 
@@ -93,10 +94,14 @@ POINT = Point(alpha=0.6, sigma=0.8, alpha_bar=0.36, time=7, key=8)
 def test_a_call_is_two_of_one_batch_each_the_labelled_one_first():
     log, x, labels = [], torch.ones(2, 4, 1, 1), torch.tensor([0, 2])
     network, guide, per_image = toy(log, "net"), toy(log, "guide", 0.5), labels.reshape(-1, 1, 1, 1)
-    guided = Guided(network, None, Guidance(3.0, 1, null_label=9))
-    assert torch.equal(guided(x, POINT, labels), (x + 9) + 3.0 * ((x + per_image) - (x + 9)))
-    Guided(network, guide, Guidance(2.0, 1, null_label=9, guide_has_labels=True))(x, POINT, labels)
-    partly = Guided(network, guide, Guidance(2.0, 1, channels=3, null_label=9))(x, POINT, labels)
+
+    def guided(how, guide=None):
+        denoise = Denoise(network, schedules.process(DIFFUSION), condition=labels, guidance=how, guide=guide)
+        return denoise.output(x, POINT)
+
+    assert torch.equal(guided(Guidance(3.0, 1, null_label=9)), (x + 9) + 3.0 * ((x + per_image) - (x + 9)))
+    guided(Guidance(2.0, 1, null_label=9, guide_has_labels=True), guide)
+    partly = guided(Guidance(2.0, 1, channels=3, null_label=9), guide)
     own = x + per_image
     assert torch.equal(partly, torch.cat([2 * own - 0.5, own], 1)[:, [0, 1, 2, 7]]), "the fourth is the labelled call's"
     two, both = ("net", 7, [0, 2]), [("net", 7, [0, 2]), ("guide", 7, [0, 2])]

@@ -11,7 +11,7 @@ from taugrid.jobs import TrainingSpec
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import path, predicted
+from taugrid.workers.diffusion.process import path
 from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import save_pipeline
@@ -47,7 +47,7 @@ def batch_of(folder, name, step=0, **train):
 def denoising(folder, diffusion):
     """How samplers call the network in a folder."""
     network = load_network(saved_network(folder / "unet"), diffusion, "cpu")
-    return Denoise(network, schedules.process(diffusion), diffusion.prediction)
+    return Denoise(network, schedules.process(diffusion))
 
 
 @each_process
@@ -69,8 +69,7 @@ def test_a_network_without_loss_is_one_whose_x0_is_the_image(tmp_path, name):
     loss_of(target, batch).sum().backward()
     target = -target.grad * batch.x0[0].numel() / 2  # of a mean square
     for i, at in enumerate(map(process.told, batch.told.tolist())):
-        x, scaling = at.alpha * batch.x0[i] + at.sigma * batch.eps[i], process.preconditioning(at)
-        of = predicted(target[i], x, at, process.prediction) if scaling is None else scaling.predicted(target[i], x, at)
+        of = process.predicted(target[i], at.alpha * batch.x0[i] + at.sigma * batch.eps[i], at)
         torch.testing.assert_close(of.x0, batch.x0[i], rtol=0, atol=2e-5 / at.alpha)
     torch.testing.assert_close(loss_of(target + 0.5, batch), torch.full((32,), 0.25), rtol=1e-4, atol=0)
 

@@ -31,11 +31,9 @@ from taugrid.workers.diffusion.gaussian import (
     share_beyond_1,
     two_points,
 )
-from taugrid.workers.diffusion.oracle import classes_eps, gaussian_eps, two_points_eps
+from taugrid.workers.diffusion.oracle import gaussian_eps, two_points_eps
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP, Flow
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
@@ -124,7 +122,7 @@ def bayes_x0(data, x, alpha, sigma, label):
 def ddpm(data, dtype):
     if isinstance(data, TwoPoints):
         return two_points_eps(data, "cpu", dtype)
-    return (classes_eps if isinstance(data, Classes) else gaussian_eps)(data, ALPHA, "cpu", dtype)
+    return gaussian_eps(data, ALPHA, "cpu", dtype)
 
 
 def continuous(network, scale):
@@ -158,7 +156,7 @@ def test_a_network_is_the_conditional_expectation(name, data):
                 def told(x, at, condition=None, /, factor=factor, optimal=optimal):
                     return optimal(x, at._replace(time=at.time * factor), condition)
 
-                found = Denoise(told, process, process.prediction, condition=label)(x.to(dtype), at).x0
+                found = Denoise(told, process, condition=label)(x.to(dtype), at).x0
                 error = np.abs(found.flatten(1).numpy() - expected).max()
                 if factor == 1:
                     assert found.dtype == dtype
@@ -185,7 +183,7 @@ def test_closed_form_of_the_samples_is_exact(name, times, eta):
     """
     process, network, _ = PROCESSES[name]
     d, visited = len(DATA.mean), path(process, times)
-    denoise = Denoise(network(DATA, torch.float64), process, process.prediction)
+    denoise = Denoise(network(DATA, torch.float64), process)
     scale = process.first_scale(visited[0])
 
     def run(key_of_units):

@@ -12,8 +12,7 @@ from taugrid.errors import UserError
 from taugrid.orchestrator.plan.sections import sample_section
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.edm import EDM
-from taugrid.workers.diffusion.processes.flow import Flow
+from taugrid.workers.diffusion.processes import EDM, Flow
 from taugrid.workers.network.checkpoint import Checkpoint
 from taugrid.workers.samplers import ddim
 
@@ -23,7 +22,7 @@ EDMS, FLOW = EDM(0.002, 80.0, 7.0, 0.5), Flow()
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_encoding_and_decoding_returns_the_images(name):
     x0, known = 0.1 * orders.X, orders.ORACLES[name]
-    errors, denoise = [], Denoise(known.network, known.process, "sample")
+    errors, denoise = [], Denoise(known.network, known.process)
     for steps in (50, 400):
         visited = path(known.process, known.process.spaced("linear", steps))
         errors.append(float((ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise) - x0).abs().max()))

@@ -15,7 +15,7 @@ from taugrid.workers.diffusion import timesteps
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim

@@ -11,7 +11,7 @@ from snapshots import recorded
 
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.storage import LOCAL, read_sealed, write_sealed
-from taugrid.workers.samplers import description, dpmpp, solver
+from taugrid.workers.samplers import description, solvers
 
 OF_DIFFUSERS = "diffusers:DPMSolverMultistepScheduler"
 GRID = {"sampler": ["ddim", "dpm++2m", "heun", OF_DIFFUSERS], "steps": [2, 3]}
@@ -52,7 +52,8 @@ def test_a_night_is_priced_with_the_evaluations_of_each_sampler(begun, history):
 
 
 def test_a_changed_coefficient_is_red_although_the_weights_are_new(begun, history, monkeypatch):
-    monkeypatch.setattr(dpmpp, "length", lambda a, b: 1.02 * solver.length(a, b))
+    length = solvers.length
+    monkeypatch.setattr(solvers, "length", lambda a, b: 1.02 * length(a, b))
     found = night(history, begun / "nearby.yaml", "2", code=3)
     assert found["result"] == "changed sampler"
     red = [cell["label"] for cell in found["comparison"]["cells"] if cell["result"] == "changed sampler"]

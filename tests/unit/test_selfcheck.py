@@ -20,14 +20,12 @@ from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, ddpm_path, edm_path, flow_path, judge
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, Guided
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.diffusion import denoiser, noise, oracle, schedule
+from taugrid.workers.diffusion import noise, oracle, process, processes, schedule
 from taugrid.workers.diffusion.decoder import Identity
+from taugrid.workers.diffusion.denoiser import Denoise, Guidance
 from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian, two_points
-from taugrid.workers.diffusion.processes import edm
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
-from taugrid.workers.diffusion.processes.edm import EDM
+from taugrid.workers.diffusion.processes import EDM, DiscreteVP
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
@@ -156,13 +154,13 @@ def guided(cell, how=None, shift=0):
     """Images of guided classes by the functions of a run, with their labels."""
     labels = torch.from_numpy(LabelRule("balanced", 11, cell.data.count).at(np.arange(N)))
     how = how or Guidance(cell.guidance, len(times(cell)), null_label=cell.data.count)
-    network = oracle.classes_eps(cell.data, ALPHA, "cpu")
+    network = oracle.gaussian_eps(cell.data, ALPHA, "cpu")
     asked = ((labels + shift) % cell.data.count).long()
     index = torch.arange(N)
-    eps = Guided(lambda x, at, condition: network(x, at, asked if condition is None else condition), None, how)
+    denoise = Denoise(network, DiscreteVP(ALPHA), condition=asked, guidance=how)
 
     def in_batch(x, at, condition=None):
-        return eps(x, at, asked)
+        return denoise.output(x, at)
 
     x0 = sample(in_batch, lambda t: noise.normal(cell.seed, index, t, SHAPE), ALPHA, times(cell), cell.eta, cell.clip)
     return images.to_uint8(x0.numpy()), np.arange(N), labels.numpy().astype(np.int64)
@@ -308,13 +306,13 @@ FAULTS = {
         (EDM_HEUN, LEVELS)],
     "sigmas 2 % too large": [(EDM, "spaced", lambda real: lambda *given: tuple(1.02 * sigma for sigma in real(*given))),
         (continuous("edm"), IMAGES), (EDM_HEUN, LEVELS)],
-    "last step at a sigma of 0.001": [(edm, "END", lambda real: edm.point(0.001, 0.0)), (EDM_DDIM, LEVELS)],
+    "last step at a sigma of 0.001": [(processes, "END", lambda real: processes.point(0.001, 0.0)), (EDM_DDIM, LEVELS)],
     "x_T without its scale": [(EDM, "first_scale", lambda real: lambda process, first: 1.0),
         (EDM_DDIM, ALL_IMAGES)],
     "noise without the scale": [(ddim, "coefficients", unscaled_noise), (continuous("edm"), ALL_IMAGES),
         (continuous("flow"), ALL_IMAGES)],
     "churn without its noise": [cell_with(Continuous, churn_noise=1.0), (CHURNED, IMAGES)],
-    "velocity towards the noise": [(denoiser, "predicted", lambda real: lambda output, *others: real(-output, *others)),
+    "velocity towards the noise": [(process, "predicted", lambda real: lambda output, *others: real(-output, *others)),
         (FLOW_DDIM, ALL_IMAGES), (FLOW_HEUN, ALL_IMAGES)],
 }  # fmt: skip
 SUBTLE = {

@@ -25,9 +25,10 @@ from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import draw, gaussian
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.diffusion.timesteps import times
-from taugrid.workers.samplers import unipc
-from taugrid.workers.samplers.dpmpp import DPMpp2M, DPMpp3M
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers import solvers
+from taugrid.workers.samplers.sampler import find, with_defaults
+from taugrid.workers.samplers.solvers import churned as raised
+from taugrid.workers.samplers.solvers import second_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +57,9 @@ def sampled(settings, points, denoise, scale, indices):
     def of_key(key, draw=0):
         return noise.normal(SEED, torch.from_numpy(indices), key, SHAPE, f"sample/{draw}" if draw else "sample")
 
-    return images.to_uint8(find(settings.sampler).sample(scale * of_key(0), points, denoise, of_key, settings).numpy())
+    sampler = find(settings.sampler)
+    settings = with_defaults(settings, sampler)
+    return images.to_uint8(sampler.sample(scale * of_key(0), points, denoise, of_key, settings).numpy())
 
 
 def judged(name, pixels, steps, follows=True, fid=None):
@@ -83,8 +86,8 @@ def churned(S_noise=1.0):
     points = path(process, process.spaced("logsnr", 100))
     network = oracle.edm(oracle.expected_x0(DATA, "cpu"), 0.5)
     settings = Sample(steps=100, sampler="edm-heun", sampler_options={"S_churn": 10.0, "S_noise": S_noise})
-    pixels = sampled(settings, points, Denoise(network, process, "edm"), points[0].sigma, INDEX)
-    first, last = find("edm-heun").begin(points[0], process, settings), points[-2]
+    pixels = sampled(settings, points, Denoise(network, process), points[0].sigma, INDEX)
+    first, last = raised(points[0], process, with_defaults(settings, find("edm-heun"))), points[-2]
     start = process.first_scale(first) / first.scale
     exact = ode_images(DATA, first.alpha_bar, last.alpha_bar, SEED, INDEX, start)
     fid = frechet.frechet_distance(features(pixels), features(reference()))
@@ -109,17 +112,15 @@ def test_an_unknown_sampler_is_judged_by_what_its_images_are():
 
 
 @pytest.mark.parametrize(
-    ("name", "owner", "attribute", "lower", "order"),
+    ("name", "attribute", "lower", "order"),
     [
-        ("dpm++3m", DPMpp3M, "step", DPMpp2M.step, "1.9"),
-        ("unipc", unipc, "ORDER", 2, "3.0"),
-        ("dpm++2m", DPMpp2M, "points", 1, "1.0"),
+        ("dpm++3m", "third_order", lambda x, history, b: second_order(x, history[:2], b), "1.9"),
+        ("unipc", "UNIP_ORDER", 2, "3.0"),
+        ("dpm++2m", "second_order", lambda x, history, b: second_order(x, history[:1], b), "1.0"),
     ],
 )
-def test_a_solver_of_a_lower_order_is_found(monkeypatch, name, owner, attribute, lower, order):
-    monkeypatch.setattr(owner, attribute, lower)
-    if owner is DPMpp3M:
-        monkeypatch.setattr(DPMpp3M, "points", 2)
+def test_a_solver_of_a_lower_order_is_found(monkeypatch, name, attribute, lower, order):
+    monkeypatch.setattr(solvers, attribute, lower)
     [problem] = problems(name)
     recorded(problem)
     assert f"order {order}," in problem
@@ -127,10 +128,10 @@ def test_a_solver_of_a_lower_order_is_found(monkeypatch, name, owner, attribute,
 
 def test_a_wrong_coefficient_and_a_network_asked_at_another_time_are_found(monkeypatch):
     """One step of the schedule too early moves images by less than a grey level."""
-    network, real = oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), unipc.weights
+    network, real = oracle.gaussian_eps(DATA, PROCESS.alpha_bar, "cpu"), solvers.weights
     shifted = lambda x, at, condition=None: network(x, PROCESS.at(max(1, at.key - 1)))  # noqa: E731
     assert any("order 3" in line for line in problems("dpm++3m", network=shifted))
-    monkeypatch.setattr(unipc, "weights", lambda h, r: [w * (1 + (i == 0) / 100) for i, w in enumerate(real(h, r))])
+    monkeypatch.setattr(solvers, "weights", lambda h, r: [w * (1 + (i == 0) / 100) for i, w in enumerate(real(h, r))])
     assert any("order 4" in line for line in problems("unipc"))
 
 

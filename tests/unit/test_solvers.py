@@ -22,19 +22,19 @@ from taugrid.workers import schedules
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.samplers import solvers
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.samplers.dpmpp import DPMpp2M, DPMpp3M
 from taugrid.workers.samplers.sampler import find
-from taugrid.workers.samplers.solver import Evaluated
-from taugrid.workers.samplers.unipc import moments
+from taugrid.workers.samplers.solvers import moments, second_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOLVERS = ["dpm++2m", "dpm++3m", "heun", "unipc"]
+USUAL = DIFFUSION_DEFAULTS.model_copy(update={"prediction": "v_prediction"})
 DIFFUSIONS = {
-    "usual": DIFFUSION_DEFAULTS,
-    "jsd": DIFFUSION_DEFAULTS.model_copy(update={"schedule": "jsd"}),  # alpha_T is 0
-    "to alpha 1": DIFFUSION_DEFAULTS.model_copy(update={"set_alpha_to_one": False}),
+    "usual": USUAL,
+    "jsd": USUAL.model_copy(update={"schedule": "jsd"}),  # alpha_T is 0
+    "to alpha 1": USUAL.model_copy(update={"set_alpha_to_one": False}),
 }
 X = normal(3, torch.arange(5), 0, (2, 3, 3))
 
@@ -63,7 +63,7 @@ def sampled(name, x=X, process="usual", network=v, **given):
     """What the solver makes of x, for settings that the plan accepts."""
     cell, diffusion = settings(name, **given), DIFFUSIONS[process]
     planned = describe_sampler(cell, diffusion)
-    denoise = Denoise(network, schedules.process(diffusion), "v_prediction", cell.clip, cell.clip_range)
+    denoise = Denoise(network, schedules.process(diffusion), clip=cell.clip, clip_range=cell.clip_range)
     found = find(name).sample(x, path(denoise.process, planned.tau), denoise, no_noise, cell)
     assert denoise.calls == planned.evaluations
     return found
@@ -222,10 +222,10 @@ def test_the_page_shows_what_is_measured():
         assert [*map(float, numbers.findall(shown))] == pytest.approx([*map(float, numbers.findall(found))], rel=0.02)
 
 
-def halved(self, x, history, b):
+def halved(x, history, b):
     """DPM-Solver++(3M) as diffusers computes it: D2 is half of x0'' h^2."""
     if len(history) < 3:
-        return DPMpp2M.step(self, x, history, b)
+        return second_order(x, history, b)
     (a, m0), (c, m1), (d, m2) = history
     h, h_0, h_1 = lam(b) - lam(a), lam(a) - lam(c), lam(c) - lam(d)
     D1_0, D1_1 = h / h_0 * (m0 - m1), h / h_1 * (m1 - m2)
@@ -243,9 +243,9 @@ def test_diffusers_third_order_is_of_order_2(monkeypatch):
     for t in theirs.timesteps[:6]:
         theirs.step(m[0], t, m[0])
     expected = theirs.multistep_dpm_solver_third_order_update(list(m), sample=m[0])
-    history = [Evaluated(*each) for each in zip(points[2::-1], reversed(m), strict=True)]
-    torch.testing.assert_close(halved(find("dpm++3m"), m[0], history, points[3]), expected, rtol=1e-4, atol=1e-6)
-    monkeypatch.setattr(DPMpp3M, "step", halved)
+    history = list(zip(points[2::-1], reversed(m), strict=True))
+    torch.testing.assert_close(halved(m[0], history, points[3]), expected, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(solvers, "third_order", halved)
     _, order = measured("dpm++3m", orders.from_start, ORACLES["Gaussian"])
     assert order == pytest.approx(2, abs=0.15)
 
@@ -288,7 +288,7 @@ def test_moments_of_unipc_are_those_of_fractions(h):
         ("logsnr", 10, "to alpha 1", None), ([1, 500], 2, "to alpha 1", None),
     ],
 )  # fmt: skip
-def test_a_step_of_length_0_is_refused_with_the_steps_that_work(name, spacing, steps, process, works):
+def test_a_step_of_length_0_is_refused(name, spacing, steps, process, works):
     with raises(UserError):
         sampled(name, spacing=spacing, steps=steps, process=process)
     if works is None:

@@ -17,16 +17,14 @@ from taugrid.errors import UserError
 from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Wrapped
+from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Guidance, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.samplers.sampler import find
-from taugrid.workers.samplers.students.flow_map import FlowMap
-from taugrid.workers.samplers.students.lcm import boundary
+from taugrid.workers.samplers.sampler import find, with_defaults
+from taugrid.workers.samplers.students import boundary
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "sketched"),
@@ -70,8 +68,9 @@ def by_us(unet, settings, prediction="epsilon", **diffusion):
     section = DIFFUSION_DEFAULTS.model_copy(update={"prediction": prediction, **diffusion})
     planned, process = describe_sampler(settings, section), schedules.process(section)
     network = FromTimes(lambda x, t: unet(x, t).sample)
-    denoise = Denoise(network, process, prediction, settings.clip, settings.clip_range)
-    x0 = find(settings.sampler).sample(noise(0), path(process, planned.tau), denoise, noise, settings)
+    denoise = Denoise(network, process, clip=settings.clip, clip_range=settings.clip_range)
+    sampler = find(settings.sampler)
+    x0 = sampler.sample(noise(0), path(process, planned.tau), denoise, noise, with_defaults(settings, sampler))
     assert denoise.calls == planned.evaluations == settings.steps
     return x0
 
@@ -165,9 +164,9 @@ def test_a_gaussians_flow_map_gives_its_samples_in_any_number_of_steps(steps, sh
     diffusion = FLOW_DEFAULTS.model_copy(update={"prediction": "average_velocity", "timesteps": told})
     settings = settings_of("flow-map", steps, shift=shift)
     planned, process = describe_sampler(settings, diffusion), schedules.process(diffusion)
-    denoise = Denoise(FromTimes(lambda x, t, r: flow_map(x, t / told, r / told)), process, "average_velocity")
+    denoise = Denoise(FromTimes(lambda x, t, r: flow_map(x, t / told, r / told)), process)
     x = noise(0).double()
-    found = FlowMap().sample(x, path(process, planned.tau), denoise, noise, settings)
+    found = find("flow-map").sample(x, path(process, planned.tau), denoise, noise, settings)
     torch.testing.assert_close(found, MEAN + VARIANCE**0.5 * x, rtol=1e-6, atol=1e-6)
     assert denoise.calls == planned.evaluations == steps
     assert planned.last_sigma == 0

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from snapshots import raises, recorded
 
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import SPACINGS, remarks, tau, times
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from taugrid.workers.diffusion.denoiser import Denoiser
 from taugrid.workers.diffusion.forward import Conditional, generative, marginal, posterior
 from taugrid.workers.diffusion.process import PredictionType, predicted
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.diffusion.variational import require_densities
 
 

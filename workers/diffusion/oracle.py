@@ -18,12 +18,13 @@ from taugrid.workers.diffusion.process import Point, predict_eps
 
 
 def gaussian_eps(
-    data: Gaussian, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
+    data: Gaussian | Classes, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
 ) -> Denoiser:
     """eps(x, t) = sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m), a = alpha_bar[t], in Sigma's eigenbasis.
 
     Args:
-        data: N(m, Sigma) over C * H * W pixels.
+        data: N(m, Sigma) over C * H * W pixels; or classes N(m + o, Sigma), whose eps is that of N(m, Sigma) at
+            x - sqrt(a) o. The condition are then labels (B,), int64, the null label among them.
         alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
         device: where x will be.
         dtype: the type of x and of the computation.
@@ -31,56 +32,51 @@ def gaussian_eps(
     Returns:
         A Denoiser for the points of the process with these `alpha_bar`.
     """
-    vectors = torch.tensor(data.eigenvectors, dtype=dtype, device=device)
+    base = data.base if isinstance(data, Classes) else data
+    vectors = torch.tensor(base.eigenvectors, dtype=dtype, device=device)
+    moved = torch.tensor(data.offsets, dtype=dtype, device=device) if isinstance(data, Classes) else None
 
     def line(a: NDArray[np.float64] | float) -> tuple[Tensor, Tensor]:
-        slopes, means = np.sqrt(1 - a) / (a * data.eigenvalues + 1 - a), np.sqrt(a) * data.mean
+        slopes, means = np.sqrt(1 - a) / (a * base.eigenvalues + 1 - a), np.sqrt(a) * base.mean
         return torch.tensor(slopes, dtype=dtype, device=device), torch.tensor(means, dtype=dtype, device=device)
 
     every = line(alpha_bar[1:, None])
 
     def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
+        if moved is not None:
+            assert condition is not None, "it takes labels"
+            x = x - at.alpha * moved[condition].reshape(x.shape)
         slopes, means = (of[at.time] for of in every) if isinstance(at.time, int) else line(at.alpha_bar)
         return (((x.flatten(1) - means) @ vectors * slopes) @ vectors.T).reshape(x.shape)
 
     return eps
 
 
-def classes_eps(
-    data: Classes, alpha_bar: NDArray[np.float64], device: str, dtype: torch.dtype = torch.float32
-) -> Denoiser:
-    """The optimal eps of classes with one covariance, and that of the null label's Gaussian.
-
-    For N(m + o, Sigma) it is that for N(m, Sigma) at x - sqrt(a) o. The condition are labels (B,), int64. Other
-    arguments are as in `gaussian_eps`.
-    """
-    eps_of_data = gaussian_eps(data.base, alpha_bar, device, dtype)
-    moved = torch.tensor(data.offsets, dtype=dtype, device=device)
+def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t]; the rest is as in `gaussian_eps`."""
+    expected = _of_points(data, device, dtype)
 
     def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
-        assert condition is not None, "it takes labels"
-        return eps_of_data(x - at.alpha * moved[condition].reshape(x.shape), at)
+        return predict_eps(x, expected(x, math.sqrt(at.alpha_bar), 1 - at.alpha_bar), at)
 
     return eps
 
 
-def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """eps(x, t) = (x - sqrt(a) E[x0 | x]) / sqrt(1 - a), a = alpha_bar[t], with E[x0 | x] = w p + (1 - w) q.
+def _of_points(data: TwoPoints, device: str, dtype: torch.dtype) -> Callable[[Tensor, float, float], Tensor]:
+    """E[x0 | x] = w p + (1 - w) q of x, alpha and sigma^2.
 
     w is the posterior weight of the point p: a softmax over two, and so a sigmoid of the log-odds
-    log(w_p / w_q) + sqrt(a) / (1 - a) (p - q).(x - sqrt(a) (p + q) / 2), where |x|^2 cancels.
-    Arguments and result are as in `gaussian_eps`.
+    log(w_p / w_q) + alpha / sigma^2 (p - q).(x - alpha (p + q) / 2), where |x|^2 cancels.
     """
     p, q = torch.tensor(data.points, dtype=dtype, device=device)
     prior = math.log(data.weights[0] / data.weights[1])
 
-    def eps(x: Tensor, at: Point, condition: Tensor | None = None, /) -> Tensor:
-        a, flat = at.alpha_bar, x.flatten(1)
-        log_odds = prior + math.sqrt(a) / (1 - a) * ((flat - math.sqrt(a) / 2 * (p + q)) @ (p - q))
-        x0 = q + log_odds.sigmoid()[:, None] * (p - q)
-        return predict_eps(flat, x0, at).reshape(x.shape)
+    def expected(x: Tensor, alpha: float, variance: float) -> Tensor:
+        log_odds = prior + alpha / variance * ((x.flatten(1) - alpha / 2 * (p + q)) @ (p - q))
+        x0: Tensor = q + log_odds.sigmoid()[:, None] * (p - q)
+        return x0.reshape(x.shape)
 
-    return eps
+    return expected
 
 
 ExpectedX0 = Callable[[Tensor, float, float, Tensor | None], Tensor]
@@ -113,18 +109,11 @@ def expected_x0(data: Gaussian | TwoPoints | Classes, device: str, dtype: torch.
     """E[x0 | x] for x = alpha x0 + sigma eps, x in `dtype`, where alpha may be 0.
 
     Of a Gaussian, m + alpha Sigma (alpha^2 Sigma + sigma^2 I)^-1 (x - alpha m), in Sigma's eigenbasis. Classes are
-    Gaussians with other means. Of two points, as in `two_points_eps`.
+    Gaussians with other means.
     """
     if isinstance(data, TwoPoints):
-        p, q = torch.tensor(data.points, dtype=dtype, device=device)
-        prior = math.log(data.weights[0] / data.weights[1])
-
-        def of_points(x: Tensor, alpha: float, sigma: float, labels: Tensor | None) -> Tensor:
-            log_odds = prior + alpha / sigma**2 * ((x.flatten(1) - alpha / 2 * (p + q)) @ (p - q))
-            x0: Tensor = q + log_odds.sigmoid()[:, None] * (p - q)
-            return x0.reshape(x.shape)
-
-        return of_points
+        of_points = _of_points(data, device, dtype)
+        return lambda x, alpha, sigma, labels: of_points(x, alpha, sigma**2)
     base, offsets = (data.base, data.offsets) if isinstance(data, Classes) else (data, np.zeros((1, 1)))
     vectors, mean, moved = (
         torch.tensor(values, dtype=dtype, device=device) for values in (base.eigenvectors, base.mean, offsets)

@@ -1,8 +1,6 @@
 """Forward processes x_t = alpha x_0 + sigma eps: their points, and the x0 and eps that a network's output implies.
 
-The processes themselves are in `processes/`, a file for each.
-
-The driver needs points too, so this file imports no torch.
+The processes themselves are in `processes.py`. The driver needs points too, so this file imports no torch.
 """
 
 import math
@@ -105,6 +103,31 @@ class Process(ABC):
         """How the network's input and output are scaled at a point; None: they are x and `prediction` themselves."""
         return None
 
+    def predicted(self, output: "Tensor", x: "Tensor", at: Point) -> "Prediction":
+        """The x0 and eps that a network's `output` for x, (B, ...), implies at a point: nothing else converts one."""
+        if (scaling := self.preconditioning(at)) is None:
+            return predicted(output, x, at, self.prediction)
+        x0 = scaling.skip * x + scaling.out * output
+        return Prediction(x0, predict_eps(x, x0, at))
+
+    # In training: x0 are images in [-1, 1], (B, C, H, W), eps the noise, shaped like x0, and t (B,) times.
+
+    def drawn_time(self, drawn: "Tensor") -> "Tensor":
+        """t, from integers in 1..T or, without T, from float64 numbers that are uniform in (0, 1): they themselves."""
+        return drawn
+
+    @abstractmethod
+    def told_at(self, t: "Tensor") -> "Tensor":
+        """(B,) what the network is told at t: as `Point.time`, where it is sampled."""
+
+    @abstractmethod
+    def noised(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """What the network is given, shaped like x0: the images with noise, scaled as in sampling."""
+
+    @abstractmethod
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        """What it should return. The loss is the squared error of that, averaged over dimensions."""
+
 
 Spaced = str | Sequence[int]
 """A spacing: its name, or the times themselves."""
@@ -116,11 +139,6 @@ class Preconditioning(NamedTuple):
     into: float
     skip: float
     out: float
-
-    def predicted(self, output: "Tensor", x: "Tensor", at: Point) -> "Prediction":
-        """The x0 and eps that the output of F implies at a point; shapes as of `predict_x0`."""
-        x0 = self.skip * x + self.out * output
-        return Prediction(x0, predict_eps(x, x0, at))
 
 
 def noise_key(time: float) -> int:
@@ -147,7 +165,7 @@ def distinct_keys(process: Process, times: tuple[float, ...]) -> tuple[float, ..
     keys = [process.at(t).key for t in times]
     for (before, key), (after, next_key) in pairwise(zip(times, keys, strict=True)):
         if key >= next_key:
-            raise ValueError(f"times {before:g} and {after:g} are too close to have noise each; take fewer steps")
+            raise ValueError(f"times {before:g} and {after:g} are too close to have noise each; take fewer of them")
     return times
 
 

@@ -67,7 +67,7 @@ def doubt(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes: 
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     process, variance, errors = schedules.process(diffusion), float(x0.var()), list[float]()
     condition = None if takes is None else _labels(data, len(x0), takes)
-    denoise = Denoise(FromTimes(network), process, diffusion.predicts, condition=condition)
+    denoise = Denoise(FromTimes(network), process, condition=condition)
     for deviations in LEVELS:
         level = deviations * math.sqrt(variance)  # or else the least that the process has
         told = process.told_within([0, level])[-1:] or process.told_within([level, 1e9])[:1]

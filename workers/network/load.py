@@ -46,11 +46,9 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     if diffusion.process == "flow":
         assert diffusion.timesteps is not None
         return oracle.flow(oracle.expected_x0(data, device), diffusion.timesteps)
-    if isinstance(data, gaussian.Classes):
-        return oracle.classes_eps(data, schedules.alpha_bar(diffusion), device)
-    if isinstance(data, gaussian.Gaussian):
-        return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
-    return oracle.two_points_eps(data, device)
+    if isinstance(data, gaussian.TwoPoints):
+        return oracle.two_points_eps(data, device)
+    return oracle.gaussian_eps(data, schedules.alpha_bar(diffusion), device)
 
 
 def conditions_in_memory(made: Any, times: int = 1) -> Conditions | None:

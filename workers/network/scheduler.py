@@ -10,7 +10,7 @@ import numpy as np
 from taugrid.config import SIGMA_KEYS, Diffusion, Sample, validate
 from taugrid.errors import UserError
 from taugrid.workers.diffusion import schedule
-from taugrid.workers.samplers.students.lcm import LCM
+from taugrid.workers.samplers.students import lcm
 
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 """diffusers' `beta_schedule` -> taugrid's name."""
@@ -211,7 +211,7 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
         "clip_range": scheduler["clip_sample_range"],
         "steps_offset": scheduler["steps_offset"],
     }
-    learned = {key: scheduler[key] for key, usual in LCM.options.items() if scheduler.get(key, usual) != usual}
+    learned = {key: scheduler[key] for key, usual in lcm.options.items() if scheduler.get(key, usual) != usual}
     if learned and scheduler.get("_class_name") == "LCMScheduler":
         values["sampler_options"] = learned
     given = _given(values)

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from taugrid.config import Diffusion, Sample
 from taugrid.errors import SamplerFault
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import Guidance, Guided
 from taugrid.workers.diffusion.decoder import Decoder
-from taugrid.workers.diffusion.denoiser import Denoise
+from taugrid.workers.diffusion.denoiser import Denoise, Guidance
 from taugrid.workers.diffusion.process import path
 from taugrid.workers.samplers.sampler import find, with_defaults
 
@@ -58,20 +57,26 @@ def sample_batch(
     def noise(key: int, draw: int = 0) -> "Tensor":
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
-    guided = None if spec.guidance is None else Guided(model, guide, spec.guidance)
-    network, clip, clip_range = guided or model, settings.clip or "none", settings.clip_range or 1.0
-    denoise = Denoise(network, process, spec.diffusion.predicts, clip, clip_range, condition)
+    denoise = Denoise(
+        model,
+        process,
+        clip=settings.clip or "none",
+        clip_range=settings.clip_range or 1.0,
+        condition=condition,
+        guidance=spec.guidance,
+        guide=guide,
+    )
     x_T, sampler, visited = noise(0), find(settings.sampler), path(process, spec.tau)
     if (scale := process.first_scale(visited[0])) != 1:
         x_T = scale * x_T
     with torch.no_grad():
         x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
     _require_images(x0, x_T, settings.sampler)
-    _require_calls(denoise, guided, spec)
+    _require_calls(denoise, spec)
     return x0.detach()  # a sampler may have enabled gradients
 
 
-def _require_calls(denoise: Denoise, guided: Guided | None, spec: SamplingSpec) -> None:
+def _require_calls(denoise: Denoise, spec: SamplingSpec) -> None:
     """Raise `SamplerFault` unless a sampler called the network, and was guided, as often as was planned."""
     sampler, planned = spec.settings.sampler, 0 if spec.guidance is None else spec.guidance.calls
     if denoise.calls != (promised := spec.nfe - planned):
@@ -80,10 +85,10 @@ def _require_calls(denoise: Denoise, guided: Guided | None, spec: SamplingSpec) 
             f"`evaluations` returns {promised}; state the number with `evaluations`, a method of the class or "
             "an attribute of the function: evaluations(settings, process)"
         )
-    if guided is not None and guided.calls != planned:
+    if denoise.guided_calls != planned:
         raise SamplerFault(
-            f"{guided.calls} calls of the sampler {sampler} are in sample.guidance_interval, but {planned} of the "
-            "times that it was planned with: it must call the network at the same times for every batch"
+            f"{denoise.guided_calls} calls of the sampler {sampler} are in sample.guidance_interval, but {planned} of "
+            "the times that it was planned with: it must call the network at the same times for every batch"
         )
 
 

@@ -2,36 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from taugrid.config import Sample
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.forward import sigma, sigma_hat
 from taugrid.workers.diffusion.process import Point, Prediction, predict_x0
-from taugrid.workers.samplers.sampler import Noise, Sampler
+from taugrid.workers.samplers.sampler import Noise, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Eta = float | Literal["sigma_hat"]
-
-
-class DDIM(Sampler):
-    """DDIM, DDPM and all between: `sample.eta`."""
-
-    order = 1
-    keys = frozenset({"eta", "spacing", "steps_offset", "clip", "clip_range"})
-
-    def label(self, settings: Mapping[str, Any]) -> str:
-        """`eta0.2`, or `sigma_hat`."""
-        eta = settings["eta"]
-        return "sigma_hat" if eta == "sigma_hat" else f"eta{eta:g}"
-
-    def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
-        """`ddim.sample` with `settings.eta`."""
-        return sample(x, path, denoise, noise, settings.eta)
 
 
 class Coefficients(NamedTuple):
@@ -65,6 +49,16 @@ def step(at: Prediction, z: "Tensor | None", c: Coefficients) -> "Tensor":
     """X at the next point of the path, eq. 12, from the prediction at x and a standard normal z, None for no noise."""
     x_next = c.signal * at.x0 + c.direction * at.eps
     return x_next if z is None else x_next + c.noise * z
+
+
+@sampler(
+    order=1,
+    keys=frozenset({"eta", "spacing", "steps_offset", "clip", "clip_range"}),
+    label=lambda self, settings: "sigma_hat" if settings["eta"] == "sigma_hat" else f"eta{settings['eta']:g}",
+)
+def ddim(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
+    """DDIM, DDPM and all between: `sample` with `settings.eta`."""
+    return sample(x, path, denoise, noise, settings.eta)
 
 
 def sample(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, eta: Eta) -> "Tensor":

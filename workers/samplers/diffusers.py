@@ -29,7 +29,7 @@ from taugrid.hashing import canonical_json
 from taugrid.words import did_you_mean
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
-from taugrid.workers.diffusion.processes.discrete import DiscreteVP
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Diffusers(Sampler):
     def sample(self, x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
         """x_0, (B, C, H, W), from x_T. `path` is not used: the scheduler has its own."""
         process, options = _vp(denoise.process), canonical_json(settings.sampler_options)
-        scheduler = _instance(self.scheduler, options, settings.steps, process, denoise.prediction)
+        scheduler = _instance(self.scheduler, options, settings.steps, process, process.prediction)
         return run(scheduler, settings.steps, x, lambda x, time: denoise.output(x, process.at(time + 1)), noise)
 
 

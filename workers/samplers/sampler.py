@@ -1,7 +1,7 @@
 """The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -132,6 +132,20 @@ class Sampler(ABC):
         """
 
 
+def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
+    """Decorates a function like `Sampler.sample`, which becomes a sampler.
+
+    `description`: the attributes and methods in which it differs from `Sampler`.
+    """
+
+    def described(function: Callable[..., "Tensor"]) -> Sampler:
+        its = {"sample": staticmethod(function), "__doc__": function.__doc__, **description}
+        made: Sampler = type(getattr(function, "__name__", "function"), (Sampler,), its)()
+        return made
+
+    return described
+
+
 @cache
 def find(name: str) -> Sampler:
     """The sampler of that name, imported; errors of a custom one's own code pass through.
@@ -144,16 +158,16 @@ def find(name: str) -> Sampler:
         found = find_object(f"{entry.module}:{entry.attr}")
     except (ValueError, CustomCodeError) as error:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
-    sampler = found() if isinstance(found, type) else _of_function(found, name)
-    if not isinstance(sampler, Sampler):
-        raise UserError(f"sample.sampler: {name} is {type(sampler).__name__}, not a taugrid.workers.samplers Sampler")
-    if isinstance(sampler.keys, str):
+    its = found() if isinstance(found, type) else _of_function(found, name)
+    if not isinstance(its, Sampler):
+        raise UserError(f"sample.sampler: {name} is {type(its).__name__}, not a taugrid.workers.samplers Sampler")
+    if isinstance(its.keys, str):
         raise UserError(f"sample.sampler: the keys of {name} must be a set of names, such as {{'eta'}}, not a text")
-    if unknown := sorted(map(str, set(sampler.keys) - set(SAMPLER_KEYS))):
+    if unknown := sorted(map(str, set(its.keys) - set(SAMPLER_KEYS))):
         raise UserError(
             f"sample.sampler: {name} declares unknown keys: {', '.join(unknown)}; known: {', '.join(SAMPLER_KEYS)}"
         )
-    return sampler
+    return its
 
 
 def _of_function(function: Any, name: str) -> Any:
@@ -168,14 +182,14 @@ def _of_function(function: Any, name: str) -> Any:
                 f"settings, process: 2 * settings.steps, not {function.evaluations!r}"
             )
         attributes["evaluations"] = staticmethod(function.evaluations)
-    return type(name, (Sampler,), {"keys": KEYS_OF_A_FUNCTION, "sample": staticmethod(function), **attributes})()
+    return sampler(**{"keys": KEYS_OF_A_FUNCTION, **attributes})(function)
 
 
-def with_defaults(settings: Sample, sampler: Sampler) -> Sample:
-    """`settings` as a custom sampler gets them: its options that they leave open have their defaults."""
-    if not samplers.is_custom(settings.sampler):
+def with_defaults(settings: Sample, its: Sampler) -> Sample:
+    """`settings` as samplers get them: the options that they leave open have their defaults, but for diffusers'."""
+    if settings.sampler.startswith(samplers.DIFFUSERS):
         return settings
-    return settings.model_copy(update={"sampler_options": {**sampler.options, **settings.sampler_options}})
+    return settings.model_copy(update={"sampler_options": its.arguments(settings)})
 
 
 @cache

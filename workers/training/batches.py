@@ -13,7 +13,7 @@ from taugrid.workers.data.load import load_known_images
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
 from taugrid.workers.diffusion.process import predicted
-from taugrid.workers.training.objectives import OfBetas, objective
+from taugrid.workers.diffusion.processes import DiscreteVP
 
 
 class TrainingBatch(NamedTuple):
@@ -39,7 +39,7 @@ class Loss:
 
     def __init__(self, diffusion: config.Diffusion, weights: config.LossWeights | None, device: str) -> None:
         """Raises ValueError if Theorem 1 has no such weights."""
-        self._prediction, self._objective = diffusion.predicts, objective(diffusion, device)
+        self._process = schedules.process(diffusion)
         self._gamma: Tensor | None = None
         if weights is not None:
             self._gamma = torch.from_numpy(schedules.gamma(weights, schedules.alpha_bar(diffusion))).to(device)
@@ -47,10 +47,11 @@ class Loss:
     def __call__(self, output: Tensor, batch: TrainingBatch) -> Tensor:
         """(B,) losses of the output (B, C, H, W)."""
         if self._gamma is not None:
-            assert isinstance(self._objective, OfBetas), "the plan refuses loss_weights of other processes"
-            eps = predicted(output, batch.x_t, self._objective.alpha_bar[batch.t], self._prediction).eps
+            assert isinstance(self._process, DiscreteVP), "the plan refuses loss_weights of other processes"
+            alpha_bar = self._process.alpha_bar_at(batch.t)
+            eps = predicted(output, batch.x_t, alpha_bar, self._process.prediction).eps
             return l_gamma(eps, batch.eps, self._gamma[batch.t])
-        return mean_square(output, self._objective.target(batch.x0, batch.eps, batch.t))
+        return mean_square(output, self._process.target(batch.x0, batch.eps, batch.t))
 
 
 DEVICE_BYTES = 4 * 2**30
@@ -69,7 +70,7 @@ class Batches:
         self._images = load_known_images(spec.data, spec.data_sha256)
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
-        self._objective = objective(spec.diffusion, device)
+        self._process = schedules.process(spec.diffusion)
         self._classes, self._label_dropout = spec.unet.num_classes, spec.train.label_dropout
         self._labels: Tensor | None = None
         if spec.labels_sha256 is not None:
@@ -78,9 +79,9 @@ class Batches:
 
     def __getitem__(self, step: int) -> TrainingBatch:
         """The images of `step` = 0, 1, ... with noise added to them."""
-        made, num_images = self._objective, len(self._images)
-        draws = noise.training_draws(self._seed, step, self._positions, num_images, made.timesteps, self._antithetic)
-        t = made.time(draws.t)
+        process, num_images = self._process, len(self._images)
+        draws = noise.training_draws(self._seed, step, self._positions, num_images, process.timesteps, self._antithetic)
+        t = process.drawn_time(draws.t)
         if self._on_device is not None:
             pixels = self._on_device[draws.index]
         else:
@@ -90,7 +91,7 @@ class Batches:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
         eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
         labels = None if self._labels is None else self._dropped(self._labels[draws.index], step)
-        return TrainingBatch(made.input(x0, eps, t), t, x0, eps, made.told(t), labels)
+        return TrainingBatch(process.noised(x0, eps, t), t, x0, eps, process.told_at(t), labels)
 
     def _dropped(self, labels: Tensor, step: int) -> Tensor:
         """`labels`, of which a share of `train.label_dropout` is the null class."""

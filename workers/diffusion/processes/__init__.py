@@ -1,1 +1,0 @@
-"""Forward processes, a file for each."""

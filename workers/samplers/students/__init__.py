@@ -1,1 +1,0 @@
-"""Samplers of networks that were distilled, or trained, to need few steps."""
