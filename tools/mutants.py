@@ -36,6 +36,9 @@ FITS = "tests/unit/test_architecture.py::test_the_mutants_fit_the_code"
 ALL = (*FAST, *SPREAD)
 """What `make test` gives to pytest."""
 
+KILLED = (1, 2)
+"""What pytest exits with after a failed test, and a test file that can't be imported."""
+
 
 class Mutant(NamedTuple):
     """A small change that makes the code wrong, and the tests that should fail with it."""
@@ -56,7 +59,7 @@ class Outcome(NamedTuple):
     """What became of a mutant."""
 
     code: int
-    """pytest's: 1 is a failed test, 2 a test file that can't be imported, 0 a survivor, and others are no answer."""
+    """pytest's: 0 is a survivor, one of `KILLED` is not, and others are no answer."""
     test: str
     seconds: float
     said: str
@@ -107,15 +110,19 @@ def run_tests(root: Path, options: Sequence[str]) -> Outcome:
     return Outcome(done.returncode, test, time.monotonic() - began, f"{done.stdout}{done.stderr}")
 
 
-def plant(copies: "SimpleQueue[Path]", number: int, mutant: Mutant, options: Sequence[str]) -> Outcome:
-    """Run tests of the next free copy with the mutant in it."""
+def plant(copies: "SimpleQueue[Path]", number: int, mutant: Mutant, tiers: Iterable[Sequence[str]]) -> Outcome:
+    """Run tests of the next free copy with the mutant in it, tier by tier until one fails."""
     root = copies.get()
     path = root / mutant.file
     original, before = path.read_text(), path.stat()
     path.write_text(original.replace(mutant.old, mutant.new))
     os.utime(path, (number, number))  # Python compiles a file again only if its size or its second of writing differs
     try:
-        return run_tests(root, options)
+        for options in tiers:
+            outcome = run_tests(root, options)
+            if outcome.code in KILLED:
+                break
+        return outcome
     finally:
         path.write_text(original)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -126,10 +133,10 @@ def tell(outcomes: Iterable[tuple[Mutant, Outcome]], is_whole: bool) -> float:
     """Print what became of each mutant, and a table of rooms; returns the share that fast tests killed."""
     rooms: dict[str, Counter[str]] = {}
     for mutant, (code, test, seconds, said) in outcomes:
-        fate = {0: "SURVIVED", 1: "killed", 2: "killed"}.get(code, "NO ANSWER")
+        fate = "killed" if code in KILLED else "NO ANSWER" if code else "SURVIVED"
         tier = "by long" if mutant.is_long and not is_whole else "by fast"
         rooms.setdefault(mutant.room, Counter())[tier if fate == "killed" else "survivors"] += 1
-        by = test if code in (0, 1, 2) else f"pytest ended with {code}: {said[-300:]}"
+        by = test if code in (0, *KILLED) else f"pytest ended with {code}: {said[-300:]}"
         print(f"{fate:9}{seconds:4.0f} s ", mutant.file, "|", mutant.old, "->", mutant.new, "|", by, flush=True)
     every = sum(rooms.values(), Counter[str]())
     print(f"{'room':16}mutants   killed by fast   by long   survivors")
@@ -144,7 +151,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="plant only mutants with one of these words")
     parser.add_argument("--list", type=Path, default=LIST, help="another list")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout; what does not fit it is left out")
-    parser.add_argument("--whole", type=int, metavar="N", help="draw N mutants, and run all of `make test` for each")
+    parser.add_argument("--whole", type=int, metavar="N", help="draw N mutants: their own tests, then `make test`")
     parser.add_argument("--seed", type=int, default=0, help="of what --whole draws")
     given = parser.parse_args()
     chosen = []
@@ -157,7 +164,9 @@ def main() -> None:
             chosen.append(mutant)
     if given.whole:
         chosen = random.Random(given.seed).sample(chosen, given.whole)
-    tests = {m: ALL if given.whole else (*m.tests,) if m.is_long else (*FAST, *m.tests) for m in chosen}
+    tests = {m: [m.tests if m.is_long and not given.whole else (*FAST, *m.tests)] for m in chosen}
+    for tiers in tests.values() if given.whole else ():
+        tiers.append(ALL)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(2) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for name in ("one",) if given.whole else ("one", "two"):

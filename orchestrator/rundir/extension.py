@@ -34,7 +34,7 @@ def check_is_run_directory(rundir: RunDir) -> None:
     # A driver that was killed as it began left these; the last is the trial of a bucket, maybe by one that begins now.
     own = (rundir.lease.name, f".{rundir.lease.name}.", ".run.json.", ".conditions-")
     names = [path.name for path in rundir.storage.list(rundir.root, "*") if not path.name.startswith(own)]
-    if names:
+    if names and not is_run_directory(rundir.root, rundir.storage):  # another driver may have begun in between
         raise UserError(
             f"--out {rundir.root} is not empty and no run directory (it holds {listed(names, 3)}); give a new folder"
         )

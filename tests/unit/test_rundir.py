@@ -25,6 +25,7 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import FORMAT, claim
+from taugrid.storage import LocalStorage
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +124,17 @@ def test_the_names_in_peoples_run_directories_stay(tmp_path):
     assert {name: path.relative_to(tmp_path).as_posix() for name, path in names.items()} == {
         name: name for name in names
     }
+
+
+def test_a_run_that_another_driver_begins_while_its_folder_is_looked_at_is_one(tmp_path, monkeypatch):
+    rundir, list_folder = RunDir(tmp_path), LocalStorage.list
+
+    def list_late(storage, folder, pattern):
+        claim(folder, storage)
+        return list_folder(storage, folder, pattern)
+
+    monkeypatch.setattr(LocalStorage, "list", list_late)
+    check_is_run_directory(rundir)
 
 
 def test_a_folder_that_is_no_run_directory_is_not_written_to(tmp_path):
