@@ -35,7 +35,7 @@ class Workers(NamedTuple):
 
 
 @dataclass
-class Work:
+class KindProgress:
     """How far one kind of work is, with what earlier sessions did."""
 
     kind: type[WorkKind]
@@ -80,7 +80,7 @@ class GridCell:
 class SessionState:
     """A session as it is shown."""
 
-    work: Mapping[str, Work] = field(default_factory=dict)
+    work: Mapping[str, KindProgress] = field(default_factory=dict)
     """By name of the kind, in the order of their priorities."""
     cells: Mapping[str, GridCell] = field(default_factory=dict)
     metric: str = ""

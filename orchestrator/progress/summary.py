@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
-from taugrid.orchestrator.progress.state import GridCell, SessionState, Work
+from taugrid.orchestrator.progress.state import GridCell, KindProgress, SessionState
 from taugrid.orchestrator.report.up_to_date import score_on_disk
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.task import Task
@@ -50,7 +50,7 @@ def state_before(
     for name, kind in kinds.items():
         done = before if name in networks and of_samples else scored if name == "score" else 0
         to_do = len(of_kinds[name]) if kind.finished_noun else sum(task.cost for task in of_kinds[name])
-        work[name] = Work(kind, done + to_do, done, len(of_kinds[name]))
+        work[name] = KindProgress(kind, done + to_do, done, len(of_kinds[name]))
     return SessionState(work, shown, "" if scoring is None else metric.title, dict(tasks), read_score)
 
 

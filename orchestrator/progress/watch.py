@@ -5,12 +5,12 @@ from contextlib import suppress
 
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.display import Console
-from taugrid.orchestrator.progress.state import SessionState, Work
+from taugrid.orchestrator.progress.state import KindProgress, SessionState
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import kinds_by_name
@@ -60,12 +60,12 @@ def show_files(run: Run, progress: Progress, scores: dict[str, float]) -> None:
     sampled, shards = sum(cell.done for cell in table.values()), sum(evaluations > 0 for evaluations in left.values())
     evaluations, unscored = sum(cell.total for cell in table.values()), len(cells) - len(scores)
     work = {
-        "sample": Work(kinds["sample"], evaluations, sampled, shards, has_begun=True),
-        "score": Work(kinds["score"], len(cells), len(scores), unscored, has_begun=bool(scores)),
+        "sample": KindProgress(kinds["sample"], evaluations, sampled, shards, has_begun=True),
+        "score": KindProgress(kinds["score"], len(cells), len(scores), unscored, has_begun=bool(scores)),
     }
     progress.show(SessionState(work, table, metric.title))
     untrained = {model.id for model, _ in trained if not rundir.is_ready(model)}
-    if not untrained or untrained <= History.read(rundir).failures.keys():
+    if not untrained or untrained <= RunHistory.read(rundir).failures.keys():
         progress.end()
         return
     if progress.stage is None:

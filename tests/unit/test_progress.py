@@ -19,7 +19,7 @@ from taugrid.errors import Exit
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.state import Busy, GridCell, SessionState, Work, Workers
+from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionState, Workers
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity
@@ -78,7 +78,7 @@ def work(known, done=0):
         costs = [1 if kind.finished_noun else task.cost for task in known.values() if task.kind == name]
         if costs:
             before = done if name == "sample" else 0
-            found[name] = Work(kind, before + sum(costs), before, len(costs))
+            found[name] = KindProgress(kind, before + sum(costs), before, len(costs))
     return found
 
 
