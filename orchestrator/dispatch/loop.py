@@ -254,7 +254,9 @@ class Loop:
         running = self._dispatcher.in_flight.running[event.worker]
         if event.key != running.key:
             return  # of its second task, which computes while the first is written
-        running.fraction, running.doing = min(1.0, event.done / event.of) if event.of else 0.0, event.doing
+        running.doing = event.doing
+        if event.of:
+            running.fraction = min(1.0, event.done / event.of)
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
         """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.

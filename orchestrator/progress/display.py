@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from rich.cells import cell_len
@@ -218,7 +218,10 @@ class Progress(Observer):
             return
         task = state.tasks[key]
         cell = state.cells.get(task.cell.id) if task.cell is not None else None
-        value = state.read_score(task.cell.id) if task.kind == "score" and task.cell is not None else None
+        value: float | None = None
+        if task.kind == "score" and task.cell is not None:
+            with suppress(OSError):  # a number that can't be read now must not end the run
+                value = state.read_score(task.cell.id)
         with self._lock:
             state.finish(key)
             if cell is not None and task.kind == "score":
