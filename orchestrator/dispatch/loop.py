@@ -122,6 +122,7 @@ class Loop:
             raise
         else:
             self._flush()
+            self._progress.tick(self._manager.snapshot, at_once=True)
             return self._problems()
         finally:
             self._looking.shutdown(wait=False, cancel_futures=True)
@@ -326,8 +327,6 @@ class Loop:
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy and found is not None:
             self._new.append(found)
-        if first_copy:
-            self._progress.finished(key)
         if key in self._dispatcher.done:
             self._jobs.done(key)
 
@@ -380,8 +379,6 @@ class Loop:
         key = str(charge.key)
         self._events.note("failed", task=key, worker=worker, reason=reason, quarantined=charge.quarantined)
         self._reasons[key] = reason
-        if charge.quarantined:
-            self._progress.gave_up([key])
         if key in self._dispatcher.done:
             then = "a different copy of it is already done"
         else:
@@ -403,7 +400,6 @@ class Loop:
         """Give up those of `keys` that wait: their cell can't be finished without `key`."""
         if given_up := self._dispatcher.quarantine(keys):
             self._events.note("given up", tasks=sorted(given_up), because=key)
-            self._progress.gave_up(given_up)
             self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
 
     def _problems(self) -> dict[str, str]:

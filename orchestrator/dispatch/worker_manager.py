@@ -21,7 +21,7 @@ from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
 from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.state import Busy, Workers
+from taugrid.orchestrator.progress.state import Busy, Snapshot
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
@@ -234,14 +234,21 @@ class WorkerManager:
         gone_at = self._scaling.gone_at
         return {name: gone_at[node] for name, worker in self._workers.items() if (node := worker.node) in gone_at}
 
-    def snapshot(self) -> Workers:
-        """The workers as the progress display shows them."""
-        in_flight, health = self._dispatcher.in_flight, self._dispatcher.health
-        busy = [Busy(each.task, each.fraction, each.doing) for each in in_flight.running.values()]
+    def snapshot(self) -> Snapshot:
+        """How far the session is, for the progress display."""
+        in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
         cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
         starting = [worker.started for worker in self._workers.values() if worker.is_starting]
-        waited = time.monotonic() - min(starting) if starting else 0.0
-        return Workers(busy, len(in_flight.idle) - cooling_down, cooling_down, len(starting), waited, self._lost)
+        return Snapshot(
+            done=backlog.done,
+            given_up=backlog.quarantined | backlog.unreachable,
+            busy=[Busy(each.task, each.fraction, each.doing) for each in in_flight.running.values()],
+            idle=len(in_flight.idle) - cooling_down,
+            cooling_down=cooling_down,
+            starting=len(starting),
+            waited=time.monotonic() - min(starting) if starting else 0.0,
+            lost=self._lost,
+        )
 
     def tend(self, now: float) -> None:
         """Start, check, release and end workers as it is time to.

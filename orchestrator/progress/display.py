@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.cells import cell_len
@@ -27,14 +27,14 @@ from rich.text import Text
 from taugrid.api import STAGES
 from taugrid.config import Config
 from taugrid.orchestrator.observers import Observer
-from taugrid.orchestrator.progress.state import GridCell, SessionState, Workers
+from taugrid.orchestrator.progress.state import GridCell, SessionState, Snapshot
 from taugrid.words import counted, duration, printable, quantity, with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0
 """Time between plain lines: often enough to show that it is alive, rare enough for a log."""
 
 REFRESH_SECONDS = 1.0
-"""The minimum time between two looks at the workers: each visits all, and there are hundreds of events."""
+"""The minimum time between two looks: each visits all workers and open tasks, and there are hundreds of events."""
 
 WINDOW_SECONDS = 60.0
 """A rate is the average over this many of the last seconds."""
@@ -190,7 +190,7 @@ class Progress(Observer):
         self._has_stage = False  # the session has, or had one: it trains
         self._bars, self._bar_of = _new_bars(self._clock), dict[str, TaskID]()
         self._images = self._bars.add_task("images", total=None, visible=False)
-        self._heard = float("-inf")
+        self._looked = float("-inf")
 
     def reads_scores(self, has_tasks: bool) -> bool:
         """Whether the scores of cells are shown, in a session that has tasks or not."""
@@ -212,36 +212,15 @@ class Progress(Observer):
             self.state = state
             self._update_bars(state)
 
-    def finished(self, key: str) -> None:
-        """A task is done."""
-        if (state := self.state) is None or key not in state.tasks:
-            return
-        task = state.tasks[key]
-        cell = state.cells.get(task.cell.id) if task.cell is not None else None
-        value: float | None = None
-        if task.kind == "score" and task.cell is not None:
-            with suppress(OSError):  # a number that can't be read now must not end the run
-                value = state.read_score(task.cell.id)
-        with self._lock:
-            state.finish(key)
-            if cell is not None and task.kind == "score":
-                cell.value = value
-
-    def gave_up(self, keys: Iterable[str]) -> None:
-        """These tasks will not be done."""
-        with self._lock:
-            for key in keys:
-                if self.state is not None and key in self.state.tasks:
-                    self.state.give_up(key)
-
-    def tick(self, workers: Callable[[], Workers]) -> None:
-        """Time has passed: show what the workers do, if it is time to look at them."""
+    def tick(self, look: Callable[[], Snapshot], at_once: bool = False) -> None:
+        """Time has passed: show how far the session is, if it is time to look, or `at_once`."""
         now, state = self._clock(), self.state
-        if state is None or self._console.quiet or now - self._heard < REFRESH_SECONDS:
+        if state is None or self._console.quiet or (now - self._looked < REFRESH_SECONDS and not at_once):
             return
-        self._heard, current = now, workers()
+        self._looked, snapshot = now, look()
+        scores = state.new_scores(snapshot)  # it reads files
         with self._shown():
-            state.hear(current)
+            state.hear(snapshot, scores)
             self._update_bars(state)
 
     def begin(self, stage: str, total: float, unit: str, waits: bool = False) -> None:
@@ -277,8 +256,7 @@ class Progress(Observer):
             if name not in self._bar_of:
                 self._bar_of[name] = self._bars.add_task(work.kind.activity, total=None)
             self._bars.update(self._bar_of[name], total=work.total, completed=min(work.done + work.begun, work.total))
-        images = sum(work.images + work.begun_images for work in state.work.values())
-        self._bars.update(self._images, completed=images)
+        self._bars.update(self._images, completed=state.images)
 
     @property
     def line(self) -> str:
@@ -300,8 +278,8 @@ class Progress(Observer):
         then = f" then {' and '.join(later)}" if later else ""
         nouns = [(other, noun) for other in others if (noun := other.kind.finished_noun)]
         finished = [f"{other.done:.0f} of {other.total:.0f} {noun}" for other, noun in nouns]
-        joined = state.workers.joined
-        counts = Counter(busy.doing for busy in state.workers.busy if busy.doing)
+        joined = state.last.joined
+        counts = Counter(busy.doing for busy in state.last.busy if busy.doing)
         doing = ", ".join(what if count == joined else f"{count} {what}" for what, count in counts.items())
         workers = f"{counted(joined, 'worker')}{f' ({doing})' if doing else ''}" if with_workers and joined else ""
         rates = [] if work.kind.finished_noun else [_rate(bar), images]
@@ -342,7 +320,7 @@ class Progress(Observer):
 
 
 def _workers(state: SessionState) -> Text:
-    workers = state.workers
+    workers = state.last
     doing = Counter(busy.doing or state.work[busy.task.kind].kind.activity for busy in workers.busy)
     doing += Counter({"cooling down": workers.cooling_down, "idle": workers.idle})
     listed = ", ".join(f"{count} {what}" for what, count in doing.items())

@@ -1,6 +1,6 @@
 """How far a session is: its work by kind, its cells with their scores, its workers. No clock, no files, no terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,9 +18,11 @@ class Busy(NamedTuple):
     """What is no progress, such as compiling."""
 
 
-class Workers(NamedTuple):
-    """The workers of a session by what they do."""
+class Snapshot(NamedTuple):
+    """What the loop knows of a session: its tasks, by their keys, and its workers by what they do."""
 
+    done: Set[str] = frozenset()
+    given_up: Set[str] = frozenset()
     busy: Sequence[Busy] = ()
     idle: int = 0
     cooling_down: int = 0
@@ -45,11 +47,8 @@ class KindProgress:
     """In finished tasks."""
     open: int
     """The number of tasks that are neither done nor given up."""
-    images: float = 0.0
-    """Images of finished tasks, if they are counted."""
     begun: float = 0.0
     """What is done in unfinished tasks."""
-    begun_images: float = 0.0
     has_begun: bool = False
     """Whether a worker has had a task."""
 
@@ -57,7 +56,8 @@ class KindProgress:
         """What a task of this kind adds to `done`."""
         return 1.0 if self.kind.finished_noun else task.cost
 
-    def images_of(self, task: Task) -> float:
+    def images(self, task: Task) -> float:
+        """The images of a task, if its kind counts them."""
         return task.cost / task.cell.nfe if self.kind.counts_images and task.cell is not None else 0.0
 
 
@@ -89,43 +89,51 @@ class SessionState:
     """The tasks that are neither done nor given up."""
     read_score: Callable[[str], float | None] = lambda cell: None
     """Returns the score on disk of a cell, by its id."""
-    workers: Workers = field(default_factory=Workers)
+    images_done: float = 0.0
+    images: float = 0.0
+    """Images of this session, also those of unfinished tasks."""
+    last: Snapshot = field(default_factory=Snapshot)
 
-    def finish(self, key: str) -> None:
-        """Count a task as done."""
-        task = self.tasks.pop(key)
-        work, cell = self.work[task.kind], self._cell(task)
-        work.done += work.amount(task)
-        work.images += work.images_of(task)
-        work.open -= 1
-        work.has_begun = True
-        if cell is not None and work.kind.unit == NETWORK_EVALUATIONS:
-            cell.done += task.cost
+    def new_scores(self, snapshot: Snapshot) -> dict[str, float | None]:
+        """The scores that were not there before a snapshot, by cell."""
+        done = (self.tasks[key] for key in self.tasks.keys() & snapshot.done)
+        cells = [task.cell.id for task in done if task.kind == "score" and task.cell is not None]
+        return {cell: self.read_score(cell) for cell in cells if cell in self.cells}
 
-    def give_up(self, key: str) -> None:
-        """A task will not be done."""
-        task = self.tasks.pop(key)
-        work, cell = self.work[task.kind], self._cell(task)
-        work.total -= work.amount(task)
-        work.open -= 1
-        if cell is not None:
-            cell.failed = True
-
-    def hear(self, workers: Workers) -> None:
-        """Take over what the workers do now. Of several copies of a task the most advanced counts."""
-        self.workers = workers
+    def hear(self, snapshot: Snapshot, scores: Mapping[str, float | None]) -> None:
+        """Take over how far the session is. Of several copies of a task the most advanced counts."""
+        self.last = snapshot
+        for name, value in scores.items():
+            self.cells[name].value = value
+        for key in self.tasks.keys() & snapshot.done:
+            task = self.tasks.pop(key)
+            work, its = self.work[task.kind], self._cell(task)
+            work.done += work.amount(task)
+            self.images_done += work.images(task)
+            work.open -= 1
+            work.has_begun = True
+            if its is not None and work.kind.unit == NETWORK_EVALUATIONS:
+                its.done += task.cost
+        for key in self.tasks.keys() & snapshot.given_up:
+            task = self.tasks.pop(key)
+            work, its = self.work[task.kind], self._cell(task)
+            work.total -= work.amount(task)
+            work.open -= 1
+            if its is not None:
+                its.failed = True
         for work in self.work.values():
-            work.begun = work.begun_images = 0.0
+            work.begun = 0.0
         for cell in self.cells.values():
             cell.begun = 0.0
-        copies = sorted(workers.busy, key=lambda busy: busy.fraction)
-        for busy in {busy.task.key: busy for busy in copies if busy.task.key in self.tasks}.values():
-            work = self.work[busy.task.kind]
+        self.images = self.images_done
+        copies = sorted(snapshot.busy, key=lambda busy: busy.fraction)
+        for task, fraction, _ in {busy.task.key: busy for busy in copies if busy.task.key in self.tasks}.values():
+            work, its = self.work[task.kind], self._cell(task)
+            work.begun += 0.0 if work.kind.finished_noun else fraction * task.cost
             work.has_begun = True
-            work.begun += 0.0 if work.kind.finished_noun else busy.fraction * busy.task.cost
-            work.begun_images += busy.fraction * work.images_of(busy.task)
-            if work.kind.unit == NETWORK_EVALUATIONS and (its := self._cell(busy.task)) is not None:
-                its.begun += busy.fraction * busy.task.cost
+            self.images += fraction * work.images(task)
+            if its is not None and work.kind.unit == NETWORK_EVALUATIONS:
+                its.begun += fraction * task.cost
 
     def _cell(self, task: Task) -> GridCell | None:
         return None if task.cell is None else self.cells.get(task.cell.id)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
@@ -36,9 +37,10 @@ def state_before(
     metric = shown_metric(run.config.evaluate.metrics)
 
     def read_score(cell: str) -> float | None:
-        if scoring is None or not with_scores or cell not in cells:
-            return None
-        return score_on_disk(run.rundir, cells[cell], metric, scoring)
+        with suppress(OSError):  # a number that can't be read now must not end the run
+            if scoring is not None and with_scores and cell in cells:
+                return score_on_disk(run.rundir, cells[cell], metric, scoring)
+        return None
 
     def score(cell: Cell) -> float | None:
         return None if cell.id in outdated else read_score(cell.id)

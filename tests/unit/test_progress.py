@@ -19,7 +19,7 @@ from taugrid.errors import Exit
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionState, Workers
+from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionState, Snapshot
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity
@@ -88,13 +88,14 @@ class Session:
     def __init__(self, known=None, cells=None, lost=0):
         self.progress, self.clock, _ = a_progress()
         self.known, self.busy, self.lost = tasks() if known is None else known, {}, lost
+        self.done, self.given_up = set(), set()
         before = sum(cell.done for cell in (cells or {}).values())
         self.progress.session_started(None, "", ["evaluate", "report", "sample", "train"])
         self.progress.show(SessionState(work(self.known, before), cells or {}, "FID", dict(self.known)))
 
     def look(self, after=1.0):
         self.clock.now += after
-        self.progress.tick(lambda: Workers(list(self.busy.values()), lost=self.lost))
+        self.progress.tick(lambda: Snapshot(self.done, self.given_up, list(self.busy.values()), lost=self.lost))
 
     def beat(self, worker, task, fraction, after=1.0, doing=""):
         self.busy[worker] = Busy(self.known[task], fraction, doing)
@@ -102,7 +103,7 @@ class Session:
 
     def did(self, worker, task, after=1.0):
         self.busy.pop(worker, None)
-        self.progress.finished(task)
+        self.done.add(task)
         self.look(after)
 
     @property
@@ -173,10 +174,11 @@ def test_what_is_given_up_is_not_left_to_do():
     for name in "ab":
         session.did("w0", f"sample/{name}/0", after=10)
     assert session.left == "20 s left"
-    session.progress.gave_up(["sample/c/0"])
+    session.given_up.add("sample/c/0")
     session.look()
     assert (session.bar.completed, session.bar.total) == (2000, 3000)
-    session.progress.gave_up(["sample/d/0", "sample/d/0", "score/other"])
+    session.given_up |= {"sample/d/0", "score/other"}
+    session.look()
     assert session.progress.line == "", "nothing is left"
     assert any("failed" in line for line in session.drawn())
 
@@ -187,7 +189,7 @@ def test_the_view_counts_workers_by_what_they_do():
     session.beat("w1", "sample/a/1", 0.0, doing="compiling")
     busy = list(session.busy.values())
     session.clock.now += 1
-    session.progress.tick(lambda: Workers(busy, idle=3, cooling_down=1, starting=2, waited=12.0))
+    session.progress.tick(lambda: Snapshot(busy=busy, idle=3, cooling_down=1, starting=2, waited=12.0))
     recorded(drawn(session.progress, width=100)[-1])
 
 
@@ -211,7 +213,7 @@ def test_plain_lines_come_seldom_and_not_before_work_starts():
     shown.begin("scoring", 10, "images", waits=True)
     for _ in range(5):
         clock.now += display.PLAIN_INTERVAL_SECONDS
-        shown.tick(Workers)
+        shown.tick(Snapshot)
     assert printed.getvalue() == ""
     for done in range(1, 9):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 4

@@ -357,7 +357,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
     scripted, monkeypatch
 ):
     run, heard = scripted(["long"] * 4), []
-    monkeypatch.setattr(Progress, "tick", lambda _, workers: heard.extend(busy.fraction for busy in workers().busy))
+    monkeypatch.setattr(Progress, "tick", lambda _, look, **at: heard.extend(busy.fraction for busy in look().busy))
     begun = START_SECONDS + 0.1
     for after in (0.5, 0.6):  # the first is computed, and the second at its beginning
         beat = Alive("worker-0", "paint/1", after, LONG_SECONDS)
@@ -368,7 +368,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 def test_what_a_worker_does_that_is_no_progress_is_shown(scripted, monkeypatch):
     run, heard = scripted(["long"]), []
-    monkeypatch.setattr(Progress, "tick", lambda _, workers: heard.extend(busy.doing for busy in workers().busy))
+    monkeypatch.setattr(Progress, "tick", lambda _, look, **at: heard.extend(busy.doing for busy in look().busy))
     run.pool.then(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
     run.run()
     assert set(heard) == {"compiling", ""}
