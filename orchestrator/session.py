@@ -5,6 +5,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +22,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.summary import SessionSummary
+from taugrid.orchestrator.progress.summary import state_before
 from taugrid.orchestrator.report import reported as reported_files
 from taugrid.orchestrator.report.replicates import unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
@@ -369,15 +370,21 @@ class Session:
         """Do what is missing of `part`, if anything. Returns cell name -> reason for what could not be done."""
         tasks = {task.key: task for kind in kinds for task in kind.tasks()}
         problems: dict[str, str] = {}
-        summary = SessionSummary(self.run, part, self._scoring, tasks)
-        self._progress.expect(summary)
+        with_scores = self._progress.reads_scores(bool(tasks))
+        self._progress.show(state_before(self.run, part, self._scoring, tasks, with_scores))
         if tasks:
             provenance.write(self.rundir, self.plan, self._scoring)
-            self._events.add("to do", work=summary.to_do)
+            work: list[dict[str, Any]] = []
             for kind in kinds:
-                costs = [task.cost for task in tasks.values() if task.kind == kind.name]
-                if costs and (message := kind.announcement(sum(costs))) is not None:
+                costs = defaultdict[str, list[float]](list)
+                for task in (task for task in tasks.values() if task.kind == kind.name):
+                    costs[kind.pace(task)].append(task.cost)
+                for pace, each in costs.items():
+                    work.append({"kind": kind.name, "pace": pace, "tasks": len(each), "cost": int(sum(each))})
+                total = sum(sum(each) for each in costs.values())
+                if costs and (message := kind.announcement(total)) is not None:
                     self._progress.say(message)
+            self._events.add("to do", work=work)
             self._connect()
             problems = self._dispatch(tasks)
         if not problems and self._began is not None:

@@ -32,5 +32,5 @@ class Task:
 
     @property
     def job(self) -> "Job | None":
-        """The arguments of the work; None if the task is only counted, as when this process watches another driver."""
+        """The arguments of the work; None if the task is only counted."""
         return self.given(self) if callable(self.given) else self.given

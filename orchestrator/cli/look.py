@@ -110,12 +110,12 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
 
     Of a history of nights, show a line for each night: id, time, verdict, cells, checkpoint.
 
-    With --watch, show the live view of `taugrid run`, wherever that is running; in a log, a line every 10 s. Ctrl-C
-    ends the view, not the run.
+    With --watch, show bars and the table while `taugrid run` works, wherever it does; in a log, a line every 10 s.
+    Ctrl-C ends the view, not the run.
 
     Examples:
         taugrid status runs/mine  # what is done, and what is missing
-        taugrid status my.yaml --watch  # the live view of `taugrid run my.yaml`
+        taugrid status my.yaml --watch  # the same, live
         taugrid status history  # a line for each night
     """
     if watches and as_json:

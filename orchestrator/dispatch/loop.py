@@ -38,7 +38,6 @@ from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
 from taugrid.orchestrator.rundir.history import RunHistory
-from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
@@ -96,7 +95,6 @@ class Loop:
         self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
         self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
-        self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
         self._jobs = JobsInFlight(tasks, self._dispatcher.in_flight)
         self._listened = time.monotonic()
@@ -124,6 +122,7 @@ class Loop:
             raise
         else:
             self._flush()
+            self._progress.tick(self._manager.snapshot, at_once=True)
             return self._problems()
         finally:
             self._looking.shutdown(wait=False, cancel_futures=True)
@@ -175,7 +174,7 @@ class Loop:
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
             self._pool.submit(worker, replace(self._jobs.job(task.key), failed_before=failed_before), task.key)
-        self._progress.tick()
+        self._progress.tick(self._manager.snapshot)
 
     def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
         """The events since the last call, and those that an interrupt left over.
@@ -252,17 +251,13 @@ class Loop:
                     self._manager.lost(event)
 
     def _heard(self, event: Alive) -> None:
-        worker, now = event.worker, time.monotonic()
-        self._dispatcher.heartbeat(worker, now)
-        running = self._dispatcher.in_flight.running[worker]
+        self._dispatcher.heartbeat(event.worker, time.monotonic())
+        running = self._dispatcher.in_flight.running[event.worker]
         if event.key != running.key:
             return  # of its second task, which computes while the first is written
-        fraction = running.fraction = min(1.0, event.done / event.of) if event.of else 0.0
-        self._progress.heard(worker, fraction, event.doing)
-        if event.doing:
-            return  # its time says nothing of the rest
-        if (message := self._long_shards.warning(worker, self._jobs.job(event.key), fraction, now)) is not None:
-            self._progress.say(message)
+        running.doing = event.doing
+        if event.of:
+            running.fraction = min(1.0, event.done / event.of)
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
         """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.

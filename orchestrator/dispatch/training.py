@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,7 +21,6 @@ from taugrid.orchestrator.plan.cells import Model
 from taugrid.orchestrator.plan.devices import NO_GPU
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.state import name_of_trainings, note_of_trainings
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
@@ -414,8 +413,10 @@ class TrainingScheduler:
         """Show a stage of all that have not failed."""
         self._progress.end()
         if self._all:
-            name = name_of_trainings([training.model.called for training in self._all])
-            self._progress.begin(name, sum(training.steps for training in self._all), "steps", waits=True)
+            models = counted(len(self._all), "model") if len(self._all) > 1 else self._all[0].model.called
+            self._progress.begin(
+                f"training {models}", sum(training.steps for training in self._all), "steps", waits=True
+            )
 
     def _show(self) -> None:
         ending.lost = listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; ")
@@ -426,3 +427,14 @@ class TrainingScheduler:
             workers = sum(at.workers for at in progress.values())
             note = note_of_trainings(progress, len(self._all), self._trained)
             self._progress.update(done, workers=workers, note=note)
+
+
+def note_of_trainings(running: Mapping[str, TrainingProgress], models: int, trained: int) -> str:
+    """What the bar of `models` trainings says beside their steps; `running` is by what the models are called."""
+    losses = sorted(at.loss for at in running.values())
+    shown = "loss " + " to ".join(f"{loss:.4f}" for loss in sorted({losses[0], losses[-1]}))
+    if len(running) > 1:
+        shown = f"{len(running)} at a time, {shown}"
+    elif models > 1:
+        shown = f"{next(iter(running))}: {shown}"
+    return ", ".join(filter(None, [shown, f"{trained} trained" if trained else ""]))

@@ -21,6 +21,7 @@ from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
 from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.progress.state import Busy, Snapshot
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
@@ -97,6 +98,7 @@ class WorkerManager:
         self._fruitless = 0  # workers that did nothing, since a task was done
         self._not_started = 0  # the same, since another worker joined
         self._has_worked = False
+        self._lost = 0  # workers that are gone, and were not released
         self._deaths: deque[float] = deque()  # when the last workers died of tasks
         self._largest = 1  # the most workers that there should have been at a time
         self._resized = 0.0  # when that was
@@ -156,6 +158,7 @@ class WorkerManager:
             self._outputs.events.note("lost", worker=name, reason=reason)
             self._dispatcher.worker_lost(name, now, reason)
             del self._workers[name]
+            self._lost += 1
             self._restart(reason)
         else:
             self.cools_down(self._dispatcher.health.unhealthy(name, now, reason), reason)
@@ -179,6 +182,7 @@ class WorkerManager:
 
     def lost(self, event: Lost) -> None:
         name, reason, now = event.worker, event.reason, time.monotonic()
+        self._lost += 1
         self._outputs.log(name, event.details or reason)
         self._outputs.events.note("lost", worker=name, reason=reason)
         if self._workers.pop(name).is_starting:
@@ -197,6 +201,7 @@ class WorkerManager:
             RunFailed: if more died than bad tasks or bad nodes alone would explain.
         """
         del self._workers[worker]
+        self._lost += 1
         most = self._largest + FRUITLESS_DEATHS
         self._deaths.append(time.monotonic())
         while len(self._deaths) > most:
@@ -228,6 +233,22 @@ class WorkerManager:
         """The workers whose node will be taken away at a known time, each with that time."""
         gone_at = self._scaling.gone_at
         return {name: gone_at[node] for name, worker in self._workers.items() if (node := worker.node) in gone_at}
+
+    def snapshot(self) -> Snapshot:
+        """How far the session is, for the progress display."""
+        in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
+        cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
+        starting = [worker.started for worker in self._workers.values() if worker.is_starting]
+        return Snapshot(
+            done=backlog.done,
+            given_up=backlog.quarantined | backlog.unreachable,
+            busy=[Busy(each.task, each.fraction, each.doing) for each in in_flight.running.values()],
+            idle=len(in_flight.idle) - cooling_down,
+            cooling_down=cooling_down,
+            starting=len(starting),
+            waited=time.monotonic() - min(starting) if starting else 0.0,
+            lost=self._lost,
+        )
 
     def tend(self, now: float) -> None:
         """Start, check, release and end workers as it is time to.

@@ -1,8 +1,4 @@
-"""What people see while taugrid works: `state.py` tracks a session, `display.py` shows it.
-
-`state.py` and `workers.py` are pure: they take events with their times. `status --watch` feeds the same state from the
-events on disk (`watch.py`).
-"""
+"""What people see while taugrid works: `state.py` has how far a session is, and `display.py` shows it."""
 
 from taugrid.orchestrator.progress.display import Progress
 

@@ -1,15 +1,13 @@
-"""What the display knows about a session before its first task is assigned."""
+"""What a session is about to do, as it is shown: its tasks by kind, and its cells in a table."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from contextlib import suppress
 
 from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
-from taugrid.orchestrator.progress.state import GridCell
+from taugrid.orchestrator.progress.state import GridCell, KindProgress, SessionState
 from taugrid.orchestrator.report.up_to_date import score_on_disk
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.task import Task
@@ -18,66 +16,44 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS
 from taugrid.registry.metrics import METRICS, MetricColumn
 
 
-@dataclass(frozen=True)
-class SessionSummary:
-    """The work of one session on the `selected` part of a run's plan."""
+def state_before(
+    run: Run, selected: Plan, scoring: Scoring | None, tasks: Mapping[str, Task], with_scores: bool
+) -> SessionState:
+    """The state of a session before its `tasks` on the `selected` part of a run's plan.
 
-    run: Run
-    selected: Plan
-    scoring: Scoring | None
-    tasks: Mapping[str, Task]
-    """The tasks by key."""
+    Without `with_scores` no score is read, now or later.
+    """
+    of_kinds = {name: [task for task in tasks.values() if task.kind == name] for name in kinds_by_name()}
+    kinds = {name: kind for name, kind in kinds_by_name().items() if of_kinds[name]}
+    networks = [name for name, kind in kinds.items() if kind.unit == NETWORK_EVALUATIONS]
+    of_samples = all(kinds[name].counts_images for name in networks)
+    worked = {task.cell.id: task.cell for task in tasks.values() if task.cell is not None}
+    cells = {cell.id: cell for cell in selected.cells} if of_samples else worked
+    left = Counter[str]()
+    for task in (task for name in networks for task in of_kinds[name]):
+        if task.cell is not None:
+            left[task.cell.id] += int(task.cost)
+    outdated = {task.cell.id for task in of_kinds["score"] if task.cell is not None}
+    metric = shown_metric(run.config.evaluate.metrics)
 
-    @property
-    def to_do(self) -> list[dict[str, Any]]:
-        """The tasks for the event "to do": their number and cost by kind and rate key."""
-        kinds, tasks, costs = kinds_by_name(), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for task in self.tasks.values():
-            group = task.kind, kinds[task.kind].rate_key(task)
-            tasks[group] += 1
-            costs[group] += int(task.cost)
-        return [
-            {"kind": kind, "pace": key, "tasks": count, "cost": costs[kind, key]}
-            for (kind, key), count in tasks.items()
-        ]
+    def read_score(cell: str) -> float | None:
+        with suppress(OSError):  # a number that can't be read now must not end the run
+            if scoring is not None and with_scores and cell in cells:
+                return score_on_disk(run.rundir, cells[cell], metric, scoring)
+        return None
 
-    @property
-    def metric_title(self) -> str:
-        """The heading of the cells' scores; empty if none are requested."""
-        return "" if self.scoring is None else shown_metric(self.run.config.evaluate.metrics).title
+    def score(cell: Cell) -> float | None:
+        return None if cell.id in outdated else read_score(cell.id)
 
-    def cells(self, with_scores: bool) -> dict[str, GridCell]:
-        """The cells by id, as they are before the session. Reading their scores may take a while."""
-        kinds, left, outdated = kinds_by_name(), Counter[str](), set()
-        for task in self.tasks.values():
-            if task.cell is not None and kinds[task.kind].unit == NETWORK_EVALUATIONS:
-                left[task.cell.id] += int(task.cost)
-            elif task.cell is not None and task.kind == "score":
-                outdated.add(task.cell.id)
-
-        def score(cell: Cell) -> float | None:
-            return self.score(cell.id) if with_scores and cell.id not in outdated else None
-
-        columns = self.run.config.report.columns
-        return grid_cells(self._cells.values(), columns, left, score, self._is_of_samples)
-
-    def score(self, cell: str) -> float | None:
-        if self.scoring is None or cell not in self._cells:
-            return None
-        metric = shown_metric(self.run.config.evaluate.metrics)
-        return score_on_disk(self.run.rundir, self._cells[cell], metric, self.scoring)
-
-    @property
-    def _is_of_samples(self) -> bool:
-        """Whether networks run only for samples."""
-        kinds = (kinds_by_name()[task.kind] for task in self.tasks.values())
-        return all(kind.counts_images or kind.unit != NETWORK_EVALUATIONS for kind in kinds)
-
-    @cached_property
-    def _cells(self) -> dict[str, Cell]:
-        """The plan's cells by id; if there is work other than samples and scores, only the cells of that work."""
-        worked = {task.cell.id: task.cell for task in self.tasks.values() if task.cell is not None}
-        return {cell.id: cell for cell in self.selected.cells} if self._is_of_samples else worked
+    shown = grid_cells(cells.values(), run.config.report.columns, left, score, of_samples)
+    before = sum(cell.done for cell in shown.values())
+    scored = sum(cell.value is not None for cell in shown.values())
+    work = {}
+    for name, kind in kinds.items():
+        done = before if name in networks and of_samples else scored if name == "score" else 0
+        to_do = len(of_kinds[name]) if kind.finished_noun else sum(task.cost for task in of_kinds[name])
+        work[name] = KindProgress(kind, done + to_do, done, len(of_kinds[name]))
+    return SessionState(work, shown, "" if scoring is None else metric.title, dict(tasks), read_score)
 
 
 def grid_cells(
@@ -96,7 +72,7 @@ def grid_cells(
         to_do = left.get(cell.id, 0.0)
         total = max(to_do, cell.total_nfe) if of_samples else to_do
         row, column = position(cell, across)
-        by_id[cell.id] = GridCell(row, column, total, total - to_do, score(cell))
+        by_id[cell.id] = GridCell(row, column, total, total - to_do, value=score(cell))
     return by_id
 
 

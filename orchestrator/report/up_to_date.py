@@ -110,7 +110,13 @@ class RequestedScores:
         return limit
 
 
-def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Scoring | RequestedScores) -> float | None:
+def score_on_disk(
+    rundir: RunDir,
+    cell: Cell,
+    metric: MetricColumn,
+    wanted: Scoring | RequestedScores,
+    listing: Listing | None = None,
+) -> float | None:
     """A cell's score at its N, as tables show it; None if it has none.
 
     `wanted` is a `Scoring`, which has opened the reference, or what is known of it without that.
@@ -118,6 +124,6 @@ def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, wanted: Scor
     if isinstance(wanted, Scoring):
         score = read_sealed(rundir.score(cell, wanted.id(cell)), rundir.storage)
     else:
-        score = wanted.score(cell)
+        score = wanted.score(cell, listing)
     value = None if score is None else score["metrics"].get(metric.name)
     return None if value is None else float(value) * metric.scale

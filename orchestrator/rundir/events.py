@@ -117,30 +117,5 @@ def _event(line: str) -> dict[str, Any] | None:
     return event if all(isinstance(event[key], _TYPES[key]) for key in event.keys() & _TYPES.keys()) else None
 
 
-class LastSession:
-    def __init__(self, run: Paths) -> None:
-        self._run = run
-        self._read: dict[Path, int] = {}  # file -> bytes of it that were read
-        self.number = 0
-        """The number of the session; 0: there is none yet."""
-
-    def new(self) -> list[dict[str, Any]]:
-        """The events since the last call; all events of the last session if a new one has begun."""
-        files = _files(self._run)
-        last = max(map(_session, files), default=0)
-        if last != self.number:
-            self.number, self._read = last, {}
-        return [event for path in files if _session(path) == last for event in self._new_in(path)]
-
-    def _new_in(self, path: Path) -> Iterator[dict[str, Any]]:
-        if path in self._read and path != max(self._read):
-            return  # it is continued in a later file
-        start, storage = self._read.get(path, 0), self._run.storage
-        data = storage.read(path, start)
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read[path] = start + len(whole)
-        yield from _parsed(whole)
-
-
 def _session(path: Path) -> int:
     return int(path.name.split(".")[0])

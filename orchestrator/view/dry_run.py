@@ -26,7 +26,6 @@ from taugrid.orchestrator.plan.scoring import (
     too_few_samples,
 )
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
-from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
 from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
@@ -147,25 +146,19 @@ def _workers(config: Config) -> int | None:
 def _on_workers(config: Config, plan: Plan, described: Mapping[str, Any]) -> dict[str, Any]:
     """The number of workers that would sample at a time, and the time they would need; None if unknown."""
     rate, workers = described["evaluations_per_second_and_worker"], _workers(config)
-    waiting = list(_waiting(plan, described["cells"], rate)) if rate else []
-    busy = min(workers or 0, sum(group.number for group in waiting))
-    return {
-        "workers_at_a_time": busy or None,
-        "seconds_remaining": round(seconds_left(waiting, busy), 1) if busy else None,
-    }
+    cells = zip(plan.cells, described["cells"], strict=True)
+    open_cells = [(cell, about) for cell, about in cells if about["shards_done"] < about["shards"]]
+    busy = min(workers or 0, sum(about["shards"] - about["shards_done"] for _, about in open_cells)) if rate else 0
+    if not rate or not busy:
+        return {"workers_at_a_time": None, "seconds_remaining": None}
+    longest = max(min(cell.first_shard.total_nfe, _left(about)) for cell, about in open_cells)
+    seconds = max(longest, sum(_left(about) for _, about in open_cells) / busy) / rate
+    return {"workers_at_a_time": busy, "seconds_remaining": round(seconds, 1)}
 
 
-def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Iterator[Waiting]:
-    """The shards that are left; those of a cell that is partly done count as equally long."""
-    for cell, about in zip(plan.cells, cells, strict=True):
-        left, done = about["shards"] - about["shards_done"], about["network_evaluations_done"]
-        if not done:
-            longest = cell.first_shard.total_nfe
-            yield Waiting(full := about["network_evaluations"] // longest, longest / rate)
-            if rest := about["network_evaluations"] - full * longest:
-                yield Waiting(1, rest / rate)
-        elif left:
-            yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
+def _left(about: Mapping[str, Any]) -> int:
+    """The network evaluations that a cell lacks."""
+    return int(about["network_evaluations"] - about["network_evaluations_done"])
 
 
 def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:

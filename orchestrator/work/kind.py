@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.plan.scoring import Scoring
-from taugrid.orchestrator.rates import rate_key
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -125,16 +124,11 @@ class WorkKind(ABC):
         return None
 
     @classmethod
-    def rate_key(cls, task: Task) -> str:
-        """The name of all tasks that take equal time for equal cost."""
-        network = task.cell.model.id if task.cell is not None and cls.unit == NETWORK_EVALUATIONS else None
-        return rate_key(cls.name, network)
-
-    @classmethod
-    def images(cls, task: Task) -> float:
-        """The number of images that a task makes, if the progress line counts them."""
-        cell = task.cell
-        return task.cost / cell.nfe if cell is not None and cls.counts_images else 0.0
+    def pace(cls, task: Task) -> str:
+        """The name of all tasks that take equal time for equal cost, for the event "to do"."""
+        if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
+            return f"{cls.name}/{task.cell.model.id}"
+        return "extract" if cls.name == "reference" else cls.name
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> Event:

@@ -19,9 +19,7 @@ from taugrid.errors import Exit
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.display import frame
-from taugrid.orchestrator.progress.state import GridCell, LiveState, Stage
-from taugrid.orchestrator.rates import Waiting, seconds_left
+from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionState, Snapshot
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity
@@ -73,148 +71,99 @@ def tasks(cells=("a", "b"), shards=2):
     return by_key(*found)
 
 
-def to_do(known):
-    groups = {}
-    for task in known.values():
-        groups.setdefault((task.kind, KINDS[task.kind].rate_key(task)), []).append(task.cost)
-    return [{"kind": k, "pace": p, "tasks": len(costs), "cost": sum(costs)} for (k, p), costs in groups.items()]
+def work(known, done=0):
+    """The work by kind; of network evaluations, some are `done`."""
+    found = {}
+    for name, kind in KINDS.items():
+        costs = [1 if kind.finished_noun else task.cost for task in known.values() if task.kind == name]
+        if costs:
+            before = done if name == "sample" else 0
+            found[name] = KindProgress(kind, before + sum(costs), before, len(costs))
+    return found
 
 
 class Session:
-    """A state, and the events that it is told, each some seconds after the one before."""
+    """A session that is shown, and what its workers do, each some seconds after the one before."""
 
-    def __init__(self, known=None, cells=None):
-        self.now, self.state = 0.0, LiveState(KINDS)
-        self.known = tasks() if known is None else known
-        self.state.expect(self.known)
-        self.state.show_cells(cells or {}, "FID")
-        self.tell("session", stages=["evaluate", "report", "sample", "train"])
-        self.tell("to do", work=to_do(self.known))
+    def __init__(self, known=None, cells=None, lost=0):
+        self.progress, self.clock, _ = a_progress()
+        self.known, self.busy, self.lost = tasks() if known is None else known, {}, lost
+        self.done, self.given_up = set(), set()
+        before = sum(cell.done for cell in (cells or {}).values())
+        self.progress.session_started(None, "", ["evaluate", "report", "sample", "train"])
+        self.progress.show(SessionState(work(self.known, before), cells or {}, "FID", dict(self.known)))
 
-    def tell(self, event, after=0.0, **values):
-        self.now += after
-        self.state.observe(self.now, {"event": event, **values})
+    def look(self, after=1.0):
+        self.clock.now += after
+        self.progress.tick(lambda: Snapshot(self.done, self.given_up, list(self.busy.values()), lost=self.lost))
 
-    def join(self, *workers, after=0.0, device="cpu"):
-        for worker in workers:
-            self.tell("starting", worker=worker)
-        for worker in workers:
-            self.tell("worker", worker=worker, device=device, after=after)
+    def beat(self, worker, task, fraction, after=1.0, doing=""):
+        self.busy[worker] = Busy(self.known[task], fraction, doing)
+        self.look(after)
 
-    def give(self, worker, task):
-        self.tell("assigned", worker=worker, task=task)
-
-    def beat(self, worker, fraction, after=1.0):
-        self.now += after
-        self.state.heard(self.now, worker, fraction)
-
-    def did(self, worker, event, after=1.0, **values):
-        self.tell(event, after, worker=worker, committed=True, **{"images": 100} | values)
+    def did(self, worker, task, after=1.0):
+        self.busy.pop(worker, None)
+        self.done.add(task)
+        self.look(after)
 
     @property
     def left(self):
-        return self.snapshot.left
+        return next((part for part in self.progress.line.split(", ") if " left" in part), "")
 
     @property
-    def snapshot(self):
-        return self.state.snapshot(self.now)
+    def bar(self):
+        return self.progress._bars.tasks[1]  # the first counts images
 
     def drawn(self):
-        return drawn(self.state, None, self.now)
+        return drawn(self.progress)
 
 
-def drawn(state, stage, now):
+def drawn(progress, width=80, height=30):
     """The lines of a terminal."""
-    console = Console(file=io.StringIO(), width=80, height=30)
-    console.print(frame(state, stage, now, console, console.options))
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(progress)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
-
-
-def seconds(said):
-    return int(said.split(" s ")[0].split(" min ")[-1]) + 60 * int(said.split(" min ")[0] if " min " in said else 0)
 
 
 def test_there_is_no_remaining_time_before_a_rate_is_known():
     session = Session()
-    session.join("w0", after=9)
-    session.give("w0", "sample/a/0")
-    assert session.left == ""
-    session.beat("w0", 0.0, after=5)  # loading
-    session.beat("w0", 0.1)
+    assert session.progress.line == "", "no worker has begun"
+    session.beat("w0", "sample/a/0", 0.0, after=5)  # loading
+    session.beat("w0", "sample/a/0", 0.1)
     assert session.left == "", "one heartbeat is no rate"
-    session.beat("w0", 0.2, after=2)
+    session.beat("w0", "sample/a/0", 0.2, after=2)
     assert session.left.startswith("1 min 16 s left"), "0.05 a second, and 3.8 shards to do"
     recorded(session.left, "extracting")
 
 
-def test_the_remaining_time_is_the_rest_at_the_rate_beside_it():
-    """One of two workers has nothing to do, as in a cell of two unequal shards: 3 min 54 s stood beside 6 min 54 s."""
-    session = Session(by_key(*(sampling("a", number) for number in range(27))))
-    session.join("w0", "w1")
-    session.give("w1", "sample/a/1")
-    session.did("w1", "shard", after=8)
-    session.give("w0", "sample/a/0")
-    for fraction in (0.05, 0.4, 0.7, 1.0):
-        session.beat("w0", fraction, after=6)
-    at = session.snapshot
-    assert seconds(at.left) == pytest.approx((at.total - at.done) / at.rate, abs=1)
-
-
-def test_more_workers_take_less_time_and_the_last_task_is_not_divided():
-    assert seconds_left([Waiting(4, 10.0)], 2) == 20
-    assert seconds_left([Waiting(2, 1.0), Waiting(1, 2.0)], 2) == 2.0, "the longest go first"
-    assert seconds_left([Waiting(4, 10.0)], 3) == 20, "two rounds"
-    assert seconds_left([Waiting(4, 10.0), Waiting(1, 30.0)], 2) == 40
-    assert seconds_left([Waiting(100_000, 10.0)], 100) == pytest.approx(10_000, rel=0.01)
-
-
 def test_the_bar_counts_what_earlier_sessions_did_but_the_rate_does_not():
     session = Session(cells={name: GridCell("eta=0", f"S={name}", 20_000, 18_000) for name in ("a", "b")})
-    session.join("w0")
     for number in range(2):
-        session.give("w0", f"sample/a/{number}")
-        session.did("w0", "shard", after=10)
-    assert session.snapshot[1:4] == (38_000, 40_000, "network evaluations")
-    assert session.snapshot.rate == pytest.approx(100)
-    assert session.snapshot.images_rate == pytest.approx(10)
+        session.did("w0", f"sample/a/{number}", after=10)
+    assert (session.bar.completed, session.bar.total) == (38_000, 40_000)
+    assert ", 100/s, 10 images/s, 20 s left" in session.progress.line
+    assert [cell.done for cell in session.progress.state.cells.values()] == [20_000, 18_000]
 
 
 def test_copies_count_once_and_the_better_one_counts():
     session = Session()
-    session.join("w0", "w1")
-    session.give("w0", "sample/a/0")
-    session.give("w1", "sample/a/0")
-    session.beat("w0", 0.2)
-    session.beat("w1", 0.5)
-    assert session.snapshot.done == 500
-    session.did("w1", "shard")
-    assert session.snapshot.done == 1000
-    session.did("w0", "shard")
-    assert session.snapshot.done == 1000
-
-
-def test_a_shard_that_is_given_back_has_the_rate_of_what_was_made():
-    """30 of its images by one worker, 70 by the next. Planted once: each is taken for all."""
-    session = Session(by_key(sampling("a"), sampling("b")))
-    session.join("w0")
-    for images, fraction, given_back in ((30, 0.15, {"given_back": True}), (70, 0.5, {})):
-        session.give("w0", "sample/a/0")
-        half, event = images / 20, {"images": images, "evaluations": 10 * images, "seconds": images / 10}
-        session.beat("w0", fraction, after=half)
-        session.did("w0", "shard", after=half, **event, **given_back)
-    assert session.snapshot.images_rate == pytest.approx(10)
-    assert session.snapshot.done == 1000
+    session.beat("w0", "sample/a/0", 0.2)
+    session.beat("w1", "sample/a/0", 0.5)
+    assert session.bar.completed == 500
+    session.did("w1", "sample/a/0")
+    assert session.bar.completed == 1000
+    session.did("w0", "sample/a/0")
+    assert session.bar.completed == 1000
 
 
 def test_a_lost_worker_takes_its_progress_with_it():
     session = Session()
-    session.join("w0", "w1")
-    session.give("w0", "sample/a/0")
-    session.beat("w0", 0.9)
-    session.tell("failed", worker="w0", task="sample/a/0", quarantined=False)
-    session.tell("lost", worker="w0")
-    assert session.snapshot.done == 0
-    assert (session.state.workers.joined, session.state.workers.lost) == (1, 1)
+    session.beat("w0", "sample/a/0", 0.9)
+    assert session.bar.completed == 900
+    session.busy.clear()
+    session.lost = 1
+    session.look()
+    assert session.bar.completed == 0
     assert any("1 lost" in line for line in session.drawn())
 
 
@@ -222,25 +171,34 @@ def test_what_is_given_up_is_not_left_to_do():
     names = "abcd"
     cells = {name: GridCell("eta=0", f"S={name}", 1000) for name in names}
     session = Session(by_key(*map(sampling, names)), cells)
-    session.join("w0")
     for name in "ab":
-        session.give("w0", f"sample/{name}/0")
-        session.did("w0", "shard", after=10)
+        session.did("w0", f"sample/{name}/0", after=10)
     assert session.left == "20 s left"
-    session.give("w0", "sample/c/0")
-    session.tell("failed", worker="w0", task="sample/c/0", quarantined=True)
-    assert session.left == "10 s left"
-    session.give("w0", "sample/d/0")
-    session.tell("failed", worker="w0", task="sample/d/0", quarantined=True)
-    assert session.left == ""
+    session.given_up.add("sample/c/0")
+    session.look()
+    assert (session.bar.completed, session.bar.total) == (2000, 3000)
+    session.given_up |= {"sample/d/0", "score/other"}
+    session.look()
+    assert session.progress.line == "", "nothing is left"
     assert any("failed" in line for line in session.drawn())
+
+
+def test_the_view_counts_workers_by_what_they_do():
+    session = Session()
+    session.beat("w0", "sample/a/0", 0.5)
+    session.beat("w1", "sample/a/1", 0.0, doing="compiling")
+    busy = list(session.busy.values())
+    session.clock.now += 1
+    session.progress.tick(lambda: Snapshot(busy=busy, idle=3, cooling_down=1, starting=2, waited=12.0))
+    recorded(drawn(session.progress, width=100)[-1])
 
 
 def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
     shown, clock, printed = a_progress()
     with shown:
         shown.begin("training", 1000, "steps", waits=True)
-        clock.now += 100  # workers start
+        clock.now += 12  # workers start
+        assert "starting, 12 s" in drawn(shown)[-1]
         shown.update(400, workers=2)
         for done in (410, 420):
             clock.now += 5
@@ -248,7 +206,6 @@ def test_the_rate_of_a_stage_leaves_out_what_an_earlier_session_did():
     lines = printed.getvalue().splitlines()
     recorded(lines[0])
     assert " 4 min 50 s left" in lines[-1]
-    assert "starting, 12 s" in drawn(None, Stage("training", 100, "steps", lambda: 0.0, waits=True), 12.0)[-1]
 
 
 def test_plain_lines_come_seldom_and_not_before_work_starts():
@@ -256,7 +213,7 @@ def test_plain_lines_come_seldom_and_not_before_work_starts():
     shown.begin("scoring", 10, "images", waits=True)
     for _ in range(5):
         clock.now += display.PLAIN_INTERVAL_SECONDS
-        shown.tick()
+        shown.tick(Snapshot)
     assert printed.getvalue() == ""
     for done in range(1, 9):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 4
@@ -267,17 +224,15 @@ def test_plain_lines_come_seldom_and_not_before_work_starts():
 
 def test_a_plain_line_says_that_workers_compile():
     """Patch: no `doing` in the line, which says "0 of 4,000" for minutes."""
-    session = Session(tasks())
-    for worker, task in (("w0", "sample/a/0"), ("w1", "sample/a/1")):
-        session.join(worker)
-        session.give(worker, task)
-    session.state.heard(session.now, "w0", 0.0, "compiling")
-    assert ", 2 workers (1 compiling), " in session.snapshot.line
-    session.state.heard(session.now, "w1", 0.0, "compiling")
-    assert ", 2 workers (compiling), " in session.snapshot.line
-    session.state.heard(session.now, "w0", 0.1)
-    session.state.heard(session.now, "w1", 0.1)
-    assert "compiling" not in session.snapshot.line
+    session = Session()
+    session.beat("w1", "sample/a/1", 0.0)
+    session.beat("w0", "sample/a/0", 0.0, doing="compiling")
+    assert ", 2 workers (1 compiling), " in session.progress.line
+    session.beat("w1", "sample/a/1", 0.0, doing="compiling")
+    assert ", 2 workers (compiling), " in session.progress.line
+    session.beat("w0", "sample/a/0", 0.1)
+    session.beat("w1", "sample/a/1", 0.1)
+    assert "compiling" not in session.progress.line
 
 
 def test_a_terminal_has_a_view_that_goes_away_and_messages_and_what_was_last_known_at_a_failure_stay():
@@ -435,15 +390,10 @@ def test_the_view_is_narrower_and_lower_than_the_terminal(width, height):
         for c in range(4)
     }
     session = Session(tasks(cells, 1), cells)
-    workers = [f"worker-{number}" for number in range(12)]
-    session.join(*workers)
-    for worker, cell in zip(workers, cells, strict=False):
-        session.give(worker, f"sample/{cell}/0")
-        session.beat(worker, 0.25)
-        session.beat(worker, 0.5)
-    console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(frame(session.state, None, session.now, console, console.options))
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    for number, cell in enumerate([*cells][:12]):
+        session.beat(f"worker-{number}", f"sample/{cell}/0", 0.25)
+        session.beat(f"worker-{number}", f"sample/{cell}/0", 0.5)
+    lines = drawn(session.progress, width, height)
     assert len(lines) < height
     assert max(map(len, lines)) < width
     assert any("%" in line for line in lines)

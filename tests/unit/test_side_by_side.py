@@ -22,7 +22,6 @@ from taugrid.orchestrator.dispatch import training as stage
 from taugrid.orchestrator.dispatch.capacity import Node, Size, Trainers
 from taugrid.orchestrator.dispatch.training import HELPERS_BYTES, another_fits, most_at_once
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.state import note_of_trainings
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
 from taugrid.workers.training import fit
@@ -335,8 +334,8 @@ def test_ctrl_c_tells_which_steps_are_lost_and_where_a_training_continues(opened
 def test_a_bar_says_which_training_it_is_of_or_how_many():
     at = {f"seed={n}": TrainingProgress(5, loss, 1) for n, loss in enumerate((0.5, 0.25, 0.3))}
     one = {"seed=0": at["seed=0"]}
-    assert note_of_trainings(one, 1, 0) == "loss 0.5000"
-    recorded(note_of_trainings(one, 3, 2))
-    recorded(note_of_trainings(at, 4, 1))
-    assert "loss 0.5000," in note_of_trainings(one, 3, 2)
-    assert "loss 0.2500 to 0.5000," in note_of_trainings(at, 4, 1)
+    assert stage.note_of_trainings(one, 1, 0) == "loss 0.5000"
+    recorded(stage.note_of_trainings(one, 3, 2))
+    recorded(stage.note_of_trainings(at, 4, 1))
+    assert "loss 0.5000," in stage.note_of_trainings(one, 3, 2)
+    assert "loss 0.2500 to 0.5000," in stage.note_of_trainings(at, 4, 1)

@@ -10,7 +10,7 @@ from snapshots import recorded
 from taugrid.errors import Exit, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli.options import print_value
-from taugrid.orchestrator.progress.console import Console
+from taugrid.orchestrator.progress.display import Console
 from taugrid.words import listed, markdown_table, printable
 
 HOSTILE = [

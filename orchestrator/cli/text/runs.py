@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from taugrid.orchestrator.plan.devices import weights_in_words
-from taugrid.orchestrator.progress.console import Console
+from taugrid.orchestrator.progress.display import Console
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.samplers import DEFAULT
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls

@@ -182,6 +182,9 @@ class Health:
         record.until, record.is_checked = None, False
         self._cooling.pop(worker, None)
 
+    def is_cooling_down(self, worker: str) -> bool:
+        return worker in self._cooling
+
     def node(self, worker: str) -> str:
         return self._workers[worker].node
 

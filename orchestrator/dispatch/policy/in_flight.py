@@ -33,6 +33,8 @@ class Running:
     """When its last heartbeat came, or it began."""
     fraction: float = 0.0
     """How much of it was done at its last heartbeat; 0: not known."""
+    doing: str = ""
+    """What its worker did then that is no progress, such as compiling."""
 
     @property
     def key(self) -> str:
