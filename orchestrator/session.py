@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.errors import UserError, user_errors
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
-from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, TrainingScheduler
+from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
@@ -327,9 +327,8 @@ class Session:
         trainings = list(self._trainings())
         if trainings:
             self._connect()
-            may_grow, others = self._address != "local", len(self.selected.models) > 1
-            outputs = self._progress, self._log
-            failed = TrainingScheduler(trainings, self.config.cluster, may_grow, *outputs, others).run()
+            others = len(self.selected.models) > 1
+            failed = Trainings(trainings, self.config.cluster, self._progress, self._log, others).run()
         if trainings or "report" not in self._stages:
             write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.selected.models):

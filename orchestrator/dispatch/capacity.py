@@ -114,20 +114,6 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return True
 
 
-def free(selector: Mapping[str, str]) -> list[Node]:
-    """The nodes that do not drain and have these labels, with `taken` set. Ray's numbers are a moment old."""
-
-    def taken(total: float, left: float) -> float:  # in Ray's units: floats would make 0.6000001 of 1 - 0.4
-        return round((total - left) * RAYS_UNITS) / RAYS_UNITS
-
-    available = ray_compat.available_resources()
-    return [
-        node._replace(taken=Size(taken(node.cpus, left.get("CPU", 0)), taken(node.gpus, left.get("GPU", 0))))
-        for node in nodes(selector)
-        if not node.draining and (left := available.get(node.id)) is not None
-    ]
-
-
 def staying(cluster: Cluster) -> list[Node]:
     """The nodes on which Ray may place workers: those that drain take no more."""
     return [node for node in nodes(cluster.label_selector) if not node.draining]
@@ -210,10 +196,6 @@ class Trainers(NamedTuple):
     """CPUs of each worker."""
     gpus: float
     """GPUs of each worker."""
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:

@@ -54,9 +54,8 @@ class Cluster(Section):
     """The maximum number of sampling and evaluation workers. On a cluster that a run joins, Ray's autoscaler is asked
     for this number even if they do not fit yet; null: as many as fit, also on nodes that join later."""
     trainings: Positive | None = None
-    """The maximum number of trainings at a time. On a cluster that a run joins, this number starts even if they do not
-    fit yet, and Ray's autoscaler is asked for them; null: as many as fit. Half of the driver's memory, at 500 MiB for
-    each, is a limit too."""
+    """How many models train at a time. Those that do not fit wait for room, for which Ray's autoscaler is asked on a
+    cluster that a run joins; null: one. Each takes about 600 MiB of the driver's memory."""
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
