@@ -200,7 +200,7 @@ def policy(workers: int, tasks: int) -> None:
 class Simulated:
     """A pool on a clock of its own. A shard takes 10 s or a bit more."""
 
-    size, cpu_only = Size(1, 0), None
+    size, scorer = Size(1, 0), None
 
     def __init__(self, workers: int, file: Path) -> None:
         self.now, self._committer, self._order = 0.0, Committer(file), count()

@@ -413,7 +413,7 @@ class Session:
 
     def _pool(self, probe: Path, samples: bool) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
-        from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
+        from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.workers.actor import Probe, Worker
 
         cluster_config = self.config.cluster
@@ -426,12 +426,10 @@ class Session:
             if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
                 self._warn(line)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
-        cpu_only = None
-        if gpus:
-            scoring = cluster_config.score
-            share = float(capacity.exact(scoring.cpus_per_worker or cluster_config.cpus_per_worker))
-            cpu_only = CpuOnly((max(1, int(share)),), share, cluster_config.use_cpus, scoring.workers_per_node)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, cpu_only)
+        scorer, scoring = None, cluster_config.score
+        if gpus and (scoring.workers_per_node or cluster_config.use_cpus):
+            scorer = (max(1, int(scoring.cpus_per_worker or cpus)),)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, scorer)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

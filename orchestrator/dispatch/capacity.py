@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache, lru_cache
-from math import ceil, inf
+from math import inf
 from typing import NamedTuple
 
 from taugrid.config import Cluster
@@ -22,9 +22,6 @@ RAYS_UNITS = 10_000
 
 ASK_SECONDS = 60.0
 """How long nodes may take to report whether their torch can use their GPUs; later, workers' health checks find out."""
-
-SCORER_BYTES = 2e9
-"""Memory that a worker on spare CPUs may need, estimated: torch, SciPy, the features of a cell and of the reference."""
 
 MAX_SHARED_GPU = 0.5
 """The largest fraction of a GPU of which two fit on one."""
@@ -47,37 +44,18 @@ class Node(NamedTuple):
     gpus: float
     draining: bool = False
     """Whether it will be taken away: Ray places nothing more on it."""
-    taken: Size = Size(0, 0)
-    """Resources in use; only `free` sets it."""
     memory: float = inf
     """Bytes, as Ray counts them."""
     seconds_left: float = inf
     """Until it is taken away, by this machine's clock; infinity if nobody said when."""
 
     def capacity(self, size: Size) -> int:
-        """How many workers fit on it beside what is `taken`. A fraction of a GPU can't span two GPUs.
-
-        Ray does not report which GPU is in use. It is counted as used by workers of this size, as it is by trainings
-        side by side.
-        """
+        """How many workers fit on it if nothing else runs there. A fraction of a GPU can't span two GPUs."""
         cpus, gpus = map(exact, size)
-        fits = []
-        if cpus:
-            fits.append((exact(self.cpus) - exact(self.taken.cpus)) // cpus)
-        if 0 < gpus < 1:
-            fits.append(int(self.gpus) * (1 // gpus) - ceil(exact(self.taken.gpus) / gpus))
-        elif gpus:
-            fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
-        return int(max(0, min(fits, default=0)))
-
-    def spare_capacity(self, cpus: float, size: Size) -> int:
-        """How many workers of `cpus` CPUs fit beside as many workers of `size` as fit.
-
-        Where there are GPUs, each of both kinds has `SCORER_BYTES`.
-        """
-        others = self.capacity(size)
-        fit = self._replace(taken=Size(float(exact(size.cpus) * others), 0)).capacity(Size(cpus, 0))
-        return int(max(0, min(fit, self.memory // SCORER_BYTES - others))) if self.gpus else fit
+        fits = [exact(self.cpus) // cpus] if cpus else []
+        if gpus:
+            fits.append(int(self.gpus) * (1 // gpus) if gpus < 1 else exact(self.gpus) // gpus)
+        return int(min(fits, default=0))
 
 
 @lru_cache(maxsize=1024)  # twice a second for each node
@@ -96,7 +74,7 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 
     draining = ray_compat.draining_nodes()
     return [
-        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, Size(0, 0), has.get("memory", inf), left)
+        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, has.get("memory", inf), left)
         for node in ray.nodes()
         if node["Alive"] and selects(selector or {}, node["Labels"])
         for id, has in [(node["NodeID"], node["Resources"])]

@@ -83,12 +83,12 @@ class Loop:
         self._embedded = embedded
         self._config = config
         self._progress, self._events, self._log, self._committed = outputs
-        names = list(self._kinds)
+        scored = frozenset(kind.name for kind in kinds if not kind.needs_network)
+        left_to_scorers = scored if pool.scorer is not None else ()
         self._dispatcher = Dispatcher(
-            tasks.values(), names, config.max_attempts, config.hang_seconds, queues_ahead=True
+            tasks.values(), list(self._kinds), config.max_attempts, config.hang_seconds, True, left_to_scorers
         )
-        cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
-        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
+        scaling = Scaling(pool, self._dispatcher, workers, not embedded, scored, config)
         self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled

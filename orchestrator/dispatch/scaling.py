@@ -4,11 +4,10 @@ On an embedded cluster their number is given. A cluster that the run joined is p
 """
 
 import time
-from collections.abc import Collection, Mapping, Set
-from functools import cached_property
+from collections.abc import Mapping, Set
 from math import inf
-from typing import NamedTuple
 
+from taugrid.config import Cluster
 from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch.capacity import Node, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
@@ -22,40 +21,12 @@ MESSAGE_SECONDS = 60.0
 """How often a message says that no worker is usable, and why."""
 
 
-class Counts(NamedTuple):
-    general: int
-    """Workers that do all kinds of tasks."""
-    cpu_only: int
-    """Workers without a GPU, in a pool whose other workers have one; they do only some kinds."""
-
-
-def demand(by_kind: Mapping[str, int], cpu_kinds: Collection[str], busy: Counts, capacity: Counts) -> Counts:
-    """How many workers the tasks want: those that are `busy`, and one for each task that could start.
-
-    Tasks of `cpu_kinds` use CPU-only workers first. Leftover CPU tasks use free GPU workers, but do not trigger
-    autoscaling unless no CPU-only worker fits on any node.
-
-    Args:
-        by_kind: kind -> number of tasks that could start.
-        cpu_kinds: the kinds that need no GPU.
-        busy: workers that have a task.
-        capacity: workers that fit on the present nodes.
-    """
-    cpu_tasks = sum(number for kind, number in by_kind.items() if kind in cpu_kinds)
-    general = busy.general + sum(by_kind.values()) - cpu_tasks
-    cpu_only = min(cpu_tasks, max(0, capacity.cpu_only - busy.cpu_only))
-    overflow = cpu_tasks - cpu_only
-    if capacity.cpu_only:
-        overflow = min(overflow, max(0, capacity.general - general))
-    return Counts(general + overflow, busy.cpu_only + cpu_only)
-
-
 class Scaling:
     """The nodes of a cluster, and how many workers there should be on them.
 
     `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
     then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
-    Workers without a GPU do only `cpu_kinds`, on CPUs that nodes with GPUs have to spare, and perhaps on other nodes.
+    Scorers are workers without a GPU, in a pool whose other workers have one; they do only tasks of the kinds `scored`.
     """
 
     def __init__(
@@ -64,15 +35,16 @@ class Scaling:
         dispatcher: Dispatcher,
         max_workers: int | None,
         elastic: bool,
-        cpu_kinds: Set[str],
-        max_wait_seconds: float,
+        scored: Set[str],
+        config: Cluster,
     ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
         self._max_workers = max_workers
         self.elastic = elastic
-        self.cpu_kinds = cpu_kinds
-        self._max_wait_seconds = max_wait_seconds
+        self.scored = scored
+        self._config = config
+        self._max_wait_seconds = config.max_wait_seconds
         self._nodes: dict[str, Node] = {}  # by id
         self.gone_at: dict[str, float] = {}
         """The ids of the nodes that drain until a known time, each with that time on this process's clock."""
@@ -82,7 +54,9 @@ class Scaling:
 
     def poll_nodes(self, now: float, at_once: bool = False) -> list[str]:
         """Get the cluster's nodes from Ray. Returns the ids of those that have begun to drain."""
-        if not self.elastic or (now - self._polled_at < POLL_SECONDS and not at_once):
+        if not self.elastic and (self._pool.scorer is None or self._nodes):
+            return []
+        if now - self._polled_at < POLL_SECONDS and not at_once:
             return []
         is_first, before = self._polled_at == float("-inf"), self.draining
         self._polled_at = now
@@ -119,36 +93,35 @@ class Scaling:
         """Whether a node was present at the last poll and does not drain."""
         return not self.elastic or (node in self._nodes and not self._nodes[node].draining)
 
-    def wanted(self, now: float, busy: Counts) -> Counts:
-        """How many workers there should be on usable nodes, on which `busy` workers have tasks."""
-        cpu_only = sum(self.cpu_only_capacity.values())
+    def wanted(self, now: float, busy: Mapping[bool, int], has_scorer: bool) -> dict[bool, int]:
+        """How many workers there should be on usable nodes: False -> those of all kinds of tasks, True -> scorers.
+
+        On a cluster that was joined, one for each task that could start, besides those that are `busy`. Scores alone
+        must not make an autoscaler buy GPUs: for them there is one worker of all kinds, until a scorer is there.
+        """
+        places, ready = self.scorer_places, self._dispatcher.demand_by_kind(now)
+        scores = sum(ready[kind] for kind in self.scored) if places else 0
+        scorers = min(sum(places.values()), busy[True] + scores)
         if not self.elastic:
-            ready = self._dispatcher.demand_by_kind(now)
-            cpu_tasks = sum(ready[kind] for kind in self.cpu_kinds)
-            return Counts(self._max_workers or 1, min(cpu_only, busy.cpu_only + cpu_tasks))
-        general = sum(node.capacity(self._pool.size) for node in self.large)
-        capacity = Counts(general, cpu_only)
-        counts = demand(self._dispatcher.demand_by_kind(now), self.cpu_kinds, busy, capacity)
-        return counts._replace(general=min(self._max_workers or max(1, general), counts.general))
+            return {False: self._max_workers or 1, True: scorers}
+        others = max(busy[False] + ready.total() - scores, int(scores > 0 and not has_scorer))
+        most = self._max_workers or max(1, sum(node.capacity(self._pool.size) for node in self.large))
+        return {False: min(most, others), True: scorers}
 
     @property
-    def cpu_only_capacity(self) -> dict[str, int]:
-        """Node id -> how many CPU-only workers fit there, for usable nodes."""
-        if (cpu_only := self._pool.cpu_only) is None:
-            return {}
-        capacity = {}
-        for node in self._usable if self.elastic else self._embedded:
-            fit = node.spare_capacity(cpu_only.cpus, self._pool.size)
-            if node.gpus:
-                capacity[node.id] = min(fit, cpu_only.per_gpu_node)
-            elif cpu_only.on_cpu_nodes:
-                capacity[node.id] = fit
-        return capacity
+    def scorer_places(self) -> dict[str, int]:
+        """Node id -> the most scorers that it should have, for usable nodes.
 
-    @cached_property
-    def _embedded(self) -> list[Node]:
-        """The node of an embedded cluster."""
-        return self._pool.nodes() or []
+        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers.
+        """
+        if self._pool.scorer is None:
+            return {}
+        most, on_cpu_nodes = self._config.score.workers_per_node, self._config.use_cpus
+        nodes = self._usable if self.elastic else self._nodes.values()
+        places = {
+            node.id: min(most, int(node.cpus) // 2) if node.gpus else int(node.cpus) * on_cpu_nodes for node in nodes
+        }
+        return {node: number for node, number in places.items() if number}
 
     def waiting_message(self, now: float, no_worker: bool, all_unfit: bool) -> str | None:
         """A message for the user, every `MESSAGE_SECONDS` while the run waits for a worker; else None.

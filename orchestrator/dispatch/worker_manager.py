@@ -7,7 +7,7 @@ work, idle workers are released, and nodes that drain are left.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,7 +19,7 @@ from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
-from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
+from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
@@ -40,9 +40,6 @@ MAX_PAUSE_SECONDS = 60.0
 RESIZE_SECONDS = 0.5
 """How often the number of workers is adjusted: with hundreds, not after every event."""
 
-PLACE_SECONDS = 30.0
-"""How long a CPU-only worker may wait for its process to start, before workers with GPUs no longer count on it."""
-
 RELEASE_SECONDS = 30.0
 """How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
 cell may come a moment later, and another start of torch takes seconds; an autoscaler waits for minutes itself."""
@@ -61,22 +58,16 @@ class Outputs(NamedTuple):
 
 @dataclass
 class _ManagedWorker:
-    for_node: str | None
-    """The id of the node that a CPU-only worker was started for; None: it is not CPU-only."""
+    is_scorer: bool
+    """Whether it does without a GPU, and only computes scores."""
     node: str | None = None
     """The id of its node; None until its process has started."""
     info: WorkerInfo | None = None
     """None until it has passed a health check."""
-    started: float = 0.0
-    """When it was started."""
     is_starting: bool = True
     """Whether its first health check is not over."""
     checked_since: float | None = None
     """When its current health check began; None if there is none."""
-
-    @property
-    def is_cpu_only(self) -> bool:
-        return self.for_node is not None
 
 
 class WorkerManager:
@@ -244,9 +235,9 @@ class WorkerManager:
         if unfit or now - self._resized >= RESIZE_SECONDS:
             self._end_silent(now)
             self._resize(now)
-        cpus_will_do = self._dispatcher.startable_kinds <= self._scaling.cpu_kinds
+        only_scores = self._dispatcher.startable_kinds <= self._scaling.scored
         placed = (worker for worker in self._workers.values() if worker.node is not None)
-        no_worker = not any(cpus_will_do or not worker.is_cpu_only for worker in placed)
+        no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
         if (message := self._scaling.waiting_message(now, no_worker, bool(unfit))) is not None:
             self._say(message)
         if not unfit:
@@ -277,7 +268,7 @@ class WorkerManager:
     def _enlist(self, name: str) -> None:
         worker = self._workers[name]
         worker.is_starting = False
-        kinds = self._scaling.cpu_kinds if worker.is_cpu_only else None
+        kinds = self._scaling.scored if worker.is_scorer else None
         self._dispatcher.worker_joined(name, worker.node, time.monotonic(), kinds)
 
     def _resize(self, now: float) -> None:
@@ -286,54 +277,27 @@ class WorkerManager:
         running, draining, avoided = self._dispatcher.in_flight.running, self._scaling.draining, self._scaling.avoided
         drained = [name for name, worker in self._workers.items() if worker.node in draining and name not in running]
         self._release(drained, now, "its node drains")
-        busy = self._count(name for name in running if self._workers[name].node not in avoided)
-        wanted, places = self._scaling.wanted(now, busy), self._scaling.cpu_only_capacity
-        waiting = [name for name, worker in self._workers.items() if worker.is_cpu_only and worker.node is None]
-        self._release([name for name in waiting if self._workers[name].for_node not in places], now, "its node is gone")
         fit = [name for name, worker in self._workers.items() if worker.node not in avoided]
-        there = self._count(fit)
-        self._largest = max(self._largest, sum(wanted))
+        busy = Counter(self._workers[name].is_scorer for name in fit if name in running)
+        has_scorer = any(worker.is_scorer and worker.node is not None for worker in self._workers.values())
+        wanted, too_many = self._scaling.wanted(now, busy, has_scorer), list[str]()
+        self._largest = max(self._largest, sum(wanted.values()))
         self._pauses = [until for until in self._pauses if until > now]
-        for _ in range(wanted.general - there.general - len(self._pauses)):
-            self._start(self._pool.start(avoided))
-        self._dispatcher.expect_helpers(self._helpers(places, now), self._scaling.cpu_kinds)
-        taken = Counter(worker.for_node for worker in self._workers.values())
-        free = [node for node, capacity in places.items() for _ in range(capacity - taken[node])]
-        for node in free[: max(0, wanted.cpu_only - there.cpu_only - len(self._pauses))]:
-            self._start(self._pool.start_cpu_only(node), node)
-        too_many = self._too_many(fit, there, wanted) if self._scaling.elastic else []
-        since = self._too_many_since = (self._too_many_since or now) if too_many else None
+        busy_nodes = Counter(self._workers[name].node for name in running)
+        for is_scorer, number in wanted.items():
+            there = [name for name in fit if self._workers[name].is_scorer == is_scorer]
+            for _ in range(number - len(there) - len(self._pauses)):
+                pool, places = self._pool, self._scaling.scorer_places
+                name = pool.start_scorer(places.keys()) if is_scorer else pool.start(avoided)
+                self._outputs.events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
+                self._workers[name] = _ManagedWorker(is_scorer)
+            idle = [name for name in there if name not in running]
+            # First those that wait for room, then those whose node is the sooner without any.
+            idle.sort(key=lambda name: (self._workers[name].node is not None, busy_nodes[self._workers[name].node]))
+            too_many += idle[: max(0, len(there) - number)]
+        since = self._too_many_since = (self._too_many_since or now) if too_many and self._scaling.elastic else None
         if since is not None and now - since >= RELEASE_SECONDS:
             self._release(too_many, now, "there is no work for it")
-
-    def _helpers(self, places: Mapping[str, int], now: float) -> int:
-        """How many CPU-only workers there are or could soon be: only those that are there, if others get no room."""
-        cpu_only = [worker for worker in self._workers.values() if worker.is_cpu_only]
-        waiting = [worker for worker in cpu_only if worker.node is None]
-        has_room = all(now - worker.started < PLACE_SECONDS for worker in waiting)
-        return sum(places.values()) if has_room else len(cpu_only) - len(waiting)
-
-    def _count(self, names: Iterable[str]) -> Counts:
-        cpu_only = Counter(self._workers[name].is_cpu_only for name in names)
-        return Counts(cpu_only[False], cpu_only[True])
-
-    def _too_many(self, fit: Iterable[str], there: Counts, wanted: Counts) -> list[str]:
-        """Workers that have nothing to do, beyond those that are wanted.
-
-        First come those that wait for room, then those whose node is the sooner without any.
-        """
-        running = self._dispatcher.in_flight.running
-        busy = Counter(self._workers[name].node for name in running)
-        idle = [name for name in fit if name not in running]
-        idle.sort(key=lambda name: -1 if (node := self._workers[name].node) is None else busy[node])
-        full = [name for name in idle if not self._workers[name].is_cpu_only]
-        cpu_only = [name for name in idle if self._workers[name].is_cpu_only]
-        beyond = max(0, there.general - wanted.general), max(0, there.cpu_only - wanted.cpu_only)
-        return full[: beyond[0]] + cpu_only[: beyond[1]]
-
-    def _start(self, name: str, for_node: str | None = None) -> None:
-        self._outputs.events.note("starting", worker=name, **({} if for_node is None else {"cpu_only": True}))
-        self._workers[name] = _ManagedWorker(for_node, started=time.monotonic())
 
     def _release(self, names: Iterable[str], now: float, why: str) -> None:
         for name in names:

@@ -28,7 +28,7 @@ from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost
+from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -79,14 +79,14 @@ class ScriptedPool:
     fit` even so, or is `infinite` (`NotFinite`).
     """
 
-    size, cpu_only, selector = Size(1, 0), None, {}
+    size, scorer, selector = Size(1, 0), None, {}
     gpus = frozenset()  # nodes that have them
-    spare = {}  # node -> CPUs beyond those of its workers with GPUs  # noqa: RUF012
+    spare = {}  # node with GPUs -> CPUs beyond those of its workers with GPUs, and room for scorers  # noqa: RUF012
 
     def __init__(self, rooms, node_is):
         self.now, self.rooms, self.node_is = 0.0, rooms, node_is
         self.where, self.sick = {}, set()
-        self.on_spare = set()  # workers without a GPU on a node with one
+        self.scorers = set()
         self.free = {}  # worker -> when it will have done what it was given
         self.started = 0
         self.given = []  # (when, node) of each job
@@ -110,23 +110,22 @@ class ScriptedPool:
         without = {node for node in self.rooms if self.size.gpus and node not in self.gpus}
         return self._start({*avoid, *without})
 
-    def start_cpu_only(self, node):
-        return self._start({other for other in self.rooms if other != node}, node in self.gpus)
+    def start_scorer(self, nodes):
+        self.scorers.add(f"worker-{self.started}")
+        return self._start({other for other in self.rooms if other not in nodes})
 
-    def _start(self, avoid, on_spare=False):
+    def _start(self, avoid):
         worker = f"worker-{self.started}"
         self.started += 1
-        if on_spare:
-            self.on_spare.add(worker)
         self.waiting.append((worker, frozenset(avoid)))
         self._place()
         return worker
 
     def _place(self):
         for worker, avoid in list(self.waiting):
-            is_spare = worker in self.on_spare
-            taken = Counter(node for other, node in self.where.items() if (other in self.on_spare) == is_spare)
-            room = self.spare if is_spare else self.rooms
+            is_scorer = worker in self.scorers
+            taken = Counter(node for other, node in self.where.items() if (other in self.scorers) == is_scorer)
+            room = self.rooms | self.spare if is_scorer else self.rooms
             allowed = [node for node in self.rooms if node not in avoid and self.node_is.get(node) != "draining"]
             free = [node for node in allowed if taken[node] < room[node]]
             if free:
@@ -138,7 +137,7 @@ class ScriptedPool:
     def check_health(self, worker):
         node = self.where[worker]
         ill = self.node_is.get(node)
-        if ill == "GPU" and worker not in self.on_spare:
+        if ill == "GPU" and worker not in self.scorers:
             self._at(0.1, Failed(worker, DeviceUnusable(f"node {node}: torch can't use its GPU"), "traceback"))
         elif ill == "unseen":
             self._at(0.1, Failed(worker, RunDirectoryNotVisible(f"node {node} does not see /run"), "traceback"))
@@ -239,8 +238,8 @@ def two_cells():
 class Scripted:
     """A run of tasks that behave as told, of two cells in turns."""
 
-    def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers, embedded):
-        self.pool = ScriptedPool(rooms, node_is)
+    def __init__(self, monkeypatch, root, behaviours, pool, workers, embedded, cluster):
+        self.pool = pool
         for module in (worker_manager, loop, scaling):
             monkeypatch.setattr(module, "time", self.pool)
         there = Committed(Path("unused"), "", None)
@@ -256,7 +255,7 @@ class Scripted:
         self.session = Events(self.rundir)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         outputs = Outputs(progress, self.session, lambda name, text: root, lambda files: self.committed(files))
-        self.loop = Loop(self.tasks, [Painting, Counting], self.pool, workers, embedded, Cluster(), outputs)
+        self.loop = Loop(self.tasks, [Painting, Counting], self.pool, workers, embedded, cluster, outputs)
 
     def run(self):
         self.problems = self.loop.run()
@@ -294,9 +293,13 @@ class Scripted:
 def scripted(monkeypatch, tmp_path):
     """Makes a run."""
 
-    def make(behaviours, rooms=None, node_is=None, workers=1, embedded=False):
+    def make(behaviours, rooms=None, node_is=None, workers=1, embedded=False, spare=None, **cluster):
+        """With `spare`, node g has GPUs, which all workers but scorers take. It has room for so many scorers."""
         rooms, root = {"n0": 1} if rooms is None else rooms, tmp_path / str(len(list(tmp_path.iterdir())))
-        return Scripted(monkeypatch, root, behaviours, rooms, node_is or {}, workers, embedded)
+        pool = ScriptedPool(rooms, node_is or {})
+        if spare is not None:
+            pool.gpus, pool.size, pool.spare, pool.scorer = {"g"}, Size(1, 1), {"g": spare}, ()
+        return Scripted(monkeypatch, root, behaviours, pool, workers, embedded, Cluster(**cluster))
 
     return make
 
@@ -561,14 +564,12 @@ def test_what_a_node_ends_in_time_it_ends(scripted, seconds):
     assert [node for _, node in run.pool.given] == ["n0", "n1"]
 
 
-def beside_gpus(run):
-    """Let node g have GPUs, which workers take, but for those without one on other nodes."""
-    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
-    return run
+ON_CPU_NODES = {"spare": 0, "use_cpus": True}
+"""Node g has GPUs, and scorers are on other nodes."""
 
 
 def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
-    run = beside_gpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)).finish()
+    run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None, **ON_CPU_NODES).finish()
     where = {(event["task"].split("/")[0], event["node"]) for event in run.events if event["event"] == "assigned"}
     assert where == {("paint", "g"), ("count", "c")}
     assert run.pool.started == 3
@@ -577,7 +578,7 @@ def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scr
 
 def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scripted):
     """Ray would tell an autoscaler of it, which would buy GPUs to compute scores."""
-    run, seen = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 6}, workers=8)), []
+    run, seen = scripted(["count"] * 200, {"g": 1, "c": 6}, workers=8, **ON_CPU_NODES), []
     for when in range(5, 200, 10):
         run.pool.then(when, lambda: seen.append((len(run.pool.where), len(run.pool.waiting))))
     run.finish()
@@ -585,18 +586,11 @@ def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scr
 
 
 def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scripted):
-    run = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 2}, workers=None))
+    run = scripted(["count"] * 200, {"g": 1, "c": 2}, workers=None, **ON_CPU_NODES)
     run.pool.then(30.0, lambda: run.pool.lose("g"))
     run.finish()
     assert run.pool.now > 30 + MAX_WAIT_SECONDS
     assert run.said("for room") == 0
-
-
-def with_spare_cpus(run, spare=4, most=8):
-    """Let node g have GPUs, and `spare` CPUs beside those of the workers with GPUs."""
-    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), {"g": spare}
-    run.pool.cpu_only = CpuOnly((), 1, per_gpu_node=most)
-    return run
 
 
 def who_did(run):
@@ -607,25 +601,34 @@ def who_did(run):
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """Defect 6: GPUs' workers do it all if `_embedded` is empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
-    run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded)).finish()
+def test_scorers_on_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
+    """Defect 6: GPUs' workers do it all if `poll_nodes` leaves out the node of an embedded cluster.
+
+    Half of the node's five CPUs are for scorers.
+    """
+    run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded, spare=4).finish()
     assert who_did(run) == {("paint", False): 20, ("count", True): 20}
-    assert run.pool.started == 1 + 4
+    assert run.pool.started == 1 + 2
     assert run.pool.now < 20 * TASK_SECONDS + 20
 
 
-@pytest.mark.parametrize(("spare", "most", "helpers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
-def test_scoring_workers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, helpers):
-    run = with_spare_cpus(scripted(["count"] * 30, {"g": 1}, embedded=True), spare, most).finish()
-    assert run.pool.started == 1 + helpers
+@pytest.mark.parametrize(("spare", "most", "scorers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
+def test_scorers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, scorers):
+    of_each_node = {"workers_per_node": most}
+    run = scripted(["count"] * 30, {"g": 1}, embedded=True, spare=spare, score=of_each_node).finish()
+    assert run.pool.started == 1 + scorers
+
+
+def test_a_worker_with_a_gpu_scores_where_no_scorer_finds_memory(scripted):
+    run = scripted(["count"] * 4, {"g": 9}, workers=None, spare=0).finish()
+    assert who_did(run) == {("count", False): 4}
 
 
 def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     """They finish what they can; then the run ends. It never would if `broken_nodes` asked all workers of a node."""
-    run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True)
+    run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True, spare=4)
     with raises(DeviceUnusable):
-        with_spare_cpus(run).run()
+        run.run()
     assert sorted(run.done) == [f"count/{number}" for number in range(1, 5)]
 
 
