@@ -1,24 +1,16 @@
 """Checks the sizes of a plan's shards: enough for all workers, and none so long that losing it is costly. Pure."""
 
-from typing import NamedTuple
-
 from taugrid.config import Sample
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.words import duration
-from taugrid.workers.sample import SampleJob
 
-LONG_SECONDS = 300.0
-"""A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting."""
-
-PREDICTED_LONG_SECONDS = 0.5 * LONG_SECONDS
-"""`taugrid plan` warns of shards as long as this: they can still be changed, and the rest of a grid may be slower than
-the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400 predicted 220 s."""
+LONG_SECONDS = 150.0
+"""A shard is done again as a whole if its worker is lost, and the last one keeps the others waiting. The rest of a grid
+may be slower than the part that was measured: on two busy cores, 32,000 evaluations took 330 s where the rate of 6,400
+predicted 220 s."""
 
 GOOD_SECONDS = 60.0
 """The recommended time of a shard: long compared to the milliseconds it costs the driver, short compared to a cell."""
-
-PREDICTION_SECONDS = 10.0
-"""The minimum time between the two heartbeats of a job from which its total time is predicted."""
 
 SHARDS_A_WORKER = 4
 """The recommended number, so that a slow worker can do fewer than a fast one."""
@@ -40,51 +32,19 @@ def too_few_shards(plan: Plan, workers: int, has_samples: bool) -> str | None:
     )
 
 
-def too_long(settings: Sample, steps: int, evaluations: int, seconds: float, limit: float = LONG_SECONDS) -> str | None:
-    """A warning if a shard of `evaluations` takes `seconds`; None if that is not more than `limit`."""
-    if seconds <= limit:
-        return None
-    advice = smaller_shards(settings, steps, evaluations * GOOD_SECONDS / seconds, has_samples=True)
-    return f"a shard takes about {duration(seconds)}, which a lost worker has to do again; {advice}"
-
-
 def longest_shard(plan: Plan, rate: float | None) -> str | None:
-    """`too_long` for the costliest shard of a plan, at `rate` network evaluations a second; None without a rate."""
+    """A warning if the costliest shard of a plan takes long at `rate` network evaluations a second, else None.
+
+    None without a rate, too.
+    """
     if not rate or not plan.cells:
         return None
-    cell, evaluations = plan.longest, plan.longest.first_shard.total_nfe
-    return too_long(cell.settings, cell.nfe, evaluations, evaluations / rate, PREDICTED_LONG_SECONDS)
-
-
-class Heartbeat(NamedTuple):
-    """The first heartbeat of a job."""
-
-    job: SampleJob
-    time: float
-    fraction: float
-
-
-class LongShards:
-    """Predicts from heartbeats how long a run's shards take, and warns once if that is too long."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, Heartbeat] = {}  # by worker
-        self._has_warned = False
-
-    def warning(self, worker: str, job: object, fraction: float, now: float) -> str | None:
-        """A warning, now that a worker's job is done to `fraction`; None if there is none, or not yet."""
-        if self._has_warned or not isinstance(job, SampleJob):
-            return None
-        first = self._first.get(worker)
-        if first is None or first.job is not job:
-            self._first[worker] = Heartbeat(job, now, fraction)
-            return None
-        if now - first.time < PREDICTION_SECONDS or fraction <= first.fraction:
-            return None
-        steps, seconds = job.nfe, (now - first.time) / (fraction - first.fraction)
-        warning = too_long(job.settings, steps, (job.stop - job.start - job.kept) * steps, seconds)
-        self._has_warned = warning is not None
-        return warning
+    cell = plan.longest
+    seconds = cell.first_shard.total_nfe / rate
+    if seconds <= LONG_SECONDS:
+        return None
+    advice = smaller_shards(cell.settings, cell.nfe, rate * GOOD_SECONDS, has_samples=True)
+    return f"a shard takes about {duration(seconds)}, which a lost worker has to do again; {advice}"
 
 
 def smaller_shards(settings: Sample, steps: int, evaluations: float, has_samples: bool) -> str:

@@ -31,14 +31,13 @@ from taugrid.errors import (
 from taugrid.eval.extract import ExtractJob
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight, interruption
+from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
 from taugrid.orchestrator.rundir.history import History
-from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
@@ -96,7 +95,6 @@ class Loop:
         self._looks: dict[tuple[str, str], Future[Committed]] = {}  # worker and key of `_received`, in an object store
         self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
-        self._long_shards = LongShards()
         self._told: set[str] = set()  # what is said once in a run
         self._jobs = JobsInFlight(tasks, self._dispatcher.in_flight)
         self._listened = time.monotonic()
@@ -130,23 +128,27 @@ class Loop:
             self._writing.shutdown(wait=False)
 
     def _commit_partial_shards(self) -> None:
-        """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
-        now = time.monotonic()
-        shards = dict(self._jobs.in_progress(now))
-        ending.lost = interruption(shards.values())
+        """Have workers commit the complete batches of their shards; `ending` tells how many images they are."""
+        in_flight, end = self._dispatcher.in_flight, time.monotonic() + KEEP_SECONDS
+        shards = {key for worker in in_flight.running for key in in_flight.keys(worker) if self._jobs.is_shard(key)}
+        kept = {running.key: 0 for running in in_flight.running.values() if running.key in shards}
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
-        waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
-        while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
+        waited_for = shards & {*self._pool.stop(), *ended} if shards else set[str | None]()
+        while True:
+            images = counted(sum(kept.values()), "image")
+            ending.lost = f"{counted(len(kept), 'shard')} in progress: {images} kept" if kept else ""
+            left = end - time.monotonic()
+            if not waited_for or left <= 0:
+                return
             for event in self._new_events(left):
                 if isinstance(event, Lost):
-                    waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
+                    waited_for -= set(in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
                     with suppress(NotCommitted, FileConflict):
                         if isinstance(event, Done):
                             self._record(*event)
-                            shards[event.key] = shards[event.key]._replace(kept=event.result.images)
-        ending.lost = interruption(shards.values())
+                            kept[event.key] = event.result.images
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
@@ -259,10 +261,6 @@ class Loop:
             return  # of its second task, which computes while the first is written
         fraction = running.fraction = min(1.0, event.done / event.of) if event.of else 0.0
         self._progress.heard(worker, fraction, event.doing)
-        if event.doing:
-            return  # its time says nothing of the rest
-        if (message := self._long_shards.warning(worker, self._jobs.job(event.key), fraction, now)) is not None:
-            self._progress.say(message)
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
         """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.

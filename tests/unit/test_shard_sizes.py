@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 from snapshots import recorded
@@ -12,10 +11,8 @@ from taugrid.orchestrator.cli.text.runs import plan_text
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.shard_sizes import PREDICTION_SECONDS, LongShards, longest_shard, too_few_shards
+from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.dry_run import describe_plan
-from taugrid.orchestrator.work.sample import SampleWork
-from taugrid.orchestrator.work.survey import Survey
 
 MANY = {"num_samples": 1024, "batch_size": 64, "shard_evaluations": 50_000}
 
@@ -103,43 +100,11 @@ def test_images_of_other_cells_need_a_new_directory_for_other_shards(tmp_path):
 
 
 @pytest.mark.parametrize(("rate", "minutes"), [(None, None), (70, None), (40, "4 min 16 s"), (10, "17 min 04 s")])
-def test_a_plan_speaks_of_a_long_shard_before_a_run_would(rate, minutes):
-    """10,240 evaluations; where a plan foretells 256 s, a run may take more than the five minutes that it warns of."""
+def test_a_plan_speaks_of_a_long_shard(rate, minutes):
+    """10,240 evaluations; where a plan foretells 256 s, a run may take more than five minutes."""
     said = longest_shard(plan(configured(**MANY)), rate)
     if minutes is None:
         assert said is None
     else:
         assert minutes in said
         assert longest_shard(plan(configured(**MANY | advised(said))), rate) is None
-
-
-@pytest.fixture
-def job(tmp_path):
-    config = configured(**MANY)
-    survey = Survey(Run(config, plan(config), RunDir(tmp_path)), None, frozenset({"sample"}), print)
-    return next(SampleWork(survey).tasks()).job
-
-
-@pytest.mark.parametrize(("fraction", "tells"), [(0.01, True), (0.5, False)])
-def test_heartbeats_foretell_a_long_shard_once(job, fraction, tells):
-    listening = LongShards()
-    assert listening.warning("a", job, 0.0, 100.0) is None
-    assert listening.warning("a", job, fraction / 2, 100.0 + PREDICTION_SECONDS / 2) is None, "too early"
-    said = listening.warning("a", job, fraction, 100.0 + PREDICTION_SECONDS)
-    assert (said is not None) == tells
-    if tells:
-        assert "16 min 40 s" in said
-        assert listening.warning("a", job, 2 * fraction, 100.0 + 2 * PREDICTION_SECONDS) is None, "once"
-    listening = LongShards()
-    listening.warning("a", job, 0.0, 100.0)
-    assert listening.warning("a", replace(job), 0.01, 100.0 + PREDICTION_SECONDS) is None, "a new job begins anew"
-
-
-def test_images_that_are_only_copied_take_no_time(job):
-    said = []
-    for kept in (512, 0):
-        listening, part = LongShards(), replace(job, kept=kept)
-        listening.warning("a", part, 0.0, 100.0)
-        said.append(listening.warning("a", part, 0.01, 100.0 + PREDICTION_SECONDS))
-    assert said[0] != said[1]
-    assert advised(said[0])["batch_size"] < 64

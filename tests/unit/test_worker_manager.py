@@ -34,7 +34,6 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
-from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
 from taugrid.storage import LocalStorage
@@ -368,15 +367,6 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
         run.pool.then(begun + LONG_SECONDS - 10 + after, beat)
     run.run()
     assert heard == 4 * [after / LONG_SECONDS for after in range(10, 300, 10)]
-
-
-def test_the_time_of_compiling_says_nothing_of_a_shards(scripted, monkeypatch):
-    """Defect 17: a shard whose first minutes compile would be warned of. Patch: no `if event.doing` in `_heard`."""
-    run, warned = scripted(["long"]), []
-    monkeypatch.setattr(LongShards, "warning", lambda _, *about: warned.append(about))
-    run.pool.then(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
-    run.run()
-    assert len(warned) == 29, "of those with progress"
 
 
 def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
