@@ -328,7 +328,8 @@ class Session:
         if trainings:
             self._connect()
             others = len(self.selected.models) > 1
-            failed = Trainings(trainings, self.config.cluster, self._progress, self._log, others).run()
+            outputs = self._progress, self._events, self._log
+            failed = Trainings(trainings, self.config.cluster, *outputs, others).run()
         if trainings or "report" not in self._stages:
             write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.selected.models):

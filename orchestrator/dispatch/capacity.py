@@ -141,28 +141,24 @@ def embedded_workers(cluster: Cluster) -> int:
     """The number of workers to start on an embedded cluster: as many as configured, or else as fit."""
     size = worker_size(cluster)
     if (capacity := total_capacity(size, cluster)) < 1:
-        raise _no_capacity_here(size, cluster)
+        raise no_capacity(size, cluster)
     return min(cluster.workers, capacity) if cluster.workers else capacity
 
 
-def no_capacity(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
-    """The error where no node is large enough for a worker."""
+def no_capacity(size: Size, cluster: Cluster, then: str = "") -> UserError:
+    """The error where no node is large enough for a worker, or where none has a GPU at all."""
+    if size.gpus and not any(node.gpus for node in nodes()):
+        return UserError(
+            f"no worker fits on the cluster: each takes {size}, and no GPU was found; set cluster.gpus_per_worker: 0 "
+            "to compute on CPUs, or join a cluster with GPUs (--address)"
+        )
+    selector = cluster.label_selector
     labels = f" with the labels {dict(selector)}" if selector else ""
     keys = ", or change cluster.label_selector" if selector else ""
     return UserError(
         f"no worker fits on the cluster: each takes {size}, and no node{labels} has as much{then}; "
         f"lower cluster.cpus_per_worker or cluster.gpus_per_worker{keys}"
     )
-
-
-def _no_capacity_here(size: Size, cluster: Cluster) -> UserError:
-    """`no_capacity`, or that no node has a GPU at all where workers would each take some."""
-    if size.gpus and not any(node.gpus for node in nodes()):
-        return UserError(
-            f"no worker fits on the cluster: each takes {size}, and no GPU was found; set cluster.gpus_per_worker: 0 "
-            "to compute on CPUs, or join a cluster with GPUs (--address)"
-        )
-    return no_capacity(size, cluster.label_selector)
 
 
 class Trainers(NamedTuple):
@@ -202,7 +198,7 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
         )
     capacity = total_capacity(size, cluster)
     if capacity < 1 and not may_grow:
-        raise _no_capacity_here(size, cluster)
+        raise no_capacity(size, cluster)
     if not isinstance(workers, int):
         if capacity < workers[0] and not may_grow:
             raise UserError(

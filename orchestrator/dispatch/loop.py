@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
 
 from taugrid import retries
 from taugrid.config import Cluster
@@ -29,7 +28,7 @@ from taugrid.errors import (
     is_environment_error,
 )
 from taugrid.eval.extract import ExtractJob
-from taugrid.jobs import Job, Result
+from taugrid.jobs import Result
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
@@ -122,7 +121,13 @@ class Loop:
             raise
         else:
             self._flush()
-            return self._problems()
+            problems: dict[str, str] = {}
+            # Tasks without a reason were given up with another of their cell, which has one.
+            for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
+                cell = self._tasks[key].cell
+                names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
+                problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
+            return problems
         finally:
             self._looking.shutdown(wait=False, cancel_futures=True)
             self._writing.shutdown(wait=False)
@@ -340,10 +345,13 @@ class Loop:
             self._dispatcher.gave_back(worker, time.monotonic(), doing)
             self._events.note("given back", task=doing, worker=worker)
             return
-        if _is_disk_full(cause, self._jobs.job(doing)):
-            raise RunFailed(in_one_line(cause))
+        job = self._jobs.job(doing)
+        if isinstance(cause, OSError) and cause.errno in FULL and job.run_id is not None:
+            is_for_all = Path(str(cause.filename)).is_relative_to(job.run_id.root)
+            if is_for_all:
+                raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_in_place(self._jobs.job(doing).run_id, self._jobs.job(doing).storage)
+            require_in_place(job.run_id, job.storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
@@ -356,7 +364,10 @@ class Loop:
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None:
             if isinstance(cause, FINAL):
-                self._quarantine(self._of_cells[self._tasks[doing].kind, cell.id], doing)
+                given_up = self._dispatcher.quarantine(self._of_cells[self._tasks[doing].kind, cell.id])
+                if given_up:
+                    self._events.note("given up", tasks=sorted(given_up), because=doing)
+                    self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
             if self._is_permanent(cause, doing):
                 self.permanent_failures.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
@@ -399,21 +410,6 @@ class Loop:
                 keys.setdefault((task.kind, task.cell.id), []).append(key)
         return keys
 
-    def _quarantine(self, keys: Sequence[str], key: str) -> None:
-        """Give up those of `keys` that wait: their cell can't be finished without `key`."""
-        if given_up := self._dispatcher.quarantine(keys):
-            self._events.note("given up", tasks=sorted(given_up), because=key)
-            self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
-
-    def _problems(self) -> dict[str, str]:
-        problems: dict[str, str] = {}
-        # Tasks without a reason were given up with another of their cell, which has one.
-        for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
-            cell = self._tasks[key].cell
-            names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
-            problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
-        return problems
-
 
 def fault_of(cause: BaseException) -> Fault:
     if isinstance(cause, FINAL):
@@ -421,10 +417,3 @@ def fault_of(cause: BaseException) -> Fault:
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
     return Fault.ENVIRONMENT if is_environment_error(cause) else Fault.TASK
-
-
-def _is_disk_full(cause: BaseException, job: Job) -> TypeGuard[OSError]:
-    """Whether the run directory is full, for every node."""
-    if not isinstance(cause, OSError) or cause.errno not in FULL or job.run_id is None:
-        return False
-    return Path(str(cause.filename)).is_relative_to(job.run_id.root)

@@ -98,17 +98,6 @@ class Lost(NamedTuple):
 PoolEvent = Located | Joined | Alive | Done | Failed | Lost
 
 
-def why_lost(error: RayError, with_its_node: bool) -> str:
-    """Why a worker is gone, in a phrase. Ray's own text lists everything that may kill a process."""
-    if with_its_node:
-        return "its node died or was taken away"
-    if is_out_of_memory(error):
-        return "it was killed, because its node ran out of memory"
-    if PROCESS_DEATH in str(error):
-        return "its process was killed, perhaps for lack of memory, or crashed"
-    return textwrap.shorten(last_line(error), 160, placeholder=" ...")
-
-
 class _Call(NamedTuple):
     """A call of a worker that has not been answered."""
 
@@ -272,7 +261,15 @@ class Pool:
             ray.kill(handle)  # it may be alive and must not go on; whether its job is done, the commit shows
         preempted = isinstance(error, ActorDiedError) and error.preempted
         with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
-        return Lost(worker, why_lost(error, with_its_node), with_its_node, str(error))
+        if with_its_node:
+            reason = "its node died or was taken away"
+        elif is_out_of_memory(error):
+            reason = "it was killed, because its node ran out of memory"
+        elif PROCESS_DEATH in str(error):
+            reason = "its process was killed, perhaps for lack of memory, or crashed"
+        else:
+            reason = textwrap.shorten(last_line(error), 160, placeholder=" ...")
+        return Lost(worker, reason, with_its_node, str(error))
 
     def _forget(self, worker: str) -> Any:
         self._heartbeats.pop(worker, None)

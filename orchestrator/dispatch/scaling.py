@@ -146,25 +146,16 @@ class Scaling:
         self._last_message_at = now
         if not self.elastic:
             return f"no worker for {MESSAGE_SECONDS:.0f} s: starting one is slow"
-        large, fit = len(self.large), " that is fit" if all_unfit else ""
-        full = f"{counted(large, 'node')}{fit} and large enough {'is' if large == 1 else 'are'} full"
-        why = full if large else f"no node{fit} is large enough"
+        large = len(self.large)
+        why = f"full: {counted(large, 'node')} large enough" if large else "no node is large enough"
         limit = duration(self._max_wait_seconds)
         return f"waiting for room for a worker of {self._pool.size}: {why}; at most {limit} (cluster.max_wait_seconds)"
 
     def _waited_too_long(self) -> Exception:
-        size, large = self._pool.size, len(self.large)
         waited = f"in {duration(self._max_wait_seconds)} (cluster.max_wait_seconds)"
         if not self.elastic:
             return RunFailed(f"no worker started {waited}; see Ray's logs, or set cluster.max_wait_seconds higher")
-        if large:
-            return RunFailed(
-                f"no room for a worker of {size} {waited}: the cluster's {counted(large, 'node')} of that size "
-                f"{'is' if large == 1 else 'are'} full; run the same command again when there is room"
-            )
-        if self._had_worker:
-            return RunFailed(
-                f"no worker fits on the cluster any more: each takes {size}, no node has as much, and none has joined "
-                f"{waited}; run the same command again when one is there"
-            )
-        return no_capacity(size, self._pool.selector, f", nor has one joined {waited}")
+        if self.large or self._had_worker:
+            again = "run the same command again when there is"
+            return RunFailed(f"no room for a worker of {self._pool.size} {waited}; {again}")
+        return no_capacity(self._pool.size, self._config, f", nor has one joined {waited}")

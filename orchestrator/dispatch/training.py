@@ -25,7 +25,6 @@ from taugrid.orchestrator.progress.state import name_of_trainings, note_of_train
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.rundir.history import History
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
@@ -51,8 +50,6 @@ class TrainingFailed(RunFailed):
 
     def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
         super().__init__(f"training of model {called} failed: {reason} (details: {log})")
-        self.briefly = f"training of model {called} failed: {reason.partition('; ')[0]} (details: {log})"
-        """The message without what to do, for a line that precedes the whole message."""
         self.fails_again = fails_again
         """Whether the same command would fail in the same way."""
 
@@ -112,24 +109,17 @@ class Training:
         """
         wanted = capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
         model, self._spec = self.model, self.specified(wanted)
-        has_left = isinstance(self.error, fit.NodesLeave)
-        how = "left its nodes, which will be taken away," if has_left else "was interrupted"
         self.at, self.has_begun, self.error = self._now(), False, None
         if self.at is not None:
-            has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
-            last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
+            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
+            last = f"continues from its checkpoint of step {self.at.checkpoint}"
             then = last if has_checkpoint else "begins again, because it has no checkpoint"
-            how = "failed" if model.id in History.read(self._rundir).failures else how
-            message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
-            self._say_once(f"interrupted at {self.at.step}", message)
+            message = f"training of {model.called} ended at step {self.at.step}; it {then}"
+            self._say_once(f"ended at {self.at.step}", message)
         self.began_at = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
-
-    def put_back(self) -> None:
-        """Record an event: it waits for `begin`."""
-        self._events.add("training waits", model=self.model.id)
 
     def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
@@ -164,7 +154,7 @@ class Training:
             self._fitted_at = now
         if now - self._fitted_at >= limit:
             then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
-            raise capacity.no_capacity(size, self._cluster.label_selector, then)
+            raise capacity.no_capacity(size, self._cluster, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
         """Put the model in place, and report the outcome. `log` writes a file in logs/.
@@ -254,6 +244,7 @@ class Trainings:
         trainings: Sequence[Training],
         cluster: Cluster,
         progress: Progress,
+        events: Events,
         log: Callable[[str, str], Path],
         others: bool,
     ) -> None:
@@ -262,7 +253,7 @@ class Trainings:
         self._under_way: list[Training] = []
         self._ended: SimpleQueue[Training] = SimpleQueue()
         self._most, self._others = cluster.trainings or 1, others
-        self._progress, self._log = progress, log
+        self._progress, self._events, self._log = progress, events, log
         self._worked_at = float("-inf")  # when one of them was last seen to train
         self._failed: dict[str, TrainingFailed] = {}
         self._to_change: UserError | None = None  # ends the stage once no training runs
@@ -321,7 +312,7 @@ class Trainings:
         has_left = isinstance(training.error, fit.NodesLeave)
         if has_left or (isinstance(training.error, fit.NoRoom) and self._worked_at > training.began_at):
             if self._to_change is None:
-                training.put_back()
+                self._events.add("training waits", model=training.model.id)
                 self._waiting.insert(0 if has_left else len(self._waiting), training)
             return
         try:
@@ -332,7 +323,7 @@ class Trainings:
             self._all.remove(training)
             self._show_stage()
             if self._others:
-                self._progress.say(f"{error.briefly}; the others go on")
+                self._progress.say(f"{error}; the others go on")
 
     def _show_stage(self) -> None:
         """Show a stage of all that have not failed."""

@@ -112,10 +112,9 @@ class WorkerManager:
         return info
 
     def located(self, event: Located) -> None:
-        node, worker = event.node_id, self._workers[event.worker]
-        twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
-        self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)
-        worker.node, worker.checked_since = node, time.monotonic()
+        worker = self._workers[event.worker]
+        self._names.setdefault(event.node_id, event.node)
+        worker.node, worker.checked_since = event.node_id, time.monotonic()
 
     def joined(self, event: Joined) -> None:
         """A worker passed its health check, the first or one after a cooldown."""
@@ -233,7 +232,11 @@ class WorkerManager:
             self._pool.check_health(worker)
         unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
-            self._end_silent(now)
+            for name, since in {name: worker.checked_since for name, worker in self._workers.items()}.items():
+                if since is not None and now - since >= self._hang_seconds:
+                    self._pool.kill(name)
+                    silent = duration(self._hang_seconds)
+                    self.lost(Lost(name, f"it has not answered its health check for {silent}", False))
             self._resize(now)
         only_scores = self._dispatcher.startable_kinds <= self._scaling.scored
         placed = (worker for worker in self._workers.values() if worker.node is not None)
@@ -243,18 +246,10 @@ class WorkerManager:
         if not unfit:
             self._unfit_since = None
             return
-        since = self._unfit_since = now if self._unfit_since is None else self._unfit_since
+        began = self._unfit_since = now if self._unfit_since is None else self._unfit_since
         is_starting = any(worker.is_starting for worker in self._workers.values())
-        if not (is_starting and self._scaling.large) or now - since >= self._max_wait_seconds:
+        if not (is_starting and self._scaling.large) or now - began >= self._max_wait_seconds:
             raise self._no_fit_node(unfit)
-
-    def _end_silent(self, now: float) -> None:
-        """End the workers whose health check hangs."""
-        began = {name: worker.checked_since for name, worker in self._workers.items()}
-        silent = [name for name, at in began.items() if at is not None and now - at >= self._hang_seconds]
-        for name in silent:
-            self._pool.kill(name)
-            self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
 
     def _look(self, now: float, at_once: bool = False) -> None:
         for node in self._scaling.poll_nodes(now, at_once):
@@ -281,14 +276,14 @@ class WorkerManager:
         busy = Counter(self._workers[name].is_scorer for name in fit if name in running)
         has_scorer = any(worker.is_scorer and worker.node is not None for worker in self._workers.values())
         wanted, too_many = self._scaling.wanted(now, busy, has_scorer), list[str]()
+        places = self._scaling.scorer_places.keys() if wanted[True] else ()
         self._largest = max(self._largest, sum(wanted.values()))
         self._pauses = [until for until in self._pauses if until > now]
         busy_nodes = Counter(self._workers[name].node for name in running)
         for is_scorer, number in wanted.items():
             there = [name for name in fit if self._workers[name].is_scorer == is_scorer]
             for _ in range(number - len(there) - len(self._pauses)):
-                pool, places = self._pool, self._scaling.scorer_places
-                name = pool.start_scorer(places.keys()) if is_scorer else pool.start(avoided)
+                name = self._pool.start_scorer(places) if is_scorer else self._pool.start(avoided)
                 self._outputs.events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
                 self._workers[name] = _ManagedWorker(is_scorer)
             idle = [name for name in there if name not in running]
@@ -326,15 +321,8 @@ class WorkerManager:
         self._outputs.progress.say(text)
 
     def _no_fit_node(self, unfit: dict[str, str]) -> Exception:
-        """The error that ends a run without a fit node. A reason that all nodes share is given once."""
-        causes = [self._causes.get(node) for node in unfit]
-        if len(set(unfit.values())) == 1:
-            text = next(iter(unfit.values()))
-        else:
-            text = "; ".join(
-                reason if self._name(node) in reason else f"node {self._name(node)}: {reason}"
-                for node, reason in sorted(unfit.items())
-            )
+        """The error that ends a run without a fit node."""
+        causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
         if not all(isinstance(cause, UserError) for cause in causes):
             return RunFailed(f"no node is fit for work: {text}")
         return causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)

@@ -3,9 +3,8 @@ from collections import Counter
 import pytest
 
 from taugrid.orchestrator.dispatch.policy.backlog import Retries
-from taugrid.orchestrator.dispatch.policy.blame import TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
-from taugrid.orchestrator.dispatch.policy.health import Health
+from taugrid.orchestrator.dispatch.policy.health import Health, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.in_flight import Running
 from taugrid.orchestrator.task import Task
 

@@ -109,8 +109,7 @@ def test_one_that_fails_leaves_those_beside_it(opened, monkeypatch):
     recorded(printed, "failed")
     assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [True, False, True]
     _, printed = do(opened, monkeypatch, trained)
-    assert len(re.findall("failed .* 4; .* checkpoint", printed)) == 1
-    assert "interrupted" not in printed
+    assert len(re.findall("ended .* 4; .* checkpoint", printed)) == 1
 
 
 def test_one_that_found_no_room_begins_again_beside_those_at_work(opened, monkeypatch):
@@ -179,7 +178,7 @@ def test_one_that_leaves_its_nodes_goes_on_elsewhere_at_once_and_before_those_th
 
     outcome, printed = do(opened, monkeypatch, train, trainings=1)
     assert (tries, outcome.missing) == ([first] * 3 + others, {})
-    assert [len(re.findall(f"nodes, .* step {at};", printed)) for at in (3, 6)] == [1, 1]
+    assert [len(re.findall(f"ended at step {at};", printed)) for at in (3, 6)] == [1, 1]
     assert events(opened) == ["train", "training waits"] * 2 + ["train", "trained"] * 3
 
 
@@ -243,7 +242,7 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
             do(opened, patched, train)
     stay.set()
     _, printed = do(opened, monkeypatch, trained)
-    assert len(re.findall("interrupted .* 4; ", printed)) == 3
+    assert len(re.findall("ended .* 4; ", printed)) == 3
     assert events(opened) == ["train"] * 6 + ["trained"] * 3
 
 
@@ -264,7 +263,7 @@ def test_ctrl_c_tells_which_steps_are_lost_and_where_a_training_continues(opened
             do(opened, patched, train, trainings=1)
     recorded(ending.interrupted(), "checkpoint")
     _, printed = do(opened, monkeypatch, trained)
-    recorded(printed, "interrupted")
+    recorded(printed, "ended")
     assert "lost" not in ending.interrupted()
 
 

@@ -379,7 +379,7 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
     with raises(RunDirectoryNotVisible):
         run.run()
-    assert run.said("is full") > 8
+    assert run.said("full: 1 node") > 8
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
     assert run.said("not see") == 1, "a reason may be a long line"
     assert run.said(" for 2 s, ") == 1

@@ -1,7 +1,7 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers and nodes,
-`blame.py` tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
+`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers, nodes and
+tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
 takes: a task prefers a node that has not failed it, then a worker that has not, then any.
 
 What a failure is charged to:
@@ -20,7 +20,7 @@ then the accelerator does not wait for the driver. It gets one only while more a
 none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
 so neither is charged; both count as having failed from then on, and a task that kills will do so alone.
 
-`blame.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
+`health.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
 has nothing for it, an idle worker gets a speculative copy of a task that is queued behind another, or of the oldest one
 that runs much longer than similar ones or is silent. Commits are idempotent, so the first copy counts.
 
@@ -34,8 +34,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.policy.backlog import Backlog
-from taugrid.orchestrator.dispatch.policy.blame import PoisonTasks, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health
+from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, PoisonTasks, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
 from taugrid.orchestrator.task import Task
 
@@ -178,7 +177,7 @@ class Dispatcher:
         self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "", key: str | None = None
     ) -> Charge:
         """`worker` failed the task `key` (None: the one that it ran) but is alive."""
-        key = self.in_flight.finish(worker, key, now).running.key
+        key = self.in_flight.finish(worker, key, now)[0].key
         node, history = self.health.node(worker), self._history(key)
         others_agree = bool(self.health.proven() & (history.errors.keys() - {node}))
         history.failed_at |= {worker, node}
