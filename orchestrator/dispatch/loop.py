@@ -33,7 +33,6 @@ from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
-from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
 from taugrid.orchestrator.rundir.history import History
@@ -86,8 +85,7 @@ class Loop:
         self._dispatcher = Dispatcher(
             tasks.values(), list(self._kinds), config.max_attempts, config.hang_seconds, True, left_to_scorers
         )
-        scaling = Scaling(pool, self._dispatcher, workers, not embedded, scored, config)
-        self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
+        self._manager = WorkerManager(pool, self._dispatcher, workers, not embedded, scored, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled
         self._looking = ThreadPoolExecutor(READS_TOGETHER)  # up to 64 KiB of each file are kept

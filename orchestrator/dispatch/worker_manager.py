@@ -2,12 +2,12 @@
 
 It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks. On a cluster that the run
 joined, workers follow the work and the nodes: those that wait for room tell Ray what is needed, nodes that join get
-work, idle workers are released, and nodes that drain are left.
+work, idle workers are released, and nodes that drain are left. An embedded cluster has a given number of workers.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import NamedTuple
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, is_accelerator_error
 from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator.dispatch.capacity import Node, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
-from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
@@ -39,6 +39,12 @@ MAX_PAUSE_SECONDS = 60.0
 
 RESIZE_SECONDS = 0.5
 """How often the number of workers is adjusted: with hundreds, not after every event."""
+
+NODE_POLL_SECONDS = 5.0
+"""How often Ray is polled for nodes: a node that joins gets work soon, and one that drains gets no more."""
+
+MESSAGE_SECONDS = 60.0
+"""How often a message says that no worker is usable, and why."""
 
 RELEASE_SECONDS = 30.0
 """How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
@@ -71,14 +77,27 @@ class _ManagedWorker:
 
 
 class WorkerManager:
-    """The workers of a pool, as the dispatcher's decisions want them, where `scaling` finds room."""
+    """The workers of a pool, as the dispatcher's decisions want them and as nodes have room.
 
-    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, config: Cluster, outputs: Outputs) -> None:
+    `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
+    then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
+    Scorers are workers without a GPU, in a pool whose other workers have one; they do only tasks of the kinds `scored`.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        max_workers: int | None,
+        elastic: bool,
+        scored: Set[str],
+        config: Cluster,
+        outputs: Outputs,
+    ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
-        self._scaling = scaling
-        self._hang_seconds = config.hang_seconds
-        self._max_wait_seconds = config.max_wait_seconds
+        self._max_workers, self._elastic, self._scored = max_workers, elastic, scored
+        self._config = config
         self._outputs = outputs
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
@@ -93,6 +112,11 @@ class WorkerManager:
         self._resized = 0.0  # when that was
         self._too_many_since: float | None = None
         self._unfit_since: float | None = None
+        self._nodes: dict[str, Node] = {}  # by id, as at the last poll
+        self._gone_at: dict[str, float] = {}  # id of a node that drains -> when it is taken away, if that is known
+        self._polled_at = float("-inf")
+        self._last_worker_at = self._last_message_at = time.monotonic()
+        self._had_worker = False
 
     def begin(self) -> int:
         """Start workers. Returns their number."""
@@ -211,13 +235,33 @@ class WorkerManager:
         if node is None:
             return False
         self._look(time.monotonic(), at_once=True)
-        return not self._scaling.keeps(node)
+        return self._elastic and (node not in self._nodes or self._nodes[node].draining)
 
     @property
     def leaving(self) -> dict[str, float]:
         """The workers whose node will be taken away at a known time, each with that time."""
-        gone_at = self._scaling.gone_at
-        return {name: gone_at[node] for name, worker in self._workers.items() if (node := worker.node) in gone_at}
+        there = {name: worker.node for name, worker in self._workers.items()}
+        return {name: self._gone_at[node] for name, node in there.items() if node in self._gone_at}
+
+    @property
+    def _draining(self) -> set[str]:
+        return {node.id for node in self._nodes.values() if node.draining}
+
+    @property
+    def _avoided(self) -> set[str]:
+        """The ids of the nodes on which no further worker should be started."""
+        return self._dispatcher.health.broken_nodes().keys() | self._draining if self._elastic else set()
+
+    @property
+    def _usable(self) -> list[Node]:
+        """The nodes on which workers may be started."""
+        avoided = self._avoided
+        return [node for node in self._nodes.values() if node.id not in avoided]
+
+    @property
+    def _large(self) -> int:
+        """The number of usable nodes that are large enough for a worker."""
+        return sum(node.capacity(self._pool.size) > 0 for node in self._usable)
 
     def tend(self, now: float) -> None:
         """Start, check, release and end workers as it is time to.
@@ -233,50 +277,125 @@ class WorkerManager:
         unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
             for name, since in {name: worker.checked_since for name, worker in self._workers.items()}.items():
-                if since is not None and now - since >= self._hang_seconds:
+                if since is not None and now - since >= self._config.hang_seconds:
                     self._pool.kill(name)
-                    silent = duration(self._hang_seconds)
+                    silent = duration(self._config.hang_seconds)
                     self.lost(Lost(name, f"it has not answered its health check for {silent}", False))
             self._resize(now)
-        only_scores = self._dispatcher.startable_kinds <= self._scaling.scored
-        placed = (worker for worker in self._workers.values() if worker.node is not None)
-        no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
-        if (message := self._scaling.waiting_message(now, no_worker, bool(unfit))) is not None:
-            self._say(message)
+        self._wait(now, bool(unfit))
         if not unfit:
             self._unfit_since = None
             return
         began = self._unfit_since = now if self._unfit_since is None else self._unfit_since
         is_starting = any(worker.is_starting for worker in self._workers.values())
-        if not (is_starting and self._scaling.large) or now - began >= self._max_wait_seconds:
+        if not (is_starting and self._large) or now - began >= self._config.max_wait_seconds:
             raise self._no_fit_node(unfit)
 
+    def _wait(self, now: float, all_unfit: bool) -> None:
+        """While the run waits for a worker, say so every `MESSAGE_SECONDS`.
+
+        Args:
+            now: the time.
+            all_unfit: there are workers, but all of them are on unfit nodes.
+
+        Raises:
+            UserError: if no worker started in time, and no node of a cluster that was joined was ever large enough.
+            RunFailed: if no worker started in time for any other reason.
+        """
+        only_scores = self._dispatcher.startable_kinds <= self._scored
+        placed = (worker for worker in self._workers.values() if worker.node is not None)
+        no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
+        self._had_worker = self._had_worker or not no_worker
+        if not no_worker and not all_unfit:
+            self._last_worker_at = self._last_message_at = now
+            return
+        limit = f"{duration(self._config.max_wait_seconds)} (cluster.max_wait_seconds)"
+        if no_worker and now - self._last_worker_at >= self._config.max_wait_seconds:
+            if not self._elastic:
+                raise RunFailed(f"no worker started in {limit}; see Ray's logs, or set cluster.max_wait_seconds higher")
+            if self._large or self._had_worker:
+                room = f"no room for a worker of {self._pool.size} in {limit}"
+                raise RunFailed(f"{room}; run the same command again when there is")
+            raise no_capacity(self._pool.size, self._config, f", nor has one joined in {limit}")
+        if now - self._last_message_at >= MESSAGE_SECONDS:
+            self._last_message_at = now
+            if self._elastic:
+                waits = f"waiting for room for a worker of {self._pool.size}"
+                self._say(f"{waits} (nodes large enough: {self._large}); at most {limit}")
+            else:
+                self._say(f"no worker for {MESSAGE_SECONDS:.0f} s: starting one is slow")
+
     def _look(self, now: float, at_once: bool = False) -> None:
-        for node in self._scaling.poll_nodes(now, at_once):
+        """Poll Ray for the cluster's nodes, now and then, and report those that have begun to drain."""
+        if not self._elastic and (self._pool.scorer is None or self._nodes):
+            return
+        if now - self._polled_at < NODE_POLL_SECONDS and not at_once:
+            return
+        is_first, before = self._polled_at == float("-inf"), self._draining
+        self._polled_at = now
+        if (nodes := self._pool.nodes()) is None:
+            return
+        self._nodes = {node.id: node for node in nodes}
+        seconds_left = {node.id: node.seconds_left for node in nodes if node.draining}
+        self._gone_at = {node: now + seconds for node, seconds in seconds_left.items() if seconds < inf}
+        if is_first and not self._usable:
+            self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
+        self._dispatcher.health.set_draining(self._draining)
+        for node in sorted(self._draining - before):
             name = self._name(node)
             self._outputs.events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
-                left = self._scaling.gone_at.get(node, inf) - now
-                rest = f"; others do what its workers can't finish in {duration(max(0.0, left))}" if left < inf else ""
+                left = duration(max(0.0, seconds_left[node])) if node in self._gone_at else ""
+                rest = f"; others do what its workers can't finish in {left}" if left else ""
                 self._say(f"node {name} will be taken away: it gets no more work{rest}")
+
+    def _wanted(self, now: float, busy: Mapping[bool, int], has_scorer: bool) -> dict[bool, int]:
+        """How many workers there should be on usable nodes: False -> those of all kinds of tasks, True -> scorers.
+
+        On a cluster that was joined, one for each task that could start, besides those that are `busy`. Scores alone
+        must not make an autoscaler buy GPUs: for them there is one worker of all kinds, until a scorer is there.
+        """
+        places, ready = self._scorer_places, self._dispatcher.demand_by_kind(now)
+        scores = sum(ready[kind] for kind in self._scored) if places else 0
+        scorers = min(sum(places.values()), busy[True] + scores)
+        if not self._elastic:
+            return {False: self._max_workers or 1, True: scorers}
+        others = max(busy[False] + ready.total() - scores, int(scores > 0 and not has_scorer))
+        most = self._max_workers or max(1, sum(node.capacity(self._pool.size) for node in self._usable))
+        return {False: min(most, others), True: scorers}
+
+    @property
+    def _scorer_places(self) -> dict[str, int]:
+        """Node id -> the most scorers that it should have, for usable nodes.
+
+        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers.
+        """
+        if self._pool.scorer is None:
+            return {}
+        most, on_cpu_nodes = self._config.score.workers_per_node, self._config.use_cpus
+        places = {
+            node.id: min(most, int(node.cpus) // 2) if node.gpus else int(node.cpus) * on_cpu_nodes
+            for node in self._usable
+        }
+        return {node: number for node, number in places.items() if number}
 
     def _enlist(self, name: str) -> None:
         worker = self._workers[name]
         worker.is_starting = False
-        kinds = self._scaling.scored if worker.is_scorer else None
+        kinds = self._scored if worker.is_scorer else None
         self._dispatcher.worker_joined(name, worker.node, time.monotonic(), kinds)
 
     def _resize(self, now: float) -> None:
         """Start the workers that are lacking; release those on nodes that drain, and those without work."""
         self._resized = now
-        running, draining, avoided = self._dispatcher.in_flight.running, self._scaling.draining, self._scaling.avoided
+        running, draining, avoided = self._dispatcher.in_flight.running, self._draining, self._avoided
         drained = [name for name, worker in self._workers.items() if worker.node in draining and name not in running]
         self._release(drained, now, "its node drains")
         fit = [name for name, worker in self._workers.items() if worker.node not in avoided]
         busy = Counter(self._workers[name].is_scorer for name in fit if name in running)
         has_scorer = any(worker.is_scorer and worker.node is not None for worker in self._workers.values())
-        wanted, too_many = self._scaling.wanted(now, busy, has_scorer), list[str]()
-        places = self._scaling.scorer_places.keys() if wanted[True] else ()
+        wanted, too_many = self._wanted(now, busy, has_scorer), list[str]()
+        places = self._scorer_places.keys() if wanted[True] else ()
         self._largest = max(self._largest, sum(wanted.values()))
         self._pauses = [until for until in self._pauses if until > now]
         busy_nodes = Counter(self._workers[name].node for name in running)
@@ -290,7 +409,7 @@ class WorkerManager:
             # First those that wait for room, then those whose node is the sooner without any.
             idle.sort(key=lambda name: (self._workers[name].node is not None, busy_nodes[self._workers[name].node]))
             too_many += idle[: max(0, len(there) - number)]
-        since = self._too_many_since = (self._too_many_since or now) if too_many and self._scaling.elastic else None
+        since = self._too_many_since = (self._too_many_since or now) if too_many and self._elastic else None
         if since is not None and now - since >= RELEASE_SECONDS:
             self._release(too_many, now, "there is no work for it")
 

@@ -25,7 +25,7 @@ from taugrid.errors import (
     UserError,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch import loop, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost
@@ -239,7 +239,7 @@ class Scripted:
 
     def __init__(self, monkeypatch, root, behaviours, pool, workers, embedded, cluster):
         self.pool = pool
-        for module in (worker_manager, loop, scaling):
+        for module in (worker_manager, loop):
             monkeypatch.setattr(module, "time", self.pool)
         there = Committed(Path("unused"), "", None)
         monkeypatch.setattr(loop, "confirm", lambda job, result: there)  # there are no files
@@ -379,7 +379,7 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
     with raises(RunDirectoryNotVisible):
         run.run()
-    assert run.said("full: 1 node") > 8
+    assert run.said("nodes large enough: 1") > 8
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
     assert run.said("not see") == 1, "a reason may be a long line"
     assert run.said(" for 2 s, ") == 1
@@ -495,7 +495,7 @@ def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run.pool.then(42.0, lambda: run.pool.node_is.update(n0="draining"))
     run.pool.then(60.0, lambda: run.pool.join("n2", 2))
     run.finish()
-    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.POLL_SECONDS
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + worker_manager.NODE_POLL_SECONDS
     assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
     assert run.said("node n0 will") == 1
     assert {event["event"] for event in run.events}.isdisjoint({"failed", "lost"})
@@ -540,10 +540,10 @@ def test_what_a_node_can_not_end_in_time_others_begin_at_once(scripted):
     run.pool.then(43.0, lambda: run.pool.join("n2", 1))
     run.finish()
     [(when, worker)] = run.pool.stopped
-    assert when < 42.0 + scaling.POLL_SECONDS + 1
+    assert when < 42.0 + worker_manager.NODE_POLL_SECONDS + 1
     assert run.of("given back", "worker") == [worker]
     assert [node for _, node in run.pool.given] == ["n0", "n1", "n2"]
-    assert run.pool.now < 42.0 + scaling.POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
+    assert run.pool.now < 42.0 + worker_manager.NODE_POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
     assert run.said(" in 1 min") == 1
 
 
@@ -592,7 +592,7 @@ def who_did(run):
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_scorers_on_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """Defect 6: GPUs' workers do it all if `poll_nodes` leaves out the node of an embedded cluster.
+    """Defect 6: GPUs' workers do it all if `_look` leaves out the node of an embedded cluster.
 
     Half of the node's five CPUs are for scorers.
     """
