@@ -5,14 +5,14 @@ Counting is exact. As Ray does, it counts in ten-thousandths, rounding down: a t
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import cache, lru_cache
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
-from taugrid.errors import UserError
+from taugrid.errors import UserError, last_line
 from taugrid.versions import torch_is_for_gpus
 from taugrid.words import counted
 from taugrid.workers import ray_compat
@@ -80,6 +80,35 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
         for id, has in [(node["NodeID"], node["Resources"])]
         for left in [draining.get(id, inf)]
     ]
+
+
+class Answer(NamedTuple):
+    node: str
+    value: Any = None
+    error: str = ""
+    """Why there is no value."""
+
+
+def ask_nodes(question: Callable[[Any], Any], about: Any, seconds: float) -> Iterator[Answer]:
+    """What `question(about)` returns on each node of the cluster, with `seconds` for all of them together."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for alive in [node for node in ray.nodes() if node["Alive"]]:
+        there = NodeAffinitySchedulingStrategy(alive["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
+        asked[task.remote(about)] = str(alive["NodeName"])
+    in_time, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    for answer, node in asked.items():
+        if answer not in in_time:
+            ray.cancel(answer, force=True)
+            yield Answer(node, error=f"no answer within {seconds:.0f} s")
+            continue
+        try:
+            yield Answer(node, ray.get(answer))
+        except ray.exceptions.RayError as error:
+            yield Answer(node, error=last_line(error))
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

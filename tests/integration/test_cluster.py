@@ -26,7 +26,7 @@ import taugrid as package
 from taugrid.config import Config, validate
 from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch import address
-from taugrid.orchestrator.dispatch.nodes import ask_nodes
+from taugrid.orchestrator.dispatch.capacity import ask_nodes
 from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import accepts_token
