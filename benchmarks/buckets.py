@@ -110,7 +110,7 @@ def work(jobs: Any, results: Any, workers: int, seconds: float, file: Path) -> N
 class Remote:
     """A pool of workers that are threads of another process."""
 
-    size, cpu_only = Size(1, 0), None
+    size, scorer = Size(1, 0), None
 
     def __init__(self, workers: int, seconds: float, file: Path) -> None:
         context = multiprocessing.get_context("spawn")

@@ -36,7 +36,7 @@ from benchmarks.restart import write_shard
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import cluster, loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch import cluster, loop, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
@@ -200,7 +200,7 @@ def policy(workers: int, tasks: int) -> None:
 class Simulated:
     """A pool on a clock of its own. A shard takes 10 s or a bit more."""
 
-    size, cpu_only = Size(1, 0), None
+    size, scorer = Size(1, 0), None
 
     def __init__(self, workers: int, file: Path) -> None:
         self.now, self._committer, self._order = 0.0, Committer(file), count()
@@ -244,13 +244,13 @@ def simulated(workers: int, tasks: int) -> None:
         rundir = new_run(Path(name) / "run", planned)
         found = {task.key: task for task in islice(tasks_of(config, planned, rundir), tasks)}
         pool = Simulated(workers, file)
-        for module in (loop, worker_manager, scaling):
+        for module in (loop, worker_manager):
             vars(module)["time"] = pool
         runs = Loop(found, work_kinds(), pool, workers, False, Cluster(), outputs(rundir))
         cpu = time.process_time()
         assert runs.run() == {}
         cpu = time.process_time() - cpu
-        for module in (loop, worker_manager, scaling):
+        for module in (loop, worker_manager):
             vars(module)["time"] = time
         print(f"loop: {len(found):,} shards on {workers} simulated workers: {1000 * cpu / len(found):.3f} ms a shard")
 

@@ -22,7 +22,7 @@ from taugrid.errors import CustomCodeError, RunFailed, StoreError, UserError, jo
 from taugrid.eval.features.resolve import MissingWeights, chosen, find_weights
 from taugrid.orchestrator.dispatch import address as addresses
 from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.nodes import ask_nodes
+from taugrid.orchestrator.dispatch.capacity import ask_nodes
 from taugrid.orchestrator.opened import require_shared, run_folder
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.orchestrator.rundir.provenance import PACKAGES

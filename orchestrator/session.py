@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taugrid.errors import UserError, user_errors
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
-from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, TrainingScheduler
+from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
@@ -328,9 +328,9 @@ class Session:
         trainings = list(self._trainings())
         if trainings:
             self._connect()
-            may_grow, others = self._address != "local", len(self.selected.models) > 1
-            outputs = self._progress, self._log
-            failed = TrainingScheduler(trainings, self.config.cluster, may_grow, *outputs, others).run()
+            others = len(self.selected.models) > 1
+            outputs = self._progress, self._events, self._log
+            failed = Trainings(trainings, self.config.cluster, *outputs, others).run()
         if trainings or "report" not in self._stages:
             write_losses(self.plan, self.rundir)
         if failed and len(failed) == len(self.selected.models):
@@ -421,7 +421,7 @@ class Session:
 
     def _pool(self, probe: Path, samples: bool) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
-        from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
+        from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.workers.actor import Probe, Worker
 
         cluster_config = self.config.cluster
@@ -434,12 +434,10 @@ class Session:
             if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
                 self._warn(line)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
-        cpu_only = None
-        if gpus:
-            scoring = cluster_config.score
-            share = float(capacity.exact(scoring.cpus_per_worker or cluster_config.cpus_per_worker))
-            cpu_only = CpuOnly((max(1, int(share)),), share, cluster_config.use_cpus, scoring.workers_per_node)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, cpu_only)
+        scorer, scoring = None, cluster_config.score
+        if gpus and (scoring.workers_per_node or cluster_config.use_cpus):
+            scorer = (max(1, int(scoring.cpus_per_worker or cpus)),)
+        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, scorer)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

@@ -7,7 +7,7 @@ its environment must be set before.
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from taugrid.errors import UserError
@@ -89,14 +89,6 @@ def _call_head(head: str, token: Header | None, method: str, request: Any) -> An
             raise UserError(f"--address {head}: no Ray head answers there ({error.code().name})") from None
 
 
-def available_resources() -> Mapping[str, Mapping[str, float]]:
-    """Node id -> its free resources. `ray.available_resources()` has only the sum over all nodes."""
-    from ray._private.state import available_resources_per_node
-
-    resources: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-    return resources
-
-
 def draining_nodes() -> dict[str, float]:
     """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
 
@@ -107,13 +99,6 @@ def draining_nodes() -> dict[str, float]:
 
     deadlines: dict[str, int] = state.get_draining_nodes()  # in ms since the epoch, or 0
     return {node: at / 1000 - time.time() if at else math.inf for node, at in deadlines.items()}
-
-
-def memory_here() -> int:
-    """Bytes of memory of this machine or container, whose limit Ray knows and psutil does not."""
-    from ray._common.utils import get_system_memory
-
-    return int(get_system_memory())
 
 
 def trainer_without_process_group() -> Any:

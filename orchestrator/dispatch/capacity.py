@@ -5,14 +5,14 @@ Counting is exact. As Ray does, it counts in ten-thousandths, rounding down: a t
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import cache, lru_cache
-from math import ceil, inf
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 from taugrid.config import Cluster
-from taugrid.errors import UserError
+from taugrid.errors import UserError, last_line
 from taugrid.versions import torch_is_for_gpus
 from taugrid.words import counted
 from taugrid.workers import ray_compat
@@ -22,9 +22,6 @@ RAYS_UNITS = 10_000
 
 ASK_SECONDS = 60.0
 """How long nodes may take to report whether their torch can use their GPUs; later, workers' health checks find out."""
-
-SCORER_BYTES = 2e9
-"""Memory that a worker on spare CPUs may need, estimated: torch, SciPy, the features of a cell and of the reference."""
 
 MAX_SHARED_GPU = 0.5
 """The largest fraction of a GPU of which two fit on one."""
@@ -47,37 +44,18 @@ class Node(NamedTuple):
     gpus: float
     draining: bool = False
     """Whether it will be taken away: Ray places nothing more on it."""
-    taken: Size = Size(0, 0)
-    """Resources in use; only `free` sets it."""
     memory: float = inf
     """Bytes, as Ray counts them."""
     seconds_left: float = inf
     """Until it is taken away, by this machine's clock; infinity if nobody said when."""
 
     def capacity(self, size: Size) -> int:
-        """How many workers fit on it beside what is `taken`. A fraction of a GPU can't span two GPUs.
-
-        Ray does not report which GPU is in use. It is counted as used by workers of this size, as it is by trainings
-        side by side.
-        """
+        """How many workers fit on it if nothing else runs there. A fraction of a GPU can't span two GPUs."""
         cpus, gpus = map(exact, size)
-        fits = []
-        if cpus:
-            fits.append((exact(self.cpus) - exact(self.taken.cpus)) // cpus)
-        if 0 < gpus < 1:
-            fits.append(int(self.gpus) * (1 // gpus) - ceil(exact(self.taken.gpus) / gpus))
-        elif gpus:
-            fits.append((exact(self.gpus) - exact(self.taken.gpus)) // gpus)
-        return int(max(0, min(fits, default=0)))
-
-    def spare_capacity(self, cpus: float, size: Size) -> int:
-        """How many workers of `cpus` CPUs fit beside as many workers of `size` as fit.
-
-        Where there are GPUs, each of both kinds has `SCORER_BYTES`.
-        """
-        others = self.capacity(size)
-        fit = self._replace(taken=Size(float(exact(size.cpus) * others), 0)).capacity(Size(cpus, 0))
-        return int(max(0, min(fit, self.memory // SCORER_BYTES - others))) if self.gpus else fit
+        fits = [exact(self.cpus) // cpus] if cpus else []
+        if gpus:
+            fits.append(int(self.gpus) * (1 // gpus) if gpus < 1 else exact(self.gpus) // gpus)
+        return int(min(fits, default=0))
 
 
 @lru_cache(maxsize=1024)  # twice a second for each node
@@ -96,12 +74,41 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 
     draining = ray_compat.draining_nodes()
     return [
-        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, Size(0, 0), has.get("memory", inf), left)
+        Node(id, has.get("CPU", 0), has.get("GPU", 0), id in draining, has.get("memory", inf), left)
         for node in ray.nodes()
         if node["Alive"] and selects(selector or {}, node["Labels"])
         for id, has in [(node["NodeID"], node["Resources"])]
         for left in [draining.get(id, inf)]
     ]
+
+
+class Answer(NamedTuple):
+    node: str
+    value: Any = None
+    error: str = ""
+    """Why there is no value."""
+
+
+def ask_nodes(question: Callable[[Any], Any], about: Any, seconds: float) -> Iterator[Answer]:
+    """What `question(about)` returns on each node of the cluster, with `seconds` for all of them together."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for alive in [node for node in ray.nodes() if node["Alive"]]:
+        there = NodeAffinitySchedulingStrategy(alive["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
+        asked[task.remote(about)] = str(alive["NodeName"])
+    in_time, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    for answer, node in asked.items():
+        if answer not in in_time:
+            ray.cancel(answer, force=True)
+            yield Answer(node, error=f"no answer within {seconds:.0f} s")
+            continue
+        try:
+            yield Answer(node, ray.get(answer))
+        except ray.exceptions.RayError as error:
+            yield Answer(node, error=last_line(error))
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
@@ -112,20 +119,6 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
         if is_one == condition.startswith("!"):
             return False
     return True
-
-
-def free(selector: Mapping[str, str]) -> list[Node]:
-    """The nodes that do not drain and have these labels, with `taken` set. Ray's numbers are a moment old."""
-
-    def taken(total: float, left: float) -> float:  # in Ray's units: floats would make 0.6000001 of 1 - 0.4
-        return round((total - left) * RAYS_UNITS) / RAYS_UNITS
-
-    available = ray_compat.available_resources()
-    return [
-        node._replace(taken=Size(taken(node.cpus, left.get("CPU", 0)), taken(node.gpus, left.get("GPU", 0))))
-        for node in nodes(selector)
-        if not node.draining and (left := available.get(node.id)) is not None
-    ]
 
 
 def staying(cluster: Cluster) -> list[Node]:
@@ -177,28 +170,24 @@ def embedded_workers(cluster: Cluster) -> int:
     """The number of workers to start on an embedded cluster: as many as configured, or else as fit."""
     size = worker_size(cluster)
     if (capacity := total_capacity(size, cluster)) < 1:
-        raise _no_capacity_here(size, cluster)
+        raise no_capacity(size, cluster)
     return min(cluster.workers, capacity) if cluster.workers else capacity
 
 
-def no_capacity(size: Size, selector: Mapping[str, str], then: str = "") -> UserError:
-    """The error where no node is large enough for a worker."""
+def no_capacity(size: Size, cluster: Cluster, then: str = "") -> UserError:
+    """The error where no node is large enough for a worker, or where none has a GPU at all."""
+    if size.gpus and not any(node.gpus for node in nodes()):
+        return UserError(
+            f"no worker fits on the cluster: each takes {size}, and no GPU was found; set cluster.gpus_per_worker: 0 "
+            "to compute on CPUs, or join a cluster with GPUs (--address)"
+        )
+    selector = cluster.label_selector
     labels = f" with the labels {dict(selector)}" if selector else ""
     keys = ", or change cluster.label_selector" if selector else ""
     return UserError(
         f"no worker fits on the cluster: each takes {size}, and no node{labels} has as much{then}; "
         f"lower cluster.cpus_per_worker or cluster.gpus_per_worker{keys}"
     )
-
-
-def _no_capacity_here(size: Size, cluster: Cluster) -> UserError:
-    """`no_capacity`, or that no node has a GPU at all where workers would each take some."""
-    if size.gpus and not any(node.gpus for node in nodes()):
-        return UserError(
-            f"no worker fits on the cluster: each takes {size}, and no GPU was found; set cluster.gpus_per_worker: 0 "
-            "to compute on CPUs, or join a cluster with GPUs (--address)"
-        )
-    return no_capacity(size, cluster.label_selector)
 
 
 class Trainers(NamedTuple):
@@ -210,10 +199,6 @@ class Trainers(NamedTuple):
     """CPUs of each worker."""
     gpus: float
     """GPUs of each worker."""
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
@@ -242,7 +227,7 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
         )
     capacity = total_capacity(size, cluster)
     if capacity < 1 and not may_grow:
-        raise _no_capacity_here(size, cluster)
+        raise no_capacity(size, cluster)
     if not isinstance(workers, int):
         if capacity < workers[0] and not may_grow:
             raise UserError(

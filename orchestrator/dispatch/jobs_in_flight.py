@@ -1,37 +1,14 @@
-"""The jobs of tasks in flight, and when workers must be stopped.
-
-Of a shard whose worker was stopped: what is kept, and the job that does the rest.
-"""
+"""The jobs of tasks in flight, when workers must be stopped, and the job that does the rest of a shard then."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.task import Task
-from taugrid.words import counted, duration, listed
 from taugrid.workers.sample import SampleJob
-
-
-class InProgress(NamedTuple):
-    """A shard that was in progress when the run was interrupted."""
-
-    cell: str
-    """The label of its cell."""
-    images: float
-    """Images done at the last heartbeat; an image in progress counts as a fraction."""
-    seconds: float
-    """Time since the shard was begun."""
-    kept: int = 0
-    """Images in complete batches that were committed."""
-
-    @property
-    def seconds_lost(self) -> float:
-        """The share of its time that was spent on images that are not kept; all of it if none is."""
-        return self.seconds * max(0.0, 1 - self.kept / (self.images or 1))
 
 
 class JobsInFlight:
@@ -49,6 +26,10 @@ class JobsInFlight:
             assert job is not None
             self._jobs[key] = job
         return self._jobs[key]
+
+    def is_shard(self, key: str) -> bool:
+        """Whether a task samples, so that whole batches of it can be kept."""
+        return isinstance(self.job(key), SampleJob)
 
     def done(self, key: str) -> None:
         """A task's job is needed no longer."""
@@ -83,28 +64,3 @@ class JobsInFlight:
             if running.must_stop(now, gone_at, batches):
                 self._stopped.add(worker)
                 yield worker
-
-    def in_progress(self, now: float) -> Iterator[tuple[str, InProgress]]:
-        """The shards in flight, by key; of a queued one it is not known whether it has begun."""
-        for worker, running in self._in_flight.running.items():
-            for key in self._in_flight.keys(worker):
-                job, cell = self.job(key), self._tasks[key].cell
-                if isinstance(job, SampleJob) and cell is not None:
-                    is_first = key == running.key
-                    seconds, done = (now - running.since, running.fraction) if is_first else (0.0, 0.0)
-                    yield key, InProgress(cell.label, done * (job.stop - job.start - job.kept), seconds)
-
-
-def interruption(shards: Iterable[InProgress]) -> str:
-    """A phrase that says how much is kept and lost; empty if no shard was in progress."""
-    begun = [shard for shard in shards if shard.seconds or shard.kept]
-    if not begun:
-        return ""
-    cells = list(dict.fromkeys(shard.cell for shard in begun))
-    kept, seconds = sum(shard.kept for shard in begun), sum(shard.seconds_lost for shard in begun)
-    lost = sum(max(0.0, shard.images - shard.kept) for shard in begun)
-    at_work = f"{counted(len(begun), 'shard')} in progress ({listed(cells, 2, 'cell')})"
-    of_work = f"{duration(seconds)} of work (about {counted(round(lost), 'image')})"
-    if kept and round(lost) == 0:  # no heartbeat was newer than what is kept
-        of_work = "less than a batch"
-    return f"{at_work}: {counted(kept, 'image')} kept, {of_work} lost"

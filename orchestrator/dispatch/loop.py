@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
 
 from taugrid import retries
 from taugrid.config import Cluster
@@ -29,12 +28,11 @@ from taugrid.errors import (
     is_environment_error,
 )
 from taugrid.eval.extract import ExtractJob
-from taugrid.jobs import Job, Result
+from taugrid.jobs import Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight, interruption
+from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
-from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
 from taugrid.orchestrator.rundir.history import RunHistory
@@ -82,13 +80,12 @@ class Loop:
         self._embedded = embedded
         self._config = config
         self._progress, self._events, self._log, self._committed = outputs
-        names = list(self._kinds)
+        scored = frozenset(kind.name for kind in kinds if not kind.needs_network)
+        left_to_scorers = scored if pool.scorer is not None else ()
         self._dispatcher = Dispatcher(
-            tasks.values(), names, config.max_attempts, config.hang_seconds, queues_ahead=True
+            tasks.values(), list(self._kinds), config.max_attempts, config.hang_seconds, True, left_to_scorers
         )
-        cpu_kinds = frozenset(kind.name for kind in kinds if not kind.needs_network)
-        scaling = Scaling(pool, self._dispatcher, workers, not embedded, cpu_kinds, config.max_wait_seconds)
-        self._manager = WorkerManager(pool, self._dispatcher, scaling, config, outputs)
+        self._manager = WorkerManager(pool, self._dispatcher, workers, not embedded, scored, config, outputs)
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled
         self._looking = ThreadPoolExecutor(READS_TOGETHER)  # up to 64 KiB of each file are kept
@@ -123,29 +120,39 @@ class Loop:
         else:
             self._flush()
             self._progress.tick(self._manager.snapshot, at_once=True)
-            return self._problems()
+            problems: dict[str, str] = {}
+            # Tasks without a reason were given up with another of their cell, which has one.
+            for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
+                cell = self._tasks[key].cell
+                names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
+                problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
+            return problems
         finally:
             self._looking.shutdown(wait=False, cancel_futures=True)
             self._writing.shutdown(wait=False)
 
     def _commit_partial_shards(self) -> None:
-        """Have workers commit the complete batches of their shards; `ending` tells what is lost."""
-        now = time.monotonic()
-        shards = dict(self._jobs.in_progress(now))
-        ending.lost = interruption(shards.values())
+        """Have workers commit the complete batches of their shards; `ending` tells how many images they are."""
+        in_flight, end = self._dispatcher.in_flight, time.monotonic() + KEEP_SECONDS
+        shards = {key for worker in in_flight.running for key in in_flight.keys(worker) if self._jobs.is_shard(key)}
+        kept = {running.key: 0 for running in in_flight.running.values() if running.key in shards}
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
-        waited_for = shards.keys() & {*self._pool.stop(), *ended} if shards else set()
-        while waited_for and (left := now + KEEP_SECONDS - time.monotonic()) > 0:
+        waited_for = shards & {*self._pool.stop(), *ended} if shards else set[str | None]()
+        while True:
+            images = counted(sum(kept.values()), "image")
+            ending.lost = f"{counted(len(kept), 'shard')} in progress: {images} kept" if kept else ""
+            left = end - time.monotonic()
+            if not waited_for or left <= 0:
+                return
             for event in self._new_events(left):
                 if isinstance(event, Lost):
-                    waited_for -= set(self._dispatcher.in_flight.keys(event.worker))
+                    waited_for -= set(in_flight.keys(event.worker))
                 elif isinstance(event, Done | Failed) and event.key in waited_for:
                     waited_for -= {event.key}
                     with suppress(NotCommitted, FileConflict):
                         if isinstance(event, Done):
                             self._record(*event)
-                            shards[event.key] = shards[event.key]._replace(kept=event.result.images)
-        ending.lost = interruption(shards.values())
+                            kept[event.key] = event.result.images
 
     def _turn(self) -> None:
         """Handle the events since the last turn, and give tasks to idle workers."""
@@ -337,10 +344,13 @@ class Loop:
             self._dispatcher.gave_back(worker, time.monotonic(), doing)
             self._events.note("given back", task=doing, worker=worker)
             return
-        if _is_disk_full(cause, self._jobs.job(doing)):
-            raise RunFailed(in_one_line(cause))
+        job = self._jobs.job(doing)
+        if isinstance(cause, OSError) and cause.errno in FULL and job.run_id is not None:
+            is_for_all = Path(str(cause.filename)).is_relative_to(job.run_id.root)
+            if is_for_all:
+                raise RunFailed(in_one_line(cause))
         if isinstance(cause, WorkerRefusal):
-            require_in_place(self._jobs.job(doing).run_id, self._jobs.job(doing).storage)
+            require_in_place(job.run_id, job.storage)
         path = self._log(doing, failure.traceback)
         self._manager.failed(failure)
         reason = str(cause) if isinstance(cause, UserError | DoesNotFit) else failure.summary
@@ -353,7 +363,10 @@ class Loop:
         cell = self._tasks[doing].cell
         if charge.quarantined and cell is not None:
             if isinstance(cause, FINAL):
-                self._quarantine(self._of_cells[self._tasks[doing].kind, cell.id], doing)
+                given_up = self._dispatcher.quarantine(self._of_cells[self._tasks[doing].kind, cell.id])
+                if given_up:
+                    self._events.note("given up", tasks=sorted(given_up), because=doing)
+                    self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
             if self._is_permanent(cause, doing):
                 self.permanent_failures.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
@@ -396,21 +409,6 @@ class Loop:
                 keys.setdefault((task.kind, task.cell.id), []).append(key)
         return keys
 
-    def _quarantine(self, keys: Sequence[str], key: str) -> None:
-        """Give up those of `keys` that wait: their cell can't be finished without `key`."""
-        if given_up := self._dispatcher.quarantine(keys):
-            self._events.note("given up", tasks=sorted(given_up), because=key)
-            self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
-
-    def _problems(self) -> dict[str, str]:
-        problems: dict[str, str] = {}
-        # Tasks without a reason were given up with another of their cell, which has one.
-        for key in sorted(self._dispatcher.quarantined & self._reasons.keys()):
-            cell = self._tasks[key].cell
-            names = [cell.name] if cell else [task.cell.name for task in self._tasks.values() if task.cell]
-            problems |= dict.fromkeys(names, f"{key}: {self._reasons[key]}")
-        return problems
-
 
 def fault_of(cause: BaseException) -> Fault:
     if isinstance(cause, FINAL):
@@ -418,10 +416,3 @@ def fault_of(cause: BaseException) -> Fault:
     if isinstance(cause, WorkerRefusal):
         return Fault.REFUSAL
     return Fault.ENVIRONMENT if is_environment_error(cause) else Fault.TASK
-
-
-def _is_disk_full(cause: BaseException, job: Job) -> TypeGuard[OSError]:
-    """Whether the run directory is full, for every node."""
-    if not isinstance(cause, OSError) or cause.errno not in FULL or job.run_id is None:
-        return False
-    return Path(str(cause.filename)).is_relative_to(job.run_id.root)

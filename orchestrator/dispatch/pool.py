@@ -21,6 +21,9 @@ from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 MAX_HEARTBEATS_PER_SECOND = 100
 """Heartbeats of all workers together that the driver receives: each costs it about half a millisecond."""
 
+SCORER_BYTES = 2_000_000_000
+"""Memory that a scorer may need, estimated: torch, SciPy, the features of a cell and of the reference."""
+
 NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
 """Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
 text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
@@ -95,30 +98,6 @@ class Lost(NamedTuple):
 PoolEvent = Located | Joined | Alive | Done | Failed | Lost
 
 
-def why_lost(error: RayError, with_its_node: bool) -> str:
-    """Why a worker is gone, in a phrase. Ray's own text lists everything that may kill a process."""
-    if with_its_node:
-        return "its node died or was taken away"
-    if is_out_of_memory(error):
-        return "it was killed, because its node ran out of memory"
-    if PROCESS_DEATH in str(error):
-        return "its process was killed, perhaps for lack of memory, or crashed"
-    return textwrap.shorten(last_line(error), 160, placeholder=" ...")
-
-
-class CpuOnly(NamedTuple):
-    """CPU-only workers, in a pool whose other workers have a GPU."""
-
-    arguments: tuple[Any, ...]
-    """Of the actor."""
-    cpus: float
-    """CPUs of each worker."""
-    on_cpu_nodes: bool = False
-    """Whether they also start on nodes without a GPU."""
-    per_gpu_node: int = 0
-    """The most of them on a node with GPUs."""
-
-
 class _Call(NamedTuple):
     """A call of a worker that has not been answered."""
 
@@ -133,7 +112,8 @@ class Pool:
     """Actors of one class, a `workers.actor.HeartbeatActor` with a method `check_health(probe)`.
 
     Actors have `max_restarts=0` and `max_task_retries=0`: the dispatcher does the retrying, and each result comes once.
-    `label_selector` restricts the nodes of workers. With `cpu_only`, there may also be workers without a GPU.
+    `label_selector` restricts the nodes of workers. With `scorer`, its arguments, there may also be actors that compute
+    scores beside workers with a GPU.
 
     Each answer puts itself into a queue, so an event costs the same with two workers and with a thousand.
     """
@@ -146,9 +126,9 @@ class Pool:
         gpus: float,
         probe: Any,
         label_selector: Mapping[str, str] | None = None,
-        cpu_only: CpuOnly | None = None,
+        scorer: tuple[Any, ...] | None = None,
     ) -> None:
-        self.size, self.cpu_only = Size(cpus, gpus), cpu_only
+        self.size, self.scorer = Size(cpus, gpus), scorer
         self.selector = dict(label_selector or {})
         """The labels of the nodes that workers may be on."""
         self._remote = ray.remote(
@@ -178,12 +158,12 @@ class Pool:
             remote = remote.options(label_selector=others | self.selector)
         return self._add(remote.remote(*self._arguments))
 
-    def start_cpu_only(self, node: str) -> str:
-        """Start one more worker without a GPU, on the node with this id, as `start` does."""
-        assert self.cpu_only is not None
-        on_node = {"ray.io/node-id": node}  # replaces `selector`: the caller has chosen the node by it
-        remote = self._remote.options(num_cpus=self.cpu_only.cpus, num_gpus=0, label_selector=on_node)
-        return self._add(remote.remote(*self.cpu_only.arguments))
+    def start_scorer(self, nodes: Collection[str]) -> str:
+        """Start one more worker without a GPU, on one of these nodes (ids), as `start` does. It takes memory alone."""
+        assert self.scorer is not None
+        there = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}  # replaces `selector`, by which they were chosen
+        remote = self._remote.options(num_cpus=0, num_gpus=0, memory=SCORER_BYTES, label_selector=there)
+        return self._add(remote.remote(*self.scorer))
 
     def _add(self, handle: Any) -> str:
         worker = f"worker-{self._started}"
@@ -281,7 +261,15 @@ class Pool:
             ray.kill(handle)  # it may be alive and must not go on; whether its job is done, the commit shows
         preempted = isinstance(error, ActorDiedError) and error.preempted
         with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
-        return Lost(worker, why_lost(error, with_its_node), with_its_node, str(error))
+        if with_its_node:
+            reason = "its node died or was taken away"
+        elif is_out_of_memory(error):
+            reason = "it was killed, because its node ran out of memory"
+        elif PROCESS_DEATH in str(error):
+            reason = "its process was killed, perhaps for lack of memory, or crashed"
+        else:
+            reason = textwrap.shorten(last_line(error), 160, placeholder=" ...")
+        return Lost(worker, reason, with_its_node, str(error))
 
     def _forget(self, worker: str) -> Any:
         self._heartbeats.pop(worker, None)

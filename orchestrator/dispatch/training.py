@@ -1,4 +1,4 @@
-"""Trains the models of a session, from the driver's side: side by side where the cluster has room, else one by one.
+"""Trains the models of a session, from the driver's side: in turn, or `cluster.trainings` at a time.
 
 Ray Train runs in a thread for each; the driver follows its log and reports its end.
 """
@@ -24,7 +24,6 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
@@ -32,22 +31,11 @@ from taugrid.words import counted, duration, listed, with_urls
 from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import content_fingerprint
-from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress
 
 POLL_SECONDS = 0.5
 """How often the driver checks the logs and Ctrl-C."""
-
-ROOM_POLL_SECONDS = 2.0
-"""How often the driver checks whether one more training has room."""
-
-HELPERS_BYTES = 600 * 2**20
-"""Memory of the driver's machine for Ray Train's controller of one training and its four helpers. Each imports
-ray.train and pandas; 580 MB were measured (docs/decisions.md)."""
-
-HELPERS_SHARE = 0.5
-"""The share of the machine's memory for the helpers of all trainings, unless `cluster.trainings` sets their number."""
 
 CAPACITY_SECONDS = 5.0
 """How often a training that waits for its workers checks whether nodes have joined."""
@@ -61,8 +49,6 @@ class TrainingFailed(RunFailed):
 
     def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
         super().__init__(f"training of model {called} failed: {reason} (details: {log})")
-        self.briefly = f"training of model {called} failed: {reason.partition('; ')[0]} (details: {log})"
-        """The message without what to do, for a line that precedes the whole message."""
         self.fails_again = fails_again
         """Whether the same command would fail in the same way."""
 
@@ -90,7 +76,9 @@ class Training:
         self._source, self._rundir, self._cluster = source, rundir, cluster
         self._say, self._events, self._may_grow = say, events, may_grow
         self._told: set[str] = set()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """Why its thread ended without a model. After `fit.NoRoom` and `fit.NodesLeave` it can begin again."""
+        self.began_at = float("-inf")
         self.at = self._now()
         """Progress by its log; None before the first step."""
         self.has_begun = False
@@ -112,44 +100,25 @@ class Training:
         since = f"since its checkpoint of step {last:,}" if last else "before its first checkpoint"
         return f"training of {self.model.called}: {lost} {since} lost"
 
-    @property
-    def found_no_room(self) -> bool:
-        """Whether it ended because other work took the room for its workers. It can begin again."""
-        return isinstance(self._error, fit.NoRoom)
-
-    @property
-    def has_left(self) -> bool:
-        """Whether it ended because its nodes will be taken away. It can begin again at once."""
-        return isinstance(self._error, fit.NodesLeave)
-
-    def wanted(self) -> capacity.Trainers:
-        """The workers that it would start on the cluster as it is now.
+    def begin(self, ended: "SimpleQueue[Training]") -> None:
+        """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends.
 
         Raises:
-            UserError: if no worker fits, and none ever will.
+            UserError: if no worker fits on the cluster, and none ever will.
         """
-        return capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
-
-    def begin(self, ended: "SimpleQueue[Training]") -> None:
-        """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends."""
-        model, self._spec = self.model, self.specified(self.wanted())
-        how = "left its nodes, which will be taken away," if self.has_left else "was interrupted"
-        self.at, self.has_begun, self._error = self._now(), False, None
+        wanted = capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
+        model, self._spec = self.model, self.specified(wanted)
+        self.at, self.has_begun, self.error = self._now(), False, None
         if self.at is not None:
-            has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
-            last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
+            has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
+            last = f"continues from its checkpoint of step {self.at.checkpoint}"
             then = last if has_checkpoint else "begins again, because it has no checkpoint"
-            how = "failed" if model.id in RunHistory.read(self._rundir).failures else how
-            message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
-            self._say_once(f"interrupted at {self.at.step}", message)
-        self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()
+            message = f"training of {model.called} ended at step {self.at.step}; it {then}"
+            self._say_once(f"ended at {self.at.step}", message)
+        self.began_at = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
-
-    def put_back(self) -> None:
-        """Record an event: it waits for `begin`."""
-        self._events.add("training waits", model=self.model.id)
 
     def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
@@ -184,7 +153,7 @@ class Training:
             self._fitted_at = now
         if now - self._fitted_at >= limit:
             then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
-            raise capacity.no_capacity(size, self._cluster.label_selector, then)
+            raise capacity.no_capacity(size, self._cluster, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
         """Put the model in place, and report the outcome. `log` writes a file in logs/.
@@ -193,7 +162,7 @@ class Training:
             UserError: if something must be changed first.
             TrainingFailed: if it could not go on.
         """
-        error, model = self._error, self.model
+        error, model = self.error, self.model
         if isinstance(error, UserError):
             raise error
         if error is not None:
@@ -203,7 +172,7 @@ class Training:
             place = self._rundir.relative(path)
             self._events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
             raise TrainingFailed(model.called, reason, path, again)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self.began_at
         self.at = self._now()
         storage, spec = self._rundir.storage, self._spec
         if not storage.on_disk:
@@ -225,7 +194,7 @@ class Training:
         try:
             fit.train(self._spec)
         except BaseException as error:
-            self._error = error
+            self.error = error
         ended.put(self)
 
     def _now(self) -> TrainingProgress | None:
@@ -263,36 +232,18 @@ class Training:
         )
 
 
-def most_at_once(cluster: Cluster) -> int:
-    """The maximum number of trainings at a time, however much room there is for their workers."""
-    return cluster.trainings or max(1, int(memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
+class Trainings:
+    """The trainings of a session, in turn, or `cluster.trainings` at a time.
 
-
-def another_fits(wanted: capacity.Trainers, under_way: int, starting: int, cluster: Cluster, may_grow: bool) -> bool:
-    """Whether a training that wants so much begins now. If there is no other, it does, and waits for room itself.
-
-    Others are `under_way`; of these, `starting` may not have their workers' places yet.
-
-    It takes what it would take alone: fewer CPUs would be fewer threads, and other last digits of weights. An elastic
-    training counts with all its workers. With `cluster.trainings` on a cluster that `may_grow`, it begins without room,
-    because Ray's autoscaler counts only workers that wait.
+    Only `fit.train` runs in other threads, so nothing here needs a lock.
     """
-    if not under_way or (cluster.trainings is not None and may_grow):
-        return True
-    size = capacity.Size(wanted.cpus, wanted.gpus)
-    room = sum(node.capacity(size) for node in capacity.free(cluster.label_selector))
-    return room >= wanted.most * (starting + 1)
-
-
-class TrainingScheduler:
-    """The trainings of a session. Only `fit.train` runs in other threads, so nothing here needs a lock."""
 
     def __init__(
         self,
         trainings: Sequence[Training],
         cluster: Cluster,
-        may_grow: bool,
         progress: Progress,
+        events: Events,
         log: Callable[[str, str], Path],
         others: bool,
     ) -> None:
@@ -300,14 +251,12 @@ class TrainingScheduler:
         self._all, self._waiting = list(trainings), deque(trainings)
         self._under_way: list[Training] = []
         self._ended: SimpleQueue[Training] = SimpleQueue()
-        self._cluster, self._may_grow, self._others = cluster, may_grow, others
-        self._progress, self._log = progress, log
-        self._beside_work: set[Training] = set()  # those beside which another has worked since they began
+        self._most, self._others = cluster.trainings or 1, others
+        self._progress, self._events, self._log = progress, events, log
+        self._worked_at = float("-inf")  # when one of them was last seen to train
         self._failed: dict[str, TrainingFailed] = {}
         self._to_change: UserError | None = None  # ends the stage once no training runs
-        self._most, self._told = most_at_once(cluster), False
         self._trained = 0
-        self._checked_at = float("-inf")
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed.
@@ -319,8 +268,15 @@ class TrainingScheduler:
         self._show_stage()
         while self._waiting or self._goes_on():
             with self._others_go_on():
-                self._begin()
-            self._check_logs()
+                while self._waiting and len(self._under_way) < self._most:
+                    training = self._waiting.popleft()
+                    training.begin(self._ended)
+                    self._under_way.append(training)
+            for training in self._under_way:
+                with self._others_go_on():
+                    training.check_log()
+            if any(training.has_begun for training in self._under_way):
+                self._worked_at = time.monotonic()
             self._show()
             with suppress(Empty), self._others_go_on():
                 self._end(self._ended.get(timeout=POLL_SECONDS))
@@ -349,65 +305,24 @@ class TrainingScheduler:
             if is_first:
                 self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
-    def _check_logs(self) -> None:
-        for training in self._under_way:
-            with self._others_go_on():
-                training.check_log()
-        for running in self._under_way:
-            if running.has_begun:
-                self._beside_work.update(other for other in self._under_way if other is not running)
-
-    def _begin(self) -> None:
-        """Begin those that wait, in their order, as long as the next one has room."""
-        now = time.monotonic()
-        if self._under_way and now - self._checked_at < ROOM_POLL_SECONDS:
-            return
-        self._checked_at = now
-        while self._waiting and not self._are_enough() and self._fits(self._waiting[0]):
-            training = self._waiting.popleft()
-            self._beside_work.discard(training)
-            training.begin(self._ended)
-            self._under_way.append(training)
-
-    def _are_enough(self) -> bool:
-        """Whether the most that may run are under way; tells the user once if only memory is in the way."""
-        if len(self._under_way) < self._most:
-            return False
-        if self._cluster.trainings is None and not self._told and self._fits(self._waiting[0]):
-            self._told = True
-            self._progress.say(
-                f"training {counted(self._most, 'model')} at a time: for each, Ray Train's own processes take "
-                f"{HELPERS_BYTES / 2**30:.1f} GiB of this machine; cluster.trainings allows more"
-            )
-        return True
-
-    def _fits(self, training: Training) -> bool:
-        starting = sum(not other.has_begun for other in self._under_way)
-        return another_fits(training.wanted(), len(self._under_way), starting, self._cluster, self._may_grow)
-
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)
-        if (training.found_no_room or training.has_left) and self._to_change is not None:
-            return  # it continues in the next session
-        if training.has_left:
-            training.put_back()
-            self._waiting.appendleft(training)
-            return
-        # What another had, it may get. If none has worked in all its attempts, none will ever give room.
-        if training.found_no_room and training in self._beside_work:
-            training.put_back()
-            self._waiting.append(training)
+        # It begins again at once where its nodes leave, and later where one that has worked meanwhile had its room.
+        has_left = isinstance(training.error, fit.NodesLeave)
+        if has_left or (isinstance(training.error, fit.NoRoom) and self._worked_at > training.began_at):
+            if self._to_change is None:
+                self._events.add("training waits", model=training.model.id)
+                self._waiting.insert(0 if has_left else len(self._waiting), training)
             return
         try:
             training.end(self._log)
-            self._trained += 1
-            self._beside_work.update(self._under_way)  # also if it was too quick for its steps to be seen
+            self._trained, self._worked_at = self._trained + 1, time.monotonic()
         except TrainingFailed as error:
             self._failed[training.model.id] = error
             self._all.remove(training)
             self._show_stage()
             if self._others:
-                self._progress.say(f"{error.briefly}; the others go on")
+                self._progress.say(f"{error}; the others go on")
 
     def _show_stage(self) -> None:
         """Show a stage of all that have not failed."""

@@ -2,12 +2,12 @@
 
 It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks. On a cluster that the run
 joined, workers follow the work and the nodes: those that wait for room tell Ray what is needed, nodes that join get
-work, idle workers are released, and nodes that drain are left.
+work, idle workers are released, and nodes that drain are left. An embedded cluster has a given number of workers.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import NamedTuple
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError, is_accelerator_error
 from taugrid.jobs import WorkerInfo
+from taugrid.orchestrator.dispatch.capacity import Node, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
-from taugrid.orchestrator.dispatch.scaling import Counts, Scaling
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import Busy, Snapshot
 from taugrid.orchestrator.rundir.directory import Committed
@@ -41,8 +41,11 @@ MAX_PAUSE_SECONDS = 60.0
 RESIZE_SECONDS = 0.5
 """How often the number of workers is adjusted: with hundreds, not after every event."""
 
-PLACE_SECONDS = 30.0
-"""How long a CPU-only worker may wait for its process to start, before workers with GPUs no longer count on it."""
+NODE_POLL_SECONDS = 5.0
+"""How often Ray is polled for nodes: a node that joins gets work soon, and one that drains gets no more."""
+
+MESSAGE_SECONDS = 60.0
+"""How often a message says that no worker is usable, and why."""
 
 RELEASE_SECONDS = 30.0
 """How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
@@ -62,33 +65,40 @@ class Outputs(NamedTuple):
 
 @dataclass
 class _ManagedWorker:
-    for_node: str | None
-    """The id of the node that a CPU-only worker was started for; None: it is not CPU-only."""
+    is_scorer: bool
+    """Whether it does without a GPU, and only computes scores."""
     node: str | None = None
     """The id of its node; None until its process has started."""
     info: WorkerInfo | None = None
     """None until it has passed a health check."""
-    started: float = 0.0
-    """When it was started."""
     is_starting: bool = True
     """Whether its first health check is not over."""
     checked_since: float | None = None
     """When its current health check began; None if there is none."""
 
-    @property
-    def is_cpu_only(self) -> bool:
-        return self.for_node is not None
-
 
 class WorkerManager:
-    """The workers of a pool, as the dispatcher's decisions want them, where `scaling` finds room."""
+    """The workers of a pool, as the dispatcher's decisions want them and as nodes have room.
 
-    def __init__(self, pool: Pool, dispatcher: Dispatcher, scaling: Scaling, config: Cluster, outputs: Outputs) -> None:
+    `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
+    then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
+    Scorers are workers without a GPU, in a pool whose other workers have one; they do only tasks of the kinds `scored`.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        max_workers: int | None,
+        elastic: bool,
+        scored: Set[str],
+        config: Cluster,
+        outputs: Outputs,
+    ) -> None:
         self._pool = pool
         self._dispatcher = dispatcher
-        self._scaling = scaling
-        self._hang_seconds = config.hang_seconds
-        self._max_wait_seconds = config.max_wait_seconds
+        self._max_workers, self._elastic, self._scored = max_workers, elastic, scored
+        self._config = config
         self._outputs = outputs
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
@@ -104,6 +114,11 @@ class WorkerManager:
         self._resized = 0.0  # when that was
         self._too_many_since: float | None = None
         self._unfit_since: float | None = None
+        self._nodes: dict[str, Node] = {}  # by id, as at the last poll
+        self._gone_at: dict[str, float] = {}  # id of a node that drains -> when it is taken away, if that is known
+        self._polled_at = float("-inf")
+        self._last_worker_at = self._last_message_at = time.monotonic()
+        self._had_worker = False
 
     def begin(self) -> int:
         """Start workers. Returns their number."""
@@ -123,10 +138,9 @@ class WorkerManager:
         return info
 
     def located(self, event: Located) -> None:
-        node, worker = event.node_id, self._workers[event.worker]
-        twins = [other for other, name in self._names.items() if name.split()[0] == event.node and other != node]
-        self._names.setdefault(node, f"{event.node} ({node[:8]})" if twins else event.node)
-        worker.node, worker.checked_since = node, time.monotonic()
+        worker = self._workers[event.worker]
+        self._names.setdefault(event.node_id, event.node)
+        worker.node, worker.checked_since = event.node_id, time.monotonic()
 
     def joined(self, event: Joined) -> None:
         """A worker passed its health check, the first or one after a cooldown."""
@@ -226,13 +240,33 @@ class WorkerManager:
         if node is None:
             return False
         self._look(time.monotonic(), at_once=True)
-        return not self._scaling.keeps(node)
+        return self._elastic and (node not in self._nodes or self._nodes[node].draining)
 
     @property
     def leaving(self) -> dict[str, float]:
         """The workers whose node will be taken away at a known time, each with that time."""
-        gone_at = self._scaling.gone_at
-        return {name: gone_at[node] for name, worker in self._workers.items() if (node := worker.node) in gone_at}
+        there = {name: worker.node for name, worker in self._workers.items()}
+        return {name: self._gone_at[node] for name, node in there.items() if node in self._gone_at}
+
+    @property
+    def _draining(self) -> set[str]:
+        return {node.id for node in self._nodes.values() if node.draining}
+
+    @property
+    def _avoided(self) -> set[str]:
+        """The ids of the nodes on which no further worker should be started."""
+        return self._dispatcher.health.broken_nodes().keys() | self._draining if self._elastic else set()
+
+    @property
+    def _usable(self) -> list[Node]:
+        """The nodes on which workers may be started."""
+        avoided = self._avoided
+        return [node for node in self._nodes.values() if node.id not in avoided]
+
+    @property
+    def _large(self) -> int:
+        """The number of usable nodes that are large enough for a worker."""
+        return sum(node.capacity(self._pool.size) > 0 for node in self._usable)
 
     def snapshot(self) -> Snapshot:
         """How far the session is, for the progress display."""
@@ -263,98 +297,142 @@ class WorkerManager:
             self._pool.check_health(worker)
         unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
-            self._end_silent(now)
+            for name, since in {name: worker.checked_since for name, worker in self._workers.items()}.items():
+                if since is not None and now - since >= self._config.hang_seconds:
+                    self._pool.kill(name)
+                    silent = duration(self._config.hang_seconds)
+                    self.lost(Lost(name, f"it has not answered its health check for {silent}", False))
             self._resize(now)
-        cpus_will_do = self._dispatcher.startable_kinds <= self._scaling.cpu_kinds
-        placed = (worker for worker in self._workers.values() if worker.node is not None)
-        no_worker = not any(cpus_will_do or not worker.is_cpu_only for worker in placed)
-        if (message := self._scaling.waiting_message(now, no_worker, bool(unfit))) is not None:
-            self._say(message)
+        self._wait(now, bool(unfit))
         if not unfit:
             self._unfit_since = None
             return
-        since = self._unfit_since = now if self._unfit_since is None else self._unfit_since
+        began = self._unfit_since = now if self._unfit_since is None else self._unfit_since
         is_starting = any(worker.is_starting for worker in self._workers.values())
-        if not (is_starting and self._scaling.large) or now - since >= self._max_wait_seconds:
+        if not (is_starting and self._large) or now - began >= self._config.max_wait_seconds:
             raise self._no_fit_node(unfit)
 
-    def _end_silent(self, now: float) -> None:
-        """End the workers whose health check hangs."""
-        began = {name: worker.checked_since for name, worker in self._workers.items()}
-        silent = [name for name, at in began.items() if at is not None and now - at >= self._hang_seconds]
-        for name in silent:
-            self._pool.kill(name)
-            self.lost(Lost(name, f"it has not answered its health check for {duration(self._hang_seconds)}", False))
+    def _wait(self, now: float, all_unfit: bool) -> None:
+        """While the run waits for a worker, say so every `MESSAGE_SECONDS`.
+
+        Args:
+            now: the time.
+            all_unfit: there are workers, but all of them are on unfit nodes.
+
+        Raises:
+            UserError: if no worker started in time, and no node of a cluster that was joined was ever large enough.
+            RunFailed: if no worker started in time for any other reason.
+        """
+        only_scores = self._dispatcher.startable_kinds <= self._scored
+        placed = (worker for worker in self._workers.values() if worker.node is not None)
+        no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
+        self._had_worker = self._had_worker or not no_worker
+        if not no_worker and not all_unfit:
+            self._last_worker_at = self._last_message_at = now
+            return
+        limit = f"{duration(self._config.max_wait_seconds)} (cluster.max_wait_seconds)"
+        if no_worker and now - self._last_worker_at >= self._config.max_wait_seconds:
+            if not self._elastic:
+                raise RunFailed(f"no worker started in {limit}; see Ray's logs, or set cluster.max_wait_seconds higher")
+            if self._large or self._had_worker:
+                room = f"no room for a worker of {self._pool.size} in {limit}"
+                raise RunFailed(f"{room}; run the same command again when there is")
+            raise no_capacity(self._pool.size, self._config, f", nor has one joined in {limit}")
+        if now - self._last_message_at >= MESSAGE_SECONDS:
+            self._last_message_at = now
+            if self._elastic:
+                waits = f"waiting for room for a worker of {self._pool.size}"
+                self._say(f"{waits} (nodes large enough: {self._large}); at most {limit}")
+            else:
+                self._say(f"no worker for {MESSAGE_SECONDS:.0f} s: starting one is slow")
 
     def _look(self, now: float, at_once: bool = False) -> None:
-        for node in self._scaling.poll_nodes(now, at_once):
+        """Poll Ray for the cluster's nodes, now and then, and report those that have begun to drain."""
+        if not self._elastic and (self._pool.scorer is None or self._nodes):
+            return
+        if now - self._polled_at < NODE_POLL_SECONDS and not at_once:
+            return
+        is_first, before = self._polled_at == float("-inf"), self._draining
+        self._polled_at = now
+        if (nodes := self._pool.nodes()) is None:
+            return
+        self._nodes = {node.id: node for node in nodes}
+        seconds_left = {node.id: node.seconds_left for node in nodes if node.draining}
+        self._gone_at = {node: now + seconds for node, seconds in seconds_left.items() if seconds < inf}
+        if is_first and not self._usable:
+            self._last_message_at = now - MESSAGE_SECONDS  # so that the first message comes at once
+        self._dispatcher.health.set_draining(self._draining)
+        for node in sorted(self._draining - before):
             name = self._name(node)
             self._outputs.events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
-                left = self._scaling.gone_at.get(node, inf) - now
-                rest = f"; others do what its workers can't finish in {duration(max(0.0, left))}" if left < inf else ""
+                left = duration(max(0.0, seconds_left[node])) if node in self._gone_at else ""
+                rest = f"; others do what its workers can't finish in {left}" if left else ""
                 self._say(f"node {name} will be taken away: it gets no more work{rest}")
+
+    def _wanted(self, now: float, busy: Mapping[bool, int], has_scorer: bool) -> dict[bool, int]:
+        """How many workers there should be on usable nodes: False -> those of all kinds of tasks, True -> scorers.
+
+        On a cluster that was joined, one for each task that could start, besides those that are `busy`. Scores alone
+        must not make an autoscaler buy GPUs: for them there is one worker of all kinds, until a scorer is there.
+        """
+        places, ready = self._scorer_places, self._dispatcher.demand_by_kind(now)
+        scores = sum(ready[kind] for kind in self._scored) if places else 0
+        scorers = min(sum(places.values()), busy[True] + scores)
+        if not self._elastic:
+            return {False: self._max_workers or 1, True: scorers}
+        others = max(busy[False] + ready.total() - scores, int(scores > 0 and not has_scorer))
+        most = self._max_workers or max(1, sum(node.capacity(self._pool.size) for node in self._usable))
+        return {False: min(most, others), True: scorers}
+
+    @property
+    def _scorer_places(self) -> dict[str, int]:
+        """Node id -> the most scorers that it should have, for usable nodes.
+
+        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers.
+        """
+        if self._pool.scorer is None:
+            return {}
+        most, on_cpu_nodes = self._config.score.workers_per_node, self._config.use_cpus
+        places = {
+            node.id: min(most, int(node.cpus) // 2) if node.gpus else int(node.cpus) * on_cpu_nodes
+            for node in self._usable
+        }
+        return {node: number for node, number in places.items() if number}
 
     def _enlist(self, name: str) -> None:
         worker = self._workers[name]
         worker.is_starting = False
-        kinds = self._scaling.cpu_kinds if worker.is_cpu_only else None
+        kinds = self._scored if worker.is_scorer else None
         self._dispatcher.worker_joined(name, worker.node, time.monotonic(), kinds)
 
     def _resize(self, now: float) -> None:
         """Start the workers that are lacking; release those on nodes that drain, and those without work."""
         self._resized = now
-        running, draining, avoided = self._dispatcher.in_flight.running, self._scaling.draining, self._scaling.avoided
+        running, draining, avoided = self._dispatcher.in_flight.running, self._draining, self._avoided
         drained = [name for name, worker in self._workers.items() if worker.node in draining and name not in running]
         self._release(drained, now, "its node drains")
-        busy = self._count(name for name in running if self._workers[name].node not in avoided)
-        wanted, places = self._scaling.wanted(now, busy), self._scaling.cpu_only_capacity
-        waiting = [name for name, worker in self._workers.items() if worker.is_cpu_only and worker.node is None]
-        self._release([name for name in waiting if self._workers[name].for_node not in places], now, "its node is gone")
         fit = [name for name, worker in self._workers.items() if worker.node not in avoided]
-        there = self._count(fit)
-        self._largest = max(self._largest, sum(wanted))
+        busy = Counter(self._workers[name].is_scorer for name in fit if name in running)
+        has_scorer = any(worker.is_scorer and worker.node is not None for worker in self._workers.values())
+        wanted, too_many = self._wanted(now, busy, has_scorer), list[str]()
+        places = self._scorer_places.keys() if wanted[True] else ()
+        self._largest = max(self._largest, sum(wanted.values()))
         self._pauses = [until for until in self._pauses if until > now]
-        for _ in range(wanted.general - there.general - len(self._pauses)):
-            self._start(self._pool.start(avoided))
-        self._dispatcher.expect_helpers(self._helpers(places, now), self._scaling.cpu_kinds)
-        taken = Counter(worker.for_node for worker in self._workers.values())
-        free = [node for node, capacity in places.items() for _ in range(capacity - taken[node])]
-        for node in free[: max(0, wanted.cpu_only - there.cpu_only - len(self._pauses))]:
-            self._start(self._pool.start_cpu_only(node), node)
-        too_many = self._too_many(fit, there, wanted) if self._scaling.elastic else []
-        since = self._too_many_since = (self._too_many_since or now) if too_many else None
+        busy_nodes = Counter(self._workers[name].node for name in running)
+        for is_scorer, number in wanted.items():
+            there = [name for name in fit if self._workers[name].is_scorer == is_scorer]
+            for _ in range(number - len(there) - len(self._pauses)):
+                name = self._pool.start_scorer(places) if is_scorer else self._pool.start(avoided)
+                self._outputs.events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
+                self._workers[name] = _ManagedWorker(is_scorer)
+            idle = [name for name in there if name not in running]
+            # First those that wait for room, then those whose node is the sooner without any.
+            idle.sort(key=lambda name: (self._workers[name].node is not None, busy_nodes[self._workers[name].node]))
+            too_many += idle[: max(0, len(there) - number)]
+        since = self._too_many_since = (self._too_many_since or now) if too_many and self._elastic else None
         if since is not None and now - since >= RELEASE_SECONDS:
             self._release(too_many, now, "there is no work for it")
-
-    def _helpers(self, places: Mapping[str, int], now: float) -> int:
-        """How many CPU-only workers there are or could soon be: only those that are there, if others get no room."""
-        cpu_only = [worker for worker in self._workers.values() if worker.is_cpu_only]
-        waiting = [worker for worker in cpu_only if worker.node is None]
-        has_room = all(now - worker.started < PLACE_SECONDS for worker in waiting)
-        return sum(places.values()) if has_room else len(cpu_only) - len(waiting)
-
-    def _count(self, names: Iterable[str]) -> Counts:
-        cpu_only = Counter(self._workers[name].is_cpu_only for name in names)
-        return Counts(cpu_only[False], cpu_only[True])
-
-    def _too_many(self, fit: Iterable[str], there: Counts, wanted: Counts) -> list[str]:
-        """Workers that have nothing to do, beyond those that are wanted.
-
-        First come those that wait for room, then those whose node is the sooner without any.
-        """
-        running = self._dispatcher.in_flight.running
-        busy = Counter(self._workers[name].node for name in running)
-        idle = [name for name in fit if name not in running]
-        idle.sort(key=lambda name: -1 if (node := self._workers[name].node) is None else busy[node])
-        full = [name for name in idle if not self._workers[name].is_cpu_only]
-        cpu_only = [name for name in idle if self._workers[name].is_cpu_only]
-        beyond = max(0, there.general - wanted.general), max(0, there.cpu_only - wanted.cpu_only)
-        return full[: beyond[0]] + cpu_only[: beyond[1]]
-
-    def _start(self, name: str, for_node: str | None = None) -> None:
-        self._outputs.events.note("starting", worker=name, **({} if for_node is None else {"cpu_only": True}))
-        self._workers[name] = _ManagedWorker(for_node, started=time.monotonic())
 
     def _release(self, names: Iterable[str], now: float, why: str) -> None:
         for name in names:
@@ -383,15 +461,8 @@ class WorkerManager:
         self._outputs.progress.say(text)
 
     def _no_fit_node(self, unfit: dict[str, str]) -> Exception:
-        """The error that ends a run without a fit node. A reason that all nodes share is given once."""
-        causes = [self._causes.get(node) for node in unfit]
-        if len(set(unfit.values())) == 1:
-            text = next(iter(unfit.values()))
-        else:
-            text = "; ".join(
-                reason if self._name(node) in reason else f"node {self._name(node)}: {reason}"
-                for node, reason in sorted(unfit.items())
-            )
+        """The error that ends a run without a fit node."""
+        causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
         if not all(isinstance(cause, UserError) for cause in causes):
             return RunFailed(f"no node is fit for work: {text}")
         return causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)

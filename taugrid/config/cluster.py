@@ -39,12 +39,12 @@ class TrainingWorker(Section):
 
 
 class ScoringWorker(Section):
-    """The workers without a GPU that compute scores beside workers with one."""
+    """The workers without a GPU that compute scores beside workers with one. Each takes 2 GB of memory."""
 
     cpus_per_worker: Cpus | None = None
-    """null: as `cluster.cpus_per_worker`."""
+    """The threads of each; null: as `cluster.cpus_per_worker`. Ray does not count these CPUs."""
     workers_per_node: Annotated[int, Field(ge=0)] = 8
-    """The most of them on the CPUs that a node with GPUs has to spare. 0: none, so workers with GPUs compute scores."""
+    """At most so many on a node with GPUs, one for two of its CPUs. 0: none, so workers with GPUs compute scores."""
 
 
 class Cluster(Section):
@@ -54,9 +54,8 @@ class Cluster(Section):
     """The maximum number of sampling and evaluation workers. On a cluster that a run joins, Ray's autoscaler is asked
     for this number even if they do not fit yet; null: as many as fit, also on nodes that join later."""
     trainings: Positive | None = None
-    """The maximum number of trainings at a time. On a cluster that a run joins, this number starts even if they do not
-    fit yet, and Ray's autoscaler is asked for them; null: as many as fit. Half of the driver's memory, at 500 MiB for
-    each, is a limit too."""
+    """How many models train at a time. Those that do not fit wait for room, for which Ray's autoscaler is asked on a
+    cluster that a run joins; null: one. Each takes about 600 MiB of the driver's memory."""
     cpus_per_worker: Cpus = 1
     """CPUs that a worker takes."""
     gpus_per_worker: Gpus | None = None
@@ -66,9 +65,9 @@ class Cluster(Section):
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     use_cpus: bool = False
-    """Scores are computed on CPUs that nodes with GPUs have to spare; with this, on nodes without a GPU too. It uses
-    CPU nodes that are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match
-    leaves none."""
+    """Scores are computed on the CPUs of nodes with GPUs; with this, on nodes without a GPU too. It uses CPU nodes that
+    are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match leaves none.
+    """
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """How long a run waits for a worker to start, and on a cluster that it joins for free resources."""
     train: TrainingWorker = TrainingWorker()

@@ -165,7 +165,7 @@ def killed(ray_session, tmp_path_factory):
         "sample": {"num_samples": 20, "batch_size": 20, "labels": "balanced"},
         "grid": {"train.learning_rate": [1e30, SPEC.train.learning_rate], "steps": [2, 4]},
         "evaluate": {"extractor": "pixels", "metrics": ["fid"]},
-        "cluster": {"train": {"cpus_per_worker": 0.5}},
+        "cluster": {"trainings": 2, "train": {"cpus_per_worker": 0.5}},
     }
     file = write_config(folder, **sections(workers=2) | changes)
     with ThreadPoolExecutor(1) as thread:

@@ -72,8 +72,8 @@ class Faulty:
 class PoolHere:
     """A pool whose only worker lives in this process and does a job as soon as it gets it."""
 
-    def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, cpu_only):
-        self._worker, self._events, self._probe, self.cpu_only = Worker(1), deque(), probe, cpu_only
+    def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, scorer):
+        self._worker, self._events, self._probe, self.scorer = Worker(1), deque(), probe, scorer
 
     def start(self, avoid=()):
         self.check_health("worker-0")

@@ -3,9 +3,8 @@ from collections import Counter
 import pytest
 
 from taugrid.orchestrator.dispatch.policy.backlog import Retries
-from taugrid.orchestrator.dispatch.policy.blame import TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
-from taugrid.orchestrator.dispatch.policy.health import Health
+from taugrid.orchestrator.dispatch.policy.health import Health, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.in_flight import Running
 from taugrid.orchestrator.task import Task
 
@@ -161,28 +160,26 @@ def test_beside_errors_a_single_death_does_not_count():
     assert history.evidence == Counter(n0=1, n2=2)
 
 
-def with_helpers(samples, scores):
-    """Two workers for all kinds, and one helper that is there, of two that could be."""
+def with_a_scorer(samples, scores):
+    """Two workers for all kinds, and a scorer."""
     tasks = [*map(shard, range(samples)), *(Task(f"score/{i}", "score", 1.0) for i in range(scores))]
-    d = Dispatcher(tasks, ("sample", "score"))
+    d = Dispatcher(tasks, ("sample", "score"), left_to_scorers={"score"})
     for worker, kinds in (("gpu", None), ("gpu too", None), ("cpu", {"score"})):
         d.worker_joined(worker, "n", 0.0, kinds)
-    d.expect_helpers(2, {"score"})
     return d
 
 
-def test_others_leave_scores_to_helpers_while_they_may_get_other_work():
-    """Defect 6: with `leave = False` in `_ready`, "gpu too" takes a score, and samples may wait for it."""
-    d = with_helpers(samples=1, scores=3)
+def test_others_leave_scores_to_scorers_while_they_may_get_other_work():
+    """Defect 6: with no `left_kinds` in `_ready`, "gpu too" takes a score, and samples may wait for it."""
+    d = with_a_scorer(samples=1, scores=3)
     assert assigned(d, 0.0) == {"cpu": "score/0", "gpu": "sample/0"}
-    assert assigned(d, 1.0) == {}, "two scores wait, and two helpers are there or could soon be"
+    assert assigned(d, 1.0) == {}
     d.succeeded("cpu", 2.0)
     assert assigned(d, 2.0) == {"cpu": "score/1"}
 
 
-def test_others_take_the_scores_that_are_too_many_for_helpers_or_all_that_is_left():
-    assert assigned(with_helpers(1, 4)) == {"cpu": "score/0", "gpu": "sample/0", "gpu too": "score/1"}
-    assert assigned(with_helpers(0, 3)) == {"cpu": "score/0", "gpu": "score/1", "gpu too": "score/2"}
+def test_others_take_the_scores_that_are_all_that_is_left():
+    assert assigned(with_a_scorer(0, 3)) == {"cpu": "score/0", "gpu": "score/1", "gpu too": "score/2"}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from test_gpu import DRIVER
 
 from taugrid.errors import CustomCodeError
 from taugrid.orchestrator import doctor as checks
-from taugrid.orchestrator.dispatch.nodes import Answer
+from taugrid.orchestrator.dispatch.capacity import Answer
 from taugrid.orchestrator.doctor import bucket, devices, disk, weights
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import INCEPTION

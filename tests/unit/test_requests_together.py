@@ -64,7 +64,7 @@ class Crowd:
 class Workers:
     """A pool of `FILES` workers. What they were given is done when the driver next asks, all of it in one turn."""
 
-    size, cpu_only = Size(1, 0), None
+    size, scorer = Size(1, 0), None
 
     def __init__(self, template, spoiled=lambda job: False, began=lambda worker, key: None, first=()):
         self._template, self._spoiled, self._began, self._first = template, spoiled, began, list(first)

@@ -56,23 +56,6 @@ def test_gpus_are_used_where_there_are_any_that_torch_can_use_and_that_stay(monk
     assert capacity.worker_size(Cluster(gpus_per_worker=1)) == (1, 1), "what the user says holds"
 
 
-@pytest.mark.parametrize(
-    ("node", "size", "cpus", "fit"),
-    [
-        (Node("g", 104, 8), Size(1, 1), 1, 96),
-        (Node("g", 104, 8), Size(12, 1), 2, 4),
-        (Node("g", 16, 1, memory=11e9), Size(1, 1), 1, 4),  # and one for the worker with the GPU
-        (Node("g", 16, 1, memory=1e9), Size(1, 1), 1, 0),
-        (Node("c", 4, 0, memory=1e9), Size(1, 1), 1, 4),
-        (Node("g", 4, 8), Size(1, 1), 1, 0),  # its CPUs are too few for its GPUs
-        (Node("g", 4, 1), Size(0.3333, 0.3333), 1, 3),
-        (Node("c", 4, 0), Size(1, 1), 1, 4),
-    ],
-)
-def test_a_worker_with_a_gpu_keeps_its_cpus(node, size, cpus, fit):
-    assert node.spare_capacity(cpus, size) == fit
-
-
 def test_labels_that_no_node_has_are_named(monkeypatch):
     monkeypatch.setattr(capacity, "nodes", lambda selector=None: [] if selector else [Node("a", 8, 1)])
     labels = {"ray.io/accelerator-type": "A100"}

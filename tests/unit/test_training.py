@@ -502,7 +502,7 @@ def test_what_is_left_of_an_upload_makes_room_for_a_training_with_other_bytes(bu
             upload_folder(folder, final, TRAINED_WEIGHTS, storage)
             return {}
 
-    monkeypatch.setattr("taugrid.orchestrator.session.TrainingScheduler", Retrained)
+    monkeypatch.setattr("taugrid.orchestrator.session.Trainings", Retrained)
     monkeypatch.setattr(cluster, "connected", lambda *_, **__: nullcontext())
     session.do(["train"])
     assert {storage.read(path) for path in storage.list(folder, "unet/*")} == {b"second"}
@@ -569,7 +569,7 @@ def test_a_training_waits_no_longer_for_nodes_than_it_may(tmp_path, monkeypatch,
 def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says_so(tmp_path, few_nodes, gpus, workers):
     few_nodes(Node("g", 8, 1))
     training, said = a_training(tmp_path, True, config.Cluster(gpus_per_worker=gpus), workers=8)
-    assert training.specified(training.wanted()).train.workers == workers
+    assert training.specified(capacity.trainers(training._cluster, 8, True)).train.workers == workers
     recorded("\n".join(said), "fit")
 
 

@@ -25,10 +25,10 @@ from taugrid.errors import (
     UserError,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch import loop, scaling, worker_manager
+from taugrid.orchestrator.dispatch import loop, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Alive, CpuOnly, Done, Failed, Joined, Located, Lost
+from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
@@ -78,14 +78,14 @@ class ScriptedPool:
     fit` even so, or is `infinite` (`NotFinite`).
     """
 
-    size, cpu_only, selector = Size(1, 0), None, {}
+    size, scorer, selector = Size(1, 0), None, {}
     gpus = frozenset()  # nodes that have them
-    spare = {}  # node -> CPUs beyond those of its workers with GPUs  # noqa: RUF012
+    spare = {}  # node with GPUs -> CPUs beyond those of its workers with GPUs, and room for scorers  # noqa: RUF012
 
     def __init__(self, rooms, node_is):
         self.now, self.rooms, self.node_is = 0.0, rooms, node_is
         self.where, self.sick = {}, set()
-        self.on_spare = set()  # workers without a GPU on a node with one
+        self.scorers = set()
         self.free = {}  # worker -> when it will have done what it was given
         self.started = 0
         self.given = []  # (when, node) of each job
@@ -109,23 +109,22 @@ class ScriptedPool:
         without = {node for node in self.rooms if self.size.gpus and node not in self.gpus}
         return self._start({*avoid, *without})
 
-    def start_cpu_only(self, node):
-        return self._start({other for other in self.rooms if other != node}, node in self.gpus)
+    def start_scorer(self, nodes):
+        self.scorers.add(f"worker-{self.started}")
+        return self._start({other for other in self.rooms if other not in nodes})
 
-    def _start(self, avoid, on_spare=False):
+    def _start(self, avoid):
         worker = f"worker-{self.started}"
         self.started += 1
-        if on_spare:
-            self.on_spare.add(worker)
         self.waiting.append((worker, frozenset(avoid)))
         self._place()
         return worker
 
     def _place(self):
         for worker, avoid in list(self.waiting):
-            is_spare = worker in self.on_spare
-            taken = Counter(node for other, node in self.where.items() if (other in self.on_spare) == is_spare)
-            room = self.spare if is_spare else self.rooms
+            is_scorer = worker in self.scorers
+            taken = Counter(node for other, node in self.where.items() if (other in self.scorers) == is_scorer)
+            room = self.rooms | self.spare if is_scorer else self.rooms
             allowed = [node for node in self.rooms if node not in avoid and self.node_is.get(node) != "draining"]
             free = [node for node in allowed if taken[node] < room[node]]
             if free:
@@ -137,7 +136,7 @@ class ScriptedPool:
     def check_health(self, worker):
         node = self.where[worker]
         ill = self.node_is.get(node)
-        if ill == "GPU" and worker not in self.on_spare:
+        if ill == "GPU" and worker not in self.scorers:
             self._at(0.1, Failed(worker, DeviceUnusable(f"node {node}: torch can't use its GPU"), "traceback"))
         elif ill == "unseen":
             self._at(0.1, Failed(worker, RunDirectoryNotVisible(f"node {node} does not see /run"), "traceback"))
@@ -238,9 +237,9 @@ def two_cells():
 class Scripted:
     """A run of tasks that behave as told, of two cells in turns."""
 
-    def __init__(self, monkeypatch, root, behaviours, rooms, node_is, workers, embedded):
-        self.pool = ScriptedPool(rooms, node_is)
-        for module in (worker_manager, loop, scaling):
+    def __init__(self, monkeypatch, root, behaviours, pool, workers, embedded, cluster):
+        self.pool = pool
+        for module in (worker_manager, loop):
             monkeypatch.setattr(module, "time", self.pool)
         there = Committed(Path("unused"), "", None)
         monkeypatch.setattr(loop, "confirm", lambda job, result: there)  # there are no files
@@ -255,7 +254,7 @@ class Scripted:
         self.session = Events(self.rundir)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
         outputs = Outputs(progress, self.session, lambda name, text: root, lambda files: self.committed(files))
-        self.loop = Loop(self.tasks, [Painting, Counting], self.pool, workers, embedded, Cluster(), outputs)
+        self.loop = Loop(self.tasks, [Painting, Counting], self.pool, workers, embedded, cluster, outputs)
 
     def run(self):
         self.problems = self.loop.run()
@@ -293,9 +292,13 @@ class Scripted:
 def scripted(monkeypatch, tmp_path):
     """Makes a run."""
 
-    def make(behaviours, rooms=None, node_is=None, workers=1, embedded=False):
+    def make(behaviours, rooms=None, node_is=None, workers=1, embedded=False, spare=None, **cluster):
+        """With `spare`, node g has GPUs, which all workers but scorers take. It has room for so many scorers."""
         rooms, root = {"n0": 1} if rooms is None else rooms, tmp_path / str(len(list(tmp_path.iterdir())))
-        return Scripted(monkeypatch, root, behaviours, rooms, node_is or {}, workers, embedded)
+        pool = ScriptedPool(rooms, node_is or {})
+        if spare is not None:
+            pool.gpus, pool.size, pool.spare, pool.scorer = {"g"}, Size(1, 1), {"g": spare}, ()
+        return Scripted(monkeypatch, root, behaviours, pool, workers, embedded, Cluster(**cluster))
 
     return make
 
@@ -385,7 +388,7 @@ def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(s
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
     with raises(RunDirectoryNotVisible):
         run.run()
-    assert run.said("is full") > 8
+    assert run.said("nodes large enough: 1") > 8
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
     assert run.said("not see") == 1, "a reason may be a long line"
     assert run.said(" for 2 s, ") == 1
@@ -501,7 +504,7 @@ def test_a_node_that_drains_gets_no_more_work_and_its_place_is_taken(scripted):
     run.pool.then(42.0, lambda: run.pool.node_is.update(n0="draining"))
     run.pool.then(60.0, lambda: run.pool.join("n2", 2))
     run.finish()
-    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + scaling.POLL_SECONDS
+    assert max(when for when, node in run.pool.given if node == "n0") < 42.0 + worker_manager.NODE_POLL_SECONDS
     assert {node for when, node in run.pool.given if when > 80.0} == {"n1", "n2"}
     assert run.said("node n0 will") == 1
     assert {event["event"] for event in run.events}.isdisjoint({"failed", "lost"})
@@ -546,10 +549,10 @@ def test_what_a_node_can_not_end_in_time_others_begin_at_once(scripted):
     run.pool.then(43.0, lambda: run.pool.join("n2", 1))
     run.finish()
     [(when, worker)] = run.pool.stopped
-    assert when < 42.0 + scaling.POLL_SECONDS + 1
+    assert when < 42.0 + worker_manager.NODE_POLL_SECONDS + 1
     assert run.of("given back", "worker") == [worker]
     assert [node for _, node in run.pool.given] == ["n0", "n1", "n2"]
-    assert run.pool.now < 42.0 + scaling.POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
+    assert run.pool.now < 42.0 + worker_manager.NODE_POLL_SECONDS + START_SECONDS + LONG_SECONDS + 5
     assert run.said(" in 1 min") == 1
 
 
@@ -560,14 +563,12 @@ def test_what_a_node_ends_in_time_it_ends(scripted, seconds):
     assert [node for _, node in run.pool.given] == ["n0", "n1"]
 
 
-def beside_gpus(run):
-    """Let node g have GPUs, which workers take, but for those without one on other nodes."""
-    run.pool.gpus, run.pool.size, run.pool.cpu_only = {"g"}, Size(1, 1), CpuOnly((), 1, on_cpu_nodes=True)
-    return run
+ON_CPU_NODES = {"spare": 0, "use_cpus": True}
+"""Node g has GPUs, and scorers are on other nodes."""
 
 
 def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scripted):
-    run = beside_gpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None)).finish()
+    run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1, "c": 2}, workers=None, **ON_CPU_NODES).finish()
     where = {(event["task"].split("/")[0], event["node"]) for event in run.events if event["event"] == "assigned"}
     assert where == {("paint", "g"), ("count", "c")}
     assert run.pool.started == 3
@@ -576,7 +577,7 @@ def test_workers_without_gpus_do_what_needs_no_network_beside_those_with_one(scr
 
 def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scripted):
     """Ray would tell an autoscaler of it, which would buy GPUs to compute scores."""
-    run, seen = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 6}, workers=8)), []
+    run, seen = scripted(["count"] * 200, {"g": 1, "c": 6}, workers=8, **ON_CPU_NODES), []
     for when in range(5, 200, 10):
         run.pool.then(when, lambda: seen.append((len(run.pool.where), len(run.pool.waiting))))
     run.finish()
@@ -584,18 +585,11 @@ def test_no_worker_with_a_gpu_waits_for_room_for_what_workers_without_one_do(scr
 
 
 def test_the_last_node_with_gpus_may_go_while_the_others_do_all_that_is_left(scripted):
-    run = beside_gpus(scripted(["count"] * 200, {"g": 1, "c": 2}, workers=None))
+    run = scripted(["count"] * 200, {"g": 1, "c": 2}, workers=None, **ON_CPU_NODES)
     run.pool.then(30.0, lambda: run.pool.lose("g"))
     run.finish()
     assert run.pool.now > 30 + MAX_WAIT_SECONDS
     assert run.said("for room") == 0
-
-
-def with_spare_cpus(run, spare=4, most=8):
-    """Let node g have GPUs, and `spare` CPUs beside those of the workers with GPUs."""
-    run.pool.gpus, run.pool.size, run.pool.spare = {"g"}, Size(1, 1), {"g": spare}
-    run.pool.cpu_only = CpuOnly((), 1, per_gpu_node=most)
-    return run
 
 
 def who_did(run):
@@ -606,25 +600,34 @@ def who_did(run):
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_spare_cpus_of_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """Defect 6: GPUs' workers do it all if `_embedded` is empty, or `if node.gpus: continue` in `cpu_only_capacity`."""
-    run = with_spare_cpus(scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded)).finish()
+def test_scorers_on_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
+    """Defect 6: GPUs' workers do it all if `_look` leaves out the node of an embedded cluster.
+
+    Half of the node's five CPUs are for scorers.
+    """
+    run = scripted(["good"] * 20 + ["count"] * 20, {"g": 1}, workers=1, embedded=embedded, spare=4).finish()
     assert who_did(run) == {("paint", False): 20, ("count", True): 20}
-    assert run.pool.started == 1 + 4
+    assert run.pool.started == 1 + 2
     assert run.pool.now < 20 * TASK_SECONDS + 20
 
 
-@pytest.mark.parametrize(("spare", "most", "helpers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
-def test_scoring_workers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, helpers):
-    run = with_spare_cpus(scripted(["count"] * 30, {"g": 1}, embedded=True), spare, most).finish()
-    assert run.pool.started == 1 + helpers
+@pytest.mark.parametrize(("spare", "most", "scorers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
+def test_scorers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, scorers):
+    of_each_node = {"workers_per_node": most}
+    run = scripted(["count"] * 30, {"g": 1}, embedded=True, spare=spare, score=of_each_node).finish()
+    assert run.pool.started == 1 + scorers
+
+
+def test_a_worker_with_a_gpu_scores_where_no_scorer_finds_memory(scripted):
+    run = scripted(["count"] * 4, {"g": 9}, workers=None, spare=0).finish()
+    assert who_did(run) == {("count", False): 4}
 
 
 def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     """They finish what they can; then the run ends. It never would if `broken_nodes` asked all workers of a node."""
-    run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True)
+    run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True, spare=4)
     with raises(DeviceUnusable):
-        with_spare_cpus(run).run()
+        run.run()
     assert sorted(run.done) == [f"count/{number}" for number in range(1, 5)]
 
 

@@ -61,10 +61,6 @@ class Backlog:
         """Kind -> the number of its tasks that are ready and wait, if there are any."""
         return {kind: count for kind, count in self._ready.items() if count}
 
-    def count(self, kinds: Iterable[str]) -> int:
-        """The number of tasks of `kinds` that are ready and wait."""
-        return sum(self._ready[kind] for kind in kinds)
-
     @property
     def kinds(self) -> set[str]:
         return set(self.ready)

@@ -1,7 +1,7 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers and nodes,
-`blame.py` tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
+`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers, nodes and
+tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
 takes: a task prefers a node that has not failed it, then a worker that has not, then any.
 
 What a failure is charged to:
@@ -12,15 +12,15 @@ What a failure is charged to:
   such task runs at a time.
 - the loss of a node, or a task that a worker gives back because its node will be lost: to neither.
 
-Where workers that do only some kinds of tasks help, the others leave those kinds to them, as long as they have other
-tasks or may get some, and no more such tasks wait than there are such workers: a GPU should not wait for a score.
+Where scorers help, which do only some kinds of tasks, the others leave those kinds to them as long as they have other
+tasks or may get some: a GPU should not wait for a score.
 
 A worker that runs a task may have a second one queued, which it begins by itself when the first only writes or is done:
 then the accelerator does not wait for the driver. It gets one only while more are ready than there are workers, so that
 none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
 so neither is charged; both count as having failed from then on, and a task that kills will do so alone.
 
-`blame.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
+`health.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
 has nothing for it, an idle worker gets a speculative copy of a task that is queued behind another, or of the oldest one
 that runs much longer than similar ones or is silent. Commits are idempotent, so the first copy counts.
 
@@ -34,8 +34,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.policy.backlog import Backlog
-from taugrid.orchestrator.dispatch.policy.blame import PoisonTasks, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health
+from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, PoisonTasks, TaskHistory, suffices
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
 from taugrid.orchestrator.task import Task
 
@@ -92,8 +91,12 @@ class Dispatcher:
         max_attempts: int = 3,
         hang_seconds: float = 600.0,
         queues_ahead: bool = False,
+        left_to_scorers: Iterable[str] = (),
     ) -> None:
-        """`queues_ahead`: whether a worker that runs a task may have another one queued."""
+        """`queues_ahead`: whether a worker that runs a task may have another one queued.
+
+        `left_to_scorers`: kinds that workers of all kinds leave, while there is other work, to those that do no others.
+        """
         self.backlog = Backlog(tasks, kinds)
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
@@ -107,8 +110,7 @@ class Dispatcher:
         self._poison = PoisonTasks()
         self._lost_last: str | None = None  # the task that the last lost worker ran
         self._none_overdue_until = float("-inf")
-        self._left_to_helpers: frozenset[str] = frozenset()
-        self._helpers = 0
+        self._left_to_scorers = frozenset(left_to_scorers)
 
     @property
     def finished(self) -> bool:
@@ -126,10 +128,6 @@ class Dispatcher:
         self.in_flight.join(worker)
         takes = self._kinds if kinds is None else frozenset(kinds)
         self.health.joined(worker, worker if node is None else node, now, takes)
-
-    def expect_helpers(self, number: int, kinds: Collection[str]) -> None:
-        """There are, or could soon be, `number` workers that do only tasks of `kinds`."""
-        self._helpers, self._left_to_helpers = number, frozenset(kinds)
 
     def worker_released(self, worker: str, now: float) -> None:
         """`worker`, which is idle, was ended because it is not needed."""
@@ -179,7 +177,7 @@ class Dispatcher:
         self, worker: str, now: float, fault: Fault = Fault.TASK, reason: str = "", key: str | None = None
     ) -> Charge:
         """`worker` failed the task `key` (None: the one that it ran) but is alive."""
-        key = self.in_flight.finish(worker, key, now).running.key
+        key = self.in_flight.finish(worker, key, now)[0].key
         node, history = self.health.node(worker), self._history(key)
         others_agree = bool(self.health.proven() & (history.errors.keys() - {node}))
         history.failed_at |= {worker, node}
@@ -313,17 +311,15 @@ class Dispatcher:
     def _ready(self) -> Iterator[tuple[str, str]]:
         """Idle workers, the healthiest first, each with the ready task that it gets."""
         workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
-        workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # helpers first; stable
-        left_kinds = self._left_to_helpers
-        of_all = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
-        leave = bool(of_all - left_kinds)
+        workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # scorers first; stable
+        there = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
+        left_kinds = self._left_to_scorers if there - self._left_to_scorers else frozenset[str]()
         places: tuple[Callable[[str], str | None], ...] = (self.health.node, str, lambda worker: None)
         for place in places:
             left = []
             for worker in workers:
                 takes = self.health.takes(worker)
-                if leave and takes == self._kinds and self.backlog.count(left_kinds) <= self._helpers:
-                    takes = takes - left_kinds
+                takes = takes - left_kinds if takes == self._kinds else takes
                 if (key := self.backlog.take(takes, place(worker), worker)) is not None:
                     yield worker, key
                 elif self.backlog:

@@ -6,7 +6,6 @@ It keeps records and decides nothing. They are stored by worker and by key, so n
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from taugrid.orchestrator.task import Task
 
@@ -59,12 +58,6 @@ class Running:
             return now >= limit
         fit = int((limit - self.since) / max(self.heartbeat - self.since, 1e-3) * self.fraction * batches)
         return fit < batches and fit <= int(self.fraction * batches)
-
-
-class Finished(NamedTuple):
-    running: Running
-    overtook: bool
-    """It was queued behind the other task of its worker, and ended before it."""
 
 
 class InFlight:
@@ -124,20 +117,23 @@ class InFlight:
         self.queued[worker] = task
         self._holders.setdefault(task.key, []).append(worker)
 
-    def finish(self, worker: str, key: str | None, now: float) -> Finished:
-        """`worker` is through with `key` (None: the task that it runs), and goes on with the other one or idles."""
+    def finish(self, worker: str, key: str | None, now: float) -> tuple[Running, bool]:
+        """`worker` is through with `key` (None: the task that it runs), and goes on with the other one or idles.
+
+        Returns the task, and whether it was queued behind the other one and ended before it.
+        """
         queued = self.queued.pop(worker, None)
         running = self._release(worker)
         if queued is None:
             self.idle[worker] = None
-            return Finished(running, False)
+            return running, False
         self._drop(queued.key, worker)
         if key != queued.key:
             self.begin(worker, queued, now)
-            return Finished(running, False)
+            return running, False
         self.begin(worker, running.task, now)
         del self.may_queue[worker]  # the heartbeats of a third would be taken for the first's, which may hang
-        return Finished(Running(queued, now, now), True)
+        return Running(queued, now, now), True
 
     def lose(self, worker: str) -> list[str]:
         """`worker` is gone. Returns the keys of the tasks that it had, first of the one that it ran."""
