@@ -12,12 +12,14 @@ from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends, config_sha256
 from taugrid.orchestrator.rundir.grown import read_sizes
+from taugrid.orchestrator.rundir.models import evaluation
 from taugrid.registry.samplers import unchecked
 from taugrid.run_id import is_run_directory
 from taugrid.storage import is_url, open_place, read_json, write_json
@@ -127,9 +129,11 @@ def open_existing(directory: str, dry: bool = False) -> Run:
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 
 
-def record_plan(run: Run) -> None:
-    config = config_sha256(run.config.recorded)
-    write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
+def record_plan(run: Run, scoring: Scoring | None = None) -> None:
+    """Write plan.json: the plan, and how its cells are scored; None: as recorded before."""
+    scored = run.rundir.recorded_evaluation() if scoring is None else evaluation(scoring)
+    value = {"config_sha256": config_sha256(run.config.recorded), **to_json(run.configured), "evaluation": scored}
+    write_json(run.rundir.plan, value, run.rundir.storage)
 
 
 @unchecked()

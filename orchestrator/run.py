@@ -6,6 +6,7 @@ from functools import cached_property
 
 from taugrid.config import Config
 from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.grown import at_larger_sizes, grown
 
@@ -28,6 +29,12 @@ class Run:
     def plan(self) -> Plan:
         """The plan with the N to which cells grew: what the directory holds, or will."""
         return grown(self.configured, self.sizes)
+
+    def scoring(self) -> Scoring:
+        """How cells are scored, as recorded; if the config asks for another way, reference and weights are opened."""
+        if (recorded := self.rundir.recorded_scoring(self.config)) is None:
+            return scoring_of(self.config, self.plan, self.rundir.extractor)
+        return scoring_of(self.config, self.plan, lambda config: recorded.extractor, lambda given: recorded.reference)
 
     @property
     def at_each_size(self) -> list[Plan]:

@@ -16,9 +16,9 @@ from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.progress.state import LiveState, name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
-from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.events import LastSession
+from taugrid.orchestrator.rundir.evidence import score_on_disk
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task
@@ -57,7 +57,7 @@ class Watching:
         self._waits_at: dict[str, int] = {}
         """Model id -> the step in its log when it began, until the log has a later one."""
         self._metric = shown_metric(run.config.evaluate.metrics)
-        self._requested = RequestedScores(run.config, run.rundir)
+        self._scoring = run.rundir.recorded_scoring(run.config)
         self._by_id = {cell.id: cell for cell in run.plan.cells}
         self.has_driver = False
 
@@ -67,6 +67,7 @@ class Watching:
         events = self._events.new()
         if self._events.number != self._session:
             self._session, self._trainings, self._waits_at = self._events.number, [], {}
+            self._scoring = self._rundir.recorded_scoring(self._config)  # the session may be the first that scores
             self._progress.follow(self._state(events), self._score)
         for event in events:
             self._progress.happened(datetime.fromisoformat(event["time"]), event)
@@ -77,7 +78,7 @@ class Watching:
 
     def score(self, cell: Cell) -> float | None:
         """A cell's score by the config's scoring, as tables show it; None if it has none."""
-        return score_on_disk(self._rundir, cell, self._metric, self._requested)
+        return score_on_disk(self._rundir, cell, self._metric, self._scoring)
 
     def _score(self, cell: str) -> float | None:
         """A cell's score, by its id. A driver may have started with a larger grid than the one that was read."""

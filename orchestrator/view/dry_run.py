@@ -9,9 +9,8 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.reference import reference_of_moments
-from taugrid.eval.reference_names import images_in_words, resolve_reference
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import nothing_there
-from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes
@@ -21,14 +20,11 @@ from taugrid.orchestrator.plan.scoring import (
     classes_of,
     foreseen,
     impossible_agreement,
-    name_and_dimensions,
     singular_samples,
     too_few_samples,
 )
-from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.rates import Waiting, seconds_left
 from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
-from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
@@ -212,44 +208,14 @@ def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
 
 
 def _replaced_tables(run: Run) -> Iterator[str]:
-    """A line for each reason why tables/ would be replaced; none if there are none yet, or nothing changes.
-
-    A reference whose files have changed is not noticed: that would mean reading them.
-    """
-    config, rundir = run.config, run.rundir
-    tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
-    if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
+    """Lines if a run would replace tables/ by those of another N or another evaluation."""
+    tables = read_json(run.rundir.tables / "quality.json", run.rundir.storage)
+    if not isinstance(tables, dict) or not tables.get("rows"):
         return
-    *_, protocol = tables["protocols"].values()
-    if changed := _changed_reference(config, before):
-        against = images_in_words(protocol["reference"])
-        yield f"{', '.join(changed)}: this replaces tables scored against {against}"
-    name, used = name_and_dimensions(config)[0], protocol["extractor"]["name"]
-    if name != used:
-        yield f"evaluate.extractor: this replaces tables scored with {used}; the new ones use {name}"
+    if run.rundir.recorded_scoring(run.config) is None:
+        yield "evaluate: this replaces tables of another reference, extractor or metrics; images are kept"
     scored = {row["cell"]: row["num_samples"] for row in tables["rows"]}
     sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.configured.cells if cell.id in scored}
     if sizes := {(old, now) for old, now in sizes if old != now}:
         old, now = (", ".join(f"{n:,}" for n in sorted(set(side))) for side in zip(*sizes, strict=True))
         yield f"sample.num_samples: this replaces tables of N = {old} with tables of N = {now}; images are kept"
-    metrics = RequestedScores(config, rundir).changed_metrics(protocol, protocol["num_samples"])
-    if changes := [f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in metrics.items()]:
-        yield f"{', '.join(changes)}: this replaces the scores in the tables; images are kept"
-
-
-def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
-    """The differences between the reference and that of an earlier config, as "key: old -> new"."""
-    given = config.reference
-    evaluate = before.get("evaluate") or {}
-    old = evaluate.get("reference") or before.get("data")
-    now = given.model_dump(mode="json") if isinstance(given, Data) else given
-    section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
-    if not isinstance(old, Mapping) or not isinstance(now, Mapping):
-        return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
-    keys = [key for key in now if key not in NOT_IDENTITY["data"] and old.get(key) != now[key]]
-    return [f"{section}.{key}: {in_yaml(old.get(key))} -> {in_yaml(now[key])}" for key in keys]
-
-
-def _called(reference: Any) -> str:
-    """A short name of a reference: a data set and its split, or the value in the config."""
-    return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)
