@@ -22,7 +22,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.selection import find_cell, whole_numbers
 from taugrid.orchestrator.view.inspection import describe_status
-from taugrid.orchestrator.view.tables import Tables
 from taugrid.storage.objects import ObjectStorage
 from taugrid.storage.requests import file_system
 from taugrid.words import counted
@@ -163,7 +162,6 @@ class RunView:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._tables = Tables(run.rundir)
 
     def __repr__(self) -> str:
         return f"<run {self.name} in {self._short_directory}: {counted(len(self.cells), 'cell')}>"
@@ -206,16 +204,16 @@ class RunView:
     @property
     def tables(self) -> list[str]:
         """The names of the tables, for `table`."""
-        return self._tables.names
+        return self._run.tables
 
     def table(self, name: str = "quality") -> pd.DataFrame:
         """tables/`name`.csv, with its columns; `UserError` if there is none."""
-        return self._tables.frame(name)
+        return self._run.table(name)
 
     @property
     def protocols(self) -> dict[str, Any]:
         """How each row was measured, by the short hash in the column `protocol`."""
-        return dict(self._tables.document().get("protocols", {}))
+        return dict(self._run.document.get("protocols", {}))
 
     @cached_property
     def cells(self) -> Sequence[CellView]:
@@ -241,7 +239,7 @@ class RunView:
         return figure(self._run, name)
 
     def _repr_html_(self) -> str:
-        scored = len(self._tables.document().get("rows", []))
-        state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
+        document = self._run.document
+        state = f"{len(document.get('rows', []))} of {counted(len(self.cells), 'cell')} in its table"
         layout = requested.layout(self._run.config, self._run.plan)
-        return run_html(self.name, self._short_directory, state, QualityTable.read(self._tables.document(), layout))
+        return run_html(self.name, self._short_directory, state, QualityTable.read(document, layout))
