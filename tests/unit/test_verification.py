@@ -13,8 +13,7 @@ from snapshots import recorded
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.view.diagnosis import Diagnosis, remarks, unfinished_in_words
-from taugrid.orchestrator.view.verify import verify
+from taugrid.orchestrator.view.verify import Diagnosis, remarks, unfinished_in_words, verify
 from taugrid.storage import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("sketched")
