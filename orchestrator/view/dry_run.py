@@ -51,12 +51,10 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     config, plan, rundir = run.config, run.plan, run.rundir
     extractor = foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
-    for line in _missing_images(config, untrained):
+    for line in _about_images(config, plan, untrained, extractor):
         if not any(line in remark for remark in described["remarks"]):
             yield line
     yield from _about_extractor(config, plan, extractor)
-    yield from _other_shapes(config, plan)
-    yield from _other_features(config, extractor)
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _gone(run, described)
@@ -91,19 +89,6 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterato
             f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
             f"all {dimensions} features of {name} vary"
         )
-
-
-def _other_shapes(config: Config, plan: Plan) -> list[str]:
-    """Remarks on models whose images have a different shape than the reference's, so that they can't be scored."""
-    reference = config.reference
-    if not isinstance(reference, Data):
-        return []
-    others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
-    return [
-        f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
-        f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
-        for model in others
-    ]
 
 
 def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
@@ -164,20 +149,17 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
             yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 
 
-def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
-    """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
+def _about_images(config: Config, plan: Plan, untrained: list[Model], extractor: Foreseen) -> Iterator[str]:
+    """A line for each data set or reference that is missing or does not fit. Nothing is downloaded or decoded.
 
-    Args:
-        config: its reference is checked.
-        untrained: the models that the run would train, whose data are checked.
+    `untrained` are the models that the run would train, whose images and labels must be there.
     """
-    reference = config.reference
-    if isinstance(reference, str):
-        try:
-            reference = resolve_reference(reference).given
-        except UserError as error:
-            yield f"evaluate.reference: {error}"
-            return
+    try:
+        reference = config.reference
+        reference = resolve_reference(reference).given if isinstance(reference, str) else reference
+    except UserError as error:
+        yield f"evaluate.reference: {error}"
+        return
     sections = dict.fromkeys((model.data for model in untrained), "data")
     labelled = {model.data for model in untrained if model.source.conditions is not None}
     if isinstance(reference, Data):
@@ -189,20 +171,20 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
             yield str(error.for_section(section))
         except UserError as error:
             yield str(error)
-    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
+    if isinstance(reference, Data):
+        for model in plan.models:
+            if model.lacks is None and model.image_shape != reference.image_shape:
+                yield (
+                    f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
+                    f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only "
+                    "sample"
+                )
+        return
+    if reference not in FIDELITY_NAMES and not Path(reference).exists():
         yield f"evaluate.reference: {nothing_there(reference)}"
-
-
-def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
-    """A line if a run would refuse its file of moments, in the words of the run."""
-    given = config.evaluate.reference
     try:
-        given = resolve_reference(given).given if isinstance(given, str) else None
-    except UserError:
-        return  # `_missing_images` reports it
-    try:
-        if isinstance(given, str) and (reference := reference_of_moments(given)) is not None:
-            reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
+        if (moments := reference_of_moments(reference)) is not None:
+            moments.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
     except (ValueError, DamagedFile) as error:
         yield f"evaluate.reference: {error}"
 

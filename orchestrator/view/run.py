@@ -130,22 +130,14 @@ class CellView:
         ]
         found = sum(map(len, chunks))
         if found < len(self):
+            self._require(self._rundir.sample_part(self._cell, self._cell.first_shard))
             raise UserError(
-                f"{self.label} has the features of {found} of {len(self)} images; {self._way_to_features()}"
+                f"{self.label} has the features of {found} of {len(self)} images; delete "
+                f"{self._rundir.relative(self._rundir.score(self._cell, '*'))} and run `taugrid evaluate "
+                f"{self._rundir.shown} --set evaluate.keep_features=true`, which extracts them and computes the same "
+                "score again"
             )
         return np.concatenate(chunks)
-
-    def _way_to_features(self) -> str:
-        """How to have missing features extracted: that is done for a score that is not there yet."""
-        rundir = self._rundir
-        if Listing(rundir).has_removed_images(self._cell):
-            record = rundir.relative(rundir.removal_record(self._cell))
-            return f"its images were removed; delete {record} and run again"
-        command = f"`taugrid evaluate {rundir.shown} --set evaluate.keep_features=true`"
-        if not rundir.scores_of(self._cell):
-            return f"{command} extracts them"
-        scores = rundir.relative(rundir.score(self._cell, "*"))
-        return f"delete {scores} and run {command}, which extracts them and computes the same score again"
 
     def _require(self, path: Path) -> Path:
         """`path`, if it is there; `UserError` saying why it is not."""
