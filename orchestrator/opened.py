@@ -117,14 +117,8 @@ def open_existing(directory: str, dry: bool = False) -> Run:
     root, storage = open_place(directory, "DIR")
     storage.require(root)
     if not is_url(directory) and Path(directory).is_file():
-        raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
+        raise UserError(f"{directory} is a file; this command takes a run directory")
     if not is_run_directory(root, storage):
-        if storage.exists(root / "run" / CONFIG_NAME):
-            raise UserError(f"{directory} is the folder of a night; give its run, {directory.rstrip('/')}/run")
-        if storage.list(root, "nights/*/run/config.json"):
-            raise UserError(
-                f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
-            )
         raise UserError(f"{directory} is not a run directory; give the one that `taugrid run` made")
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 
@@ -189,14 +183,6 @@ def directory_of(given: str) -> str:
     except UserError:
         return given
     return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
-
-
-def _directory_meant(file: str) -> str:
-    """A hint at the run directory that belongs to a file which was given in its place."""
-    try:
-        return f"a run directory, and that config's is {directory_of(file)}"
-    except UserError:
-        return "the run directory that `taugrid run` made"
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:

@@ -24,7 +24,7 @@ from taugrid.orchestrator.plan.scoring import (
     too_few_samples,
 )
 from taugrid.orchestrator.rates import Waiting, seconds_left
-from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
@@ -63,11 +63,8 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
         if not has_gpus() and workers:
             yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
-    if models := compared_trainings(plan):
-        ids = {model.id for model in models}
-        evaluations = sum(cell.total_nfe for cell in plan.cells if cell.model.id in ids)
-        rate = described["evaluations_per_second_and_worker"]
-        yield suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate)
+    if compared_trainings(plan):
+        yield ONE_TRAINING
 
 
 def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:

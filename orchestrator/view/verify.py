@@ -235,13 +235,9 @@ def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[st
 
 
 def remarks(rundir: RunDir) -> list[str]:
-    """Remarks on missing pages and unreadable lines of the ledger, which are not damage."""
-    remarks = []
-    if lines := rundir.ledger.unreadable_lines():
-        remarks.append(f"ledger.jsonl: {counted(lines, 'line')} can't be read; the next run reads those files again")
-    if lacking := lacking_pages(rundir):
-        remarks.append(f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them")
-    return remarks
+    """A remark on missing pages, which are not damage."""
+    lacking = lacking_pages(rundir)
+    return [f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them"] if lacking else []
 
 
 @dataclass(frozen=True)
