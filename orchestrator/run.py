@@ -7,15 +7,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.csv
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.orchestrator.plan.cells import Plan
+from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.grown import at_larger_sizes, grown
-from taugrid.storage import read_json
+from taugrid.registry.metrics import MetricColumn
+from taugrid.storage import read_json, read_sealed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,12 +87,22 @@ def parsed(text: bytes) -> "pd.DataFrame":
 
     A column is of integers, floats with NaN for what is empty, booleans, or texts. pandas' reader rounds some floats.
     """
-    options = pyarrow.csv.ConvertOptions(
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(
         column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()),
         null_values=[""],
         true_values=["True"],
         false_values=["False"],
     )
-    table = pyarrow.csv.read_csv(BytesIO(text), convert_options=options)
+    table = csv.read_csv(BytesIO(text), convert_options=options)
     fields = [field.with_type(pa.float64()) if pa.types.is_null(field.type) else field for field in table.schema]
-    return table.cast(pa.schema(fields)).to_pandas()
+    frame: pd.DataFrame = table.cast(pa.schema(fields)).to_pandas()
+    return frame
+
+
+def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, scoring: Scoring | None) -> float | None:
+    """A cell's score at its N, as tables show it; None if it has none, or nothing says how it is scored."""
+    score = None if scoring is None else read_sealed(rundir.score(cell, scoring.id(cell)), rundir.storage)
+    value = None if score is None else score["metrics"].get(metric.name)
+    return None if value is None else float(value) * metric.scale

@@ -16,9 +16,8 @@ from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.progress.state import LiveState, name_of_trainings, note_of_trainings
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.run import Run, score_on_disk
 from taugrid.orchestrator.rundir.events import LastSession
-from taugrid.orchestrator.rundir.evidence import score_on_disk
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import Task

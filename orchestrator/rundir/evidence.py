@@ -14,8 +14,8 @@ from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.registry.metrics import SAMPLED, MetricColumn
-from taugrid.storage import Storage, read_sealed
+from taugrid.registry.metrics import SAMPLED
+from taugrid.storage import Storage
 
 
 def influences_of(
@@ -48,13 +48,6 @@ def read_influences(path: Path, n: int, metrics: Iterable[str], storage: Storage
                 continue
             found[name] = np.concatenate(parts)[:n]
     return found
-
-
-def score_on_disk(rundir: RunDir, cell: Cell, metric: MetricColumn, scoring: Scoring | None) -> float | None:
-    """A cell's score at its N, as tables show it; None if it has none, or nothing says how it is scored."""
-    score = None if scoring is None else read_sealed(rundir.score(cell, scoring.id(cell)), rundir.storage)
-    value = None if score is None else score["metrics"].get(metric.name)
-    return None if value is None else float(value) * metric.scale
 
 
 def path_of_floors(rundir: RunDir, scoring: Scoring, num_samples: int) -> Path:

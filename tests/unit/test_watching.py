@@ -16,10 +16,9 @@ from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.state import LiveState
 from taugrid.orchestrator.progress.watch import Watching
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.run import Run, score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, LastSession
-from taugrid.orchestrator.rundir.evidence import score_on_disk
 from taugrid.orchestrator.session import Session
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import LocalStorage, write_sealed
