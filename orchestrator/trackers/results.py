@@ -92,7 +92,7 @@ class RunResults:
     @property
     def document(self) -> Mapping[str, Any]:
         """tables/quality.json; empty if there is none."""
-        return read_json(self.rundir.tables / "quality.json", self.rundir.storage) or {"rows": [], "protocols": {}}
+        return {"rows": [], "protocols": {}, **self._run.document}
 
     def cells(self) -> list[TrackedCell]:
         """The cells of the quality table, in its order."""
