@@ -12,12 +12,14 @@ from taugrid.orchestrator.dispatch.address import check_form
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json
+from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.extension import check_extends, config_sha256
 from taugrid.orchestrator.rundir.grown import read_sizes
+from taugrid.orchestrator.rundir.models import evaluation
 from taugrid.registry.samplers import unchecked
 from taugrid.run_id import is_run_directory
 from taugrid.storage import is_url, open_place, read_json, write_json
@@ -115,21 +117,17 @@ def open_existing(directory: str, dry: bool = False) -> Run:
     root, storage = open_place(directory, "DIR")
     storage.require(root)
     if not is_url(directory) and Path(directory).is_file():
-        raise UserError(f"{directory} is a file; this command takes {_directory_meant(directory)}")
+        raise UserError(f"{directory} is a file; this command takes a run directory")
     if not is_run_directory(root, storage):
-        if storage.exists(root / "run" / CONFIG_NAME):
-            raise UserError(f"{directory} is the folder of a night; give its run, {directory.rstrip('/')}/run")
-        if storage.list(root, "nights/*/run/config.json"):
-            raise UserError(
-                f"{directory} is a history of nights; give the run of one, {directory.rstrip('/')}/nights/ID/run"
-            )
         raise UserError(f"{directory} is not a run directory; give the one that `taugrid run` made")
     return _as_recorded(directory, (), None) or open_config(directory, (), None, dry=dry)
 
 
-def record_plan(run: Run) -> None:
-    config = config_sha256(run.config.recorded)
-    write_json(run.rundir.plan, {"config_sha256": config, **to_json(run.configured)}, run.rundir.storage)
+def record_plan(run: Run, scoring: Scoring | None = None) -> None:
+    """Write plan.json: the plan, and how its cells are scored; None: as recorded before."""
+    scored = run.rundir.recorded_evaluation() if scoring is None else evaluation(scoring)
+    value = {"config_sha256": config_sha256(run.config.recorded), **to_json(run.configured), "evaluation": scored}
+    write_json(run.rundir.plan, value, run.rundir.storage)
 
 
 @unchecked()
@@ -185,14 +183,6 @@ def directory_of(given: str) -> str:
     except UserError:
         return given
     return str(file.parent) if file.name == CONFIG_NAME else run_folder(given, None, load(given).name)
-
-
-def _directory_meant(file: str) -> str:
-    """A hint at the run directory that belongs to a file which was given in its place."""
-    try:
-        return f"a run directory, and that config's is {directory_of(file)}"
-    except UserError:
-        return "the run directory that `taugrid run` made"
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
-from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
@@ -25,7 +24,6 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import state_before
 from taugrid.orchestrator.report import reported as reported_files
 from taugrid.orchestrator.report.replicates import unequal
-from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.report.write import no_effects, write_cells, write_losses
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
@@ -125,8 +123,8 @@ class Session:
         background.require(self.config.track)
         check_is_run_directory(self.rundir)
         if self._stages & {"evaluate", "report"}:
-            find = RequestedScores(self.config, self.rundir).reference if self._stages == {"report"} else open_reference
-            self._scoring = scoring_of(self.config, self.plan, self.rundir.extractor, find)
+            is_read = self._stages == {"report"}
+            self._scoring = self.run.scoring() if is_read else scoring_of(self.config, self.plan, self.rundir.extractor)
             if self._until is not None:
                 self._growth = Growth(self.run, self.selected, self._scoring, self._until, self._progress.say)
         if "train" in self._stages:
@@ -246,7 +244,7 @@ class Session:
         self.rundir.claim()
         self.rundir.storage.delete(self.rundir.root / reported_files.FILE)
         write_json(self.rundir.config, self.config.recorded, self.rundir.storage)
-        record_plan(self.run)
+        record_plan(self.run, self._scoring)
         write_cells(self.plan, self.rundir)
 
     def _record_inputs(self) -> None:
@@ -256,7 +254,6 @@ class Session:
         for model in (*self.selected.models, *self.selected.guides):
             self.rundir.record_model(model)
         if self._scoring is not None:
-            self.rundir.record_extractor(self._scoring.extractor, self.config.data.image_shape)
             self._modules |= set(self._scoring.extractor.files)
             if "fid" in self.config.evaluate.metrics and "evaluate" in self._stages:
                 for warning in singular_samples(self.selected, self._scoring.extractor.dimensions):

@@ -156,7 +156,7 @@ def verify(directory: str, as_json: bool) -> None:
     """
     from taugrid.orchestrator.opened import directory_of, open_existing
     from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.view.diagnosis import Diagnosis
+    from taugrid.orchestrator.view.verify import Diagnosis
     from taugrid.orchestrator.view.verify import verify as verify_files
 
     run = open_existing(directory_of(directory))

@@ -8,8 +8,7 @@ from taugrid.grids.names import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.progress.state import GridCell, KindProgress, SessionState
-from taugrid.orchestrator.report.up_to_date import score_on_disk
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.run import Run, score_on_disk
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS

@@ -8,8 +8,7 @@ from taugrid.orchestrator.progress.display import Console
 from taugrid.orchestrator.progress.state import KindProgress, SessionState
 from taugrid.orchestrator.progress.summary import grid_cells, shown_metric
 from taugrid.orchestrator.report.trainings import progress_of
-from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.run import Run, score_on_disk
 from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
@@ -47,14 +46,14 @@ def show_files(run: Run, progress: Progress, scores: dict[str, float]) -> None:
     `scores` has what was found before by cell; new ones are added.
     """
     rundir, cells, trained = run.rundir, run.plan.cells, run.plan.trained_here
-    listing, requested = Listing(rundir), RequestedScores(run.config, rundir)
+    listing, scoring = Listing(rundir), rundir.recorded_scoring(run.config)
     metric, kinds = shown_metric(run.config.evaluate.metrics), kinds_by_name()
     left = dict[str, float]()
     for cell in cells:
         is_removed = listing.has_removed_images(cell)
         done = cell.shards if is_removed else cell.shards_in(listing.samples(cell.name))
         left[cell.id] = cell.total_nfe - sum(shard.total_nfe for shard in done)
-        if cell.id not in scores and (score := score_on_disk(rundir, cell, metric, requested, listing)) is not None:
+        if cell.id not in scores and (score := score_on_disk(rundir, cell, metric, scoring)) is not None:
             scores[cell.id] = score
     table = grid_cells(cells, run.config.report.columns, left, lambda cell: scores.get(cell.id))
     sampled, shards = sum(cell.done for cell in table.values()), sum(evaluations > 0 for evaluations in left.values())

@@ -1,19 +1,17 @@
 """Finds cells of a plan that differ only in a seed, and whether they are enough to distinguish settings."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from taugrid.grids.axes import SEEDS, TRAINING
 from taugrid.grids.names import BETWEEN
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
-from taugrid.words import counted, duration, listed
+from taugrid.words import listed
 
 NAMED = 4
 """Settings that a line names. The rest are counted."""
-SUGGESTED = 3
-"""Trainings of each setting that `plan` suggests: the fewest with a useful estimate of their spread."""
 
 
 def label_without_seeds(cell: Cell) -> str:
@@ -50,28 +48,6 @@ def compared_trainings(plan: Plan) -> list[Model]:
 
 
 ONE_TRAINING = (
-    "each setting was trained once: a single training can't tell whether a difference between settings is more than "
+    "each setting is trained once: a single training can't tell whether a difference between settings is more than "
     f"luck; {TRAINING}: [0, 1, 2] in the grid shows means over trainings and their spread"
 )
-
-
-def suggestion(models: Sequence[Model], seconds_a_step: float | None, evaluations: int, rate: float | None) -> str:
-    """That each setting needs several trainings, and what more of them cost.
-
-    `models` are those of `compared_trainings`, whose cells take `evaluations` of the network. `rate` is evaluations per
-    second of a worker; it and `seconds_a_step` of a training are as measured, or None.
-    """
-    more = SUGGESTED - 1
-    steps = more * sum(model.source.train.steps for model in models if isinstance(model.source, Trained))
-    trainings = counted(more * len(models), "more training")
-    price = f"{trainings} of {steps:,} steps in all{took(steps, seconds_a_step)}"
-    sampling = f"{more * evaluations:,} network evaluations{took(more * evaluations, rate and 1 / rate)}"
-    return (
-        "each setting is trained once, and a single training can't tell whether a difference between settings is more "
-        f"than luck; {TRAINING}: [0, 1, 2] in the grid trains each three times: {price}, and {sampling}"
-    )
-
-
-def took(count: int, seconds_each: float | None) -> str:
-    """The time in brackets, such as " (12 min 30 s as measured here)"; empty if the rate is unknown."""
-    return "" if seconds_each is None else f" ({duration(count * seconds_each)} as measured here)"

@@ -9,7 +9,7 @@ from taugrid.errors import UserError
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES, SEEDS, Layout
 from taugrid.grids.names import options_text, plain_text, short_keys
 from taugrid.grids.selectors import fits, key_of
-from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.grid import column
 from taugrid.registry.samplers import DEFAULT
 
@@ -33,23 +33,12 @@ def layout(config: Config, plan: Plan) -> Layout:
         raise UserError(
             f"report.rows: {', '.join(rows)} with report.columns: {columns} names a key twice; name each once"
         )
-    x = config.report.x or ("evaluations" if _costly(plan) else "steps")
-    by_cost = columns == "steps" and x != "steps" and _costs_differ(plan)
+    x = config.report.x or ("evaluations" if any(cell.nfe != cell.settings.steps for cell in plan.cells) else "steps")
+    by_cost = False
+    if columns == "steps" and x != "steps":  # where equal S, or equal evaluations without guidance, cost differently
+        pairs = {(cell.settings.steps, cell.sampler_description.evaluations) for cell in plan.cells}
+        by_cost = any(len(set(numbers)) < len(pairs) for numbers in zip(*pairs, strict=True))
     return Layout(tuple(rows), EVALUATIONS if by_cost else columns, x, tuple(config.evaluate.metrics))
-
-
-def _costly(plan: Plan) -> list[Cell]:
-    """The cells whose network evaluations are not S."""
-    return [cell for cell in plan.cells if cell.nfe != cell.settings.steps]
-
-
-def _costs_differ(plan: Plan) -> bool:
-    """Whether equal S and equal evaluations of samplers, without guidance, are not the same.
-
-    Guidance is a setting that a column of S compares.
-    """
-    pairs = {(cell.settings.steps, cell.sampler_description.evaluations) for cell in plan.cells}
-    return any(len(set(numbers)) < len(pairs) for numbers in zip(*pairs, strict=True))
 
 
 def evaluations(plan: Plan) -> list[str]:

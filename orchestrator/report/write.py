@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.tables.ablation.cost import costs, write_costs
+from taugrid.eval.tables.ablation.cost import Cost, costs, write_costs
 from taugrid.eval.tables.ablation.effects import Effects
 from taugrid.eval.tables.ablation.effects_files import write_effects
 from taugrid.eval.tables.differences import best_checkpoints, differences
@@ -94,37 +94,68 @@ def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
             write_quality(table, folder, f"quality-N{table.rows[0]['num_samples']}")
 
 
+OF_SOME_RUNS = (
+    *(f"tables/{name}.*" for name in ("published", "effects", "cost")),
+    *(f"figures/{name}" for name in ("quality-*", "effects.*", "by-*", "heat-map*", "cost.*", "checkpoints.*")),
+)
+"""What a report has only if there are data for it: earlier ones are removed."""
+
+
 def write_report(run: Run, collected: Rows) -> QualityTable:
     """Write tables/ and figures/ from the scores that exist, and return the quality table."""
     plan, rundir = run.configured, run.rundir
     rows, evidence = collected.rows, collected.evidence
+    for pattern in OF_SOME_RUNS:
+        rundir.remove_outputs(pattern)
     origins = {model.id: network_origin(model) for model in plan.models}
     counterparts = quality_counterparts(rows, evidence.protocols, origins)
-    if not counterparts:
-        rundir.remove_outputs("tables/published.*")
     quality = quality_table(run, collected, pointer(counterparts, "published"))
+    effects = Effects.of(quality.scored, requested.base(run.config, run.plan))
+    cell_costs = costs(quality, train_seconds(run))
     with rundir.storage.local_folder(rundir.tables) as tables:
-        if counterparts:
-            write_published(counterparts, tables, "published")
         write_quality(quality, tables)
         write_differences(differences(rows, evidence) if rows else [], tables, quality.judged_by)
+        if counterparts:
+            write_published(counterparts, tables, "published")
+        if effects.by_metric:
+            write_effects(effects, tables)
+        if len(cell_costs) > 1:
+            write_costs(cell_costs, tables)
     if rows:
-        from taugrid.eval.figures.over_steps import quality_figure
-
-        frame, by = quality.scored.means.frame, quality.judged_by
-        shared: dict[str, Any] = {"protocols": quality.used_protocols, "x": quality.layout.x, "floors": quality.floors}
-        rundir.remove_outputs("figures/quality-*")
-        save_figures(rundir, {"quality": quality_figure(frame, **shared, metric=by)})
-        if FID in quality.metrics[1:]:
-            save_figures(rundir, {"quality-fid": quality_figure(frame, **shared)})
-    _write_effects(run, quality.scored)
-    _write_cost(run, quality)
-    _write_checkpoints(plan, rundir, quality)
+        save_figures(rundir, _figures(plan, quality, effects, cell_costs))
     if not any(map(Listing(rundir).has_removed_images, plan.cells)):  # otherwise earlier figures stay
         write_sample_figures(run)
         write_class_figures(run)
     write_losses(plan, rundir)
     return quality
+
+
+def _figures(plan: Plan, quality: QualityTable, effects: Effects, cell_costs: Sequence[Cost]) -> "dict[str, Figure]":
+    """The figures of the tables, by their names."""
+    from taugrid.eval.figures.over_steps import quality_figure
+
+    frame, by, protocols = quality.scored.means.frame, quality.judged_by, quality.used_protocols
+    shared: dict[str, Any] = {"protocols": protocols, "x": quality.layout.x, "floors": quality.floors}
+    figures = {"quality": quality_figure(frame, **shared, metric=by)}
+    if FID in quality.metrics[1:]:
+        figures["quality-fid"] = quality_figure(frame, **shared)
+    if found := effects.by_metric.get(by):
+        from taugrid.eval.figures.ablation.forest import effects_figure
+        from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
+
+        by_key = [*per_key_figures(quality.scored, found, by), *heat_maps(quality.scored, found, by)]
+        figures |= {"effects": effects_figure(found, by), **dict(by_key)}
+    if len(cell_costs) > 1:
+        from taugrid.eval.figures.ablation.cost import costs_figure
+
+        figures["cost"] = costs_figure(cell_costs)
+    checkpoints = list(filter(None, dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells)))
+    if len(checkpoints) > 1:
+        from taugrid.eval.figures.checkpoints import checkpoints_figure
+
+        best = best_checkpoints(quality.rows, quality.evidence, by)
+        figures["checkpoints"] = checkpoints_figure(quality.long, checkpoints, protocols, best, by)
+    return figures
 
 
 def save_figures(rundir: RunDir, figures: "Mapping[str, Figure]") -> None:
@@ -177,40 +208,6 @@ def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) ->
     ]
 
 
-def _write_effects(run: Run, scored: QualityTable) -> None:
-    """Write tables/effects.* and figures/effects, by-<key> and heat-map; remove earlier ones without data."""
-    effects, rundir = Effects.of(scored, requested.base(run.config, run.plan)), run.rundir
-    for figures in ("effects.*", "by-*", "heat-map*"):
-        rundir.remove_outputs(f"figures/{figures}")
-    if not effects.by_metric:
-        rundir.remove_outputs("tables/effects.*")
-        return
-    with rundir.storage.local_folder(rundir.tables) as tables:
-        write_effects(effects, tables)
-    by = scored.judged_by
-    if found := effects.by_metric.get(by):
-        from taugrid.eval.figures.ablation.forest import effects_figure
-        from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
-
-        by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found, by)])
-        save_figures(rundir, {"effects": effects_figure(found, by)} | by_key)
-
-
-def _write_cost(run: Run, quality: QualityTable) -> None:
-    """Write tables/cost.* and figures/cost, if there are several cells to choose from."""
-    rundir = run.rundir
-    rundir.remove_outputs("figures/cost.*")
-    cell_costs = costs(quality, train_seconds(run))
-    if len(cell_costs) < 2:
-        rundir.remove_outputs("tables/cost.*")
-        return
-    with rundir.storage.local_folder(rundir.tables) as tables:
-        write_costs(cell_costs, tables)
-    from taugrid.eval.figures.ablation.cost import costs_figure
-
-    save_figures(rundir, {"cost": costs_figure(cell_costs)})
-
-
 def train_seconds(run: Run) -> dict[str, float]:
     """Cell -> the seconds that the training of its model took, for models that were trained here."""
     scratch = run.config.cluster.scratch
@@ -249,19 +246,6 @@ def network_origin(model: Model) -> NetworkOrigin:
     is_the_papers = same_alpha and model.diffusion.prediction == DIFFUSION_DEFAULTS.prediction
     process = None if is_the_papers else model.diffusion.in_words
     return NetworkOrigin(model.source.name, process)
-
-
-def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> None:
-    order = list(dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells))
-    loaded = [checkpoint for checkpoint in order if checkpoint is not None]
-    if not quality.rows or len(loaded) < 2:
-        rundir.remove_outputs("figures/checkpoints.*")
-        return
-    from taugrid.eval.figures.checkpoints import checkpoints_figure
-
-    by = quality.judged_by
-    best = best_checkpoints(quality.rows, quality.evidence, by)
-    save_figures(rundir, {"checkpoints": checkpoints_figure(quality.long, loaded, quality.used_protocols, best, by)})
 
 
 def write_cells(plan: Plan, rundir: RunDir) -> None:

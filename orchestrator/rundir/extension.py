@@ -17,7 +17,7 @@ from taugrid.storage import read_json
 from taugrid.words import listed
 
 CHANGED_FILES = "the files of its checkpoint, custom code or data, its config.json by hand, or taugrid itself"
-"""The explanation if a cell is not in the plan although no key has changed."""
+"""The explanation if a cell is not in the plan although no key is known to have changed."""
 
 MAX_DIFFERENCES = 4
 """The number of differing keys that are named. With more, it is a different experiment, and a list would not help."""
@@ -43,13 +43,9 @@ def check_is_run_directory(rundir: RunDir) -> None:
 def check_extends(config: Config, plan: Plan, rundir: RunDir) -> None:
     """Raise `UserError`, with the difference, if a cell with images in the directory is not in the plan."""
     if (orphans := orphans_in_words(config, plan, rundir)) is not None:
-        before = read_json(rundir.config, rundir.storage)
-        is_own = isinstance(before, dict) and not _differences(before, config.model_dump(mode="json"))
-        own = "" if is_own else f" go on with the directory's own config (`taugrid run {rundir.shown}`),"
-        if {cell.name for cell in plan.cells} <= labels_begun(rundir).keys():
-            own = f" do a part of its own config (`taugrid run {rundir.shown} --only KEY=VALUE`),"
         raise UserError(
-            f"{orphans}; undo that, give another --out,{own} or remove those folders under {rundir.samples}"
+            f"{orphans}; undo that, give another --out, go on with the directory's own config (`taugrid run "
+            f"{rundir.shown}`, with --only for a part of it), or remove those folders under {rundir.samples}"
         )
 
 
@@ -63,12 +59,7 @@ def orphans_in_words(config: Config, plan: Plan, rundir: RunDir) -> str | None:
     if plan.pending:
         return f"{rundir.root} holds {named}; whether this config has them is not known while an id is pending"
     before = read_json(rundir.config, rundir.storage)
-    if not before or not isinstance(before, dict):
-        return (
-            f"{rundir.root} holds {named}, which this config does not have (what has changed is not known, because "
-            "its config.json is missing or can't be read)"
-        )
-    differences = _differences(before, config.model_dump(mode="json"))
+    differences = _differences(before, config.model_dump(mode="json")) if isinstance(before, dict) else []
     shown = listed(differences, MAX_DIFFERENCES, between="; ") or CHANGED_FILES
     return f"{rundir.root} holds {named}, which this config does not have (changed: {shown})"
 

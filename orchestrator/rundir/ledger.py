@@ -70,11 +70,6 @@ class Ledger:
         nothing = PartSummary(0, 0, {})
         self._rewrite((self._name(path), LedgerEntry(DAMAGED + seen, nothing)) for path, seen in damaged.items())
 
-    def unreadable_lines(self) -> int:
-        """The number of damaged lines on disk, except a last one that a kill cut short."""
-        whole = self._data().rpartition(b"\n")[0].decode(errors="replace").splitlines()
-        return sum(_read(line, {}) is None for line in whole)
-
     def _data(self) -> bytes:
         return b"".join(together(self._storage, self._storage.read, pieces(self._storage, self._path)))
 

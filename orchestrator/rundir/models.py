@@ -1,4 +1,4 @@
-"""The networks and extractors of a run: where their weights are, and records in case their files are removed later."""
+"""The networks, extractor and reference of a run: where they are, and records in case their files are removed later."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,11 +9,14 @@ from typing import Any, Literal
 from taugrid.config import Config, Data, Diffusion
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
-from taugrid.eval.features.resolve import restored
+from taugrid.eval.features.resolve import chosen, restored
+from taugrid.eval.metrics.reference_statistics import MomentsFile
+from taugrid.eval.reference import Reference
+from taugrid.eval.sources import Source
 from taugrid.hashing import canonical_json, json_sha256
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
-from taugrid.orchestrator.plan.scoring import extractor
+from taugrid.orchestrator.plan.scoring import Scoring, extractor
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
@@ -35,7 +38,7 @@ OF_DECODING = {"vae_precision", "decode_batch", "rounding"}
 
 
 class ModelRecords(Paths):
-    """models/: trained networks, and the records of loaded and custom ones. extractors/: those of custom extractors."""
+    """models/: trained networks, and the records of loaded and custom ones. plan.json: how cells are scored."""
 
     runs_code = True
     """Whether the custom code that a config names may be run. If not, its description comes from the records."""
@@ -126,26 +129,37 @@ class ModelRecords(Paths):
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
             return extractor(config, self.downloads)
-        recorded, shape = self.read_provenance().get("extractor"), list(config.data.image_shape)
-        for file in self.storage.list(self.extractors, "*.json"):
-            record = read_json(file, self.storage)
-            if not isinstance(record, dict) or record.pop("image_shape", None) != shape:
-                continue
+        recorded = self.recorded_evaluation()
+        if recorded.get("image_shape") == list(config.data.image_shape):
             with suppress(KeyError, TypeError):  # keys are missing or unknown: not written by taugrid
-                if (spec := restored(record)).is_described_by(recorded):
+                if (spec := restored(recorded["extractor"])).name == name:
                     return replace(spec, precision=config.evaluate.precision)
         raise UserError(
             f"evaluate.extractor: {self.root} has no record of {name}, and {WITHOUT_CODE}; "
             "`taugrid evaluate` writes one"
         )
 
-    def record_extractor(self, spec: ExtractorSpec, image_shape: tuple[int, int, int]) -> None:
-        """Write the description of a custom extractor for images (C, H, W), for commands that don't run its code."""
-        if spec.source_sha256 is not None:
-            path = self.extractors / f"{self.extractor_folder(replace(spec, precision='float32'))}.json"
-            record = asdict(spec) | {"image_shape": image_shape}
-            del record["precision"]  # it comes from the config
-            write_json(path, record, self.storage)
+    def recorded_scoring(self, config: Config) -> Scoring | None:
+        """How the last session that scored did it; reads neither reference nor weights. None: not as `config` asks."""
+        recorded = self.recorded_evaluation()
+        if recorded.get("asked") != _asked(config):
+            return None
+        with suppress(KeyError, TypeError, ValueError):  # not written by taugrid
+            fields, given = recorded["reference"], recorded["reference"]["given"]
+            shape = None if fields["shape"] is None else tuple(fields["shape"])
+            if "name" in given:
+                found: Data | Source | MomentsFile = Data.model_validate(given)
+            else:
+                found = MomentsFile(**given) if "dimensions" in given else Source(**given | {"shape": shape})
+            reference = Reference(**fields | {"given": found, "shape": shape})
+            return Scoring(config, restored(recorded["extractor"]), reference)
+        return None
+
+    def recorded_evaluation(self) -> dict[str, Any]:
+        """What plan.json says on how cells are scored (`evaluation`); empty before the first session that scores."""
+        plan = read_json(self.plan, self.storage)
+        found = plan.get("evaluation") if isinstance(plan, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def fingerprint(self, data: Data, of: Literal["images", "labels"] = "images") -> str:
         """SHA-256 of a data set's images or labels; if they are gone, as recorded when a model was trained on them."""
@@ -241,6 +255,26 @@ class ModelRecords(Paths):
             of_latents = {key: value for key, value in settings.items() if key not in OF_DECODING}
             kept["latents"] = json_sha256({**undecoded, "settings": of_latents})
         return {"cell": cell.id, **undecoded, **decoder, **kept}
+
+
+def evaluation(scoring: Scoring) -> dict[str, Any]:
+    """What plan.json records of a scoring: enough to find scores without the reference and the extractor's code."""
+    given, config = scoring.reference.given, scoring.config
+    recorded = given.model_dump(mode="json") if isinstance(given, Data) else asdict(given)
+    return {
+        "asked": _asked(config),
+        "image_shape": config.data.image_shape,
+        "reference": {**vars(scoring.reference), "given": recorded},
+        "extractor": asdict(scoring.extractor),
+    }
+
+
+def _asked(config: Config) -> str:
+    """A hash of what a config says on how cells are scored."""
+    evaluate, given = config.evaluate, config.reference
+    reference = given if isinstance(given, str) else given.model_dump(mode="json", exclude=NOT_IDENTITY["data"])
+    extractor = [chosen(evaluate.extractor, config.data.name), evaluate.weights, evaluate.precision]
+    return json_sha256([reference, extractor, list(config.data.image_shape), evaluate.metric_settings.as_dict()])
 
 
 def _case(settings: Mapping[str, Any], diffusion: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ class RunResults:
         self.config = {key: value for key, value in self._run.config.recorded.items() if key != "track"}
         self.id = str((read_json(self.rundir.root / "run.json", self.rundir.storage) or {})["run"])
         self._cells = {cell.id: cell for cell in self._run.configured.cells}
+        self._scoring = self.rundir.recorded_scoring(self._run.config)
         listing, reported = Listing(self.rundir), {row["cell"] for row in self.document["rows"]}
         self._seen = {id: listing.scores(cell) for id, cell in self._cells.items() if id in reported}
 
@@ -78,21 +79,20 @@ class RunResults:
         return list(filter(None, map(self._scored, self._cells.values())))
 
     def _scored(self, cell: Cell) -> TrackedCell | None:
-        """A cell with its newest score at the config's N; None if it has none."""
-        storage = self.rundir.storage
-        paths = sorted(self.rundir.scores_of(cell), key=lambda path: storage.stat(path).modified, reverse=True)
-        for score in (read_sealed(path, storage) for path in paths):
-            if score is not None and score["protocol"]["num_samples"] == cell.settings.num_samples:
-                protocol = score["protocol"]
-                row = row_of(cell, score["metrics"], short_name(protocol), None)
-                exact = exact_fid(cell, protocol["extractor"]["name"], self._run.config.reference)
-                return self._tracked(cell, row | {EXACT: exact}, protocol)
-        return None
+        """A cell with its score; None if it has none."""
+        if self._scoring is None:
+            return None
+        score = read_sealed(self.rundir.score(cell, self._scoring.id(cell)), self.rundir.storage)
+        if score is None:
+            return None
+        row = row_of(cell, score["metrics"], short_name(score["protocol"]), None)
+        exact = exact_fid(cell, self._scoring.extractor.name, self._run.config.reference)
+        return self._tracked(cell, row | {EXACT: exact}, score["protocol"])
 
     @property
     def document(self) -> Mapping[str, Any]:
         """tables/quality.json; empty if there is none."""
-        return read_json(self.rundir.tables / "quality.json", self.rundir.storage) or {"rows": [], "protocols": {}}
+        return {"rows": [], "protocols": {}, **self._run.document}
 
     def cells(self) -> list[TrackedCell]:
         """The cells of the quality table, in its order."""

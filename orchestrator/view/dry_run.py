@@ -9,9 +9,8 @@ from typing import Any
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.reference import reference_of_moments
-from taugrid.eval.reference_names import images_in_words, resolve_reference
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import nothing_there
-from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes
@@ -21,13 +20,10 @@ from taugrid.orchestrator.plan.scoring import (
     classes_of,
     foreseen,
     impossible_agreement,
-    name_and_dimensions,
     singular_samples,
     too_few_samples,
 )
-from taugrid.orchestrator.plan.sections import NOT_IDENTITY
-from taugrid.orchestrator.report.replicates import compared_trainings, suggestion, unequal
-from taugrid.orchestrator.report.up_to_date import RequestedScores
+from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.shard_sizes import longest_shard, too_few_shards
 from taugrid.orchestrator.view.inspection import describe
@@ -54,12 +50,10 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     config, plan, rundir = run.config, run.plan, run.rundir
     extractor = foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
-    for line in _missing_images(config, untrained):
+    for line in _about_images(config, plan, untrained, extractor):
         if not any(line in remark for remark in described["remarks"]):
             yield line
     yield from _about_extractor(config, plan, extractor)
-    yield from _other_shapes(config, plan)
-    yield from _other_features(config, extractor)
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _gone(run, described)
@@ -68,11 +62,8 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
         if not has_gpus() and workers:
             yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
-    if models := compared_trainings(plan):
-        ids = {model.id for model in models}
-        evaluations = sum(cell.total_nfe for cell in plan.cells if cell.model.id in ids)
-        rate = described["evaluations_per_second_and_worker"]
-        yield suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate)
+    if compared_trainings(plan):
+        yield ONE_TRAINING
 
 
 def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:
@@ -94,19 +85,6 @@ def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterato
             f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
             f"all {dimensions} features of {name} vary"
         )
-
-
-def _other_shapes(config: Config, plan: Plan) -> list[str]:
-    """Remarks on models whose images have a different shape than the reference's, so that they can't be scored."""
-    reference = config.reference
-    if not isinstance(reference, Data):
-        return []
-    others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
-    return [
-        f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
-        f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
-        for model in others
-    ]
 
 
 def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
@@ -161,20 +139,17 @@ def _left(about: Mapping[str, Any]) -> int:
     return int(about["network_evaluations"] - about["network_evaluations_done"])
 
 
-def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
-    """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
+def _about_images(config: Config, plan: Plan, untrained: list[Model], extractor: Foreseen) -> Iterator[str]:
+    """A line for each data set or reference that is missing or does not fit. Nothing is downloaded or decoded.
 
-    Args:
-        config: its reference is checked.
-        untrained: the models that the run would train, whose data are checked.
+    `untrained` are the models that the run would train, whose images and labels must be there.
     """
-    reference = config.reference
-    if isinstance(reference, str):
-        try:
-            reference = resolve_reference(reference).given
-        except UserError as error:
-            yield f"evaluate.reference: {error}"
-            return
+    try:
+        reference = config.reference
+        reference = resolve_reference(reference).given if isinstance(reference, str) else reference
+    except UserError as error:
+        yield f"evaluate.reference: {error}"
+        return
     sections = dict.fromkeys((model.data for model in untrained), "data")
     labelled = {model.data for model in untrained if model.source.conditions is not None}
     if isinstance(reference, Data):
@@ -186,63 +161,33 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
             yield str(error.for_section(section))
         except UserError as error:
             yield str(error)
-    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
+    if isinstance(reference, Data):
+        for model in plan.models:
+            if model.lacks is None and model.image_shape != reference.image_shape:
+                yield (
+                    f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
+                    f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only "
+                    "sample"
+                )
+        return
+    if reference not in FIDELITY_NAMES and not Path(reference).exists():
         yield f"evaluate.reference: {nothing_there(reference)}"
-
-
-def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
-    """A line if a run would refuse its file of moments, in the words of the run."""
-    given = config.evaluate.reference
     try:
-        given = resolve_reference(given).given if isinstance(given, str) else None
-    except UserError:
-        return  # `_missing_images` reports it
-    try:
-        if isinstance(given, str) and (reference := reference_of_moments(given)) is not None:
-            reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
+        if (moments := reference_of_moments(reference)) is not None:
+            moments.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
     except (ValueError, DamagedFile) as error:
         yield f"evaluate.reference: {error}"
 
 
 def _replaced_tables(run: Run) -> Iterator[str]:
-    """A line for each reason why tables/ would be replaced; none if there are none yet, or nothing changes.
-
-    A reference whose files have changed is not noticed: that would mean reading them.
-    """
-    config, rundir = run.config, run.rundir
-    tables, before = (read_json(path, rundir.storage) for path in (rundir.tables / "quality.json", rundir.config))
-    if not isinstance(tables, dict) or not tables.get("protocols") or not isinstance(before, dict):
+    """Lines if a run would replace tables/ by those of another N or another evaluation."""
+    tables = read_json(run.rundir.tables / "quality.json", run.rundir.storage)
+    if not isinstance(tables, dict) or not tables.get("rows"):
         return
-    *_, protocol = tables["protocols"].values()
-    if changed := _changed_reference(config, before):
-        against = images_in_words(protocol["reference"])
-        yield f"{', '.join(changed)}: this replaces tables scored against {against}"
-    name, used = name_and_dimensions(config)[0], protocol["extractor"]["name"]
-    if name != used:
-        yield f"evaluate.extractor: this replaces tables scored with {used}; the new ones use {name}"
+    if run.rundir.recorded_scoring(run.config) is None:
+        yield "evaluate: this replaces tables of another reference, extractor or metrics; images are kept"
     scored = {row["cell"]: row["num_samples"] for row in tables["rows"]}
     sizes = {(scored[cell.id], cell.settings.num_samples) for cell in run.configured.cells if cell.id in scored}
     if sizes := {(old, now) for old, now in sizes if old != now}:
         old, now = (", ".join(f"{n:,}" for n in sorted(set(side))) for side in zip(*sizes, strict=True))
         yield f"sample.num_samples: this replaces tables of N = {old} with tables of N = {now}; images are kept"
-    metrics = RequestedScores(config, rundir).changed_metrics(protocol, protocol["num_samples"])
-    if changes := [f"evaluate.{key}: {in_yaml(old)} -> {in_yaml(now)}" for key, (old, now) in metrics.items()]:
-        yield f"{', '.join(changes)}: this replaces the scores in the tables; images are kept"
-
-
-def _changed_reference(config: Config, before: Mapping[str, Any]) -> list[str]:
-    """The differences between the reference and that of an earlier config, as "key: old -> new"."""
-    given = config.reference
-    evaluate = before.get("evaluate") or {}
-    old = evaluate.get("reference") or before.get("data")
-    now = given.model_dump(mode="json") if isinstance(given, Data) else given
-    section = "data" if config.evaluate.reference is None and not evaluate.get("reference") else "evaluate.reference"
-    if not isinstance(old, Mapping) or not isinstance(now, Mapping):
-        return [] if old == now else [f"{section}: {_called(old)} -> {_called(now)}"]
-    keys = [key for key in now if key not in NOT_IDENTITY["data"] and old.get(key) != now[key]]
-    return [f"{section}.{key}: {in_yaml(old.get(key))} -> {in_yaml(now[key])}" for key in keys]
-
-
-def _called(reference: Any) -> str:
-    """A short name of a reference: a data set and its split, or the value in the config."""
-    return f"{reference.get('name')}/{reference.get('split')}" if isinstance(reference, Mapping) else in_yaml(reference)

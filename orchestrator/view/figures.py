@@ -14,7 +14,6 @@ from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.view.tables import Tables
 
 INCHES_WIDE = 8.0
 """Of a picture that is shown as it is."""
@@ -57,9 +56,8 @@ def _picture(run: Run, name: str) -> Figure:
 
 
 def _quality(run: Run) -> Figure:
-    tables = Tables(run.rundir)
-    if not (document := tables.document()):
-        raise tables.lacks("quality")
+    if not (document := run.document):
+        raise run.lacks("quality")
     positions = {cell.id: i for i, cell in enumerate(run.plan.cells)}
     rows = sorted(document["rows"], key=lambda row: positions.get(row["cell"], len(positions)))
     quality = QualityTable.read(document | {"rows": rows}, requested.layout(run.config, run.plan))
@@ -76,6 +74,6 @@ def _loss(run: Run) -> Figure:
 
 DRAWN: Mapping[str, Callable[[Run], Figure]] = {
     "quality": _quality,
-    "reconstruction": lambda run: reconstruction_figure(Tables(run.rundir).frame("reconstruction")),
+    "reconstruction": lambda run: reconstruction_figure(run.table("reconstruction")),
     "loss": _loss,
 }

@@ -6,7 +6,6 @@ from typing import Any
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.report.trainings import describe_models, training_price
-from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
@@ -42,9 +41,11 @@ def describe(run: Run) -> dict[str, Any]:
     config, plan, rundir = run.config, run.plan, run.rundir
     history = RunHistory.read(rundir)
     rate = history.evaluations_per_second
-    asked = RequestedScores(config, rundir)
-    listing = Listing(rundir)
-    cells = [_describe_cell(cell, rundir, asked, listing) for cell in plan.cells]
+    listing, scoring = Listing(rundir), rundir.recorded_scoring(config)
+    wanted = [] if scoring is None else [(cell, scoring.id(cell)) for cell in plan.cells]
+    scores = zip(wanted, rundir.read_scores(wanted, listing), strict=True)
+    scored = {cell.name for (cell, _), score in scores if score is not None}
+    cells = [_describe_cell(cell, rundir, listing, cell.name in scored) for cell in plan.cells]
     remaining = sum(cell["network_evaluations"] - cell["network_evaluations_done"] for cell in cells)
     models = describe_models(plan, cells, rundir, config.cluster.scratch, history)
     return {
@@ -74,7 +75,7 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: Listing) -> dict[str, Any]:
+def _describe_cell(cell: Cell, rundir: RunDir, listing: Listing, is_scored: bool) -> dict[str, Any]:
     damages: list[Damage] = []
     done = rundir.sampled(cell, None, every_byte=False, on_damage=damages.append, listing=listing)
     is_done, images_done = len(done) == cell.num_shards, cell.settings.num_samples
@@ -98,7 +99,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, asked: RequestedScores, listing: 
         "images_removed": listing.has_removed_images(cell),
         "network_evaluations": cell.total_nfe,
         "network_evaluations_done": images_done * cell.nfe,
-        "scored": is_done and asked.score(cell, listing) is not None,
+        "scored": is_done and is_scored,
     }
 
 
@@ -110,15 +111,14 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     """
     from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, pair
     from taugrid.eval.tables.differences_files import parts_by_metric
-    from taugrid.orchestrator.plan.scoring import scoring_of
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     plan, rundir = run.plan, run.rundir
     cells = [find_cell(plan, name) for name in (name_a, name_b)]
     smaller = min(cell.settings.num_samples for cell in cells)  # a cell that grew keeps its scores at smaller N
     least = {cell.id: cell.settings.num_samples for cell in run.configured.cells}
-    scoring = scoring_of(run.config, plan, rundir.extractor, RequestedScores(run.config, rundir).reference)
-    collected = collect(plan.with_cells(at(cell, max(smaller, least[cell.id])) for cell in cells), rundir, scoring)
+    compared = plan.with_cells(at(cell, max(smaller, least[cell.id])) for cell in cells)
+    collected = collect(compared, rundir, run.scoring())
     rows = {row["cell"]: row for row in collected.rows}
     unscored = [cell.label for cell in cells if cell.id not in rows]
     if unscored:

@@ -24,7 +24,6 @@ from taugrid.orchestrator.report.write import loss_curves, train_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.history import RunHistory
-from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import shortened
 from taugrid.storage import read_json, replacing
 from taugrid.words import counted, short_path
@@ -48,8 +47,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
     `missing` has the reasons of cells that this session could not finish, by the names of their folders.
     """
     config, plan, rundir = run.config, run.configured, run.rundir
-    tables = Tables(rundir)
-    document = tables.document()
+    document = run.document
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
     planned = {cell.id for cell in plan.cells}
     rows = [row for row in document.get("rows", ()) if row["cell"] in planned]
@@ -60,9 +58,9 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
         name=config.name,
         planned=len(set(map(label_without_seeds, plan.cells))),
         quality=quality,
-        differences=_rows(tables, "differences"),
-        effects=_rows(tables, "effects"),
-        published=_rows(tables, "published"),
+        differences=_rows(run, "differences"),
+        effects=_rows(run, "effects"),
+        published=_rows(run, "published"),
         costs=costs(quality, train_seconds(run)),
         reconstruction=read_json(rundir.tables / "reconstruction.json", rundir.storage) or {},
         by_label=LabelTable.read(
@@ -88,10 +86,8 @@ def reproducing(config: Config) -> dict[str, Any]:
     return found
 
 
-def _rows(tables: Tables, name: str) -> list[dict[str, Any]]:
-    if name not in tables.names:
-        return []
-    rows = without_nan(tables.frame(name).to_dict("records"))
+def _rows(run: Run, name: str) -> list[dict[str, Any]]:
+    rows = without_nan(run.table(name).to_dict("records")) if name in run.tables else []
     assert isinstance(rows, list)
     return rows
 

@@ -22,7 +22,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.selection import find_cell, whole_numbers
 from taugrid.orchestrator.view.inspection import describe_status
-from taugrid.orchestrator.view.tables import Tables
 from taugrid.storage.objects import ObjectStorage
 from taugrid.storage.requests import file_system
 from taugrid.words import counted
@@ -131,22 +130,14 @@ class CellView:
         ]
         found = sum(map(len, chunks))
         if found < len(self):
+            self._require(self._rundir.sample_part(self._cell, self._cell.first_shard))
             raise UserError(
-                f"{self.label} has the features of {found} of {len(self)} images; {self._way_to_features()}"
+                f"{self.label} has the features of {found} of {len(self)} images; delete "
+                f"{self._rundir.relative(self._rundir.score(self._cell, '*'))} and run `taugrid evaluate "
+                f"{self._rundir.shown} --set evaluate.keep_features=true`, which extracts them and computes the same "
+                "score again"
             )
         return np.concatenate(chunks)
-
-    def _way_to_features(self) -> str:
-        """How to have missing features extracted: that is done for a score that is not there yet."""
-        rundir = self._rundir
-        if Listing(rundir).has_removed_images(self._cell):
-            record = rundir.relative(rundir.removal_record(self._cell))
-            return f"its images were removed; delete {record} and run again"
-        command = f"`taugrid evaluate {rundir.shown} --set evaluate.keep_features=true`"
-        if not rundir.scores_of(self._cell):
-            return f"{command} extracts them"
-        scores = rundir.relative(rundir.score(self._cell, "*"))
-        return f"delete {scores} and run {command}, which extracts them and computes the same score again"
 
     def _require(self, path: Path) -> Path:
         """`path`, if it is there; `UserError` saying why it is not."""
@@ -163,7 +154,6 @@ class RunView:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._tables = Tables(run.rundir)
 
     def __repr__(self) -> str:
         return f"<run {self.name} in {self._short_directory}: {counted(len(self.cells), 'cell')}>"
@@ -206,16 +196,16 @@ class RunView:
     @property
     def tables(self) -> list[str]:
         """The names of the tables, for `table`."""
-        return self._tables.names
+        return self._run.tables
 
     def table(self, name: str = "quality") -> pd.DataFrame:
         """tables/`name`.csv, with its columns; `UserError` if there is none."""
-        return self._tables.frame(name)
+        return self._run.table(name)
 
     @property
     def protocols(self) -> dict[str, Any]:
         """How each row was measured, by the short hash in the column `protocol`."""
-        return dict(self._tables.document().get("protocols", {}))
+        return dict(self._run.document.get("protocols", {}))
 
     @cached_property
     def cells(self) -> Sequence[CellView]:
@@ -241,7 +231,7 @@ class RunView:
         return figure(self._run, name)
 
     def _repr_html_(self) -> str:
-        scored = len(self._tables.document().get("rows", []))
-        state = f"{scored} of {counted(len(self.cells), 'cell')} in its table"
+        document = self._run.document
+        state = f"{len(document.get('rows', []))} of {counted(len(self.cells), 'cell')} in its table"
         layout = requested.layout(self._run.config, self._run.plan)
-        return run_html(self.name, self._short_directory, state, QualityTable.read(self._tables.document(), layout))
+        return run_html(self.name, self._short_directory, state, QualityTable.read(document, layout))

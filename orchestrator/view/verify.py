@@ -1,9 +1,11 @@
-"""Reads every byte of a run directory."""
+"""`taugrid verify`: reads every byte of a run directory, and says what is damaged and what to do."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,30 +82,20 @@ def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     history = RunHistory.read(rundir)
     if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
         yield Damage(rundir.samples, orphans, ORPHANS_FIX)
-    yield from _verify_orphans(plan, rundir, tick)
+    decode, inspect = (partial(_read, storage=rundir.storage, decodes=decodes) for decodes in (True, False))
+    for name in rundir.committed_cells({cell.id for cell in plan.cells}):
+        yield from _read_all(rundir.storage.list(rundir.samples / name, PARTS), decode, tick)
     listing = Listing(rundir)
     for cell in plan.cells:
         yield from _verify_samples(cell, rundir, listing, history, tick)
-    yield from _verify_derived(rundir, tick)
+    others = (kind for kind in work_kinds() if kind.folder != rundir.samples.name)  # whose files are not decoded
+    paths = [path for kind in others for path in rundir.storage.list(rundir.root / kind.folder, kind.files)]
+    yield from _read_all(sorted(paths), inspect, tick)
     yield from _verify_scores(plan, rundir, history)
     yield from _verify_statistics(rundir)
     yield from _verify_documents(rundir)
     if "report" in history.stopped:
         yield from (Damage(rundir.root / name, NOT_REPORTED) for name in lacking_pages(rundir))
-
-
-def _verify_orphans(plan: Plan, rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
-    """The images of cells that the plan does not have."""
-    check = partial(_verify_images, shape=None, storage=rundir.storage)
-    for name in rundir.committed_cells({cell.id for cell in plan.cells}):
-        yield from _read_all(rundir.storage.list(rundir.samples / name, PARTS), check, tick)
-
-
-def _verify_derived(rundir: RunDir, tick: Callable[[int], None]) -> Iterator[Damage]:
-    """The Parquet files of all kinds of work but sampling, whose images are decoded elsewhere."""
-    kinds = [kind for kind in work_kinds() if kind.folder != rundir.samples.name]
-    paths = [path for kind in kinds for path in rundir.storage.list(rundir.root / kind.folder, kind.files)]
-    return _read_all(sorted(paths), partial(_verify_bytes, storage=rundir.storage), tick)
 
 
 def _verify_statistics(rundir: RunDir) -> Iterator[Damage]:
@@ -189,7 +181,8 @@ def _verify_samples(
     existing = [rundir.samples / cell.name / name for name in sorted(listing.samples(cell.name))]
     # Files of done shards that do not exist were removed: their record is whole.
     whole = [path for path in existing if path not in planned or planned[path].number in done]
-    damages += _read_all(whole, partial(_verify_images, shape=cell.model.image_shape, storage=rundir.storage), tick)
+    check = partial(_read, storage=rundir.storage, decodes=True, shape=cell.model.image_shape)
+    damages += _read_all(whole, check, tick)
     yield from damages
     for path, shard in planned.items():
         if shard.number in done:
@@ -200,13 +193,11 @@ def _verify_samples(
             yield Damage(path, NOT_SAMPLED)  # whole, but it holds fewer images than it should
 
 
-class _Read(NamedTuple):
-    damages: list[Damage]
-    images: int
-    """The number of decoded images."""
+Read = tuple[list[Damage], int]
+"""The damage of a file, and the number of its images that were decoded."""
 
 
-def _read_all(paths: Sequence[Path], check: Callable[[Path], _Read], tick: Callable[[int], None]) -> Iterator[Damage]:
+def _read_all(paths: Sequence[Path], check: Callable[[Path], Read], tick: Callable[[int], None]) -> Iterator[Damage]:
     """The damages that `check` finds in the files, in their order."""
     with ThreadPoolExecutor(READER_THREADS) as pool:
         for damages, images in pool.map(check, paths):
@@ -214,24 +205,94 @@ def _read_all(paths: Sequence[Path], check: Callable[[Path], _Read], tick: Calla
             yield from damages
 
 
-def _verify_images(path: Path, shape: tuple[int, int, int] | None, storage: Storage) -> _Read:
-    """Decode every image of a file; `shape` is (channels, height, width), or None if it is not known."""
+def _read(path: Path, storage: Storage, decodes: bool, shape: tuple[int, int, int] | None = None) -> Read:
+    """Read a Parquet file, and decode its images; `shape` is (channels, height, width), or None if it is not known."""
     images = 0
     try:
         with storage.local_path(path) as local:
             parquet.inspect(local)
-            for index, batch in parquet.read_images(local):
+            for index, batch in parquet.read_images(local) if decodes else ():
                 if shape is not None and batch.shape[1:] != shape:
                     raise DamagedFile(f"its images have shape {batch.shape[1:]}, not {shape}")
                 images += len(index)
     except (DamagedFile, ValueError) as error:
-        return _Read([Damage(path, str(error).removeprefix(f"{local}: "))], images)
-    return _Read([], images)
+        return [Damage(path, str(error).removeprefix(f"{local}: "))], images
+    return [], images
 
 
-def _verify_bytes(path: Path, storage: Storage) -> _Read:
-    try:
-        parquet.inspect(path, storage=storage)
-    except DamagedFile as error:
-        return _Read([Damage(path, str(error))], 0)
-    return _Read([], 0)
+def unfinished_in_words(unfinished: Sequence[Damage], rundir: RunDir) -> list[str]:
+    """A line with the numbers of files that were never made; none if nothing is missing."""
+    counts = Counter(lack.reason for lack in unfinished)
+    nouns = {NOT_TRAINED: "model", NOT_SAMPLED: "shard", NOT_SCORED: "cell"}
+    phrases = [f"{counted(counts[reason], noun)} {reason}" for reason, noun in nouns.items() if counts[reason]]
+    if not phrases:
+        return []
+    holder = Lease(rundir).live_holder()
+    continues = f"`taugrid run {rundir.shown}` continues"
+    if holder is not None:
+        continues = f"a driver is running here ({holder})"
+    return [f"{', '.join(phrases)}; {continues}"]
+
+
+def remarks(rundir: RunDir) -> list[str]:
+    """A remark on missing pages, which are not damage."""
+    lacking = lacking_pages(rundir)
+    return [f"{', '.join(lacking)}: not there; `taugrid report {rundir.shown}` makes them"] if lacking else []
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    run: Run
+    images: int
+    """The number of decoded images."""
+    verified: Verified
+
+    @cached_property
+    def damaged(self) -> list[dict[str, Any]]:
+        """The problems: file, cell or other owner, reason, and what to do: the fix, or a command."""
+        rundir = self.run.rundir
+        return [
+            {
+                "path": (shown := rundir.relative(damage.path)),
+                "of": self.run.plan.label_in(shown),
+                "reason": damage.reason,
+                "next": damage.fix or f"taugrid run {rundir.shown}",
+            }
+            for damage in self.verified.damages
+        ]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        rundir = self.run.rundir
+        lacking = [{"path": rundir.relative(one.path), "reason": one.reason} for one in self.verified.unfinished]
+        return {"dir": rundir.shown, "images": self.images, "damaged": self.damaged, "unfinished": lacking}
+
+    @property
+    def problems(self) -> list[str]:
+        lines = []
+        for shown, damage in zip(self.damaged, self.verified.damages, strict=True):
+            more = f"; {damage.fix}" if damage.fix not in damage.reason else ""
+            of = f" ({shown['of']})" if shown["of"] else ""
+            lines.append(f"{shown['path']}{of}: {damage.reason}{more}")
+        return lines
+
+    @property
+    def verdict(self) -> str:
+        """The number of decoded images, and whether there are problems."""
+        lacking = [*self.verified.unfinished, *remarks(self.run.rundir)]
+        scored = self.run.rundir.storage.list(self.run.rundir.scores, "*.json")
+        intact = "everything is intact" if scored and not lacking else "what is there is intact"
+        intact += "" if scored else "; no cell is scored"
+        verdict = f"{counted(len(self.damaged), 'problem')} found" if self.damaged else intact
+        removed = sum(map(Listing(self.run.rundir).has_removed_images, self.run.plan.cells))
+        of_removed = f"; images removed: {counted(removed, 'cell')}, whose records are checked" if removed else ""
+        return f"{counted(self.images, 'image')} decoded{of_removed}; {verdict}"
+
+    @property
+    def advice(self) -> list[str]:
+        """The command that makes damaged files again, the unfinished work, and remarks."""
+        rundir = self.run.rundir
+        damaged = sum(not damage.fix for damage in self.verified.damages)
+        again = f"`taugrid run {rundir.shown}` makes {counted(damaged, 'file')} again; delete what it leaves damaged"
+        unfinished = unfinished_in_words(self.verified.unfinished, rundir)
+        return [*([again] if damaged else []), *unfinished, *remarks(rundir)]

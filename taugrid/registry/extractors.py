@@ -3,8 +3,7 @@
 A new extractor is one file in eval/features/ and one entry in `EXTRACTORS`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from taugrid.hashing import SourceFile
@@ -240,9 +239,3 @@ class ExtractorSpec:
         }
         source = {} if self.source_sha256 is None else {"source_sha256": self.source_sha256}
         return {**fields, **source, **self.other_precision}
-
-    def is_described_by(self, recorded: object) -> bool:
-        """Whether `recorded`, which `describe` once returned, is of this extractor in any precision."""
-        if not isinstance(recorded, Mapping):
-            return False
-        return replace(self, precision=recorded.get("precision", "float32")).describe() == recorded

@@ -95,6 +95,6 @@ def test_a_lost_config_is_said_and_written_again_from_ones_own(config, copy):
         error = taugrid(command, copy, code=2).stderr
         assert "config.json" in error
         assert f"--out {copy}" in error
-    recorded(taugrid("plan", config, "--out", copy, "--set", "grid={steps: [2]}", code=2).stderr, "missing")
+    recorded(taugrid("plan", config, "--out", copy, "--set", "grid={steps: [2]}", code=2).stderr, "changed")
     taugrid("report", config, "--out", copy)
     assert "6 cells" in taugrid("status", copy).stdout

@@ -1,6 +1,6 @@
 """`evaluate.precision`: features in bf16 stand beside those in float32 and are never mixed or compared with them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from taugrid.eval.reference import Reference
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.scoring import extractor
+from taugrid.orchestrator.plan.scoring import extractor, scoring_of
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report.up_to_date import RequestedScores
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.session import Session
 from taugrid.protocol import disagreements
 from taugrid.storage import LOCAL, read_json, write_json
@@ -73,11 +73,13 @@ def test_features_of_both_precisions_stand_beside_each_other(both):
 
 def test_a_score_of_the_other_precision_does_not_count(both):
     root, (float32, *_), (bf16, *_) = both
-    for opened, said in ((float32, {None}), (bf16, {"bf16"})):
-        asked = RequestedScores(opened.config, RunDir(root))
-        scores = [asked.score(cell) for cell in opened.plan.cells]
-        assert {score["protocol"]["extractor"].get("precision") for score in scores} == said
-    [one, other] = [RequestedScores(o.config, RunDir(root)).score(o.plan.cells[0]) for o in (float32, bf16)]
+    rundir, cell = RunDir(root), bf16.plan.cells[0]
+    assert rundir.recorded_scoring(float32.config) is None, "the last session scored in the other"
+    known = rundir.recorded_scoring(bf16.config)
+    wanted = [(cell, scoring.id(cell)) for scoring in (scoring_of(float32.config, float32.plan), known)]
+    assert known.id(cell) == scoring_of(bf16.config, bf16.plan).id(cell)
+    one, other = rundir.read_scores(wanted, Listing(rundir))
+    assert [score["protocol"]["extractor"].get("precision") for score in (one, other)] == [None, "bf16"]
     assert one["metrics"]["fid"] != other["metrics"]["fid"]
     assert one["metrics"]["fid"] == pytest.approx(other["metrics"]["fid"], rel=0.05)
 
@@ -117,9 +119,6 @@ def test_float32_is_written_nowhere():
     assert half.describe() == spec.describe() | {"precision": "bf16"}
     key = Reference(None, 10, "a", (1, 28, 28)).cache_key
     assert key(spec) == key(convnet("float32")) != key(half)
-    assert spec.is_described_by(half.describe())
-    assert not spec.is_described_by(replace(half, weights_sha256="other").describe())
-    assert not spec.is_described_by(None)
 
 
 def test_a_recorded_custom_extractor_has_the_precision_that_the_config_asks_for(tmp_path):
@@ -127,10 +126,7 @@ def test_a_recorded_custom_extractor_has_the_precision_that_the_config_asks_for(
     rundir = RunDir(tmp_path)
     rundir.runs_code = False
     made = replace(convnet("bf16"), name="mine:Extractor", source_sha256="b" * 64)
-    rundir.record_extractor(made, (1, 8, 8))
-    [record] = (tmp_path / "extractors").iterdir()
-    assert "precision" not in read_json(record)
-    write_json(rundir.provenance, {"extractor": made.describe()})
+    write_json(rundir.plan, {"evaluation": {"image_shape": [1, 8, 8], "extractor": asdict(made)}})
     for precision in ("float32", "bf16"):
         evaluate = {"extractor": made.name, "precision": precision}
         config = validate(Config, {"name": "x", "model": {"oracle": "gaussian"}, "evaluate": evaluate}, "test")

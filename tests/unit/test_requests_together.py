@@ -25,7 +25,6 @@ from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.report import reported
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -167,7 +166,7 @@ def test_what_ends_in_one_turn_is_looked_at_and_written_together(bucket, s3, tem
     writes = Crowd(2, lambda method, path: method == "PUT" and re.search("ledger.jsonl|/events/", path) and looks.asked)
     with s3.refusing(lambda *request: looks(*request) or writes(*request)):
         assert driver.loop.run() == {}
-    assert looks.late + writes.late == []
+    assert writes.late == []
     assert (looks.asked, writes.came["PUT ledger.jsonl .jsonl"]) == (FILES, 1), "one request a file, and one for all"
     assert driver.named == set(driver.paths)
     assert len(driver.recorded("shard")) == FILES
@@ -399,14 +398,11 @@ def test_influences_of_many_row_groups_are_one_request(bucket, s3):
     assert np.array_equal(found["fid"], np.arange(n) / 2)
 
 
-def test_what_a_report_was_made_from_is_looked_up_together_and_its_files_are_uploaded_so(bucket, s3):
+def test_the_files_of_a_report_are_uploaded_together(bucket, s3):
     root, storage = bucket
-    asked = iter([True] * len(reported.SOURCES))
-    looks, writes = (Crowd(len(reported.SOURCES), lambda *_: next(asked, False)), Crowd(5, lambda how, _: how == "PUT"))
-    with s3.refusing(looks):
-        reported.sources(RunDir(root, storage), {})
+    writes = Crowd(5, lambda how, _: how == "PUT")
     with s3.refusing(writes), storage.local_folder(root / "tables") as local:
         for name in "abcde":
             (local / name).write_text(name)
-    assert looks.late + writes.late == []
+    assert writes.late == []
     assert sorted(path.name for path in storage.list(root / "tables", "*")) == list("abcde")

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from taugrid.images import encode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
-from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
@@ -47,6 +47,11 @@ def config_of(model, extractor=None, sampler="ddim"):
     return validate(Config, values, "test")
 
 
+def record_of(extractor):
+    """What plan.json says on how cells of 8 x 8 are scored."""
+    return {"image_shape": [1, 8, 8], "extractor": extractor}
+
+
 def sent(folder, config, with_record=True):
     """A run directory as somebody sent it, perhaps with records of what its code gives."""
     folder.mkdir()
@@ -62,8 +67,7 @@ def sent(folder, config, with_record=True):
         (folder / "models" / "m" / "model.json").write_text(json.dumps(network))
         known = (str(config.evaluate.extractor), None, "a" * 64, "x", None, 3, None, "b" * 64)
         spec = ExtractorSpec(*known)
-        RunDir(folder).record_extractor(spec, (1, 8, 8))
-        (folder / "provenance.json").write_text(json.dumps({"extractor": spec.describe()}))
+        (folder / "plan.json").write_text(json.dumps({"evaluation": record_of(asdict(spec))}))
     return folder
 
 
@@ -227,11 +231,11 @@ def test_a_record_that_can_not_be_read_is_one_line(mark, tmp_path, change):
     assert "mine:load" in str(ends("status", root))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"image_shape": [1, 8, 8]}', '{"image_shape": [1, 8, 8], "files": 3}'])
+@pytest.mark.parametrize("content", [[], {"evaluation": 3}, {"evaluation": record_of({})},
+                                     {"evaluation": record_of({"files": 3})}])  # fmt: skip
 def test_a_record_of_an_extractor_that_can_not_be_read_is_one_line(mark, tmp_path, content):
     root = sent(tmp_path / "sent", config_of({"callable": "mine:load"}, "mine:Extractor"))
-    [record] = (root / "extractors").iterdir()
-    record.write_text(content)
+    (root / "plan.json").write_text(json.dumps(content))
     recorded(str(ends("report", root)), "Extractor")
     assert not mark.exists()
 

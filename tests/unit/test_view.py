@@ -30,7 +30,7 @@ from taugrid.eval.tables.quality import QualityTable
 from taugrid.images import decode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_existing
-from taugrid.orchestrator.view.tables import parsed
+from taugrid.orchestrator.run import parsed
 from taugrid.registry.metrics import METRICS
 from taugrid.storage import open_place, replacing
 from taugrid.workers import schedules
@@ -69,12 +69,12 @@ def test_tables_are_what_their_files_hold(run, finished):
 
 
 def test_columns_of_ids_and_texts_stay_texts_and_numbers_are_exact():
-    frame = parsed("cell,fid,steps,joined,diffusion.schedule,note,share\n123e456789,0.1,10,True,cosine,,\n")
+    frame = parsed(b"cell,fid,steps,joined,diffusion.schedule,note,share\n123e456789,0.1,10,True,cosine,,\n")
     *values, share = frame.to_dict("records")[0].values()
     assert (values, np.isnan(share)) == (["123e456789", 0.1, 10, True, "cosine", ""], True)
     next_to_it = float(np.nextafter(0.1, 1))
-    assert parsed(f"fid\n{next_to_it!r}\n")["fid"][0] == next_to_it
-    frame = parsed("key,base,value,effect\ntrain.steps,1000,0100,0.5\nmodel.unet.dropout,0.1,0.2,0.5\n")
+    assert parsed(f"fid\n{next_to_it!r}\n".encode())["fid"][0] == next_to_it
+    frame = parsed(b"key,base,value,effect\ntrain.steps,1000,0100,0.5\nmodel.unet.dropout,0.1,0.2,0.5\n")
     assert [list(frame[name]) for name in ("base", "value")] == [["1000", "0.1"], ["0100", "0.2"]]
 
 

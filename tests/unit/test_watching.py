@@ -1,7 +1,6 @@
 """`status --watch`, and the view of a real session: the same table from the disk as from the session itself."""
 
 import io
-import os
 from dataclasses import replace
 
 import pytest
@@ -15,8 +14,7 @@ from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.watch import show_files
-from taugrid.orchestrator.report.up_to_date import RequestedScores, score_on_disk
-from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.run import Run, score_on_disk
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
@@ -80,50 +78,19 @@ def test_what_comes_in_is_shown(done):
     assert sum(cell.done for cell in progress.state.cells.values()) == 80
 
 
-@pytest.fixture
-def scored(done, tmp_path):
-    """Writes a score of a cell into an empty run directory, some seconds after the one before."""
+def test_only_the_score_of_the_recorded_evaluation_is_shown(done, tmp_path):
+    """A run directory keeps the scores of earlier evaluations, and of other N."""
     opened, made, *_ = done
-    cell, scoring, metric = opened.plan.cells[0], scoring_of(opened.config, opened.plan), METRICS["fid"].columns[0]
-    rundir = RunDir(tmp_path, LocalStorage(tmp_path))
-    rundir.config.write_bytes(made.config.read_bytes())
-    written = []
-
-    def write(name, value, **protocol):
-        path = rundir.score(cell, name)
-        protocol = scoring.protocol(cell).as_dict() | protocol
-        write_sealed(path, {"protocol": protocol, "metrics": {"fid": value}}, rundir.storage)
-        written.append(path)
-        os.utime(path, (len(written), len(written)))
-
-    def read(wanted=None):
-        return score_on_disk(rundir, cell, metric, wanted or RequestedScores(opened.config, rundir))
-
-    write.read = read
-    return write
-
-
-def test_the_newest_score_is_shown_if_the_evaluation_is_not_known(scored):
-    assert scored.read() is None
-    scored("b", 2.0)
-    scored("a", 1.0)
-    assert scored.read() == 1.0
-    scored("c", 3.0)
-    assert scored.read() == 3.0
-
-
-@pytest.mark.parametrize("other", [{"num_samples": 10}, {"extractor": {"name": "another"}}, {"metrics": ["kid"]}])
-def test_a_score_by_another_evaluation_does_not_count_as_the_cells(done, scored, other):
-    scored("a", 1.0, **other)
-    assert scored.read() is None
-    scored("b", 2.0)
-    scored("c", 3.0, **other)
-    assert scored.read() == 2.0
-    scoring = scoring_of(done[0].config, done[0].plan)
-    assert scored.read(scoring) is None, "a known evaluation has one score, however old"
-    scored(scoring.id(done[0].plan.cells[0]), 4.0)
-    scored("d", 5.0)
-    assert scored.read(scoring) == 4.0
+    cell, metric, rundir = opened.plan.cells[0], METRICS["fid"].columns[0], RunDir(tmp_path, LocalStorage(tmp_path))
+    assert score_on_disk(rundir, cell, metric, rundir.recorded_scoring(opened.config)) is None
+    rundir.plan.write_bytes(made.plan.read_bytes())
+    scoring = rundir.recorded_scoring(opened.config)
+    assert scoring.id(cell) == scoring_of(opened.config, opened.plan).id(cell)
+    for name, value, is_shown in (("a", 1.0, False), (scoring.id(cell), 2.0, True), ("b", 3.0, True)):
+        write_sealed(rundir.score(cell, name), {"metrics": {"fid": value}}, rundir.storage)
+        assert score_on_disk(rundir, cell, metric, scoring) == (2.0 if is_shown else None)
+    others = opened.config.model_copy(update={"evaluate": opened.config.evaluate.model_copy(update={"seed": 3})})
+    assert rundir.recorded_scoring(others) is None
 
 
 def test_the_command_ends_once_nobody_is_at_work_and_is_not_for_scripts(done):
