@@ -5,9 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from taugrid.errors import NOT_WRITABLE, UserError
-from taugrid.eval.gate.rule import MIN_TRAININGS
 from taugrid.eval.gate.verdict import REGRESSIONS
-from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, GateSettings, gate_of
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import open_baseline, parquet_beside, read_baseline, write_baseline
@@ -16,8 +14,6 @@ from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Snapshot,
-    SnapshotCell,
-    TrainingScores,
     require_scores,
     snapshot_of_opened,
 )
@@ -25,7 +21,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.work.scorer import FILE
-from taugrid.registry.metrics import METRICS, SAMPLED
+from taugrid.registry.metrics import METRICS
 from taugrid.storage import read_sealed
 from taugrid.words import counted
 
@@ -33,31 +29,19 @@ VERDICT = "verdict.json"
 """The file beside the run of a complete night."""
 
 
-def accept(directories: Sequence[str], file: str, reason: str, force: bool = False) -> dict[str, Any]:
+def accept(directory: str, file: str, reason: str, force: bool = False) -> dict[str, Any]:
     """Write a run as the baseline file `file`, a path or a URL, and return the content of its JSON.
-
-    Several runs are training runs of one recipe, which differ only in `train.seed`: later nights are compared with
-    their mean. The canaries use the images and the network of the first.
 
     An existing baseline is replaced; if the run is worse than it, or can't be compared with it, the file has a remark.
     `force` accepts the run of a night that was judged a regression, with a remark too.
 
     Raises:
-        UserError: if one is not a run directory, has unscored cells, was judged worse, or is from another recipe; or if
-            the existing file is not a baseline.
+        UserError: if it is not a run directory, has unscored cells, or was judged worse; or if the existing file is not
+            a baseline.
     """
     open_baseline(file, "--to")
-    if 1 < len(directories) < MIN_TRAININGS:
-        raise UserError(
-            f"give one DIR, or at least {MIN_TRAININGS}: two trainings are too few to estimate a recipe's spread"
-        )
-    runs = [open_existing(directory) for directory in directories]
-    complete = [_complete(run, force) for run in runs]
-    snapshot, remarks = complete[0][0], [remark for _, remarks in complete for remark in remarks]
-    if len(runs) > 1:
-        _require_one_recipe(runs)
-        snapshot = _recipe([training for training, _ in complete])
-    return _accept(snapshot, remarks, file, reason, gate_of(runs[0].config))
+    run = open_existing(directory)
+    return _accept(*_complete(run, force), file, reason, gate_of(run.config))
 
 
 def accept_images(place: str, request: ImagesRequest, file: str, reason: str, progress: Progress) -> dict[str, Any]:
@@ -109,25 +93,6 @@ def _with_distances(snapshot: Snapshot, before: Snapshot) -> Snapshot:
     return replace(snapshot, cells=tuple(cells))
 
 
-def _require_one_recipe(runs: Sequence[Run]) -> None:
-    """Raise `UserError` if the configs of the runs differ in their training by more than its seed."""
-    for run in runs[1:]:
-        if _training_of(run) != _training_of(runs[0]):
-            raise UserError(
-                f"{run.rundir.shown} is not from {runs[0].rundir.shown}'s recipe: the sections model, data, "
-                "diffusion or train differ in more than train.seed"
-            )
-
-
-def _training_of(run: Run) -> dict[str, Any]:
-    """The config of a run's training without its seed; of a loaded network, only its diffusion."""
-    config = run.config.model_dump(mode="json")
-    config["train"].pop("seed", None)
-    sections = ("model", "train", "data") if run.plan.trained_here else ()
-    diffusions = {json_sha256(model.diffusion.recorded) for model in run.plan.models}
-    return {section: config[section] for section in sections} | {"diffusion": diffusions}
-
-
 def _complete(run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a run and remarks; `UserError` unless all its cells are scored."""
     directory = run.rundir.shown
@@ -155,38 +120,6 @@ def _require_judgeable(snapshot: Snapshot, names: Sequence[str], place: str) -> 
     titles = " or ".join(column.title for column in columns if snapshot.cells[0].has(column.name))
     why = f" ({reason})" if (reason := snapshot.cells[0].reason) else ""
     return [f"no cell has a standard error of {titles}{why}, so nothing can be judged against it"]
-
-
-def _recipe(trainings: Sequence[Snapshot]) -> Snapshot:
-    """The snapshot of the first training run, with the scores of the others in its cells' `trainings`."""
-    first, cells = trainings[0], []
-    others = [_same_cells(training, first) for training in trainings[1:]]
-    hashes = [cell.network.weights_sha256 for training in trainings for cell in training.cells[:1]]
-    if len(set(hashes)) < len(hashes):
-        raise UserError("two DIRs have the same weights; a recipe's trainings need different seeds")
-    for cell in first.cells:
-        same = [cells_of[cell.cell] for cells_of in others]
-        found = replace(cell, trainings=tuple(TrainingScores(other.metrics, other.influences) for other in same))
-        seeds_differ = any(other.seed_set != cell.seed_set for other in same)
-        if seeds_differ or not any(found.scored(column.name) for column in SAMPLED):
-            reasons = (other.reason for other in (cell, *same) if other.reason)
-            why = "its trainings have samples of other seeds" if seeds_differ else next(reasons, "no standard error")
-            raise UserError(
-                f"{cell.name}: {why}; a recipe needs a metric's standard error, and the same `sample.seed`, in every "
-                "training"
-            )
-        cells.append(found)
-    return replace(first, cells=tuple(cells), trainings=tuple(training.source for training in trainings))
-
-
-def _same_cells(training: Snapshot, first: Snapshot) -> dict[str, SnapshotCell]:
-    """Cell id of the first training -> the same cell of `training`."""
-    pairs, only_new, only_first = matched(training, first)
-    if only_new or only_first:
-        raise UserError(
-            f"{training.source} and {first.source} have different cells; a recipe's trainings have the same grid"
-        )
-    return {old.cell: new for new, old in pairs}
 
 
 def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapshot, list[str]]:

@@ -139,9 +139,10 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
     for name in cell.judging:
         tonight, baseline = new.tested(name), old.scored(name)
         assert tonight is not None
+        assert baseline is not None
         if new.seed_set != old.seed_set:  # images from elsewhere, which have no names in common
-            influences = independent(baseline[0].influence, tonight.influence)
-            baseline = [baseline[0]._replace(influence=influences[0])]
+            influences = independent(baseline.influence, tonight.influence)
+            baseline = baseline._replace(influence=influences[0])
             tonight = tonight._replace(influence=influences[1])
         margin = cell.metrics[name].margin
         change = Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name])
@@ -263,7 +264,7 @@ def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings)
     """A metric before the test; None if a side lacks it."""
     if not old.has(name) or (new.failed is None and not new.has(name)):
         return None
-    base, scored = old.value(name), old.scored(name)
+    base, scored = float(old.metrics[name]), old.scored(name)
     size = size_of(scored) if scored else abs(base)
     margin = margin_of(scored, gate.margin, COLUMNS[name], gate.margin_floor) if scored else gate.margin * size
     value = None if new.failed else float(new.metrics[name])
@@ -321,12 +322,13 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
     if changed := _changed_settings(new, old, name):
         return f"its settings are not the baseline's ({', '.join(changed)})"
-    tonight, baseline = new.tested(name), old.scored(name)[0]
+    tonight, baseline = new.tested(name), old.scored(name)
     assert tonight is not None
+    assert baseline is not None
     spread = float((tonight.influence - baseline.influence).std())
     if spread > ROUNDING * float(baseline.influence.std()):
         return None
-    return UNCHANGED if math.isclose(tonight.value, old.value(name)) else "its difference does not vary over the images"
+    return UNCHANGED if math.isclose(tonight.value, baseline.value) else "its difference does not vary over the images"
 
 
 def _before_judgement(

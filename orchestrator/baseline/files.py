@@ -4,8 +4,7 @@ The JSON holds scores, protocols, settings, versions, why it was accepted, and t
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
 where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the first images of a
 cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under its name (`kid`).
-The other trainings of a recipe have rows as well, for `<cell>/1` and so on. The schema's metadata hold the canary of
-the scorer.
+The schema's metadata hold the canary of the scorer.
 """
 
 import hashlib
@@ -29,7 +28,6 @@ from taugrid.orchestrator.baseline.snapshot import (
     SamplingEnvironment,
     Snapshot,
     SnapshotCell,
-    TrainingScores,
     images_of_run,
     snapshot_of_run,
 )
@@ -88,7 +86,6 @@ def write_baseline(
     value = {
         "format": FORMAT,
         "run": snapshot.source,
-        "trainings": list(snapshot.trainings),
         "name": snapshot.name,
         "accepted": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
@@ -97,9 +94,8 @@ def write_baseline(
         "software": dict(snapshot.software),
         "cells": [_cell_dict(cell) for cell in snapshot.cells],
     }
-    networks = [network for cell in snapshot.cells for network in cell.networks]
     others = [name for name in (column.name for column in SAMPLED) if name not in INFLUENCE_COLUMNS
-              and any(name in network.influences for network in networks)]  # fmt: skip
+              and any(name in cell.influences for cell in snapshot.cells)]  # fmt: skip
     scorer = snapshot.load_scorer()
     value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
     metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
@@ -118,10 +114,6 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason", "reasons")
     plain = {name: getattr(cell, name) for name in names}
     scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
-    trainings: dict[str, Any] = {}
-    if cell.trainings:
-        scores = [dict(training.metrics) for training in cell.trainings]
-        trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
     made = {
         "setup": asdict(cell.environment),
         "first_setup": asdict(cell.first_environment),
@@ -129,25 +121,19 @@ def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     }
     if cell.images is not None:
         plain["images"] = cell.images
-    return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
+    return plain | {"network": asdict(cell.network), **made, "distances": dict(cell.distances)}
 
 
 def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
     for cell in snapshot.cells:
         n, digests, first = cell.num_samples, cell.load_digests(), cell.load_first()
         images = [] if first is None else [image.tobytes() for image in first]
+        influences = {INFLUENCE_COLUMNS.get(name, name): values for name, values in cell.influences.items()}
         of_images = {"pixels": digests, "image": images + [None] * (n - len(images))}
-        for number, network in enumerate(cell.networks):
-            name = _training(cell.cell, number) if number else cell.cell
-            influences = {INFLUENCE_COLUMNS.get(name, name): values for name, values in network.influences.items()}
-            given = {"cell": [name] * n, "index": np.arange(n), **influences, **({} if number else of_images)}
-            columns = (pa.nulls(n, field.type) if (values := given.get(field.name)) is None else
-                       pa.array(values, field.type) for field in schema)  # fmt: skip
-            yield pa.Table.from_arrays(list(columns), schema=schema)
-
-
-def _training(cell: str, number: int) -> str:
-    return f"{cell}/{number}"
+        given = {"cell": [cell.cell] * n, "index": np.arange(n), **influences, **of_images}
+        columns = (pa.nulls(n, field.type) if (values := given.get(field.name)) is None else
+                   pa.array(values, field.type) for field in schema)  # fmt: skip
+        yield pa.Table.from_arrays(list(columns), schema=schema)
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
@@ -174,7 +160,6 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         value["name"],
         value["software"],
         cells,
-        trainings=tuple(value["trainings"]),
         accepted=value,
         load_scorer=scorer,
     )
@@ -226,10 +211,6 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         load_first=first_images,
         distances=value["distances"],
         images=value.get("images"),
-        trainings=tuple(
-            TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
-            for number, metrics in enumerate(value.get("training_metrics", ()), start=1)
-        ),
         scored_with=ScoredWith.read(value["scored_with"]),
     )
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,8 +137,6 @@ class SnapshotCell:
     """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
     scored_with: ScoredWith | None = None
     """None: unknown, of a cell without a score."""
-    trainings: tuple["TrainingScores", ...] = ()
-    """The same cell of a recipe's other training runs; `metrics` are those of the first."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
     unsure: Mapping[str, Array] = field(default_factory=dict)
@@ -169,28 +167,13 @@ class SnapshotCell:
         labels = (self.protocol.get("conditions") or {}).get("labels")
         return {**self.settings, **({"labels": labels} if self.labels_are_rows else {})}
 
-    @property
-    def networks(self) -> "list[TrainingScores]":
-        """Its network or, of a recipe, all of its training runs."""
-        return [TrainingScores(self.metrics, self.influences), *self.trainings]
-
-    def value(self, column: str) -> float:
-        """A metric; of a recipe, the mean over its training runs. KeyError if one lacks it."""
-        return float(np.mean([network.metrics[column] for network in self.networks]))
-
-    def has(self, column: str) -> bool:
-        """Whether a metric was computed, in all training runs of a recipe."""
-        return all(column in network.metrics for network in self.networks)
-
-    def scored(self, column: str) -> list[Scored]:
-        """A metric of its network, or of all training runs of a recipe; empty if one has no standard error of it."""
-        networks = self.networks
-        if not all(column in network.influences for network in networks):
-            return []
-        return [Scored(float(network.metrics[column]), network.influences[column]) for network in networks]
+    def scored(self, column: str) -> Scored | None:
+        """A metric with the influences of its samples; None if it has no standard error."""
+        influence = self.influences.get(column)
+        return None if influence is None else Scored(float(self.metrics[column]), influence)
 
     def tested(self, column: str) -> Scored | None:
-        """A metric of one network for a test against a baseline, if need be by influences that are `unsure`."""
+        """As `scored` for a test against a baseline, if need be by influences that are `unsure`."""
         influence = self.influences.get(column, self.unsure.get(column))
         return None if influence is None else Scored(float(self.metrics[column]), influence)
 
@@ -216,13 +199,6 @@ class SnapshotCell:
         return (self.settings["seed"] if self.images is None else self.images, tuple(self.image_shape))
 
 
-class TrainingScores(NamedTuple):
-    """The scores of one network's cell, and the influences of its samples: `SnapshotCell.metrics`, `influences`."""
-
-    metrics: Mapping[str, float]
-    influences: Mapping[str, Array]
-
-
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """The scored cells of a run, and what is not scored."""
@@ -236,8 +212,6 @@ class Snapshot:
     cells: tuple[SnapshotCell, ...]
     unscored: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of cells without a complete score."""
-    trainings: tuple[str, ...] = ()
-    """The runs of a recipe, the first one included; empty: one run."""
     accepted: Mapping[str, Any] | None = None
     """The content of a baseline file's JSON, such as the date and reason of acceptance; None for a run."""
     codes: frozenset[str] = frozenset()

@@ -3,14 +3,13 @@
 A comparison is plain data here (`BaselineComparison.as_dict`), as in a night's verdict.json.
 """
 
-import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.tables.entries import shown_number, write_number
+from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
 from taugrid.orchestrator.baseline.compared import sharpness_in_words
 from taugrid.orchestrator.baseline.matching import labels_of
@@ -268,7 +267,6 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     lines = [
         f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
         f"{'images' if value.get('images') else 'run'}: {value['run']}",
-        *(f"training of the recipe: {place}" for place in value["trainings"][1:]),
         *(f"remark: {remark}" for remark in value["remarks"]),
         *(scored_as(of_images, value["cells"][0]["protocol"]) if (of_images := value.get("images")) else ()),
         f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
@@ -280,17 +278,12 @@ def baseline_text(value: Mapping[str, Any]) -> str:
     with_error = [column for column in SAMPLED if any(column.sampling_error in metrics for metrics in had)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     for cell in value["cells"]:
-        n, trainings = f"N = {cell['settings']['num_samples']}", cell.get("training_metrics", ())
-        rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"], trainings) for column in shown)))
+        n = f"N = {cell['settings']['num_samples']}"
+        rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"]) for column in shown)))
     return "\n".join([*lines, *in_columns(rows)])
 
 
-def _score(column: MetricColumn, metrics: Mapping[str, float], trainings: Sequence[Mapping[str, float]]) -> str:
-    """A metric of a baseline's cell, with its standard error, and the mean and spread over a recipe's trainings."""
+def _score(column: MetricColumn, metrics: Mapping[str, float]) -> str:
+    """A metric of a baseline's cell, with its standard error."""
     error = metrics.get(column.sampling_error or "")
-    shown = f"{column.title} {shown_number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"
-    values = [found[column.name] * column.scale for found in (metrics, *trainings) if column.name in found]
-    if len(values) < 2:
-        return shown
-    mean, spread = write_number(statistics.mean(values), statistics.stdev(values))
-    return f"{shown}; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"
+    return f"{column.title} {shown_number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"

@@ -189,19 +189,15 @@ def baseline() -> None:
 
 
 @baseline.command()
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
+@click.argument("directory", metavar="DIR")
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
 @images_options
 @trust_option
 @json_option
-def accept(
-    directories: tuple[str, ...], file: str, reason: str, force: bool, as_json: bool, trust_code: bool, **images: Any
-) -> None:
+def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, trust_code: bool, **images: Any) -> None:
     """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
-
-    Three DIRs or more are trainings of one recipe, with seeds of their own: later nights are compared with their mean.
 
     With --reference, DIR holds images from elsewhere: a folder of PNG or JPEG, .npz or Parquet. `compare DIR FILE`
     scores later images in the same way, and pairs them by name.
@@ -222,23 +218,22 @@ def accept(
         raise UserError("--reason is empty; say why this run becomes the baseline")
     given = {name: value for name, value in images.items() if value}
     if "reference" not in given:
-        _require_runs(directories, given)
-        print_value(accept_run(directories, file, reason, force), as_json, baseline_text)
+        _require_run(directory, given)
+        print_value(accept_run(directory, file, reason, force), as_json, baseline_text)
         return
-    if len(directories) > 1 or force:
-        raise UserError("images are one DIR, without --force: --reference says that DIR holds images")
+    if force:
+        raise UserError("--force is for a run; --reference says that DIR holds images")
     with Progress() as progress:
-        accepted = accept_images(directories[0], ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
+        accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
     print_value(accepted, as_json, baseline_text)
 
 
-def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def _require_run(directory: str, given: Mapping[str, Any]) -> None:
     """Raise `UserError` for images, or options for them, without --reference."""
     from taugrid.orchestrator.opened import are_images
 
-    images = [place for place in directories if are_images(place)]
-    if images or given:
-        what = f"{images[0]} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
+    if (images := are_images(directory)) or given:
+        what = f"{directory} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
         raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
 
 

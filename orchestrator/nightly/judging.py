@@ -29,8 +29,6 @@ from taugrid.orchestrator.nightly.second_look import Look, Resampled, SecondLook
 from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
 
-OF_A_RECIPE = "the baseline is a recipe: fresh seeds of sampling would not change how its trainings differ"
-
 UNFINISHED_LOOK = "its second look is unfinished"
 
 
@@ -87,7 +85,7 @@ def _why_one_stage(comparison: BaselineComparison, judged: Sequence[Pair], trust
         if check.result != "clean":
             state = "has changed" if check.result == "changed" else "could not be checked"
             return f"the {name} {state} ({check.reason})"
-    return OF_A_RECIPE if any(old.trainings for _, old in judged) else why_no_second_look(judged, trust_code)
+    return why_no_second_look(judged, trust_code)
 
 
 def _screened(

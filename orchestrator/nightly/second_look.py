@@ -94,7 +94,7 @@ def _resampled(usual: CellComparison, new: SnapshotCell, old: SnapshotCell) -> R
     if lacking:
         failed = new.failed or new.reason or f"{COLUMNS[lacking[0]].title} has no standard error"
         return Resampled(usual.name, failed=failed)
-    values = {name: (new.value(name), old.value(name)) for name in usual.judging}
+    values = {name: (float(new.metrics[name]), float(old.metrics[name])) for name in usual.judging}
     return Resampled(usual.name, changes_of(new, old, usual), values, new.num_samples)
 
 
