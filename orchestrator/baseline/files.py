@@ -1,14 +1,13 @@
 """Baseline files: a JSON file meant for git, and a Parquet file beside it with what pairing needs.
 
-The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
+The JSON holds scores, protocols, settings, versions, why it was accepted, the canary of the scorer and the SHA-256 of
+the Parquet file. The
 Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
 where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the first images of a
 cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under its name (`kid`).
-The schema's metadata hold the canary of the scorer.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,12 +30,12 @@ from taugrid.orchestrator.baseline.snapshot import (
     images_of_run,
     snapshot_of_run,
 )
-from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord
+from taugrid.orchestrator.work.scorer import ScorerRecord
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
 from taugrid.words import with_urls
 
-FORMAT = "taugrid baseline 2"
+FORMAT = "taugrid baseline 3"
 
 ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 
@@ -44,9 +43,6 @@ SCHEMA = pa.schema([
     ("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64()),
     ("image", pa.binary()),
 ])  # fmt: skip
-
-SCORER = b"scorer"
-"""The key of the schema's metadata that holds the scorer's canary."""
 
 
 def snapshot_of(name: str) -> Snapshot:
@@ -97,9 +93,8 @@ def write_baseline(
     others = [name for name in (column.name for column in SAMPLED) if name not in INFLUENCE_COLUMNS
               and any(name in cell.influences for cell in snapshot.cells)]  # fmt: skip
     scorer = snapshot.load_scorer()
-    value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
-    metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
-    schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in others)], metadata)
+    value["scorer"] = scorer if isinstance(scorer, str) else scorer.model_dump(mode="json")
+    schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in others)])
     # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
     with replacing(parquet_beside(path), storage) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -113,11 +108,9 @@ def write_baseline(
 def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
     names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason", "reasons")
     plain = {name: getattr(cell, name) for name in names}
-    scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
     made = {
         "setup": asdict(cell.environment),
         "first_setup": asdict(cell.first_environment),
-        "scored_with": scored_with,
     }
     if cell.images is not None:
         plain["images"] = cell.images
@@ -150,10 +143,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    recorded = (table.schema.metadata or {}).get(SCORER)
-
-    def scorer() -> ScorerRecord | str:
-        return str(value["scorer"]) if recorded is None else ScorerRecord.read(json.loads(recorded))
+    scorer = value["scorer"] if isinstance(value["scorer"], str) else ScorerRecord.model_validate(value["scorer"])
 
     return Snapshot(
         _shown(path),
@@ -161,7 +151,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
         value["software"],
         cells,
         accepted=value,
-        load_scorer=scorer,
+        load_scorer=lambda: scorer,
     )
 
 
@@ -211,7 +201,6 @@ def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotC
         load_first=first_images,
         distances=value["distances"],
         images=value.get("images"),
-        scored_with=ScoredWith.read(value["scored_with"]),
     )
 
 

@@ -1,6 +1,5 @@
 """Snapshots of images from anywhere: one cell, whose images are paired by their names in place of their noise."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,11 +16,11 @@ from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment,
 from taugrid.orchestrator.external import OpenedSets, flag, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.history import TAUGRID
-from taugrid.orchestrator.work.scorer import DRIVER_METRICS, FEATURES, ScoredWith, ScorerRecord, halves
+from taugrid.orchestrator.work.scorer import DRIVER_METRICS, ScorerRecord, halves, record_of
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 
-CANARY_IMAGES = 2 * FEATURES
+CANARY_IMAGES = 128
 """Images of the reference whose features are extracted anew for the canary of the scorer."""
 
 NOT_OURS = Check(
@@ -91,7 +90,6 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         names = named_order(opened.sets[0], request.pair_by)
         (scored,) = opened.scored(progress, keep=True, orders=[names.order if names else None])
         canary = _canary(opened)
-    place_of_scoring = canary.made_with.places if isinstance(canary, ScorerRecord) else ()
     document, source = scored.document, opened.sets[0]
     cell = SnapshotCell(
         cell="images",
@@ -107,7 +105,6 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         unsure=scored.unsure,
         reasons=reasons_of(document, scored.influences),
         load_digests=lambda: scored.digests,
-        scored_with=ScoredWith.of(place_of_scoring, document["protocol"]),
         images=json_sha256(list(names.names)) if names else source.sha256,
         names=names.names if names else (),
     )
@@ -118,13 +115,13 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
 
 
 def _canary(opened: OpenedSets) -> ScorerRecord | str:
-    """The features that today's extractor gives for the first images of the reference, and the scores of halves."""
+    """The scores of halves of the first images of the reference, whose features today's extractor gives anew."""
     from taugrid.eval.standalone import first_features  # loads torch
 
     reference, extractor = opened.reference, opened.extractor
     if reference.num_images is None:
         return "only a mean and a covariance of the reference are known"
-    features, place = first_features(reference, extractor, CANARY_IMAGES)
+    features = first_features(reference, extractor, CANARY_IMAGES)
     half = len(features) // 2
     wanted = replace(opened.section.metric_settings, metrics=DRIVER_METRICS)
     settings = feasible(wanted, replace(extractor, logits_layer=None), half, half).settings
@@ -132,6 +129,4 @@ def _canary(opened: OpenedSets) -> ScorerRecord | str:
         scores = halves(features, None, settings)
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    made_with = ScoredWith.of([place], {"versions": versions(SOFTWARE)})
-    about, used = json.loads(json.dumps([extractor.describe(), settings.as_dict()]))
-    return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
+    return record_of(reference.sha256, extractor.describe(), settings, scores)

@@ -21,9 +21,9 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.evidence import influences_of
-from taugrid.orchestrator.rundir.history import TAUGRID, History, Origin, places
+from taugrid.orchestrator.rundir.history import TAUGRID, History, Origin
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
+from taugrid.orchestrator.work.scorer import ScorerRecord, kept_record
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
@@ -135,8 +135,6 @@ class SnapshotCell:
     """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
     distances: Mapping[str, float] = field(default_factory=dict)
     """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
-    scored_with: ScoredWith | None = None
-    """None: unknown, of a cell without a score."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
     unsure: Mapping[str, Array] = field(default_factory=dict)
@@ -262,10 +260,8 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         if score is None:
             cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
         else:
-            devices = places(history.scorers(cell.id))
             score = score | {"protocol": on_devices(score["protocol"], history.device_kinds(cell.id))}
-            found = _with_score(found, rundir, cell, score, listing)
-            cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
+            cells.append(_with_score(found, rundir, cell, score, listing))
     software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
     return Snapshot(
         rundir.shown,

@@ -179,6 +179,6 @@ def test_the_commands_of_the_page_are_nights(place, tmp_path, monkeypatch):
 
 def test_what_can_not_be_done_is_one_line(place, tmp_path):
     accept = ("baseline", "accept", "--to", tmp_path / "new.json", "--reason", "r", place / "base")
-    for words in (accept, (*accept, place / "base", *SCORED)):
+    for words in (accept, (*accept, "--force", *SCORED)):
         recorded(taugrid(*words, code=2)[1])
     recorded(taugrid("compare", place / "base", place / "base.json", "--reference", "digits/train", code=2)[1])
