@@ -108,7 +108,7 @@ def _change(column: MetricColumn, a: "ScoredImages", b: "ScoredImages", paired: 
         influence_a, influence_b = independent(influence_a, influence_b)
     old = Scored(a.document["metrics"][column.name], influence_a)
     new = Scored(b.document["metrics"][column.name], influence_b)
-    change = Change.between(column.name, new, [old], margin_of([old], margin, column), 0, column)
+    change = Change.between(column.name, new, old, margin_of(old, margin, column), 0, column)
     return replace(change, only_worse=only_worse)
 
 

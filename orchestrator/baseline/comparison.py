@@ -8,6 +8,7 @@ weights*: the paired differences are judged, and the sampler and the scorer are 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,14 @@ from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
+from taugrid.orchestrator.baseline.canaries import (
+    Check,
+    Sampled,
+    check_sampler,
+    check_scorer,
+    sampled_again,
+    worst_check,
+)
 from taugrid.orchestrator.baseline.compared import (
     DEFAULT_GATE,
     DEFAULT_METRICS,
@@ -31,7 +39,6 @@ from taugrid.orchestrator.baseline.compared import (
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.text import other_metrics
 from taugrid.orchestrator.work.scorer import differs
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
@@ -78,6 +85,10 @@ def compare_snapshots(
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
     critical = None if math.isnan(judgement.critical) else judgement.critical
+    checks: dict[Literal["sampler", "scorer"], Check] = {
+        "sampler": worst_check(cell.sampler for cell in cells),
+        "scorer": scorer,
+    }
     return BaselineComparison(
         directory=new.source,
         baseline=baseline.source,
@@ -86,17 +97,15 @@ def compare_snapshots(
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
         unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
-        environment_differences=(
+        marks=(
             *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
             *changed_versions(pairs),
         ),
         notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline), *_unjudged(cells)),
-        alpha=gate.alpha,
-        margin=gate.margin,
         critical=critical,
         usual_critical=critical,
         rule=_rule(judgement, gate.alpha, "the usual seeds" if new.images is None else "these images"),
-        scorer_check=scorer,
+        checks=checks,
         gate=gate,
     )
 
@@ -189,14 +198,14 @@ def _checked(
     again = canaries(old) if cell.situation == "new weights" else sampled_again(new)
     check = again if isinstance(again, Check) else check_sampler(old, again)
     if cell.result is Verdict.CHANGED_PIXELS:
-        return replace(cell, sampler_check=Check("changed", "its images changed"))
+        return replace(cell, sampler=Check("changed", "its images changed"))
     verdicts, notes = {cell.result}, [cell.note]
     if check.result == "changed":
         verdicts.add(Verdict.CHANGED_SAMPLER)
         notes.append(check.reason)
     if scorer.result == "changed":
         verdicts.add(Verdict.CHANGED_SCORER)
-    return replace(cell, sampler_check=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
+    return replace(cell, sampler=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
 
 
 def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
@@ -211,7 +220,9 @@ def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> 
     sides = [old, *([new] if new.metrics else [])]
     for wanted in ("sampling_error", "name"):
         for column in default:
-            if all(side.has(getattr(column, wanted)) or (side is new and column.name in new.unsure) for side in sides):
+            if all(
+                getattr(column, wanted) in side.metrics or (side is new and column.name in new.unsure) for side in sides
+            ):
                 return [column]
     return default[:1]
 
@@ -232,6 +243,8 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         result, note = Verdict.NOT_JUDGED, missing
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))
     metrics = {name: found for name in shown if (found := _metric(new, old, name, gate)) is not None}
+    others = {name: (new.metrics.get(name), old.metrics.get(name)) for name in COLUMNS
+              if name != "fid" and (name in new.metrics or name in old.metrics)}  # fmt: skip
     if result is Verdict.IDENTICAL:
         metrics = {name: replace(metric, se=0.0) for name, metric in metrics.items()}
     return CellComparison(
@@ -247,14 +260,14 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         pixels=pixels,
         note="; ".join(filter(None, [note, *gone])),
         num_samples=new.num_samples,
-        others=other_metrics(new.metrics, old.metrics),
-        missing_inputs=missing if result is Verdict.NOT_JUDGED else "",
+        others=others,
+        missing=missing if result is Verdict.NOT_JUDGED else "",
     )
 
 
 def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> None:
     """Raise `UserError` if a cell has none of the metrics that it would be judged by on both sides."""
-    if not any(old.has(column.name) and (new.failed or new.has(column.name)) for column in columns):
+    if not any(column.name in old.metrics and (new.failed or column.name in new.metrics) for column in columns):
         titles = " or ".join(column.title for column in columns)
         names = " or ".join(name for name, metric in METRICS.items() if set(metric.columns) & set(columns))
         raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
@@ -262,7 +275,7 @@ def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequenc
 
 def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings) -> MetricComparison | None:
     """A metric before the test; None if a side lacks it."""
-    if not old.has(name) or (new.failed is None and not new.has(name)):
+    if name not in old.metrics or (new.failed is None and name not in new.metrics):
         return None
     base, scored = float(old.metrics[name]), old.scored(name)
     size = size_of(scored) if scored else abs(base)
@@ -274,14 +287,14 @@ def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings)
 def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
     if not new.network.is_same(old.network):
         return "new weights"
-    same = not new.environment.differences(old.environment) and new.network.source_sha256 == old.network.source_sha256
+    same = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
     return "same weights and setup" if same else "same weights, other setup"
 
 
 def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    if (new.failed is not None and not new.environment.versions) or new.images is not None:
+    if (new.failed is not None and not new.setup.versions) or new.images is not None:
         return []  # it has no images, or who made them is not known
-    differences = [f"sampled with {difference}" for difference in new.environment.differences(old.environment)]
+    differences = [f"sampled with {difference}" for difference in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         differences.append("the custom network's code differs")
     return differences
@@ -316,7 +329,7 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
     """The reason why a metric of a cell can't be judged; None if it can."""
     name = column.name
     for called, side in (("this run", new), ("the baseline", old)):
-        if not side.has(name):
+        if name not in side.metrics:
             return f"{called} was not scored by it"
         if not side.scored(name) and not (side is new and name in new.unsure):
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)

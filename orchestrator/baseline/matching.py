@@ -69,7 +69,7 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
             f"no cell of {new.source} has the settings of one of {baseline.source} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
-    accepted = new.source if new.images is None else f"{new.source} {new.images['options']}"
+    accepted = new.source if new.images is None else f"{new.source} {new.images.options}"
     _require_comparable(pairs, accepted if new.cells[0].metrics else "DIR")
     matched_old = {old.cell for _, old in pairs}
     matched_new = {cell.cell for cell, _ in pairs}

@@ -40,7 +40,8 @@ class Terms(NamedTuple):
     def of(self, config: Config) -> "Terms":
         """These terms with the metrics and the floor of margins that a config names."""
         named = gate_of(config)
-        return self._replace(gate=self.gate._replace(metrics=named.metrics, margin_floor=named.margin_floor))
+        gate = replace(self.gate, metrics=named.metrics, margin_floor=named.margin_floor)
+        return self._replace(gate=gate)
 
     @property
     def alpha_of_a_look(self) -> float:
@@ -81,7 +82,7 @@ def judge_night(
 
 def _why_one_stage(comparison: BaselineComparison, judged: Sequence[Pair], trust_code: bool) -> str | None:
     """The reason why there is no second stage; None if there can be one."""
-    for name, check in (("sampler", comparison.sampler_check), ("scorer", comparison.scorer_check)):
+    for name, check in comparison.checks.items():
         if check.result != "clean":
             state = "has changed" if check.result == "changed" else "could not be checked"
             return f"the {name} {state} ({check.reason})"

@@ -8,7 +8,8 @@ import numpy as np
 from taugrid.eval.comparison import compare
 from taugrid.eval.gate.rule import ALPHA, MARGIN
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
-from taugrid.orchestrator.baseline.images import ImagesRequest
+from taugrid.orchestrator.baseline.images import opened
+from taugrid.orchestrator.baseline.snapshot import ImagesRequest
 from taugrid.orchestrator.exports.target import make_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
@@ -44,10 +45,10 @@ def compare_images(
     """
     if target is not None:
         require_new_folder(target)
-    with request.opened({"A": a, "B": b}, progress) as opened:
-        old, new = opened.sets
+    with opened(request, {"A": a, "B": b}, progress) as sets:
+        old, new = sets.sets
         paired = pairing(old, new, request.pair_by)
-        scored_a, scored_b = opened.scored(progress, keep=True, orders=paired.orders)
+        scored_a, scored_b = sets.scored(progress, keep=True, orders=paired.orders)
         found = None
         if paired.orders and old.shape == new.shape:
             progress.begin("comparing pixels", old.num_images, "pairs")

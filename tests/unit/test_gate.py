@@ -20,6 +20,8 @@ from taugrid.eval.gate.power import (
 )
 from taugrid.eval.gate.rule import ALPHA, Change, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.baseline.snapshot import Software
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly import outcome
 from taugrid.orchestrator.nightly.judging import Terms
 from taugrid.orchestrator.nightly.places import History
@@ -201,5 +203,9 @@ def test_a_cell_that_failed_has_collapsed_without_a_baseline_too():
 def test_nights_are_in_the_order_of_their_verdicts(tmp_path):
     history = History(tmp_path)
     for name, time in (("b", "2026-11-01"), ("a", "2026-11-02")):
-        write_sealed(history.night(name).verdict_file, {"time": time})
+        verdict = NightVerdict(
+            night=name, name="n", time=time, result="no baseline", missing={}, failed={}, not_judged=(), baseline=None,
+            model=(), images=None, scores=(), comparison=None, software=Software(),
+        )  # fmt: skip
+        write_sealed(history.night(name).verdict_file, verdict.as_dict())
     assert [night.id for night in history.complete_nights()] == ["b", "a"]

@@ -28,7 +28,7 @@ from taugrid.eval.gate.rule import (
     size_of,
 )
 from taugrid.eval.metrics.statistics import too_few_carry
-from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.baseline.compared import GateSettings, Sharpness
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.orchestrator.nightly.before import expected_sharpness
@@ -84,9 +84,10 @@ def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, hist
     assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
     assert f">{KID.title} " in (history / "nights/2/junit.xml").read_text()
     recorded(summary(history, "2"), "| verdict |")
-    row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
-    assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])
-    assert row["kid_se"] > 0
+    row = pd.read_parquet(history / "history.parquet").set_index(["night", "metric"]).loc["2", "kid"]
+    assert (row["by"], row["t"], row["margin"]) == ("kid", kid["t"], kid["margin"])
+    assert (row["value"], row["baseline_value"]) == (kid["value"], kid["baseline"])
+    assert row["se"] > 0
     assert f"judged by {KID.title}" in taugrid("status", history)[0]
     compared, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json", code=3)
     recorded(compared, "baseline")
@@ -240,8 +241,9 @@ def test_two_metrics_make_a_healthy_night_green_although_kid_is_near_0(worse, re
 @pytest.mark.parametrize(("n", "known"), [(150, {"fid": 0.3, "kid": 0.5}), (600, {"fid": 0.16})])
 def test_at_another_n_the_sharpness_by_kid_is_unknown_because_its_margin_may_be_errors(n, known):
     """FID's part beyond the margin of 2 % halves at four times the N."""
-    comparison = {"result": "undecided", "margin": 0.02, "sharpnesses": {"fid": {"loss": 0.3}, "kid": {"loss": 0.5}}}
-    verdict = {"comparison": comparison, "scores": [{"settings": {"num_samples": 150}}]}
+    sharpnesses = {"fid": Sharpness(0.3, 1), "kid": Sharpness(0.5, 1)}
+    comparison = SimpleNamespace(result="undecided", gate=GateSettings(), sharpnesses=sharpnesses)
+    verdict = SimpleNamespace(comparison=comparison, scores=[SimpleNamespace(settings={"num_samples": 150})])
     plan = SimpleNamespace(cells=[SimpleNamespace(settings=SimpleNamespace(num_samples=n))])
     assert expected_sharpness([SimpleNamespace(verdict=verdict)], plan) == pytest.approx(known)
 

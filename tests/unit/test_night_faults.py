@@ -24,11 +24,10 @@ from snapshots import recorded
 
 from taugrid import versions
 from taugrid.errors import Exit
-from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
+from taugrid.eval.gate.verdict import REGRESSIONS, Verdict, exit_of
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.baseline.compared import MetricComparison
 from taugrid.orchestrator.nightly import judging
-from taugrid.orchestrator.nightly.night import NightResult
 from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
 from taugrid.workers import actor
@@ -223,9 +222,8 @@ def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeyp
 def test_every_verdict_has_its_exit_code(verdict):
     """Missing cells come first, then regressions, then what could not be judged."""
     red = verdict in REGRESSIONS
-    outcome = {"result": str(verdict), "missing": {}, "not_judged": []}
-    assert NightResult(None, outcome).exit == (3 if red else 0)
-    assert NightResult(None, {**outcome, "not_judged": ["x"]}).exit == (3 if red else 5)
-    assert NightResult(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}).exit == 4
+    assert exit_of(verdict, {}, []) == (3 if red else 0)
+    assert exit_of(verdict, {}, ["x"]) == (3 if red else 5)
+    assert exit_of(verdict, {"a": "b"}, ["x"]) == 4
     assert (verdict in list(Verdict)[:5]) == red
     assert [Exit.REGRESSION, Exit.INCOMPLETE, Exit.NOT_JUDGED] == [3, 4, 5]
