@@ -6,7 +6,7 @@ weights*: the paired differences are judged, and the sampler and the scorer are 
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -85,6 +85,14 @@ def compare_snapshots(
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
     critical = None if math.isnan(judgement.critical) else judgement.critical
+    if judgement.cells:
+        samples = "the usual seeds" if new.images is None else "these images"
+        over = f"over {tests_in_words(judgement)} ({threshold(judgement.critical)})"
+        rule = f"one stage: {samples} at alpha = {gate.alpha:g} {over}"
+    else:
+        rule = f"one stage at alpha = {gate.alpha:g}: there is no cell to judge"
+    of_sides = ((new.cells, only_new, label_of), (baseline.cells, only_baseline, labels(baseline.cells)))
+    unmatched = {cell.name: its[cell.cell] for of, names, its in of_sides for cell in of if cell.name in names}
     checks: dict[Literal["sampler", "scorer"], Check] = {
         "sampler": worst_check(cell.sampler for cell in cells),
         "scorer": scorer,
@@ -96,7 +104,7 @@ def compare_snapshots(
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
-        unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
+        unmatched=unmatched,
         marks=(
             *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
             *changed_versions(pairs),
@@ -104,15 +112,10 @@ def compare_snapshots(
         notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline), *_unjudged(cells)),
         critical=critical,
         usual_critical=critical,
-        rule=_rule(judgement, gate.alpha, "the usual seeds" if new.images is None else "these images"),
+        rule=rule,
         checks=checks,
         gate=gate,
     )
-
-
-def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
-    label_of = labels(cells)
-    return {cell.name: label_of[cell.cell] for cell in cells if cell.name in names}
 
 
 def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
@@ -122,13 +125,6 @@ def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
         for name, reason in cell.unjudged.items() if cell.is_judged else ():
             found.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
     return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
-
-
-def _rule(judgement: NightJudgement, alpha: float, samples: str) -> str:
-    if not judgement.cells:
-        return f"one stage at alpha = {alpha:g}: there is no cell to judge"
-    judged = tests_in_words(judgement)
-    return f"one stage: {samples} at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
 
 def tests_in_words(judgement: NightJudgement) -> str:
@@ -231,12 +227,17 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     """Compare a pair before the statistical test: the cells that it will judge are undecided."""
     columns = judged_columns(new, old, gate)
     require_common_metric(new, old, columns)
-    situation = _situation(new, old)
+    same_setup = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
+    situation: Situation = "same weights and setup" if same_setup else "same weights, other setup"
+    if not new.network.is_same(old.network):
+        situation = "new weights"
     pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
     unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
     judging = tuple(column.name for column in columns if column.name not in unjudged)
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
-    missing = _missing_influences(new, old, columns)
+    wanted = {column.name for column in columns}
+    lacking = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
+    missing = f"{' and '.join(lacking)} {MISSING_INFLUENCES.removeprefix('its ')}" if lacking else ""
     sides = (("this run", new), ("the baseline", old))
     gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images and side.metrics]
     if missing and result is Verdict.UNDECIDED:
@@ -284,13 +285,6 @@ def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings)
     return MetricComparison(value, base, size, None if value is None else value - base, margin)
 
 
-def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
-    if not new.network.is_same(old.network):
-        return "new weights"
-    same = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
-    return "same weights and setup" if same else "same weights, other setup"
-
-
 def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     if (new.failed is not None and not new.setup.versions) or new.images is not None:
         return []  # it has no images, or who made them is not known
@@ -307,13 +301,6 @@ def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
     differing = np.flatnonzero(after != before)
     images = (new.load_images(), old.load_images()) if len(differing) else (None, None)
     return distance(differing, len(after), *images)
-
-
-def _missing_influences(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> str:
-    """A message that names the sides whose influences must be computed again; empty if there are none."""
-    wanted = {column.name for column in columns}
-    sides = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
-    return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
 def _why_unsure(new: SnapshotCell, column: str) -> str:

@@ -21,11 +21,10 @@ from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.external import user_errors_of
 from taugrid.orchestrator.nightly.before import check_comparable, check_grow_to, check_same_night, check_standard_error
-from taugrid.orchestrator.nightly.judging import Terms, judge_night
+from taugrid.orchestrator.nightly.judging import SecondLook, Terms, judge_night
 from taugrid.orchestrator.nightly.outcome import verdict_of
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.resampling import Resampler
-from taugrid.orchestrator.nightly.second_look import SecondLook
 from taugrid.orchestrator.nightly.write import is_current, remove_images, without_newest, write_history, write_night
 from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress

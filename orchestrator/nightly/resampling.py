@@ -2,7 +2,7 @@
 
 The canary of the sampler is the first batch of each cell of the baseline, from its network and with today's code. It is
 a run directory of its own, beside tonight's, with one shard for each cell and without scores. Second looks sample both
-networks (`second_look`). The files of the baseline's networks may have been removed or replaced.
+networks (`judging`). The files of the baseline's networks may have been removed or replaced.
 """
 
 from collections.abc import Mapping, Sequence
