@@ -89,9 +89,9 @@ def _baseline(baseline: Snapshot) -> NightBaseline:
     accepted = baseline.accepted
     return NightBaseline(
         place=baseline.source,
-        id=accepted and accepted.parquet_sha256,
-        accepted=accepted and accepted.accepted,
-        reason=accepted and accepted.reason,
+        id=accepted.parquet_sha256 if accepted else None,
+        accepted=accepted.accepted if accepted else None,
+        reason=accepted.reason if accepted else None,
         model=_networks(baseline),
         git_commit=baseline.software.git_commit,
     )

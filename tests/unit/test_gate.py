@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nights import empty_verdict
 from scipy.stats import norm
 from snapshots import raises
 
@@ -20,8 +21,6 @@ from taugrid.eval.gate.power import (
 )
 from taugrid.eval.gate.rule import ALPHA, Change, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
-from taugrid.orchestrator.baseline.snapshot import Software
-from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly import outcome
 from taugrid.orchestrator.nightly.judging import Terms
 from taugrid.orchestrator.nightly.places import History
@@ -203,9 +202,5 @@ def test_a_cell_that_failed_has_collapsed_without_a_baseline_too():
 def test_nights_are_in_the_order_of_their_verdicts(tmp_path):
     history = History(tmp_path)
     for name, time in (("b", "2026-11-01"), ("a", "2026-11-02")):
-        verdict = NightVerdict(
-            night=name, name="n", time=time, result="no baseline", missing={}, failed={}, not_judged=(), baseline=None,
-            model=(), images=None, scores=(), comparison=None, software=Software(),
-        )  # fmt: skip
-        write_sealed(history.night(name).verdict_file, verdict.as_dict())
+        write_sealed(history.night(name).verdict_file, empty_verdict(name, time))
     assert [night.id for night in history.complete_nights()] == ["b", "a"]
