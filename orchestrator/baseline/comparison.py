@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.comparison import REPEATS, independent
 from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, margin_of, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
@@ -43,6 +42,9 @@ from taugrid.orchestrator.work.scorer import differs
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
+REPEATS = 0.9
+"""Images repeat if the share of distinct ones is below this share of the baseline's."""
+
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
 
@@ -67,13 +69,18 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
+    new: Snapshot,
+    baseline: Snapshot,
+    gate: GateSettings = DEFAULT_GATE,
+    canaries: Canaries = not_sampled,
+    sizes_may_differ: bool = False,
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
+    `canaries` is called for cells with new weights. With `sizes_may_differ`, metrics without bias are judged at
+    different N, too. Raises `UserError` as `matched` does.
     """
-    pairs, only_new, only_baseline = matched(new, baseline)
+    pairs, only_new, only_baseline = matched(new, baseline, sizes_may_differ)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
@@ -153,6 +160,20 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
         change = Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name])
         changes.append(replace(change, only_worse=name not in new.influences))
     return changes
+
+
+def independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
+    """The influences of two independent sets on a joint sample of all their images.
+
+    Each is 0 where the other's images are, and has the same standard error as before. So the difference has the error
+    sqrt(se_a^2 + se_b^2), and several metrics of the same two sets have the correlations of their errors.
+    """
+    n = len(influence_a) + len(influence_b)
+    a, b = (
+        (influence - influence.mean()) * math.sqrt(n * (n - 1) / (len(influence) * (len(influence) - 1)))
+        for influence in (influence_a, influence_b)
+    )
+    return np.concatenate([a, np.zeros(len(b))]), np.concatenate([np.zeros(len(a)), b])
 
 
 def with_judgement(
@@ -318,14 +339,20 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
     for called, side in (("this run", new), ("the baseline", old)):
         if name not in side.metrics:
             return f"{called} was not scored by it"
-        if not side.scored(name) and not (side is new and name in new.unsure):
+        unsure = side is new and name in new.unsure and new.num_samples >= old.num_samples
+        if not side.scored(name) and not unsure:
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
     if changed := _changed_settings(new, old, name):
         return f"its settings are not the baseline's ({', '.join(changed)})"
+    if new.num_samples != old.num_samples and not column.unbiased:
+        return f"its bias depends on N, of which A has {old.num_samples:,} and B {new.num_samples:,}"
     tonight, baseline = new.tested(name), old.scored(name)
     assert tonight is not None
     assert baseline is not None
-    spread = float((tonight.influence - baseline.influence).std())
+    if new.seed_set == old.seed_set:
+        spread = float((tonight.influence - baseline.influence).std())
+    else:
+        spread = float(max(tonight.influence.std(), baseline.influence.std()))
     if spread > ROUNDING * float(baseline.influence.std()):
         return None
     return UNCHANGED if math.isclose(tonight.value, baseline.value) else "its difference does not vary over the images"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
@@ -28,6 +28,9 @@ from taugrid.orchestrator.rundir.history import TAUGRID
 from taugrid.orchestrator.work.scorer import DRIVER_METRICS, ScorerRecord, halves, record_of
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
+
+if TYPE_CHECKING:
+    from taugrid.eval.standalone import ScoredImages
 
 CANARY_IMAGES = 128
 """Images of the reference whose features are extracted anew for the canary of the scorer."""
@@ -73,14 +76,25 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         names = named_order(sets.sets[0], request.pair_by)
         (scored,) = sets.scored(progress, keep=True, orders=[names.order if names else None])
         canary = _canary(sets)
-    document, source = scored.document, sets.sets[0]
-    setup = SamplingEnvironment((), {}, "unknown", source.num_images)
-    cell = SnapshotCell(
+    source = sets.sets[0]
+    images = json_sha256(list(names.names)) if names else source.sha256
+    cell = cell_of_images(scored, images, names.names if names else ())
+    name = Path(place).name or "images"
+    about = ImagesOfNight(path=place, sha256=source.sha256, **request.model_dump())
+    software = Software.model_validate({"versions": versions((TAUGRID, *SOFTWARE))})
+    return Snapshot(place, name, software, (cell,), load_scorer=lambda: canary, images=about)
+
+
+def cell_of_images(scored: "ScoredImages", images: str, names: tuple[str, ...] = ()) -> SnapshotCell:
+    """Scored images as a cell; those of two cells with the same `images` are paired in their order."""
+    document, count = scored.document, scored.images.num_images
+    setup = SamplingEnvironment((), {}, "unknown", count)
+    return SnapshotCell(
         cell="images",
         name="images",
-        settings={"num_samples": source.num_images},
+        settings={"num_samples": count},
         axes={},
-        image_shape=source.shape,
+        image_shape=scored.images.shape,
         metrics=document["metrics"],
         protocol=document["protocol"],
         network=Network(None, {}, None, None),
@@ -90,13 +104,9 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         unsure=scored.unsure,
         reasons=reasons_of(document, scored.influences),
         load_digests=lambda: scored.digests,
-        images=json_sha256(list(names.names)) if names else source.sha256,
-        names=names.names if names else (),
+        images=images,
+        names=names,
     )
-    name = Path(place).name or "images"
-    about = ImagesOfNight(path=place, sha256=source.sha256, **request.model_dump())
-    software = Software.model_validate({"versions": versions((TAUGRID, *SOFTWARE))})
-    return Snapshot(place, name, software, (cell,), load_scorer=lambda: canary, images=about)
 
 
 def _canary(opened: OpenedSets) -> ScorerRecord | str:
