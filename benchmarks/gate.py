@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.gate_metrics import report_floors, report_metrics
 from benchmarks.gate_power import report_frozen_misses, report_power
-from benchmarks.gate_recipe import report_retrained
 from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.critical import correlation
 from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, is_denied, judge, screen
@@ -32,7 +31,7 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
-PARTS = ("one-stage", "worst-block", "new-blocks", "retrained")
+PARTS = ("one-stage", "worst-block", "new-blocks")
 ALONE = ("power", "frozen-misses", "metrics", "floors")
 """Parts that have cells of their own, whatever `--cells` is."""
 SEARCHED = 40
@@ -213,8 +212,6 @@ def report(part: str, cells: int, nights: int, blocks: int, draws: int, margin: 
             report_worst_block(unluckiest(world, blocks, draws), nights, draws)
         case "new-blocks":
             report_new_blocks(world, nights, draws)
-        case "retrained":
-            report_retrained(world, nights, draws)
     print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
@@ -232,7 +229,7 @@ def main() -> None:
         if arguments.runs:
             pairs = real_pairs(*arguments.runs)
             report_growth(pairs)
-            changes = [Change.between(name, new, [old], 0.0, block) for name, new, old, block in pairs]
+            changes = [Change.between(name, new, old, 0.0, block) for name, new, old, block in pairs]
             for cells in arguments.cells:
                 chosen = changes[:: max(1, len(changes) // cells)][:cells]
                 print(f"{len(chosen)} real cells, {arguments.nights} nights:")

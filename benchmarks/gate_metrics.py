@@ -127,7 +127,7 @@ class World(NamedTuple):
     def night(self, key: tuple[int, ...], n: int, own: float, metrics: tuple[str, ...]) -> list[Change]:
         """The changes of such a night of equal networks, with the gate's margin."""
         return [
-            Change.between(cell, after, [before], margin_of([before], MARGIN, column), "block", column)
+            Change.between(cell, after, before, margin_of(before, MARGIN, column), "block", column)
             for cell, after, before, column in self.pairs(key, n, own, metrics, lambda latent: latent)
         ]
 
@@ -186,10 +186,10 @@ def by_floor(world: World, night: int, n: int, own: float, worse: Worse, draws: 
     Errors and the critical value do not depend on margins, so one test serves all floors.
     """
     pairs = list(world.pairs((night, 2), n, own, ("fid", "kid"), worse))
-    changes = [Change.between(cell, after, [before], 0.0, "block", column) for cell, after, before, column in pairs]
+    changes = [Change.between(cell, after, before, 0.0, "block", column) for cell, after, before, column in pairs]
 
     def margins(floor: float, *names: str) -> list[float]:
-        return [margin_of([before], MARGIN, column, floor) for *_, before, column in pairs if column.name in names]
+        return [margin_of(before, MARGIN, column, floor) for *_, before, column in pairs if column.name in names]
 
     both, fid = judge(changes, draws=draws), judge([at for at in changes if at.metric == "fid"], draws=draws)
     found: dict[float | str, str] = {"FID alone": _colour(fid, margins(0.0, "fid"))}

@@ -106,7 +106,7 @@ def pairs(cell: Cell, n: int, own: float, count: int, stream: int) -> Iterator[P
 def judged(cell: Cell, old: Array, new: Array, critical: float, margin: float = MARGIN) -> CellJudgement:
     """The cell's judgement in a night with that critical value; alone it has alpha = P(Z > critical)."""
     baseline = cell.score(old)
-    change = Change.between("cell", cell.score(new), [baseline], margin * baseline.value, "block")
+    change = Change.between("cell", cell.score(new), baseline, margin * baseline.value, "block")
     return judge([change], alpha=float(norm.sf(critical))).cells[0]
 
 

@@ -54,7 +54,7 @@ class World:
 
     def changes(self, baseline: list[Scored], tonight: list[Scored]) -> list[Change]:
         return [
-            Change.between(str(cell), new, [old], self.margin * old.value, "block")
+            Change.between(str(cell), new, old, self.margin * old.value, "block")
             for cell, (old, new) in enumerate(zip(baseline, tonight, strict=True))
         ]
 

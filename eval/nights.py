@@ -1,6 +1,7 @@
 """A summary of one night of a history, for its page, `taugrid status` and `taugrid.open`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from taugrid.words import counted
@@ -8,12 +9,12 @@ from taugrid.words import counted
 Light = Literal["red", "green", "grey"]
 """The colour of a verdict: red for a regression, green for nothing worse, grey for undecided."""
 
-UNFINISHED = "unfinished"
 DIGITS = 10
 """Digits of a hash that are shown."""
 
 
-class NightModel(NamedTuple):
+@dataclass(frozen=True)
+class NightModel:
     """The network of a night; None for what its verdict does not record."""
 
     checkpoint: str | None
@@ -71,7 +72,7 @@ class NightLine(NamedTuple):
             "cells": dict(self.counts),
             "compared": None if self.compared is None else list(self.compared),
             "remarks": list(self.remarks),
-            "models": [model._asdict() for model in self.models],
+            "models": [asdict(model) for model in self.models],
             "git_commit": self.commit,
             "git_dirty": self.is_dirty,
         }

@@ -221,15 +221,16 @@ def _statistics(
     return of_features(lambda: iter([held]), count, None, key, lambda: held)
 
 
-def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> tuple[Features, str]:
-    """The features (n, d) of the first `count` images of a reference, extracted anew, and the device and threads."""
+def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> Features:
+    """The features (n, d) of the first `count` images of a reference, extracted anew."""
     assert not isinstance(reference.given, MomentsFile)
     device = usual_device()
     set_up()
     images = next(image_batches(reference.given, count))
     extraction = load(extractor, device)(torch.from_numpy(images))
     extraction.wait()
-    return extraction.features.numpy(), f"{device}, {torch.get_num_threads()} threads"
+    features: Features = extraction.features.numpy()
+    return features
 
 
 class Spool:

@@ -225,7 +225,7 @@ def compare(
     from pathlib import Path as LocalPath
 
     from taugrid.errors import UserError
-    from taugrid.orchestrator.baseline.images import ImagesRequest
+    from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.images import compare_images
 
@@ -233,7 +233,7 @@ def compare(
         raise UserError("compare takes images as a folder, .npz or Parquet, not as arrays")
     scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
     judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
-    request = ImagesRequest(_checked("reference", reference, *_PATH), **scoring)
+    request = ImagesRequest(reference=_checked("reference", reference, *_PATH), **scoring)
     target = None if to is None else LocalPath(to)
     with Progress() if progress else Progress.silent() as shown:
         return compare_images(fspath(a), fspath(b), request, shown, target, **judging)

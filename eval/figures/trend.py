@@ -20,7 +20,7 @@ from taugrid.eval.figures.drawing import (
     x_offsets,
 )
 from taugrid.eval.nights import Light
-from taugrid.eval.tables.long_form import FID, has_values
+from taugrid.eval.tables.long_form import FID
 from taugrid.registry.metrics import COLUMNS, MetricColumn
 
 MAX_NIGHTS = 60
@@ -46,19 +46,15 @@ class TrendPanel(NamedTuple):
     links: Mapping[str, str]
 
 
-OF_FID = {"baseline": "baseline_fid", "margin": "margin", "t": "t"}
-"""The columns of history.parquet that other metrics have under their own name, such as `kid_margin`."""
-
-
-def _column(metric: MetricColumn, key: str) -> str:
-    return OF_FID.get(key, f"fid_{key}") if metric == FID else f"{metric.name}_{key}"
-
-
 def judged_metrics(history: pd.DataFrame) -> list[MetricColumn]:
     """The metrics that judged some cell; without any, the first of the registry that the cells have, or FID."""
     known = [column for column in COLUMNS.values() if column.sampling_error]
-    judged = [column for column in known if has_values(history, _column(column, "t"))]
-    return judged or [column for column in known if has_values(history, column.name)][:1] or [FID]
+    there, judged = set(history["metric"]), set(history["metric"][history["t"].notna()])
+    return (
+        [column for column in known if column.name in judged]
+        or [*[column for column in known if column.name in there][:1]]
+        or [FID]
+    )
 
 
 def trend_figure(
@@ -72,14 +68,12 @@ def trend_figure(
     history.parquet, `lights` all nights in their order.
     """
     nights = dict(list(lights.items())[-MAX_NIGHTS:])
-    shown = history[history["night"].isin(nights)].copy()
+    shown = history[history["night"].isin(nights) & (history["metric"] == metric.name)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
     worse = -1 if metric.higher_is_better else 1
-    given = {"value": metric.name, **{key: _column(metric, key) for key in ("se", "baseline", "margin")}}
-    scales = {"margin": worse * metric.scale}
-    for key, name in given.items():
-        found = shown[name] if name in shown else pd.Series(np.nan, shown.index)
-        shown[f"of_{key}"] = found.astype(np.float64) * scales.get(key, metric.scale)
+    columns = {"value": "value", "se": "se", "baseline": "baseline_value", "margin": "margin"}
+    for key, name in columns.items():
+        shown[f"of_{key}"] = shown[name].astype(np.float64) * metric.scale * (worse if key == "margin" else 1)
     panels = [
         TrendPanel("images" if pd.isna(steps) else f"S = {steps!s}", rows, nights, links)
         for steps, rows in shown.astype({"steps": "Int64"}).groupby("steps", dropna=False)

@@ -9,7 +9,7 @@ network and the metrics of one cell are.
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import norm
 
 from taugrid.eval.metrics.statistics import Array
 
@@ -72,12 +72,3 @@ def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> flo
         ]
     )
     return min(max(float(np.quantile(largest, 1 - alpha)), alone), bound)
-
-
-def recipe_critical_value(cells: int, trainings: int, alpha: float) -> float:
-    """The c with P(any T > c) <= alpha for `cells` T, each a t with `trainings` - 1 degrees of freedom: Bonferroni's.
-
-    All cells' spreads come from the same few training runs, too few to estimate how they correlate: a correlation of
-    many cells over k runs has rank k - 1. Bonferroni's bound holds for every correlation.
-    """
-    return float(t.isf(alpha / cells, trainings - 1))

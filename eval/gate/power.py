@@ -20,8 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy.optimize import brentq
-from scipy.stats import nct, norm
+from scipy.stats import norm
 
 POWER = 0.80
 """The probability with which a regression of `DetectionPower.detectable` is called worse."""
@@ -38,7 +37,7 @@ class Variance(NamedTuple):
 
     at_zero: float
     slope: float = 0.0
-    """The growth of the variance with D: `Change.sampling_slope` or `Change.training_slope`."""
+    """The growth of the variance with D: `Change.sampling_slope`."""
 
     def at(self, change: float) -> float:
         """The variance at a true change; an improvement has that of no change."""
@@ -54,19 +53,16 @@ class DetectionPower:
     """By how many standard errors a true change must exceed the margin, to be called worse with probability `POWER`."""
     sampling: Variance
     """From drawing N samples; it shrinks with N."""
-    training: Variance
-    """From training a recipe's networks, which no N reduces."""
 
     @property
     def detectable(self) -> float:
         """The smallest true change D that is called worse with probability `POWER`.
 
-        It solves D - margin = errors * (sampling.at(D) + training.at(D))^1/2, a quadratic equation in D - margin.
+        It solves D - margin = errors * sampling.at(D)^1/2, a quadratic equation in D - margin.
         """
         square = self.errors**2
-        half = square * (self.sampling.slope + self.training.slope) / 2
-        constant = square * (self.sampling.at(self.margin) + self.training.at(self.margin))
-        return self.margin + half + math.sqrt(half**2 + constant)
+        half = square * self.sampling.slope / 2
+        return self.margin + half + math.sqrt(half**2 + square * self.sampling.at(self.margin))
 
     def samples_needed(self, num_samples: int, regression: float) -> int | None:
         """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits.
@@ -76,11 +72,11 @@ class DetectionPower:
             regression: a true change for the worse.
 
         Returns:
-            N, or None if no N would do: the regression is within the margin, or too small for this few training runs.
+            N, or None if no N would do: the regression is within the margin.
         """
-        variance_budget = ((regression - self.margin) / self.errors) ** 2 - self.training.at(regression)
-        if regression <= self.margin or variance_budget <= 0:
+        if regression <= self.margin:
             return None
+        variance_budget = ((regression - self.margin) / self.errors) ** 2
         return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
 
     def samples_to_decide(self, num_samples: int) -> int | None:
@@ -89,21 +85,15 @@ class DetectionPower:
         The margin stays as it is. Returns None if no N above `num_samples`, which `sampling` is for, is needed or would
         do.
         """
-        variance_budget = (self.margin / self.errors) ** 2 - self.training.at_zero
-        if variance_budget <= 0:
+        if self.margin <= 0:
             return None
-        needed = rounded_up(num_samples * self.sampling.at_zero / variance_budget)
+        needed = rounded_up(num_samples * self.sampling.at_zero * (self.errors / self.margin) ** 2)
         return needed if needed > num_samples else None
 
 
-def standard_errors_for_power(critical: float, degrees: int | None = None) -> float:
-    """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`.
-
-    T is normal, or follows a noncentral t with `degrees` of freedom.
-    """
-    if degrees is None:
-        return critical + float(norm.ppf(POWER))
-    return float(brentq(lambda shift: nct.sf(critical, degrees, shift) - POWER, 0, 10 * critical))
+def standard_errors_for_power(critical: float) -> float:
+    """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`."""
+    return critical + float(norm.ppf(POWER))
 
 
 def samples_to_halve_misses(critical: float, num_samples: int) -> int:

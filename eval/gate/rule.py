@@ -7,12 +7,6 @@ the baseline would be worse than it), and else *undecided*: too few samples. If 
 margin, the probability that anything is called worse is at most alpha, whatever the number of cells and metrics: over
 all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages"). eval/gate/power.py explains
 influences and paired errors.
-
-The baseline is one network, or a recipe: k >= 3 training runs (`trainings`) that differ in their seeds. For one network
-the errors are those of sampling. For a recipe the difference is to the mean of the k networks, and the variance of a
-cell gains s^2 (max(1, FID / mean) + 1 / k), where s is the standard deviation of their FIDs and the mean is theirs. FID
-is a squared distance, so the further networks are from the reference, the more their FIDs vary; so are KID, CMMD and
-MIND. With s^2 (1 + 1 / k) alone, simulated nights had too many false alarms (docs/decisions.md).
 """
 
 import math
@@ -23,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.config import Gate
-from taugrid.eval.gate.critical import DRAWS, correlation, critical_value, recipe_critical_value
+from taugrid.eval.gate.critical import DRAWS, correlation, critical_value
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.statistics import LEAST_CARRYING, Array, standard_error
@@ -48,9 +42,6 @@ of a good network may be 0 or negative, and a share of it no margin. FID is alwa
 SCREENING = 0.10
 """The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
 
-MIN_TRAININGS = 3
-"""Training runs that make a recipe. With two, their spread would have one degree of freedom."""
-
 
 class Scored(NamedTuple):
     """One network's cell: a metric of it, and how far each sample moves that, (N,) in the order of the indices."""
@@ -59,27 +50,22 @@ class Scored(NamedTuple):
     influence: Array
 
 
-def size_of(networks: Sequence[Scored]) -> float:
-    """The size of a metric, of which margins are shares: the mean of one network or a recipe's, but at least 2 se."""
-    mean = abs(float(np.mean([network.value for network in networks])))
-    return max(mean, INDISTINGUISHABLE_FROM_ZERO * math.sqrt(_own_variance(networks)))
+def size_of(baseline: Scored) -> float:
+    """The size of a metric, of which margins are shares: its absolute value, but at least 2 standard errors."""
+    return max(abs(baseline.value), INDISTINGUISHABLE_FROM_ZERO * standard_error(baseline.influence))
 
 
-def margin_of(networks: Sequence[Scored], share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
+def margin_of(baseline: Scored, share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
     """The regression of a metric that is accepted, in its own unit.
 
     Args:
-        networks: the baseline's network, or all of a recipe.
+        baseline: the baseline's network.
         share: of the metric's size. 0: no margin at all.
         metric: a distance without bias has a margin of at least `floor`, because it may be 0.
         floor: in standard errors of the baseline's metric.
     """
-    of_error = floor * math.sqrt(_own_variance(networks)) if metric.may_be_zero and share else 0.0
-    return max(share * size_of(networks), of_error)
-
-
-def _own_variance(networks: Sequence[Scored]) -> float:
-    return float(np.mean([standard_error(network.influence) ** 2 for network in networks]))
+    of_error = floor * standard_error(baseline.influence) if metric.may_be_zero and share else 0.0
+    return max(share * size_of(baseline), of_error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +83,6 @@ class Change:
     """The seed set: equal for cells whose sample n has the same noise."""
     sampling_slope: float = 0.0
     """The growth of the difference's sampling variance with each unit of a true change, see eval/gate/power.py."""
-    trainings: int = 1
-    """Number of the baseline's networks, whose FIDs and influences are averaged; the same for all cells."""
-    spread: float = 0.0
-    """s, the standard deviation of the metric over the baseline's networks (divisor k - 1); 0 for one network."""
-    training_slope: float = 0.0
-    """s^2 / FID: the growth of the variance between training runs with each unit of a true change."""
     metric: str = "fid"
     """Its column in quality.csv."""
     only_worse: bool = False
@@ -115,43 +95,31 @@ class Change:
         cls,
         name: str,
         new: Scored,
-        baseline: Sequence[Scored],
+        baseline: Scored,
         margin: float,
         seed_set: Hashable,
         metric: MetricColumn = FID,
     ) -> "Change":
-        """The change from the baseline's one network, or from the mean of a recipe's, all with the same noise.
+        """The change from the baseline's network.
 
         Args:
             name: the name of the cell.
             new: tonight's network.
-            baseline: one network, or all k of a recipe.
+            baseline: the baseline's, with the same noise and number of samples.
             margin: in units of the metric.
             seed_set: the seed set, equal for cells whose sample n has the same noise.
             metric: which of the numbers of a cell it is.
-
-        Raises:
-            ValueError: for 0 or 2 baseline networks, or unequal numbers of samples.
         """
-        k = len(baseline)
-        if k != 1 and k < MIN_TRAININGS:
-            raise ValueError(f"a baseline is 1 network or at least {MIN_TRAININGS} trainings, not {k}")
-        values = np.array([network.value for network in baseline])
-        influence = np.mean([network.influence for network in baseline], axis=0)
-        spread = float(values.std(ddof=1)) if k > 1 else 0.0
         worse = -1 if metric.higher_is_better else 1
         # Of a squared distance, variances grow with the distance; other metrics have no such law.
         per_unit = 0.0 if metric.higher_is_better else 1 / (size_of(baseline) or math.inf)
         return cls(
             name,
-            worse * (new.value - float(values.mean())),
+            worse * (new.value - baseline.value),
             margin,
-            worse * (new.influence - influence),
+            worse * (new.influence - baseline.influence),
             seed_set,
-            sampling_slope=VARIANCE_GROWTH * _own_variance(baseline) * per_unit,
-            trainings=k,
-            spread=spread,
-            training_slope=spread**2 * per_unit,
+            sampling_slope=VARIANCE_GROWTH * standard_error(baseline.influence) ** 2 * per_unit,
             metric=metric.name,
         )
 
@@ -164,7 +132,7 @@ class CellJudgement(NamedTuple):
     difference: float
     """Positive for a regression, also where higher is better."""
     se: float
-    """The standard error of the difference, from sampling, and for a recipe from training too."""
+    """The paired standard error of the difference."""
     margin: float
     t: float
     upper: float
@@ -194,18 +162,13 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
     must not be among them: nothing about it is random. `draws` is the number of nights that `critical_value` simulates.
 
     Raises:
-        ValueError: if a cell's influences do not vary, or cells differ in their number of training runs.
+        ValueError: if a cell's influences do not vary.
     """
     if not changes:
         return NightJudgement((), float("nan"), alpha)
-    trainings = {change.trainings for change in changes}
-    if len(trainings) > 1:
-        raise ValueError(f"all cells of a night need the same number of trainings, not {sorted(trainings)}")
     correlations = correlation([change.influence for change in changes], [change.seed_set for change in changes])
-    k = trainings.pop()
-    critical = critical_value(correlations, alpha, draws) if k == 1 else recipe_critical_value(len(changes), k, alpha)
-    standard_errors = standard_errors_for_power(critical, None if k == 1 else k - 1)
-    return NightJudgement(tuple(_judged(change, critical, standard_errors) for change in changes), critical, alpha)
+    critical = critical_value(correlations, alpha, draws)
+    return NightJudgement(tuple(_judged(change, critical) for change in changes), critical, alpha)
 
 
 def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
@@ -213,8 +176,7 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
 
     The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night.
     A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it
-    is independent of the screening. The level is `SCREENING`, or alpha where that is larger. Not for a recipe:
-    fresh seeds would not change its training runs, whose spread is most of the error.
+    is independent of the screening. The level is `SCREENING`, or alpha where that is larger.
     """
     return judge(changes, max(SCREENING, alpha), draws)
 
@@ -245,11 +207,9 @@ def _by_few(influence: Array) -> float:
     return float(np.sort(influence - influence.mean())[-LEAST_CARRYING:].clip(0).sum()) / len(influence)
 
 
-def _judged(change: Change, critical: float, standard_errors: float) -> CellJudgement:
-    sampling = Variance(standard_error(change.influence) ** 2, change.sampling_slope)
-    training = Variance(change.spread**2 * (1 + 1 / change.trainings), change.training_slope)
-    power = DetectionPower(change.margin, standard_errors, sampling, training)
-    se = math.sqrt(sampling.at_zero + training.at(change.difference))
+def _judged(change: Change, critical: float) -> CellJudgement:
+    se = standard_error(change.influence)
+    power = DetectionPower(change.margin, standard_errors_for_power(critical), Variance(se**2, change.sampling_slope))
     t = (change.difference - (_by_few(change.influence) if change.only_worse else 0.0) - change.margin) / se
     if t > critical:
         verdict = Verdict.WORSE

@@ -5,6 +5,7 @@ One list for the rule, exit codes, pages, junit and the history.
 
 from collections.abc import Collection, Iterable
 from enum import StrEnum
+from typing import Final
 
 from taugrid.errors import Exit
 
@@ -43,7 +44,9 @@ REGRESSIONS = frozenset(
     (Verdict.CHANGED_SAMPLER, Verdict.CHANGED_SCORER, Verdict.CHANGED_PIXELS, Verdict.COLLAPSED, Verdict.WORSE)
 )
 
-NO_BASELINE, INCOMPLETE, UNFINISHED = "no baseline", "incomplete", "unfinished"
+NO_BASELINE: Final = "no baseline"
+INCOMPLETE: Final = "incomplete"
+UNFINISHED: Final = "unfinished"
 """The results of a night without a verdict: there is no baseline, no cell is scored, or it was interrupted."""
 
 

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pandas as pd
 
 from taugrid.eval.figures.trend import MAX_NIGHTS, judged_metrics, trend_figure
-from taugrid.eval.nights import UNFINISHED, Light, NightLine
+from taugrid.eval.gate.verdict import UNFINISHED
+from taugrid.eval.nights import Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
 from taugrid.eval.tables.entries import shown_number
@@ -71,11 +72,13 @@ def _trends(
 ) -> dict[str, Chart]:
     """Title -> the trend of each metric that judged the nights and that two of them have."""
     lights = {night.id: night.light for night in nights[-MAX_NIGHTS:]}
-    table = pd.DataFrame([row for row in rows if row["night"] in lights])
-    found = {}
+    found = dict[str, Chart]()
+    if not (recent := [row for row in rows if row["night"] in lights]):
+        return found
+    table = pd.DataFrame(recent)
     for metric in judged_metrics(table):
-        shown = table[table[metric.name].notna()] if metric.name in table else table[:0]
-        if shown.empty or shown["night"].nunique() < 2:  # a point is no trend
+        shown = table[(table["metric"] == metric.name) & table["value"].notna()]
+        if shown["night"].nunique() < 2:  # a point is no trend
             continue
         figure = trend_figure(shown, lights, leads_to, metric)
         numbers = [
@@ -89,5 +92,5 @@ def _trends(
 
 
 def _number(row: "pd.Series[Any]", metric: MetricColumn) -> str:
-    error = row.get(f"{metric.name}_se")
-    return shown_number(metric.scale * row[metric.name], None if error is None else metric.scale * error)
+    error = row["se"]
+    return shown_number(metric.scale * row["value"], None if pd.isna(error) else metric.scale * error)

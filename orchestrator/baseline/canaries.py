@@ -6,6 +6,7 @@ the scorer is the reference, scored against itself (`scorer`).
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from taugrid.hashing import json_sha256
@@ -21,7 +22,8 @@ was accepted for the same pair of environments."""
 CheckResult = Literal["clean", "changed", "unknown", "not applicable"]
 
 
-class Check(NamedTuple):
+@dataclass(frozen=True)
+class Check:
     result: CheckResult
     reason: str = ""
     distance: float | None = None
@@ -39,7 +41,7 @@ class Sampled(NamedTuple):
     digests: Digests
     images: ImageBatch | None
     """The first images of the batch."""
-    environment: SamplingEnvironment
+    setup: SamplingEnvironment
 
 
 def batch_of(cell: SnapshotCell) -> int:
@@ -50,7 +52,7 @@ def batch_of(cell: SnapshotCell) -> int:
 def sampled_again(cell: SnapshotCell) -> Sampled | None:
     """The first batch of a cell that has the baseline's weights; None if its images are gone."""
     digests = cell.load_digests()
-    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_environment)
+    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_setup)
 
 
 def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
@@ -66,10 +68,10 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
     distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
     by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
-    differences = again.environment.differences(old.first_environment)
+    differences = again.setup.differences(old.first_setup)
     if not differences:
         return Check("changed", f"{message}, on the same device and software")
-    pair = pair_key(again.environment, old.first_environment)
+    pair = pair_key(again.setup, old.first_setup)
     accepted = old.distances.get(pair)
     if accepted is None or distance is None:
         return Check("unknown", f"other software or device ({', '.join(differences)})", distance, pair)
@@ -97,7 +99,7 @@ def worst_check(checks: Iterable[Check]) -> Check:
     """The worst of the checks of all cells; clean if there are none."""
     order: tuple[CheckResult, ...] = ("changed", "unknown", "not applicable", "clean")
     worst = min(checks, key=lambda check: order.index(check.result), default=Check("clean"))
-    return worst._replace(distance=None, pair=None)
+    return replace(worst, distance=None, pair=None)
 
 
 def sampling_key_of(cell: SnapshotCell, **other: object) -> str:

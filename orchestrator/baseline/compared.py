@@ -1,4 +1,4 @@
-"""The result of comparing a run with a baseline, and the exit code that follows.
+"""The result of comparing a run with a baseline, as `--json` prints it and verdict.json keeps it, and its exit code.
 
 A *second look* samples both networks of a cell once more: with a fresh seed (`fresh`), or with a fresh seed and more
 samples (`grown`). Its numbers then replace those of the usual seeds.
@@ -7,15 +7,18 @@ samples (`grown`). Its numbers then replace those of the usual seeds.
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, field
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, TypeAdapter, model_serializer
+from pydantic.dataclasses import dataclass
 
 from taugrid.config import Config
 from taugrid.errors import Exit
 from taugrid.eval.gate.power import POWER, DetectionPower
 from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict, exit_of
-from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check, worst_check
+from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check
 from taugrid.orchestrator.baseline.pixels import PixelDistance
 from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted
@@ -99,9 +102,9 @@ class CellComparison:
     """All metrics but FID: the new value, and the baseline's."""
     label: str = ""
     """The cell's settings, as the history shows them (`labels`)."""
-    sampler_check: Check = UNCHECKED
+    sampler: Check = UNCHECKED
     """Whether the baseline's network still makes the baseline's images."""
-    missing_inputs: str = ""
+    missing: str = ""
     """The files that the comparison needs and that can still be computed, as a message; empty: it has all."""
     grows: bool = False
     """Whether `--grow-to` of this night samples it with more images, by the same margins, if it is undecided."""
@@ -110,7 +113,7 @@ class CellComparison:
     def is_judged(self) -> bool:
         """Whether its verdict is the statistical test's, or will be."""
         tested = (Verdict.WORSE, Verdict.UNDECIDED, Verdict.NOT_WORSE, Verdict.BETTER)
-        return self.result in tested and not self.missing_inputs
+        return self.result in tested and not self.missing
 
     @property
     def judged(self) -> dict[str, MetricComparison]:
@@ -119,28 +122,15 @@ class CellComparison:
                   if metric.verdict is not None]  # fmt: skip
         return {name: self.metrics[name] for *_, name in sorted(ranked)}
 
-    def as_dict(self) -> dict[str, Any]:
-        pixels, fid = self.pixels and self.pixels._asdict(), self.metrics.get("fid")
-        of_fid = {} if fid is None else asdict(fid)
-        fields = _renamed(asdict(self)) | {key: of_fid.get(name) for key, name in FID_KEYS.items()}
-        more = {"by": next(iter(self.judged), None), "pixels": pixels, "sampler": self.sampler_check._asdict()}
-        return fields | more
+    @model_serializer(mode="wrap")
+    def _with_fid(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = dump(self)
+        fid = fields["metrics"].get("fid", {})
+        return {**fields, "by": next(iter(self.judged), None), **{key: fid.get(name) for key, name in FID_KEYS.items()}}
 
 
-JSON_KEYS = {
-    "sampler_check": "sampler",
-    "missing_inputs": "missing",
-    "environment_differences": "marks",
-    "regression": "loss",
-}
-"""The JSON keys of fields that have other names here. The keys can't change: users' scripts read them."""
-
-
-def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {JSON_KEYS.get(name, name): value for name, value in fields.items()}
-
-
-class GateSettings(NamedTuple):
+@dataclass(frozen=True)
+class GateSettings:
     margin: float = MARGIN
     """As a share of the baseline's metric (`MetricComparison.size`)."""
     alpha: float = ALPHA
@@ -168,22 +158,23 @@ DEFAULT_METRICS = ("fid", "kid")
 """Of these, a cell is judged by the first that has a standard error."""
 
 
-class Sharpness(NamedTuple):
+@dataclass(frozen=True)
+class Sharpness:
     """The smallest regression of a metric, as a share of the baseline's, that is detected with probability `POWER`.
 
     Smaller regressions may go undetected.
     """
 
-    regression: float
+    loss: float
     """The median over the judged cells."""
     cells: int
     """The number of judged cells."""
 
 
-def sharpness_in_words(sharpnesses: Mapping[str, Mapping[str, Any]]) -> str:
+def sharpness_in_words(sharpnesses: Mapping[str, Sharpness]) -> str:
     """The sharpness of each judged metric, such as "detects regressions of 12 % of KID with 80 % probability"."""
-    shares = shares_in_words({name: sharpness["loss"] for name, sharpness in sharpnesses.items()})
-    cells = max(sharpness["cells"] for sharpness in sharpnesses.values())
+    shares = shares_in_words({name: sharpness.loss for name, sharpness in sharpnesses.items()})
+    cells = max(sharpness.cells for sharpness in sharpnesses.values())
     median = f" (the median of {cells:,} cells)" if cells > 1 else ""
     return f"detects regressions of {shares} with {100 * POWER:g} % probability{median}"
 
@@ -203,27 +194,25 @@ class BaselineComparison:
     cells: tuple[CellComparison, ...]
     only_new: tuple[str, ...]
     only_baseline: tuple[str, ...]
-    environment_differences: tuple[str, ...]
+    marks: tuple[str, ...]
     """Versions and devices that differ between the two sides."""
     notes: tuple[str, ...]
-    alpha: float
-    margin: float
-    """As a share of the baseline's metric."""
     critical: float | None
     """The value that T had to exceed in the last test; None if no cell was judged."""
     rule: str
     """The decision rule that was applied, with the critical value of each test."""
+    checks: Mapping[Literal["sampler", "scorer"], Check]
+    """Whether the baseline's network still makes the baseline's images, and the scorer gives them the same scores."""
     usual_critical: float | None = None
     """The value that T had to exceed in the test of the usual seeds."""
     unmatched: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of the scored cells that only one side has."""
-    scorer_check: Check = UNCHECKED
-    """Whether today's scorer gives the same scores as the baseline's."""
     gate: GateSettings = DEFAULT_GATE
 
     @property
-    def sampler_check(self) -> Check:
-        return worst_check(cell.sampler_check for cell in self.cells)
+    def compared(self) -> tuple[int, int]:
+        """How many of how many cells of the baseline."""
+        return len(self.cells), len(self.cells) + len(self.only_baseline)
 
     @property
     def sharpnesses(self) -> dict[str, Sharpness]:
@@ -237,25 +226,24 @@ class BaselineComparison:
         return {name: Sharpness(float(statistics.median(of_it)), len(of_it)) for name, of_it in found.items()}
 
     @property
-    def missing_inputs(self) -> dict[str, str]:
+    def missing(self) -> dict[str, str]:
         """Cell name -> the files that its comparison needs and that can still be computed."""
-        return {cell.name: cell.missing_inputs for cell in self.cells if cell.missing_inputs}
+        return {cell.name: cell.missing for cell in self.cells if cell.missing}
 
     @property
     def not_judged(self) -> list[str]:
         """Reasons why the verdict is incomplete."""
-        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing_inputs for cell in self.cells)
+        unjudged = sum(cell.result is Verdict.NOT_JUDGED and not cell.missing for cell in self.cells)
         reasons = [f"{counted(unjudged, 'cell')} can't be judged"] if unjudged else []
         if self.only_baseline and not self.gate.allow_missing:
             reasons.append("cells of the baseline are missing (--allow-missing permits it)")
         required = self.gate.sharpness
-        blunt = {name: found for name, found in self.sharpnesses.items() if required and found.regression > required}
+        blunt = {name: found for name, found in self.sharpnesses.items() if required and found.loss > required}
         if required is not None and blunt and not self.result.is_regression:
             needed = [self._samples_needed(name, required) for name in blunt]
             n = None if None in needed else max(n for n in needed if n is not None)
             fix = "no N detects that, within the margin" if n is None else f"N = {n:,} would do"
-            said = sharpness_in_words({name: _renamed(found._asdict()) for name, found in blunt.items()})
-            reasons.append(f"--sharpness {required:g}: it {said}; {fix}")
+            reasons.append(f"--sharpness {required:g}: it {sharpness_in_words(blunt)}; {fix}")
         return reasons
 
     def _samples_needed(self, column: str, regression: float) -> int | None:
@@ -271,22 +259,22 @@ class BaselineComparison:
 
     @property
     def exit(self) -> Exit:
-        return exit_of(self.result, self.missing_inputs, self.not_judged)
+        return exit_of(self.result, self.missing, self.not_judged)
 
-    def as_dict(self) -> dict[str, Any]:
-        fields = _renamed(asdict(self))
-        del fields["scorer_check"]  # it is among the checks
-        sharpnesses = {name: _renamed(found._asdict()) for name, found in self.sharpnesses.items()}
-        return fields | {
-            "cells": [cell.as_dict() for cell in self.cells],
-            "compared": [
-                len(self.cells),
-                len(self.cells) + len(self.only_baseline),
-            ],  # how many of how many cells of the baseline
-            "checks": {"sampler": self.sampler_check._asdict(), "scorer": self.scorer_check._asdict()},
+    @model_serializer(mode="wrap")
+    def _with_results(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        sharpnesses = {name: asdict(found) for name, found in self.sharpnesses.items()}
+        results = {name: getattr(self, name) for name in ("compared", "not_judged", "missing")}
+        return {
+            **dump(self),
+            **results,
+            "alpha": self.gate.alpha,
+            "margin": self.gate.margin,
             "sharpness": sharpnesses.get("fid"),
             "sharpnesses": sharpnesses,
-            "not_judged": self.not_judged,
-            "missing": self.missing_inputs,
-            "gate": self.gate._asdict(),
         }
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        plain: dict[str, Any] = TypeAdapter(BaselineComparison).dump_python(self, mode="json")
+        return plain

@@ -6,19 +6,26 @@ weights*: the paired differences are judged, and the sampler and the scorer are 
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.comparison import REPEATS, independent
 from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, margin_of, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.orchestrator.baseline.canaries import Check, Sampled, check_sampler, check_scorer, sampled_again
+from taugrid.orchestrator.baseline.canaries import (
+    Check,
+    Sampled,
+    check_sampler,
+    check_scorer,
+    sampled_again,
+    worst_check,
+)
 from taugrid.orchestrator.baseline.compared import (
     DEFAULT_GATE,
     DEFAULT_METRICS,
@@ -31,10 +38,12 @@ from taugrid.orchestrator.baseline.compared import (
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.text import other_metrics
-from taugrid.orchestrator.work.scorer import differs, tolerance
+from taugrid.orchestrator.work.scorer import differs
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
+
+REPEATS = 0.9
+"""Images repeat if the share of distinct ones is below this share of the baseline's."""
 
 MAX_CELLS_NAMED = 3
 """The number of cells that a note on a metric names."""
@@ -60,13 +69,18 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
+    new: Snapshot,
+    baseline: Snapshot,
+    gate: GateSettings = DEFAULT_GATE,
+    canaries: Canaries = not_sampled,
+    sizes_may_differ: bool = False,
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
+    `canaries` is called for cells with new weights. With `sizes_may_differ`, metrics without bias are judged at
+    different N, too. Raises `UserError` as `matched` does.
     """
-    pairs, only_new, only_baseline = matched(new, baseline)
+    pairs, only_new, only_baseline = matched(new, baseline, sizes_may_differ)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
@@ -78,6 +92,18 @@ def compare_snapshots(
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
     critical = None if math.isnan(judgement.critical) else judgement.critical
+    if judgement.cells:
+        samples = "the usual seeds" if new.images is None else "these images"
+        over = f"over {tests_in_words(judgement)} ({threshold(judgement.critical)})"
+        rule = f"one stage: {samples} at alpha = {gate.alpha:g} {over}"
+    else:
+        rule = f"one stage at alpha = {gate.alpha:g}: there is no cell to judge"
+    of_sides = ((new.cells, only_new, label_of), (baseline.cells, only_baseline, labels(baseline.cells)))
+    unmatched = {cell.name: its[cell.cell] for of, names, its in of_sides for cell in of if cell.name in names}
+    checks: dict[Literal["sampler", "scorer"], Check] = {
+        "sampler": worst_check(cell.sampler for cell in cells),
+        "scorer": scorer,
+    }
     return BaselineComparison(
         directory=new.source,
         baseline=baseline.source,
@@ -85,25 +111,18 @@ def compare_snapshots(
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
-        unmatched=_labels_by_name(baseline.cells, only_baseline) | _labels_by_name(new.cells, only_new),
-        environment_differences=(
+        unmatched=unmatched,
+        marks=(
             *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
             *changed_versions(pairs),
         ),
         notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline), *_unjudged(cells)),
-        alpha=gate.alpha,
-        margin=gate.margin,
         critical=critical,
         usual_critical=critical,
-        rule=_rule(judgement, gate.alpha, "the usual seeds" if new.images is None else "these images"),
-        scorer_check=scorer,
+        rule=rule,
+        checks=checks,
         gate=gate,
     )
-
-
-def _labels_by_name(cells: Sequence[SnapshotCell], names: Collection[str]) -> dict[str, str]:
-    label_of = labels(cells)
-    return {cell.name: label_of[cell.cell] for cell in cells if cell.name in names}
 
 
 def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
@@ -113,13 +132,6 @@ def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
         for name, reason in cell.unjudged.items() if cell.is_judged else ():
             found.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
     return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
-
-
-def _rule(judgement: NightJudgement, alpha: float, samples: str) -> str:
-    if not judgement.cells:
-        return f"one stage at alpha = {alpha:g}: there is no cell to judge"
-    judged = tests_in_words(judgement)
-    return f"one stage: {samples} at alpha = {alpha:g} over {judged} ({threshold(judgement.critical)})"
 
 
 def tests_in_words(judgement: NightJudgement) -> str:
@@ -139,14 +151,29 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
     for name in cell.judging:
         tonight, baseline = new.tested(name), old.scored(name)
         assert tonight is not None
+        assert baseline is not None
         if new.seed_set != old.seed_set:  # images from elsewhere, which have no names in common
-            influences = independent(baseline[0].influence, tonight.influence)
-            baseline = [baseline[0]._replace(influence=influences[0])]
+            influences = independent(baseline.influence, tonight.influence)
+            baseline = baseline._replace(influence=influences[0])
             tonight = tonight._replace(influence=influences[1])
         margin = cell.metrics[name].margin
         change = Change.between(cell.name, tonight, baseline, margin, new.seed_set, COLUMNS[name])
         changes.append(replace(change, only_worse=name not in new.influences))
     return changes
+
+
+def independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
+    """The influences of two independent sets on a joint sample of all their images.
+
+    Each is 0 where the other's images are, and has the same standard error as before. So the difference has the error
+    sqrt(se_a^2 + se_b^2), and several metrics of the same two sets have the correlations of their errors.
+    """
+    n = len(influence_a) + len(influence_b)
+    a, b = (
+        (influence - influence.mean()) * math.sqrt(n * (n - 1) / (len(influence) * (len(influence) - 1)))
+        for influence in (influence_a, influence_b)
+    )
+    return np.concatenate([a, np.zeros(len(b))]), np.concatenate([np.zeros(len(a)), b])
 
 
 def with_judgement(
@@ -188,14 +215,14 @@ def _checked(
     again = canaries(old) if cell.situation == "new weights" else sampled_again(new)
     check = again if isinstance(again, Check) else check_sampler(old, again)
     if cell.result is Verdict.CHANGED_PIXELS:
-        return replace(cell, sampler_check=Check("changed", "its images changed"))
+        return replace(cell, sampler=Check("changed", "its images changed"))
     verdicts, notes = {cell.result}, [cell.note]
     if check.result == "changed":
         verdicts.add(Verdict.CHANGED_SAMPLER)
         notes.append(check.reason)
     if scorer.result == "changed":
         verdicts.add(Verdict.CHANGED_SCORER)
-    return replace(cell, sampler_check=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
+    return replace(cell, sampler=check, result=worst(verdicts), note="; ".join(filter(None, notes)))
 
 
 def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
@@ -210,7 +237,9 @@ def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> 
     sides = [old, *([new] if new.metrics else [])]
     for wanted in ("sampling_error", "name"):
         for column in default:
-            if all(side.has(getattr(column, wanted)) or (side is new and column.name in new.unsure) for side in sides):
+            if all(
+                getattr(column, wanted) in side.metrics or (side is new and column.name in new.unsure) for side in sides
+            ):
                 return [column]
     return default[:1]
 
@@ -219,18 +248,25 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     """Compare a pair before the statistical test: the cells that it will judge are undecided."""
     columns = judged_columns(new, old, gate)
     require_common_metric(new, old, columns)
-    situation = _situation(new, old)
+    same_setup = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
+    situation: Situation = "same weights and setup" if same_setup else "same weights, other setup"
+    if not new.network.is_same(old.network):
+        situation = "new weights"
     pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
     unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
     judging = tuple(column.name for column in columns if column.name not in unjudged)
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
-    missing = _missing_influences(new, old, columns)
+    wanted = {column.name for column in columns}
+    lacking = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
+    missing = f"{' and '.join(lacking)} {MISSING_INFLUENCES.removeprefix('its ')}" if lacking else ""
     sides = (("this run", new), ("the baseline", old))
     gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images and side.metrics]
     if missing and result is Verdict.UNDECIDED:
         result, note = Verdict.NOT_JUDGED, missing
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))
     metrics = {name: found for name in shown if (found := _metric(new, old, name, gate)) is not None}
+    others = {name: (new.metrics.get(name), old.metrics.get(name)) for name in COLUMNS
+              if name != "fid" and (name in new.metrics or name in old.metrics)}  # fmt: skip
     if result is Verdict.IDENTICAL:
         metrics = {name: replace(metric, se=0.0) for name, metric in metrics.items()}
     return CellComparison(
@@ -246,14 +282,14 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         pixels=pixels,
         note="; ".join(filter(None, [note, *gone])),
         num_samples=new.num_samples,
-        others=other_metrics(new.metrics, old.metrics),
-        missing_inputs=missing if result is Verdict.NOT_JUDGED else "",
+        others=others,
+        missing=missing if result is Verdict.NOT_JUDGED else "",
     )
 
 
 def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> None:
     """Raise `UserError` if a cell has none of the metrics that it would be judged by on both sides."""
-    if not any(old.has(column.name) and (new.failed or new.has(column.name)) for column in columns):
+    if not any(column.name in old.metrics and (new.failed or column.name in new.metrics) for column in columns):
         titles = " or ".join(column.title for column in columns)
         names = " or ".join(name for name, metric in METRICS.items() if set(metric.columns) & set(columns))
         raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
@@ -261,26 +297,19 @@ def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequenc
 
 def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings) -> MetricComparison | None:
     """A metric before the test; None if a side lacks it."""
-    if not old.has(name) or (new.failed is None and not new.has(name)):
+    if name not in old.metrics or (new.failed is None and name not in new.metrics):
         return None
-    base, scored = old.value(name), old.scored(name)
+    base, scored = float(old.metrics[name]), old.scored(name)
     size = size_of(scored) if scored else abs(base)
     margin = margin_of(scored, gate.margin, COLUMNS[name], gate.margin_floor) if scored else gate.margin * size
     value = None if new.failed else float(new.metrics[name])
     return MetricComparison(value, base, size, None if value is None else value - base, margin)
 
 
-def _situation(new: SnapshotCell, old: SnapshotCell) -> Situation:
-    if not new.network.is_same(old.network):
-        return "new weights"
-    same = not new.environment.differences(old.environment) and new.network.source_sha256 == old.network.source_sha256
-    return "same weights and setup" if same else "same weights, other setup"
-
-
 def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
-    if (new.failed is not None and not new.environment.versions) or new.images is not None:
+    if (new.failed is not None and not new.setup.versions) or new.images is not None:
         return []  # it has no images, or who made them is not known
-    differences = [f"sampled with {difference}" for difference in new.environment.differences(old.environment)]
+    differences = [f"sampled with {difference}" for difference in new.setup.differences(old.setup)]
     if new.network.is_same(old.network) and new.network.source_sha256 != old.network.source_sha256:
         differences.append("the custom network's code differs")
     return differences
@@ -293,13 +322,6 @@ def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
     differing = np.flatnonzero(after != before)
     images = (new.load_images(), old.load_images()) if len(differing) else (None, None)
     return distance(differing, len(after), *images)
-
-
-def _missing_influences(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> str:
-    """A message that names the sides whose influences must be computed again; empty if there are none."""
-    wanted = {column.name for column in columns}
-    sides = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
-    return f"{' and '.join(sides)} influences are missing or damaged; `taugrid evaluate` computes them" if sides else ""
 
 
 def _why_unsure(new: SnapshotCell, column: str) -> str:
@@ -315,18 +337,25 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
     """The reason why a metric of a cell can't be judged; None if it can."""
     name = column.name
     for called, side in (("this run", new), ("the baseline", old)):
-        if not side.has(name):
+        if name not in side.metrics:
             return f"{called} was not scored by it"
-        if not side.scored(name) and not (side is new and name in new.unsure):
+        unsure = side is new and name in new.unsure and new.num_samples >= old.num_samples
+        if not side.scored(name) and not unsure:
             return MISSING_INFLUENCES if name in side.lacking else side.reasons.get(name, NO_ERROR)
     if changed := _changed_settings(new, old, name):
         return f"its settings are not the baseline's ({', '.join(changed)})"
-    tonight, baseline = new.tested(name), old.scored(name)[0]
+    if new.num_samples != old.num_samples and not column.unbiased:
+        return f"its bias depends on N, of which A has {old.num_samples:,} and B {new.num_samples:,}"
+    tonight, baseline = new.tested(name), old.scored(name)
     assert tonight is not None
-    spread = float((tonight.influence - baseline.influence).std())
+    assert baseline is not None
+    if new.seed_set == old.seed_set:
+        spread = float((tonight.influence - baseline.influence).std())
+    else:
+        spread = float(max(tonight.influence.std(), baseline.influence.std()))
     if spread > ROUNDING * float(baseline.influence.std()):
         return None
-    return UNCHANGED if math.isclose(tonight.value, old.value(name)) else "its difference does not vary over the images"
+    return UNCHANGED if math.isclose(tonight.value, baseline.value) else "its difference does not vary over the images"
 
 
 def _before_judgement(
@@ -397,9 +426,8 @@ def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
 
 def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     """The names of the metrics whose values for the same images differ by more than rounding."""
-    allowed = tolerance(new.scored_with, old.scored_with)
     names = (name for name in new.metrics.keys() & old.metrics.keys() if not _changed_settings(new, old, name))
-    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
+    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name]))
 
 
 def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[str]:

@@ -1,44 +1,43 @@
 """Baseline files: a JSON file meant for git, and a Parquet file beside it with what pairing needs.
 
-The JSON holds scores, protocols, settings, versions, why it was accepted, and the SHA-256 of the Parquet file. The
-Parquet file has a row for each image of each cell: `cell`, `index`, `influence` (how far the image moves FID; null
-where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the first images of a
-cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under its name (`kid`).
-The other trainings of a recipe have rows as well, for `<cell>/1` and so on. The schema's metadata hold the canary of
-the scorer.
+The JSON (`Baseline`) holds scores, protocols, settings, versions, why it was accepted, the canary of the scorer and the
+SHA-256 of the Parquet file, which has a row for each image of each cell: `cell`, `index`, `influence` (how far the
+image moves FID; null where FID has no standard error), `pixels` (8 bytes of the SHA-256 of the decoded image), for the
+first images of a cell, `image` (their bytes, C x H x W), and the influences of each other metric that has them, under
+its name (`kid`).
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taugrid.errors import UserError
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.score_cell import INFLUENCE_COLUMNS
+from taugrid.orchestrator.baseline.pixels import ImageBatch
 from taugrid.orchestrator.baseline.snapshot import (
+    Acceptance,
+    ImagesRequest,
     Network,
     SamplingEnvironment,
     Snapshot,
     SnapshotCell,
-    TrainingScores,
     images_of_run,
     snapshot_of_run,
 )
-from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, replacing, write_sealed
 from taugrid.words import with_urls
 
-FORMAT = "taugrid baseline 2"
+FORMAT = "taugrid baseline 3"
 
 ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 
@@ -47,8 +46,33 @@ SCHEMA = pa.schema([
     ("image", pa.binary()),
 ])  # fmt: skip
 
-SCORER = b"scorer"
-"""The key of the schema's metadata that holds the scorer's canary."""
+
+class BaselineCell(BaseModel):
+    """A cell in the JSON of a baseline file: the fields of `SnapshotCell` that are no arrays."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    cell: str
+    name: str
+    settings: dict[str, Any]
+    axes: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    network: Network
+    setup: SamplingEnvironment
+    first_setup: SamplingEnvironment
+    distances: dict[str, float]
+    images: str | None
+    reason: str | None
+    """Why FID has no influences, for readers; `reasons` has it too."""
+    reasons: dict[str, str]
+
+
+class Baseline(Acceptance):
+    """The JSON of a baseline file."""
+
+    cells: tuple[BaselineCell, ...]
 
 
 def snapshot_of(name: str) -> Snapshot:
@@ -82,155 +106,109 @@ def parquet_beside(path: Path) -> Path:
 
 
 def write_baseline(
-    snapshot: Snapshot, path: Path, storage: Storage, reason: str, remarks: list[str], more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write a snapshot as a baseline file and return the content of its JSON, which has the keys of `more` too."""
-    value = {
-        "format": FORMAT,
-        "run": snapshot.source,
-        "trainings": list(snapshot.trainings),
-        "name": snapshot.name,
-        "accepted": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reason": reason,
-        "remarks": remarks,
-        **more,
-        "software": dict(snapshot.software),
-        "cells": [_cell_dict(cell) for cell in snapshot.cells],
-    }
-    networks = [network for cell in snapshot.cells for network in cell.networks]
+    snapshot: Snapshot,
+    path: Path,
+    storage: Storage,
+    reason: str,
+    remarks: Sequence[str],
+    replaces: str | None,
+    images: ImagesRequest | None,
+) -> Baseline:
+    """Write a snapshot as a baseline file and return the content of its JSON."""
+    baseline = Baseline(
+        format=FORMAT,
+        run=snapshot.source,
+        name=snapshot.name,
+        accepted=datetime.now(UTC).isoformat(timespec="seconds"),
+        reason=reason,
+        remarks=tuple(remarks),
+        replaces=replaces,
+        images=images,
+        software=snapshot.software,
+        scorer=snapshot.load_scorer(),
+        cells=tuple(map(BaselineCell.model_validate, snapshot.cells)),
+    )
     others = [name for name in (column.name for column in SAMPLED) if name not in INFLUENCE_COLUMNS
-              and any(name in network.influences for network in networks)]  # fmt: skip
-    scorer = snapshot.load_scorer()
-    value["scorer"] = None if isinstance(scorer, ScorerRecord) else scorer
-    metadata = {SCORER: json.dumps(scorer.as_dict())} if isinstance(scorer, ScorerRecord) else None
-    schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in others)], metadata)
+              and any(name in cell.influences for cell in snapshot.cells)]  # fmt: skip
+    schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in others)])
     # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
     with replacing(parquet_beside(path), storage) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for table in _tables(snapshot, schema):
                 writer.write_table(table)
-        value["parquet_sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    write_sealed(path, value, storage)
-    return value
-
-
-def _cell_dict(cell: SnapshotCell) -> dict[str, Any]:
-    names = ("cell", "name", "settings", "axes", "image_shape", "metrics", "protocol", "reason", "reasons")
-    plain = {name: getattr(cell, name) for name in names}
-    scored_with = None if cell.scored_with is None else asdict(cell.scored_with)
-    trainings: dict[str, Any] = {}
-    if cell.trainings:
-        scores = [dict(training.metrics) for training in cell.trainings]
-        trainings = {"trainings": [metrics.get("fid") for metrics in scores], "training_metrics": scores}
-    made = {
-        "setup": asdict(cell.environment),
-        "first_setup": asdict(cell.first_environment),
-        "scored_with": scored_with,
-    }
-    if cell.images is not None:
-        plain["images"] = cell.images
-    return plain | {"network": asdict(cell.network), **made, **trainings, "distances": dict(cell.distances)}
+        baseline = baseline.model_copy(update={"parquet_sha256": hashlib.sha256(temporary.read_bytes()).hexdigest()})
+    write_sealed(path, baseline.model_dump(mode="json"), storage)
+    return baseline
 
 
 def _tables(snapshot: Snapshot, schema: pa.Schema) -> Iterator[pa.Table]:
     for cell in snapshot.cells:
         n, digests, first = cell.num_samples, cell.load_digests(), cell.load_first()
         images = [] if first is None else [image.tobytes() for image in first]
+        influences = {INFLUENCE_COLUMNS.get(name, name): values for name, values in cell.influences.items()}
         of_images = {"pixels": digests, "image": images + [None] * (n - len(images))}
-        for number, network in enumerate(cell.networks):
-            name = _training(cell.cell, number) if number else cell.cell
-            influences = {INFLUENCE_COLUMNS.get(name, name): values for name, values in network.influences.items()}
-            given = {"cell": [name] * n, "index": np.arange(n), **influences, **({} if number else of_images)}
-            columns = (pa.nulls(n, field.type) if (values := given.get(field.name)) is None else
-                       pa.array(values, field.type) for field in schema)  # fmt: skip
-            yield pa.Table.from_arrays(list(columns), schema=schema)
-
-
-def _training(cell: str, number: int) -> str:
-    return f"{cell}/{number}"
+        given = {"cell": [cell.cell] * n, "index": np.arange(n), **influences, **of_images}
+        columns = (pa.nulls(n, field.type) if (values := given.get(field.name)) is None else
+                   pa.array(values, field.type) for field in schema)  # fmt: skip
+        yield pa.Table.from_arrays(list(columns), schema=schema)
 
 
 def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     """The snapshot in a baseline file; `UserError` if it is not one, or one of its two files has changed."""
-    value = read_json_of_baseline(path, storage)
-    beside = parquet_beside(path)
+    baseline, beside, shown = read_json_of_baseline(path, storage), parquet_beside(path), with_urls(str(path))
     try:
         data = storage.read(beside)
     except FileNotFoundError:
+        raise UserError(f"{shown} has lost {beside.name}, which belongs beside it; restore both from git") from None
+    if hashlib.sha256(data).hexdigest() != baseline.parquet_sha256:
         raise UserError(
-            f"{_shown(path)} has lost {beside.name}, which belongs beside it; restore both from git"
-        ) from None
-    if hashlib.sha256(data).hexdigest() != value["parquet_sha256"]:
-        raise UserError(f"{_shown(beside)} is not the file that {path.name} was written with; restore both from git")
+            f"{with_urls(str(beside))} is not the file that {path.name} was written with; restore both from git"
+        )
     table = pq.read_table(pa.BufferReader(data))
-    cells = tuple(_read_cell(cell, table, value["run"]) for cell in value["cells"])
-    recorded = (table.schema.metadata or {}).get(SCORER)
-
-    def scorer() -> ScorerRecord | str:
-        return str(value["scorer"]) if recorded is None else ScorerRecord.read(json.loads(recorded))
-
     return Snapshot(
-        _shown(path),
-        value["name"],
-        value["software"],
-        cells,
-        trainings=tuple(value["trainings"]),
-        accepted=value,
-        load_scorer=scorer,
+        shown,
+        baseline.name,
+        baseline.software,
+        tuple(_read_cell(cell, table, baseline.run) for cell in baseline.cells),
+        accepted=baseline,
+        load_scorer=lambda: baseline.scorer,
     )
 
 
-def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> dict[str, Any]:
+def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> Baseline:
     """The content of a baseline file's JSON; `UserError` if it is not one, or has changed."""
-    value = read_sealed(path, storage)
+    value, shown = read_sealed(path, storage), with_urls(str(path))
     if value is None:
         if storage.exists(path):
             raise UserError(
-                f"{_shown(path)} was changed by hand, or is not a baseline file; restore it from git, or remove it and "
+                f"{shown} was changed by hand, or is not a baseline file; restore it from git, or remove it and "
                 f"accept a run again: {ACCEPT}"
             )
-        raise UserError(f"{_shown(path)} does not exist; {ACCEPT} writes one")
-    if value.get("format") != FORMAT:
-        raise UserError(f"{_shown(path)} is not a baseline file of this version ({FORMAT}); accept the baseline again")
-    return value
+        raise UserError(f"{shown} does not exist; {ACCEPT} writes one")
+    try:
+        baseline = Baseline.model_validate(value)
+    except ValidationError:
+        baseline = None
+    if baseline is None or baseline.format != FORMAT:
+        raise UserError(f"{shown} is not a baseline file of this version ({FORMAT}); accept the baseline again")
+    return baseline
 
 
-def _shown(path: Path) -> str:
-    return with_urls(str(path))
-
-
-def _read_cell(value: Mapping[str, Any], table: pa.Table, run: str) -> SnapshotCell:
-    rows = _rows_of(table, value["cell"])
+def _read_cell(cell: BaselineCell, table: pa.Table, run: str) -> SnapshotCell:
+    rows = table.filter(pa.compute.equal(table["cell"], cell.cell))
     digests = None if rows["pixels"].null_count else rows["pixels"].to_numpy()
-    shape = tuple(value["image_shape"])
 
-    def first_images() -> NDArray[np.uint8] | None:
+    def first_images() -> ImageBatch | None:
         images = rows["image"].drop_null().to_pylist()
-        return np.frombuffer(b"".join(images), np.uint8).reshape(len(images), *shape) if images else None
+        return np.frombuffer(b"".join(images), np.uint8).reshape(len(images), *cell.image_shape) if images else None
 
+    plain = {name: getattr(cell, name) for name in BaselineCell.model_fields if name != "reason"}
     return SnapshotCell(
-        cell=value["cell"],
-        name=value["name"],
-        settings=value["settings"],
-        axes=value["axes"],
-        image_shape=shape,
-        metrics=value["metrics"],
-        protocol=value["protocol"],
-        network=Network(**value["network"]),
-        environment=_read_environment(value["setup"]),
+        **plain,
         influences=_influences(rows),
-        reasons=value["reasons"],
         load_digests=lambda: digests,
-        load_images=lambda: images_of_run(run, value["cell"], digests),
-        first=_read_environment(value["first_setup"]),
+        load_images=partial(images_of_run, run, cell.cell, digests),
         load_first=first_images,
-        distances=value["distances"],
-        images=value.get("images"),
-        trainings=tuple(
-            TrainingScores(metrics, _influences(_rows_of(table, _training(value["cell"], number))))
-            for number, metrics in enumerate(value.get("training_metrics", ()), start=1)
-        ),
-        scored_with=ScoredWith.read(value["scored_with"]),
     )
 
 
@@ -238,11 +216,3 @@ def _influences(rows: pa.Table) -> dict[str, Array]:
     stored = {column.name: INFLUENCE_COLUMNS.get(column.name, column.name) for column in SAMPLED}
     found = {name: rows[stored] for name, stored in stored.items() if stored in rows.column_names}
     return {name: values.to_numpy() for name, values in found.items() if not values.null_count}
-
-
-def _rows_of(table: pa.Table, cell: str) -> pa.Table:
-    return table.filter(pa.compute.equal(table["cell"], cell))
-
-
-def _read_environment(value: Mapping[str, Any]) -> SamplingEnvironment:
-    return SamplingEnvironment(tuple(value["devices"]), value["versions"], str(value["threads"]), value["batch_size"])

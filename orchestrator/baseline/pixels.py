@@ -1,7 +1,7 @@
 """The decoded images of a cell: their hashes, and the distance between two sets of images."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ FIRST_IMAGES = 16
 GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
 
-class PixelDistance(NamedTuple):
+@dataclass(frozen=True)
+class PixelDistance:
     images: int
     differing: int
     largest: int | None

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids.names import CELL_KEYS, PATHS
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, all_images, first_images, pixel_digests
+from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -21,9 +22,9 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.evidence import influences_of
-from taugrid.orchestrator.rundir.history import TAUGRID, Origin, RunHistory, places
+from taugrid.orchestrator.rundir.history import TAUGRID, Origin, RunHistory
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
+from taugrid.orchestrator.work.scorer import ScorerRecord, kept_record
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
@@ -33,7 +34,6 @@ NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
 
 MODEL_FILES = frozenset({"model.weights", *PATHS})
 """Grid keys whose values are file paths: they differ from night to night."""
-
 
 AND = " and "
 """Joins the values of a cell that workers of several kinds made."""
@@ -115,34 +115,30 @@ class SnapshotCell:
     axes: Mapping[str, Any]
     """Values of the grid's other keys."""
     image_shape: tuple[int, int, int]
-    metrics: Mapping[str, float]
-    protocol: Mapping[str, Any]
     network: Network
-    environment: SamplingEnvironment
-    influences: Mapping[str, Array]
+    setup: SamplingEnvironment
+    first_setup: SamplingEnvironment
+    """The environment that made image 0."""
+    protocol: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    influences: Mapping[str, Array] = field(default_factory=dict)
     """Column of quality.csv -> (N,): how far each sample moves it; of those that have a standard error."""
-    reasons: Mapping[str, str]
+    reasons: Mapping[str, str] = field(default_factory=dict)
     """Column -> why it has no influences, as far as that is known."""
-    load_digests: Callable[[], Digests | None] = field(repr=False)
-    """Called without arguments: reads and hashes the decoded images; None if they are gone."""
-    lacks_images: bool = False
-    """Whether files of its images are gone, although no record says that they were removed."""
-    load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
-    """The decoded images by index, or None if they are gone."""
-    first: SamplingEnvironment | None = None
-    """The environment that made the first shard; None: the same as `environment`."""
-    load_first: Callable[[], NDArray[np.uint8] | None] = field(repr=False, default=lambda: None)
-    """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
-    distances: Mapping[str, float] = field(default_factory=dict)
-    """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
-    scored_with: ScoredWith | None = None
-    """None: unknown, of a cell without a score."""
-    trainings: tuple["TrainingScores", ...] = ()
-    """The same cell of a recipe's other training runs; `metrics` are those of the first."""
-    failed: str | None = None
-    """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
     unsure: Mapping[str, Array] = field(default_factory=dict)
     """As `influences`, of those whose standard error would rest on too few samples; not in a baseline file."""
+    load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
+    """Called without arguments: reads and hashes the decoded images; None if they are gone."""
+    load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
+    """The decoded images by index, or None if they are gone."""
+    load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
+    """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
+    lacks_images: bool = False
+    """Whether files of its images are gone, although no record says that they were removed."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
+    failed: str | None = None
+    """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
     names: tuple[str, ...] = ()
     """Of images from elsewhere: their names, in the order of the influences; none: their positions are known."""
     images: str | None = None
@@ -169,35 +165,15 @@ class SnapshotCell:
         labels = (self.protocol.get("conditions") or {}).get("labels")
         return {**self.settings, **({"labels": labels} if self.labels_are_rows else {})}
 
-    @property
-    def networks(self) -> "list[TrainingScores]":
-        """Its network or, of a recipe, all of its training runs."""
-        return [TrainingScores(self.metrics, self.influences), *self.trainings]
-
-    def value(self, column: str) -> float:
-        """A metric; of a recipe, the mean over its training runs. KeyError if one lacks it."""
-        return float(np.mean([network.metrics[column] for network in self.networks]))
-
-    def has(self, column: str) -> bool:
-        """Whether a metric was computed, in all training runs of a recipe."""
-        return all(column in network.metrics for network in self.networks)
-
-    def scored(self, column: str) -> list[Scored]:
-        """A metric of its network, or of all training runs of a recipe; empty if one has no standard error of it."""
-        networks = self.networks
-        if not all(column in network.influences for network in networks):
-            return []
-        return [Scored(float(network.metrics[column]), network.influences[column]) for network in networks]
-
-    def tested(self, column: str) -> Scored | None:
-        """A metric of one network for a test against a baseline, if need be by influences that are `unsure`."""
-        influence = self.influences.get(column, self.unsure.get(column))
+    def scored(self, column: str) -> Scored | None:
+        """A metric with the influences of its samples; None if it has no standard error."""
+        influence = self.influences.get(column)
         return None if influence is None else Scored(float(self.metrics[column]), influence)
 
-    @property
-    def first_environment(self) -> SamplingEnvironment:
-        """The environment that made image 0."""
-        return self.first or self.environment
+    def tested(self, column: str) -> Scored | None:
+        """As `scored` for a test against a baseline, if need be by influences that are `unsure`."""
+        influence = self.influences.get(column, self.unsure.get(column))
+        return None if influence is None else Scored(float(self.metrics[column]), influence)
 
     @property
     def reason(self) -> str | None:
@@ -216,11 +192,66 @@ class SnapshotCell:
         return (self.settings["seed"] if self.images is None else self.images, tuple(self.image_shape))
 
 
-class TrainingScores(NamedTuple):
-    """The scores of one network's cell, and the influences of its samples: `SnapshotCell.metrics`, `influences`."""
+class Software(BaseModel):
+    """The software of a run, as in provenance.json."""
 
-    metrics: Mapping[str, float]
-    influences: Mapping[str, Array]
+    python: str | None = None
+    versions: dict[str, str | None] = {}
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+
+
+class ImagesRequest(BaseModel):
+    """How images are scored; a baseline file of images has it, and later images are scored alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reference: str
+    extractor: str | None = None
+    weights: str | None = None
+    metrics: tuple[str, ...] = ()
+    """The metrics that judge; none: FID where it has a standard error, else KID."""
+    pair_by: str | None = None
+    trust_code: bool = Field(False, exclude=True)
+    """Said each time, and never recorded."""
+
+    @property
+    def options(self) -> str:
+        """The options of `baseline accept` that score images in this way."""
+        given = {name: getattr(self, name) for name in ("reference", "extractor", "weights", "metrics", "pair_by")}
+        texts = {name: ",".join(value) if name == "metrics" else value for name, value in given.items() if value}
+        return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
+
+
+class ImagesOfNight(ImagesRequest):
+    """Images from elsewhere that were compared, and how they were scored."""
+
+    path: str
+    sha256: str
+
+    @model_serializer(mode="wrap")
+    def _with_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**dump(self), "options": self.options}
+
+
+class Acceptance(BaseModel):
+    """What the JSON of a baseline file says of its acceptance."""
+
+    format: str
+    run: str
+    name: str
+    accepted: str
+    """The time, UTC, ISO 8601."""
+    reason: str
+    remarks: tuple[str, ...]
+    replaces: str | None
+    """SHA-256 of the Parquet file of the baseline that it replaced."""
+    images: ImagesRequest | None = None
+    """Of a baseline of images from elsewhere."""
+    software: Software
+    scorer: ScorerRecord | str
+    """The canary of the scorer, or the reason why there is none."""
+    parquet_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,21 +262,18 @@ class Snapshot:
     """The run directory or the baseline file."""
     name: str
     """The name of the run."""
-    software: Mapping[str, Any]
-    """The software, as in provenance.json."""
+    software: Software
     cells: tuple[SnapshotCell, ...]
     unscored: Mapping[str, str] = field(default_factory=dict)
     """Name -> label of cells without a complete score."""
-    trainings: tuple[str, ...] = ()
-    """The runs of a recipe, the first one included; empty: one run."""
-    accepted: Mapping[str, Any] | None = None
-    """The content of a baseline file's JSON, such as the date and reason of acceptance; None for a run."""
+    accepted: Acceptance | None = None
+    """None for a run."""
     codes: frozenset[str] = frozenset()
     """The hashes of taugrid's code in the sessions that sampled it."""
     load_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
     """Called without arguments: the canary of the scorer, or the reason why there is none."""
-    images: Mapping[str, Any] | None = None
-    """Of images from elsewhere: `path`, `sha256`, how they are scored (`ImagesRequest`), and those `options`."""
+    images: ImagesOfNight | None = None
+    """Of images from elsewhere."""
 
 
 def snapshot_of_run(directory: str) -> Snapshot:
@@ -266,8 +294,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
     """
     rundir = run.rundir
-    history = RunHistory.read(rundir)
-    provenance = rundir.read_provenance()
+    history, provenance = RunHistory.read(rundir), rundir.read_provenance()
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
     threads = max(1, int(run.config.cluster.cpus_per_worker))
@@ -278,25 +305,28 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         if score is None and cell.name not in failed:
             unscored[cell.name] = cell.label
             continue
-        network = _network(rundir, cell.model, weights.get(cell.model.id, {}).get(cell.settings.weights))
-        made, first = history.origin(cell.id), history.first_origin(cell.id)
-        environment, of_first = (
-            sampling_environment(origin, threads, cell.settings.batch_size)
-            for origin in (made.if_known(cell.settings.num_samples), first)
-        )
-        found = replace(_sampled_cell(rundir, cell, network, environment, listing), first=of_first)
+        sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
+        origins = history.origin(cell.id).if_known(cell.settings.num_samples), history.first_origin(cell.id)
+        setups = [sampling_environment(origin, threads, cell.settings.batch_size) for origin in origins]
+        more: dict[str, Any] = {}
         if score is None:
-            cells.append(replace(found, protocol=protocols[cell.id], failed=failed[cell.name]))
+            more = {"protocol": protocols[cell.id], "failed": failed[cell.name], "reasons": {"fid": "it is not scored"}}
         else:
-            devices = places(history.scorers(cell.id))
-            score = score | {"protocol": on_devices(score["protocol"], history.device_kinds(cell.id))}
-            found = _with_score(found, rundir, cell, score, listing)
-            cells.append(replace(found, scored_with=ScoredWith.of(devices, score["protocol"])))
-    software = {key: provenance.get(key) for key in ("python", "versions", "git_commit", "git_dirty")}
+            of = rundir, cell, score["evaluation"], score["metrics"], listing
+            influences = influences_of(*of)
+            more = {
+                "protocol": on_devices(score["protocol"], history.device_kinds(cell.id)),
+                "metrics": score["metrics"],
+                "influences": influences,
+                "reasons": reasons_of(score, influences),
+                "unsure": influences_of(*of, unsure=True),
+            }
+        cells.append(_cell_of_run(rundir, cell, listing, sha256, setups[0], setups[1], **more))
+    known = {key: provenance[key] for key in Software.model_fields if provenance.get(key) is not None}
     return Snapshot(
         rundir.shown,
         run.config.name,
-        software,
+        Software.model_validate(known),
         tuple(cells),
         unscored,
         codes=frozenset(history.codes),
@@ -314,14 +344,21 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
     scoring = scoring_of(config, run.plan, rundir.extractor)
     cells, listing = [], Listing(rundir)
     for cell in run.plan.cells:
-        environment = sampling_environment(Origin(), 1, cell.settings.batch_size)
-        found = _sampled_cell(rundir, cell, _network(rundir, cell.model, None), environment, listing)
-        cells.append(replace(found, protocol=json.loads(json.dumps(scoring.protocol(cell).as_dict()))))
-    return Snapshot(rundir.shown, run.config.name, {}, tuple(cells))
+        setup = sampling_environment(Origin(), 1, cell.settings.batch_size)
+        protocol = json.loads(json.dumps(scoring.protocol(cell).as_dict()))
+        reasons = {"fid": "it is not scored"}
+        cells.append(_cell_of_run(rundir, cell, listing, None, setup, setup, protocol=protocol, reasons=reasons))
+    return Snapshot(rundir.shown, run.config.name, Software(), tuple(cells))
 
 
-def _sampled_cell(
-    rundir: RunDir, cell: Cell, network: Network, environment: SamplingEnvironment, listing: Listing
+def _cell_of_run(
+    rundir: RunDir,
+    cell: Cell,
+    listing: Listing,
+    weights_sha256: str | None,
+    setup: SamplingEnvironment,
+    first_setup: SamplingEnvironment,
+    **more: Any,
 ) -> SnapshotCell:
     return SnapshotCell(
         cell=cell.id,
@@ -329,16 +366,14 @@ def _sampled_cell(
         settings=cell.settings.recorded,
         axes=cell.axes,
         image_shape=cell.model.image_shape,
-        metrics={},
-        protocol={},
-        network=network,
-        environment=environment,
-        influences={},
-        reasons={"fid": "it is not scored"},
+        network=_network(rundir, cell.model, weights_sha256),
+        setup=setup,
+        first_setup=first_setup,
         load_digests=lambda: pixel_digests(rundir, cell),
-        lacks_images=rundir.lacks_images(cell, listing),
         load_images=lambda: all_images(rundir, cell),
         load_first=lambda: first_images(rundir, cell),
+        lacks_images=rundir.lacks_images(cell, listing),
+        **more,
     )
 
 
@@ -357,21 +392,6 @@ def _score(run: Run, cell: Cell, listing: Listing) -> dict[str, Any] | None:
 NO_ERROR = "its score has no standard error of it"
 
 MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
-
-
-def _with_score(
-    found: SnapshotCell, rundir: RunDir, cell: Cell, score: Mapping[str, Any], listing: Listing
-) -> SnapshotCell:
-    of = rundir, cell, score["evaluation"], score["metrics"], listing
-    influences = influences_of(*of)
-    return replace(
-        found,
-        metrics=score["metrics"],
-        protocol=score["protocol"],
-        influences=influences,
-        reasons=reasons_of(score, influences),
-        unsure=influences_of(*of, unsure=True),
-    )
 
 
 def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dict[str, str]:

@@ -1,25 +1,28 @@
-"""Comparisons with a baseline, and baseline files, as text; the headline of a night, too.
+"""Comparisons with a baseline, and baseline files, as text; the headline of a night, too."""
 
-A comparison is plain data here (`BaselineComparison.as_dict`), as in a night's verdict.json.
-"""
-
-import statistics
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.tables.entries import shown_number, write_number
+from taugrid.eval.pages.environment import environment
+from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
-from taugrid.orchestrator.baseline.compared import sharpness_in_words
+from taugrid.orchestrator.baseline.compared import (
+    BaselineComparison,
+    CellComparison,
+    MetricComparison,
+    sharpness_in_words,
+)
+from taugrid.orchestrator.baseline.files import Baseline
 from taugrid.orchestrator.baseline.matching import labels_of
+from taugrid.orchestrator.baseline.pixels import PixelDistance
+from taugrid.orchestrator.baseline.snapshot import ImagesRequest
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
-from taugrid.words import counted, in_columns, listed
-
-CellDict = Mapping[str, Any]
-"""A `CellComparison` as plain data."""
+from taugrid.words import counted, in_columns, listed, markdown_table
 
 BAD, GOOD, NEUTRAL = "❌", "✅", "➖"
 
@@ -33,13 +36,14 @@ EXPLANATIONS = {
     Verdict.IDENTICAL: "every image is the same",
 }
 
-MAX_LISTED = 6
+MAX_ROWS = 200
+"""Rows of a table: GitHub accepts summaries of 1 MB."""
+
+MAX_LISTED = 20
 """The number of unmatched cells that are named."""
 
 OTHER_COLUMNS = tuple(column for name, column in COLUMNS.items() if name != "fid")
 """Metrics other than FID. Those that judge no cell are shown beside the verdict."""
-
-NOT_JUDGED = "shown, not judged"
 
 
 def explained(verdict: Verdict) -> str:
@@ -47,194 +51,200 @@ def explained(verdict: Verdict) -> str:
     return f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else verdict
 
 
-def headline(comparison: Mapping[str, Any]) -> str:
-    return f"{sign(comparison)} {'; '.join([explained(Verdict(comparison['result'])), *facts(comparison)])}"
+def headline(comparison: BaselineComparison) -> str:
+    return f"{sign(comparison)} {'; '.join([explained(comparison.result), *facts(comparison)])}"
 
 
-def sign(comparison: Mapping[str, Any]) -> str:
+def sign(comparison: BaselineComparison) -> str:
     """Red for a regression. Green only if every cell was judged, and sampler and scorer are the baseline's."""
-    result = Verdict(comparison["result"])
-    if result.is_regression:
+    if comparison.result.is_regression:
         return BAD
-    checked = all(check["result"] in ("clean", "not applicable") for check in comparison["checks"].values())
-    lacking = comparison["not_judged"] or comparison["missing"]
-    return GOOD if result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
+    checked = all(check.result in ("clean", "not applicable") for check in comparison.checks.values())
+    lacking = comparison.not_judged or comparison.missing
+    return GOOD if comparison.result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
 
 
-def facts(comparison: Mapping[str, Any]) -> list[str]:
+def facts(comparison: BaselineComparison) -> list[str]:
     """The coverage, the sharpness, what was not judged and what was not checked, as phrases."""
-    compared, total = comparison["compared"]
+    compared, total = comparison.compared
     facts = [f"{compared:,} of {counted(total, 'baseline cell')} compared"]
-    sharpness = comparison["sharpnesses"]
-    if sharpness and not Verdict(comparison["result"]).is_regression:  # that of a broken night is not the gate's
-        facts.append(sharpness_in_words(sharpness))
-    if reasons := comparison["not_judged"]:
+    if comparison.sharpnesses and not comparison.result.is_regression:  # that of a broken night is not the gate's
+        facts.append(sharpness_in_words(comparison.sharpnesses))
+    if reasons := comparison.not_judged:
         facts.append(f"not judged in full: {reasons[0]}")
-    unknown = [name for name, check in comparison["checks"].items() if check["result"] == "unknown"]
+    unknown = [name for name, check in comparison.checks.items() if check.result == "unknown"]
     if unknown:
         facts.append(f"{' and '.join(unknown)} not checked")
     return facts
 
 
-def counts(comparison: Mapping[str, Any]) -> str:
-    """The number of cells of each verdict, such as "3 worse, 9 not worse"."""
-    number_of = Counter(Verdict(cell["result"]) for cell in comparison["cells"])
-    return ", ".join(f"{number_of[verdict]} {verdict}" for verdict in Verdict if number_of[verdict])
-
-
-def check_lines(comparison: Mapping[str, Any], unsaid: Collection[str] = ("clean",)) -> list[str]:
+def check_lines(comparison: BaselineComparison, unsaid: Collection[str] = ("clean",)) -> list[str]:
     """A line for each canary whose result is not among `unsaid`."""
     return [
-        f"{name} {'not checked' if check['result'] == 'unknown' else check['result']}: {check['reason']}"
-        for name, check in comparison["checks"].items()
-        if check["result"] not in unsaid
+        f"{name} {'not checked' if check.result == 'unknown' else check.result}: {check.reason}"
+        for name, check in comparison.checks.items()
+        if check.result not in unsaid
     ]
 
 
-def tests(cell: CellDict) -> dict[str, Mapping[str, Any]]:
-    """Column -> `MetricComparison` of each metric that a cell was judged by, that of its verdict first.
+def tests(cell: CellComparison) -> dict[str, MetricComparison]:
+    """Column -> each metric that a cell was judged by, that of its verdict first.
 
     Of a cell that was not judged, the first that is known.
     """
-    judged = [(name, metric) for name, metric in cell["metrics"].items() if metric["verdict"] is not None]
-    judged.sort(key=lambda item: (item[0] != cell["by"], Verdict(item[1]["verdict"]).rank))
-    return dict(judged or list(cell["metrics"].items())[:1])
+    return cell.judged or dict(list(cell.metrics.items())[:1])
 
 
-def judged_columns(cells: Iterable[CellDict]) -> list[MetricColumn]:
+def judged_columns(cells: Iterable[CellComparison]) -> list[MetricColumn]:
     """The metrics that `tests` has for some cell, in the order of the registry."""
     found = {name for cell in cells for name in tests(cell)}
     return [column for name, column in COLUMNS.items() if name in found]
 
 
-def sides(metric: Mapping[str, Any], column: MetricColumn) -> tuple[str, str]:
-    """The baseline's value and the new one whose difference was judged.
+def worst_first(cell: CellComparison) -> tuple[int, float]:
+    """Sorts cells: the worst verdict first, and of equal ones that with the largest T."""
+    first = next(iter(tests(cell).values()), None)
+    return cell.result.rank, -((first and first.t) or 0)
 
-    They are those of a second look, which samples both networks once more, if there was one.
-    """
-    new, base = metric["judged"] or (metric["value"], metric["baseline"])
+
+def _sides(metric: MetricComparison, column: MetricColumn, judged: bool = True) -> tuple[str, str]:
+    """The baseline's value and the new one: with `judged` those of a second look, if there was one."""
+    new, base = metric.judged if judged and metric.judged else (metric.value, metric.baseline)
     return shown_number(_scaled(base, column)), shown_number(_scaled(new, column))
 
 
-def change(metric: Mapping[str, Any], column: MetricColumn) -> str:
+def _change(metric: MetricComparison, column: MetricColumn) -> str:
     """The judged difference with its sign and standard error; empty if there is none."""
-    if metric["difference"] is None:
+    if metric.difference is None:
         return ""
-    shown = shown_number(_scaled(metric["difference"], column), _scaled(metric["se"], column))
-    return f"{'+' if metric['difference'] > 0 else ''}{shown}"
+    shown = shown_number(_scaled(metric.difference, column), _scaled(metric.se, column))
+    return f"{'+' if metric.difference > 0 else ''}{shown}"
 
 
 def _scaled(value: float | None, column: MetricColumn) -> float | None:
     return None if value is None else value * column.scale
 
 
-def reason(cell: CellDict) -> str:
+def reason(cell: CellComparison) -> str:
     """The reason for a cell's verdict, in one line: the metric of the verdict first."""
     said = []
     for name, metric in tests(cell).items():
         column = COLUMNS[name]
-        base, new = sides(metric, column)
-        said.append(f"{column.title} {base} -> {new}, change {change(metric, column) or 'unknown'}")
-        if metric["t"] is not None:
-            said.append(f"T = {metric['t']:+.1f}, margin {metric['margin'] * column.scale:.3g}")
+        base, new = _sides(metric, column)
+        said.append(f"{column.title} {base} -> {new}, change {_change(metric, column) or 'unknown'}")
+        if metric.t is not None:
+            said.append(f"T = {metric.t:+.1f}, margin {metric.margin * column.scale:.3g}")
     return "; ".join([*said, *remarks(cell)])
 
 
-def remarks(cell: CellDict) -> list[str]:
+def remarks(cell: CellComparison) -> list[str]:
     """Facts about a cell that its numbers do not show."""
-    remarks = []
-    if cell["seeds"] != "usual":
-        seeds = "a fresh seed" if cell["seeds"] == "fresh" else "more samples and a fresh seed"
-        usual = (f"{column.title} {base} -> {new}" for column, (base, new) in _usual(cell).items())
-        remarks.append(f"numbers of {seeds}; with the usual one: {', '.join(usual)}")
-    judged = tests(cell)
-    if len({metric["verdict"] for metric in judged.values()}) > 1:
-        remarks.append(", ".join(f"by {COLUMNS[name].title}: {metric['verdict']}" for name, metric in judged.items()))
-    first = next(iter(judged.items()), None)
-    if cell["result"] == Verdict.UNDECIDED and first is not None and first[1]["detectable"] is not None:
-        column, detectable = COLUMNS[first[0]], first[1]["detectable"]
-        of_it = "" if column.name == "fid" else f" of {column.title}"
-        detected = f"a regression{of_it} of {detectable * column.scale:.3g} is detected"
+    remarks, judged = list[str](), tests(cell)
+    if cell.seeds != "usual":
+        seeds = "a fresh seed" if cell.seeds == "fresh" else "more samples and a fresh seed"
+        usual = {COLUMNS[name].title: _sides(metric, COLUMNS[name], judged=False) for name, metric in judged.items()}
+        values = ", ".join(f"{title} {base} -> {new}" for title, (base, new) in usual.items())
+        remarks.append(f"numbers of {seeds}; with the usual one: {values}")
+    if len({metric.verdict for metric in judged.values()}) > 1:
+        remarks.append(", ".join(f"by {COLUMNS[name].title}: {metric.verdict}" for name, metric in judged.items()))
+    first = next(iter(judged), None)
+    if cell.result == Verdict.UNDECIDED and first is not None and (detectable := judged[first].detectable) is not None:
+        of_it = "" if first == "fid" else f" of {COLUMNS[first].title}"
+        detected = f"a regression{of_it} of {detectable * COLUMNS[first].scale:.3g} is detected"
         remarks.append(f"{detected} with {100 * POWER:g} % probability")
         if (n := decisive(cell)) is not None:
-            how = f"`--grow-to {n}`" if cell["grows"] else f"N = {n:,}"
+            how = f"`--grow-to {n}`" if cell.grows else f"N = {n:,}"
             remarks.append(f"{how} would decide, if the networks are equal")
-    if cell["pixels"] and cell["pixels"]["differing"]:
-        remarks.append(_pixels(cell["pixels"]))
-    return [*remarks, cell["note"]] if cell["note"] else remarks
+    if cell.pixels and cell.pixels.differing:
+        remarks.append(_pixels(cell.pixels))
+    return [*remarks, cell.note] if cell.note else remarks
 
 
-def decisive(cell: CellDict) -> int | None:
+def decisive(cell: CellComparison) -> int | None:
     """The N that would decide an undecided cell, if the networks are equal; None if it is unknown.
 
     A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
     """
-    undecided = {name: metric for name, metric in tests(cell).items() if metric["verdict"] == Verdict.UNDECIDED}
-    needed: list[Any] = [metric["decisive"] for metric in undecided.values()]
-    if None in needed or (not cell["grows"] and any(COLUMNS[name].may_be_zero for name in undecided)):
+    undecided = {name: metric for name, metric in tests(cell).items() if metric.verdict == Verdict.UNDECIDED}
+    needed = [metric.decisive for metric in undecided.values()]
+    if not cell.grows and any(COLUMNS[name].may_be_zero for name in undecided):
         return None
-    return max(needed, default=None)
+    return None if None in needed else max((n for n in needed if n is not None), default=None)
 
 
-def _usual(cell: CellDict) -> dict[MetricColumn, tuple[str, str]]:
-    """Metric -> the baseline's value and the new one with the usual seeds."""
-    return {COLUMNS[name]: sides({**metric, "judged": None}, COLUMNS[name]) for name, metric in tests(cell).items()}
-
-
-def _pixels(pixels: Mapping[str, Any]) -> str:
+def _pixels(pixels: PixelDistance) -> str:
     """The number of images that differ, and by how many grey levels."""
-    differing = f"{pixels['differing']:,} of {counted(pixels['images'], 'image')} differ"
-    if pixels["largest"] is None:
+    differing = f"{pixels.differing:,} of {counted(pixels.images, 'image')} differ"
+    if pixels.largest is None:
         return f"{differing} (by how many grey levels is unknown: the baseline's images are gone)"
-    return f"{differing}, by up to {counted(pixels['largest'], 'grey level')} ({pixels['mean']:.2g} on average)"
+    return f"{differing}, by up to {counted(pixels.largest, 'grey level')} ({pixels.mean:.2g} on average)"
 
 
-def other_metrics(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, tuple[float | None, float | None]]:
-    """Column of quality.csv -> the new value and the baseline's, of the metrics other than FID that either side has."""
-    sides = {column.name: (new.get(column.name), old.get(column.name)) for column in OTHER_COLUMNS}
-    return {name: values for name, values in sides.items() if any(value is not None for value in values)}
+def comparison_text(comparison: BaselineComparison) -> str:
+    """A comparison as Markdown; the first line has the verdict and which side is new. Nights show the same."""
+    head = f"{headline(comparison)}; {comparison.directory} (new) - {comparison.baseline}"
+    missing = [f"- missing: `{name}`: {message}" for name, message in comparison.missing.items()]
+    page = markdown("comparison.md", **about(comparison), not_judged=comparison.not_judged)
+    return "\n".join([head, "", page, *missing])
 
 
-def columns_in(cells: Iterable[CellDict]) -> list[MetricColumn]:
-    """The metrics that some cell has and none was judged by, in the order of the registry."""
-    cells = list(cells)
-    given = {name for cell in cells for name in cell["others"]}
-    judged = judged_columns(cells)
-    return [column for column in shown_columns(given) if column not in judged]
+def markdown(template: str, **values: Any) -> str:
+    """A page in Markdown, with one empty line where its template has several."""
+    text = environment().overlay(autoescape=False).get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def other_change(cell: CellDict, column: MetricColumn, arrow: str = "->") -> str:
-    """Such as "2.31 -> 2.35": the baseline's value of a metric other than FID, and the new one."""
-    new, old = (shown_number(_scaled(value, column)) for value in cell["others"].get(column.name, (None, None)))
-    return f"{old} {arrow} {new}"
+def about(comparison: BaselineComparison) -> dict[str, Any]:
+    """What the template comparison.md shows of a comparison."""
+    cells = sorted(comparison.cells, key=worst_first)
+    number_of = Counter(cell.result for cell in cells)
+    return {
+        "compared": comparison,
+        "counts": ", ".join(f"{number_of[verdict]} {verdict}" for verdict in Verdict if number_of[verdict]),
+        "check_lines": check_lines(comparison),
+        "cells": _cells(cells[:MAX_ROWS]),
+        "cells_left_out": counted(len(cells) - MAX_ROWS, "more cell") if len(cells) > MAX_ROWS else "",
+        "margin": _margin(comparison),
+        "others": _others(comparison.cells[:MAX_ROWS]),
+        "unmatched": unmatched(comparison.only_new, comparison.only_baseline, comparison.unmatched),
+    }
 
 
-def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """The verdict and which side is new, a line for each cell, and the checks, rule, other metrics and warnings."""
-    cells = comparison["cells"]
-    first = f"{headline(comparison)}; {comparison['directory']} (new) - {comparison['baseline']}"
-    lines = [first, f"{counts(comparison)}.", ""]
-    lines += in_columns((cell["result"], cell["label"], reason(cell)) for cell in cells)
-    lines += ["", *check_lines(comparison, ("clean", "not applicable"))]
-    lines += [f"not judged: {reason}" for reason in comparison["not_judged"]]
-    lines += [f"missing: {name}: {message}" for name, message in comparison["missing"].items()]
-    if comparison["critical"] is not None:
-        lines.append(f"rule: {comparison['rule']}; margin {margin(comparison)}")
-    if columns := columns_in(cells):
-        lines.append(f"other metrics, {NOT_JUDGED}:")
-        changes = (", ".join(f"{column.title} {other_change(cell, column)}" for column in columns) for cell in cells)
-        lines += in_columns((f"  {cell['label']}", change) for cell, change in zip(cells, changes, strict=True))
-    lines += [f"{title}: {names}" for title, names in unmatched(comparison, MAX_LISTED).items()]
-    lines += [f"differs: {difference}" for difference in comparison["marks"]]
-    lines += [f"warning: {note}" for note in comparison["notes"]]
-    return "\n".join(lines)
+def _cells(cells: Sequence[CellComparison]) -> str:
+    """A table of the cells: four numbers of each metric that judged one, and remarks."""
+    columns, rows = judged_columns(cells), []
+    for cell in cells:
+        metrics, numbers = tests(cell), list[str]()
+        for column in columns:
+            if (metric := metrics.get(column.name)) is None:
+                numbers += [""] * 4
+                continue
+            t = "" if metric.t is None else format(metric.t, "+.1f")
+            numbers += [*_sides(metric, column), _change(metric, column), t]
+        shown = f"**{cell.result}**" if cell.result.is_regression else cell.result
+        rows.append((cell.label, shown, *numbers, "; ".join(remarks(cell))))
+    heads = (head for column in columns for head in (f"baseline {column.title}", column.title, "change", "T"))
+    return markdown_table(("cell", "verdict", *heads, ""), f"ll{'r' * 4 * len(columns)}l", rows)
 
 
-def margin(comparison: Mapping[str, Any]) -> str:
+def _others(cells: Sequence[CellComparison]) -> str:
+    """A table of the metrics that judged no cell: the baseline's value and the new one; empty if there are none."""
+    judged, given = judged_columns(cells), {name for cell in cells for name in cell.others}
+    columns = [column for column in shown_columns(given) if column not in judged]
+    if not columns:
+        return ""
+    rows = []
+    for cell in cells:
+        pairs = ([_scaled(value, column) for value in cell.others.get(column.name, (None, None))] for column in columns)
+        rows.append((cell.label, *(f"{shown_number(old)} → {shown_number(new)}" for new, old in pairs)))
+    return markdown_table(("cell", *(column.title for column in columns)), "l" + "r" * len(columns), rows)
+
+
+def _margin(comparison: BaselineComparison) -> str:
     """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.15 of its standard error"."""
-    cells = comparison["cells"]
-    least = least_margin(judged_columns(cells), comparison["margin"], comparison["gate"]["margin_floor"])
-    return f"{100 * comparison['margin']:g} % of the baseline's {titles(cells)}{least}"
+    gate, cells = comparison.gate, comparison.cells
+    least = least_margin(judged_columns(cells), gate.margin, gate.margin_floor)
+    return f"{100 * gate.margin:g} % of the baseline's {titles(cells)}{least}"
 
 
 def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) -> str:
@@ -243,54 +253,44 @@ def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) ->
     return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored else ""
 
 
-def titles(cells: Iterable[CellDict]) -> str:
+def titles(cells: Iterable[CellComparison]) -> str:
     """The metrics that cells are judged by, such as "FID and KID"."""
     return " and ".join(column.title for column in judged_columns(cells))
 
 
-def unmatched(comparison: Mapping[str, Any], limit: int) -> dict[str, str]:
-    """The labels of the cells that only one side has, at most `limit` of each, by a title for them."""
-    sides = {"not in the baseline": comparison["only_new"], "only in the baseline": comparison["only_baseline"]}
-    labels = comparison["unmatched"]
-    return {title: listed([labels.get(name, name) for name in names], limit) for title, names in sides.items() if names}
+def unmatched(only_new: Sequence[str], only_baseline: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of the cells that only one side has, at most `MAX_LISTED` of each, by a title for them."""
+    sides = {"not in the baseline": only_new, "only in the baseline": only_baseline}
+    return {
+        title: listed([labels.get(name, name) for name in names], MAX_LISTED) for title, names in sides.items() if names
+    }
 
 
-def scored_as(images: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+def scored_as(images: ImagesRequest, protocol: Mapping[str, Any]) -> list[str]:
     """Lines with the reference and the extractor of images from elsewhere; `images` says how they were scored."""
     number = protocol["reference"]["num_images"]
     size = "mean and covariance" if number is None else counted(number, "image")
-    return [f"reference: {images['reference']} ({size})", f"extractor: {extractor_in_words(protocol['extractor'])}"]
+    return [f"reference: {images.reference} ({size})", f"extractor: {extractor_in_words(protocol['extractor'])}"]
 
 
-def baseline_text(value: Mapping[str, Any]) -> str:
-    software = value["software"]
-    commit = software.get("git_commit")
+def baseline_text(baseline: Baseline) -> str:
+    commit = baseline.software.git_commit
     lines = [
-        f"baseline of {value['name']}, accepted {value['accepted']}: {value['reason']}",
-        f"{'images' if value.get('images') else 'run'}: {value['run']}",
-        *(f"training of the recipe: {place}" for place in value["trainings"][1:]),
-        *(f"remark: {remark}" for remark in value["remarks"]),
-        *(scored_as(of_images, value["cells"][0]["protocol"]) if (of_images := value.get("images")) else ()),
-        f"taugrid {(software.get('versions') or {}).get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
+        f"baseline of {baseline.name}, accepted {baseline.accepted}: {baseline.reason}",
+        f"{'images' if baseline.images else 'run'}: {baseline.run}",
+        *(f"remark: {remark}" for remark in baseline.remarks),
+        *(scored_as(baseline.images, baseline.cells[0].protocol) if baseline.images else ()),
+        f"taugrid {baseline.software.versions.get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",
     ]
-    labels = labels_of({cell["cell"]: {**cell["settings"], **cell["axes"]} for cell in value["cells"]})
-    rows = []
-    had = [cell["metrics"] for cell in value["cells"]]
-    with_error = [column for column in SAMPLED if any(column.sampling_error in metrics for metrics in had)]
+    labels = labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in baseline.cells})
+    with_error = [column for column in SAMPLED if any(column.sampling_error in cell.metrics for cell in baseline.cells)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
-    for cell in value["cells"]:
-        n, trainings = f"N = {cell['settings']['num_samples']}", cell.get("training_metrics", ())
-        rows.append((labels[cell["cell"]], n, *(_score(column, cell["metrics"], trainings) for column in shown)))
+    rows = []
+    for cell in baseline.cells:
+        row = [labels[cell.cell], f"N = {cell.settings['num_samples']}"]
+        for column in shown:
+            value, error = (cell.metrics.get(name or "") for name in (column.name, column.sampling_error))
+            row.append(f"{column.title} {shown_number(_scaled(value, column), _scaled(error, column))}")
+        rows.append(row)
     return "\n".join([*lines, *in_columns(rows)])
-
-
-def _score(column: MetricColumn, metrics: Mapping[str, float], trainings: Sequence[Mapping[str, float]]) -> str:
-    """A metric of a baseline's cell, with its standard error, and the mean and spread over a recipe's trainings."""
-    error = metrics.get(column.sampling_error or "")
-    shown = f"{column.title} {shown_number(_scaled(metrics.get(column.name), column), _scaled(error, column))}"
-    values = [found[column.name] * column.scale for found in (metrics, *trainings) if column.name in found]
-    if len(values) < 2:
-        return shown
-    mean, spread = write_number(statistics.mean(values), statistics.stdev(values))
-    return f"{shown}; the mean of the trainings is {mean}, their spread {spread.removeprefix('± ')}"

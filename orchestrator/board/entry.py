@@ -204,10 +204,11 @@ def read_night(found: FoundFolder, before: NightEntry | None) -> NightEntry:
             return before
         if (verdict := read_sealed(path, found.storage)) is None:
             return {**entry, "version": version, "verdict": "damaged verdict.json"}
-        from taugrid.orchestrator.nightly.nights import night_line  # the first night loads what judges
+        from taugrid.orchestrator.baseline.verdict import NightVerdict  # the first night loads what judges
+        from taugrid.orchestrator.nightly.nights import night_line
 
-        line = night_line(verdict)
+        line = night_line(NightVerdict.read(verdict, found.root))
         told = {"time": text(line.time), "verdict": text(line.verdict), "light": line.light}
         return {**entry, "version": version, **told}
-    except UNREADABLE as error:
+    except (*UNREADABLE, UserError) as error:
         return {**entry, "version": "", "verdict": text(f"verdict.json can't be read ({type(error).__name__})")}

@@ -169,7 +169,7 @@ def _compare_images(a: str, b: str, scoring: dict[str, Any], judging: Mapping[st
     if "reference" not in scoring:
         raise UserError(NO_REFERENCE)
     from taugrid.eval.gate.verdict import exit_of
-    from taugrid.orchestrator.baseline.images import ImagesRequest
+    from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.cli.text.images import comparison_text
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.images import compare_images

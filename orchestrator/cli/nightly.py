@@ -86,10 +86,10 @@ def nightly(**given: Any) -> None:
         return
     with Progress() as progress:
         result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
-    print_value(result.verdict, given["as_json"], lambda verdict: summary(verdict).rstrip())
+    print_value(result.verdict.as_dict(), given["as_json"], lambda _: summary(result.verdict).rstrip())
     echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
-    if result.exit != Exit.DONE:
-        sys.exit(result.exit)
+    if (code := result.verdict.exit) != Exit.DONE:
+        sys.exit(code)
 
 
 def _show_night(given: Mapping[str, Any]) -> None:
@@ -115,30 +115,29 @@ def _flag(name: str) -> str:
 
 def _night_of_images(given: dict[str, Any], progress: "Progress") -> "NightResult":
     """The night that the options of `nightly` ask for, with --samples."""
-    from taugrid.orchestrator.nightly.images import ImagesNightRequest, run_night_of_images
+    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.nightly.night import ImagesNightRequest, run_night_of_images
 
     useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
     if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
         raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
     values = {name: given[name] for name in ("samples", "history", "baseline", "night", "break_lock", "trust_code")}
     scoring = {name: given[name] for name in OF_IMAGES if given[name]}
-    gate = {name: given[name] for name in ("margin", "alpha", "sharpness")}
+    gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "sharpness")})
     return run_night_of_images(ImagesNightRequest(**values, scoring=scoring, gate=gate), progress)
 
 
 def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult":
     """The night that the options of `nightly` ask for, without --samples."""
     from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.nightly.judging import Terms
-    from taugrid.orchestrator.nightly.night import NightRequest, run_night
+    from taugrid.orchestrator.nightly.night import RunRequest, run_night
 
     if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
         raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
     gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "allow_missing", "sharpness")})
-    same = ("config", "address", "break_lock", "trust_code", "history", "baseline", "night", "keep_images")
+    same = ("config", "address", "break_lock", "trust_code", "history", "baseline", "night", "keep_images", "grow_to")
     assignments = with_workers(given["assignments"], given["workers"])
-    values = {name: given[name] for name in same} | {"assignments": assignments}
-    return run_night(NightRequest(terms=Terms(gate, given["grow_to"]), **values), progress)
+    return run_night(RunRequest(gate=gate, assignments=assignments, **{name: given[name] for name in same}), progress)
 
 
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
@@ -155,7 +154,7 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     new = require_scores(snapshot_of_opened(run))
     canaries = canaries_beside(run, new)
     comparison = compare_snapshots(new, snapshot_of(baseline), gate_of(run.config, **requested), canaries)
-    print_value(comparison.as_dict(), as_json, comparison_text)
+    print_value(comparison.as_dict(), as_json, lambda _: comparison_text(comparison))
     if comparison.exit is not Exit.DONE:
         sys.exit(comparison.exit)
 
@@ -164,21 +163,23 @@ def compare_images_with_baseline(
     images: str, baseline: str, requested: Mapping[str, Any], trust_code: bool, as_json: bool
 ) -> None:
     """As `compare_with_baseline` for images, which are scored as those of the baseline file were."""
+    from taugrid.orchestrator.baseline.compared import GateSettings
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.images import NOT_OURS, ImagesRequest, snapshot_of_images
+    from taugrid.orchestrator.baseline.images import NOT_OURS, request_of, snapshot_of_images
     from taugrid.orchestrator.baseline.text import comparison_text, scored_as
     from taugrid.orchestrator.progress import Progress
 
     before = snapshot_of(baseline)
-    request = ImagesRequest.of_baseline(before, trust_code)
+    request = request_of(before, trust_code)
     with Progress() as progress:
         new = snapshot_of_images(images, request, progress)
-    comparison = compare_snapshots(new, before, request.gate(**requested), lambda old: NOT_OURS)
+    gate = GateSettings(metrics=request.metrics or None, **requested)
+    comparison = compare_snapshots(new, before, gate, lambda old: NOT_OURS)
     (cell,), (old,) = new.cells, before.cells
     pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
-    about = [*pairs, *scored_as(request.recorded, cell.protocol)]
-    print_value(comparison.as_dict(), as_json, lambda value: "\n".join([comparison_text(value), *about]))
+    about = [*pairs, *scored_as(request, cell.protocol)]
+    print_value(comparison.as_dict(), as_json, lambda _: "\n".join([comparison_text(comparison), "", *about]))
     if comparison.exit is not Exit.DONE:
         sys.exit(comparison.exit)
 
@@ -189,19 +190,15 @@ def baseline() -> None:
 
 
 @baseline.command()
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
+@click.argument("directory", metavar="DIR")
 @click.option("--to", "file", required=True, metavar="FILE", help="A .json file; a .parquet file is written beside it.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why this run is the new measure; kept in FILE.")
 @click.option("--force", is_flag=True, help="Accept a night's run although the night was judged worse or changed.")
 @images_options
 @trust_option
 @json_option
-def accept(
-    directories: tuple[str, ...], file: str, reason: str, force: bool, as_json: bool, trust_code: bool, **images: Any
-) -> None:
+def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, trust_code: bool, **images: Any) -> None:
     """Write a run's scores, and what pairing with them needs, to FILE and a Parquet file beside it; both are for git.
-
-    Three DIRs or more are trainings of one recipe, with seeds of their own: later nights are compared with their mean.
 
     With --reference, DIR holds images from elsewhere: a folder of PNG or JPEG, .npz or Parquet. `compare DIR FILE`
     scores later images in the same way, and pairs them by name.
@@ -214,7 +211,7 @@ def accept(
     """
     from taugrid.orchestrator.baseline.accept import accept as accept_run
     from taugrid.orchestrator.baseline.accept import accept_images
-    from taugrid.orchestrator.baseline.images import ImagesRequest
+    from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.baseline.text import baseline_text
     from taugrid.orchestrator.progress import Progress
 
@@ -222,23 +219,23 @@ def accept(
         raise UserError("--reason is empty; say why this run becomes the baseline")
     given = {name: value for name, value in images.items() if value}
     if "reference" not in given:
-        _require_runs(directories, given)
-        print_value(accept_run(directories, file, reason, force), as_json, baseline_text)
+        _require_run(directory, given)
+        accepted = accept_run(directory, file, reason, force)
+        print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
         return
-    if len(directories) > 1 or force:
-        raise UserError("images are one DIR, without --force: --reference says that DIR holds images")
+    if force:
+        raise UserError("--force is for a run; --reference says that DIR holds images")
     with Progress() as progress:
-        accepted = accept_images(directories[0], ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
-    print_value(accepted, as_json, baseline_text)
+        accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
+    print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
 
 
-def _require_runs(directories: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def _require_run(directory: str, given: Mapping[str, Any]) -> None:
     """Raise `UserError` for images, or options for them, without --reference."""
     from taugrid.orchestrator.opened import are_images
 
-    images = [place for place in directories if are_images(place)]
-    if images or given:
-        what = f"{images[0]} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
+    if (images := are_images(directory)) or given:
+        what = f"{directory} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
         raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
 
 
@@ -254,4 +251,5 @@ def show(file: str, as_json: bool) -> None:
     from taugrid.orchestrator.baseline.files import open_baseline, read_json_of_baseline
     from taugrid.orchestrator.baseline.text import baseline_text
 
-    print_value(read_json_of_baseline(*open_baseline(file, "FILE")), as_json, baseline_text)
+    found = read_json_of_baseline(*open_baseline(file, "FILE"))
+    print_value(found.model_dump(mode="json"), as_json, lambda _: baseline_text(found))

@@ -14,7 +14,8 @@ from taugrid.orchestrator.baseline.comparison import judged_columns, require_com
 from taugrid.orchestrator.baseline.files import snapshot_of
 from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
-from taugrid.orchestrator.baseline.text import MAX_LISTED, unmatched
+from taugrid.orchestrator.baseline.text import unmatched
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly.places import Night, open_history
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
@@ -71,9 +72,9 @@ def check_grow_to(grow_to: int | None, run: Run) -> None:
         raise UserError(f"--grow-to {grow_to}: every cell has N = {smallest} or more already; give more than that")
 
 
-def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None:
+def check_same_night(run: Run, night: Night, verdict: NightVerdict) -> None:
     """Raise `UserError` if a complete night lacks a cell of the plan, or has a different N for it."""
-    judged = {score["cell"]: score["settings"]["num_samples"] for score in verdict["scores"]}
+    judged = {score.cell: score.settings["num_samples"] for score in verdict.scores}
     new = [cell.label for cell in run.plan.cells if cell.id not in judged]
     if new:
         others = " and others" if len(new) > 1 else ""
@@ -118,14 +119,13 @@ def expected_sharpness(nights: Sequence[Night], plan: Plan) -> dict[str, float]:
     """
     for night in reversed(nights):
         verdict = night.verdict
-        comparison = verdict and verdict["comparison"]
-        if verdict and comparison and (found := comparison["sharpnesses"]) and comparison["result"] not in REGRESSIONS:
-            n_before = np.median([score["settings"]["num_samples"] for score in verdict["scores"]])
+        comparison = verdict and verdict.comparison
+        if verdict and comparison and (found := comparison.sharpnesses) and comparison.result not in REGRESSIONS:
+            n_before = np.median([score.settings["num_samples"] for score in verdict.scores])
             n_now = np.median([cell.settings.num_samples for cell in plan.cells])
-            margin = float(comparison["margin"])
-            shrunk = float(np.sqrt(n_before / n_now))
+            margin, shrunk = comparison.gate.margin, float(np.sqrt(n_before / n_now))
             known = (name for name in found if shrunk == 1 or not COLUMNS[name].may_be_zero)
-            return {name: margin + (found[name]["loss"] - margin) * shrunk for name in known}
+            return {name: margin + (found[name].loss - margin) * shrunk for name in known}
     return {}
 
 
@@ -188,5 +188,6 @@ def coverage_text(coverage: Mapping[str, Any]) -> str:
         return f"against {coverage['place']}: which cells can be compared is unknown ({coverage['unknown']})"
     cells = counted(coverage["cells"], "cell")
     lines = [f"against {coverage['place']}: {coverage['compared']} of its {cells} would be compared"]
-    lines += [f"{title}, so not compared: {names}" for title, names in unmatched(coverage, MAX_LISTED).items()]
+    alone = unmatched(coverage["only_new"], coverage["only_baseline"], {})
+    lines += [f"{title}, so not compared: {names}" for title, names in alone.items()]
     return "\n".join([*lines, *coverage["notes"]])

@@ -1,14 +1,15 @@
 """A history of nights as text lines, and as a Python object. A night is one run of `taugrid nightly`."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, UNFINISHED, Verdict
+from taugrid.eval.gate.verdict import REGRESSIONS, UNFINISHED, Verdict
 from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly.places import History
 from taugrid.parquet import read_table
 from taugrid.words import counted, in_columns, listed, short_path
@@ -27,52 +28,39 @@ MAX_NIGHTS_NAMED = 5
 
 def nights_of(history: History) -> list[NightLine]:
     """The complete nights, oldest first, and after them the unfinished ones."""
-    verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
-    return [*map(night_line, verdicts), *unfinished(history)]
+    return [*map(night_line, history.verdicts()), *unfinished(history)]
 
 
 def unfinished(history: History) -> list[NightLine]:
     return [NightLine(night.id, "", UNFINISHED, "grey") for night in history.unfinished_nights()]
 
 
-def night_line(verdict: Mapping[str, Any]) -> NightLine:
-    """The line of a night with `verdict`, the content of verdict.json."""
-    comparison, result = verdict["comparison"] or {}, _result(verdict)
-    networks = [NightModel(model["checkpoint"], model["weights_sha256"]) for model in verdict["model"]]
-    counts = Counter(Verdict(cell["result"]) for cell in comparison.get("cells", ()))
+def night_line(verdict: NightVerdict) -> NightLine:
+    """The line of a night with this verdict."""
+    comparison = verdict.comparison
+    light: Light = "grey"
+    remarks = [f"{counted(len(verdict.missing), 'cell')} missing"] if verdict.missing else []
+    remarks += verdict.not_judged
+    if comparison is not None:
+        # Grey, if the verdict may still change.
+        light = "green" if sign(comparison) == GOOD and not verdict.missing else "grey"
+        remarks += check_lines(comparison, ("clean", "not applicable"))
+        remarks += [f"judged by {name}" for name in [titles(comparison.cells)] if name not in ("", "FID")]
+    if verdict.result in REGRESSIONS:
+        light = "red"
+    counts = Counter(cell.result for cell in comparison.cells) if comparison else Counter[Verdict]()
     return NightLine(
-        id=verdict["night"],
-        time=verdict["time"],
-        verdict=verdict["result"] if result is None else str(result),
-        light=_traffic_light(verdict, result),
+        id=verdict.night,
+        time=verdict.time,
+        verdict=str(verdict.result),
+        light=light,
         counts={str(result): counts[result] for result in Verdict if counts[result]},
-        compared=tuple(comparison["compared"]) if comparison else None,
-        remarks=tuple(_remarks(verdict, comparison)),
-        models=(NightModel(verdict["images"]["path"], None),) if "images" in verdict else tuple(networks),
-        commit=verdict["software"].get("git_commit"),
-        is_dirty=bool(verdict["software"].get("git_dirty")),
+        compared=comparison.compared if comparison else None,
+        remarks=tuple(remarks),
+        models=(NightModel(verdict.images.path, None),) if verdict.images else verdict.model,
+        commit=verdict.software.git_commit,
+        is_dirty=bool(verdict.software.git_dirty),
     )
-
-
-def _result(verdict: Mapping[str, Any]) -> Verdict | None:
-    """The verdict; None if there was no baseline, or no cell was scored."""
-    return None if verdict["result"] in (NO_BASELINE, INCOMPLETE) else Verdict(verdict["result"])
-
-
-def _traffic_light(verdict: Mapping[str, Any], result: Verdict | None) -> Light:
-    """The colour of the night's headline; grey if the verdict may still change, or there was no baseline."""
-    if result is not None and result.is_regression:
-        return "red"
-    comparison = verdict["comparison"]
-    return "green" if comparison is not None and sign(comparison) == GOOD and not verdict["missing"] else "grey"
-
-
-def _remarks(verdict: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
-    """The number of missing cells, what was not judged, and the checks that are not clean."""
-    missing = [f"{counted(len(verdict['missing']), 'cell')} missing"] if verdict["missing"] else []
-    checks = check_lines(comparison, ("clean", "not applicable")) if comparison else []
-    judged = [f"judged by {name}"] if (name := titles(comparison.get("cells", ()))) not in ("", "FID") else []
-    return [*missing, *verdict["not_judged"], *checks, *judged]
 
 
 def history_as_dict(history: History, nights: Sequence[NightLine]) -> dict[str, Any]:
@@ -114,7 +102,7 @@ class HistoryView:
 
     @property
     def table(self) -> "pd.DataFrame":
-        """history.parquet: a row for each cell of each complete night; `UserError` if it is not written yet."""
+        """history.parquet: a row for each metric of each cell of each complete night; `UserError` if there is none."""
         try:
             table: pd.DataFrame = read_table(self._history.storage.read(self._history.parquet)).to_pandas()
         except FileNotFoundError:
@@ -137,6 +125,6 @@ class HistoryView:
             newest = ", ".join(ids[-MAX_NIGHTS_NAMED:])
             raise UserError(f"{self.directory} has no night {night!r}; its newest are {newest}")
         found = self._history.night(night)
-        if (found.verdict or {}).get("images"):
+        if (verdict := found.verdict) is not None and verdict.images:
             raise UserError(f"night {night} judged images from elsewhere, so it has no run")
         return RunView(open_existing(found.run_name))

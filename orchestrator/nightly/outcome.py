@@ -1,24 +1,25 @@
-"""The verdict of a night as plain data: the content of verdict.json, from which summary.md and junit.xml are made.
+"""The verdict of a night, from its comparison, and the pictures of its worst cells.
 
-Pictures of the worst cells show the baseline's images above tonight's of the same noise.
+The pictures show the baseline's images above tonight's of the same noise.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from taugrid.eval.figures.pictures import before_and_after
 from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, REGRESSIONS, Verdict, worst
+from taugrid.eval.nights import NightModel
 from taugrid.hashing import identity
-from taugrid.orchestrator.baseline.compared import BaselineComparison
+from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison
 from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.pixels import ImageBatch
-from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell
-from taugrid.orchestrator.baseline.text import decisive, tests
+from taugrid.orchestrator.baseline.snapshot import Snapshot
+from taugrid.orchestrator.baseline.text import decisive, tests, worst_first
+from taugrid.orchestrator.baseline.verdict import NightBaseline, NightScore, NightVerdict
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
-from taugrid.run_id import FORMAT
 from taugrid.storage import Storage
 
 MAX_STRIPS = 4
@@ -28,41 +29,55 @@ IMAGES = 8
 """The number of images in a row of a picture."""
 
 
-def as_verdict(
+def verdict_of(
     night: Night,
     tonight: Snapshot,
     baseline: Snapshot | None,
     comparison: BaselineComparison | None,
     missing: Mapping[str, str],
-) -> dict[str, Any]:
+) -> NightVerdict:
     """The verdict; pictures of the worst cells are written too."""
     label_of = labels(tonight.cells)
     failed = {label_of[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
-    verdict: dict[str, Any] = {
-        "format": FORMAT,
-        "night": night.id,
-        "name": tonight.name,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "result": night_result(comparison, baseline, bool(failed)),
-        "missing": dict(missing),
-        "failed": failed,
-        "not_judged": [] if comparison is None or missing else comparison.not_judged,
-        "baseline": None if baseline is None else _baseline_dict(baseline),
-        "model": _networks(tonight),
-        **({} if tonight.images is None else {"images": dict(tonight.images)}),
-        "scores": [_score(cell, label_of[cell.cell]) for cell in tonight.cells],
-        "comparison": None if comparison is None else comparison.as_dict(),
-        "software": dict(tonight.software),
-    }
+    result, strips, step = night_result(comparison, baseline, bool(failed)), None, None
     if baseline is None and not failed and not missing:
-        verdict["next"] = _acceptance(night, tonight, "FILE")
+        step = _acceptance(night, tonight, "FILE")
     if baseline is not None and comparison is not None:
-        verdict["strips"] = _strips_of_the_worst(night, tonight, baseline, verdict["comparison"])
-        verdict["next"] = _next(night, tonight, baseline, verdict)
-    return verdict
+        strips = _strips_of_the_worst(night, tonight, baseline, comparison)
+        step = _next(night, tonight, baseline, comparison, result, bool(failed))
+    scores = [
+        NightScore(
+            cell.cell,
+            cell.name,
+            label_of[cell.cell],
+            dict(cell.settings),
+            dict(cell.metrics),
+            cell.network.weights_sha256,
+        )
+        for cell in tonight.cells
+    ]
+    return NightVerdict(
+        night=night.id,
+        name=tonight.name,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        result=result,
+        missing=dict(missing),
+        failed=failed,
+        not_judged=() if comparison is None or missing else tuple(comparison.not_judged),
+        baseline=None if baseline is None else _baseline(baseline),
+        model=_networks(tonight),
+        images=tonight.images,
+        scores=tuple(scores),
+        comparison=comparison,
+        software=tonight.software,
+        next=step,
+        strips=strips,
+    )
 
 
-def night_result(comparison: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool) -> str:
+def night_result(
+    comparison: BaselineComparison | None, baseline: Snapshot | None, has_failed: bool
+) -> Verdict | Literal["no baseline", "incomplete"]:
     """The worst verdict of all cells; a cell that failed has collapsed, also if the baseline does not have it."""
     results = [] if comparison is None else [comparison.result]
     if results or has_failed:
@@ -70,59 +85,50 @@ def night_result(comparison: BaselineComparison | None, baseline: Snapshot | Non
     return NO_BASELINE if baseline is None else INCOMPLETE
 
 
-def _score(cell: SnapshotCell, label: str) -> dict[str, Any]:
-    return {
-        "cell": cell.cell,
-        "name": cell.name,
-        "label": label,
-        "settings": dict(cell.settings),
-        "metrics": dict(cell.metrics),
-        "weights_sha256": cell.network.weights_sha256,
-    }
+def _baseline(baseline: Snapshot) -> NightBaseline:
+    accepted = baseline.accepted
+    return NightBaseline(
+        place=baseline.source,
+        id=accepted.parquet_sha256 if accepted else None,
+        accepted=accepted.accepted if accepted else None,
+        reason=accepted.reason if accepted else None,
+        model=_networks(baseline),
+        git_commit=baseline.software.git_commit,
+    )
 
 
-def _baseline_dict(baseline: Snapshot) -> dict[str, Any]:
-    accepted = baseline.accepted or {}
-    return {
-        "place": baseline.source,
-        "id": accepted.get("parquet_sha256"),
-        "accepted": accepted.get("accepted"),
-        "reason": accepted.get("reason"),
-        "model": _networks(baseline),
-        "git_commit": baseline.software.get("git_commit"),
-    }
-
-
-def _networks(snapshot: Snapshot) -> list[dict[str, str | None]]:
+def _networks(snapshot: Snapshot) -> tuple[NightModel, ...]:
     """The distinct networks of a run: where their weights are or were, and their SHA-256."""
-    networks: dict[str | None, dict[str, str | None]] = {}
+    networks: dict[str | None, NightModel] = {}
     for network in (cell.network for cell in snapshot.cells if cell.images is None):
         place = network.folder or network.weights_file or network.callable
-        networks[network.weights_sha256] = {"checkpoint": place, "weights_sha256": network.weights_sha256}
-    return list(networks.values())
+        networks[network.weights_sha256] = NightModel(place, network.weights_sha256)
+    return tuple(networks.values())
 
 
-def _next(night: Night, tonight: Snapshot, baseline: Snapshot, verdict: Mapping[str, Any]) -> str:
+def _next(
+    night: Night, tonight: Snapshot, baseline: Snapshot, comparison: BaselineComparison, result: str, has_failed: bool
+) -> str:
     """The next step: find out why cells fail, sample more, or make tonight's network the baseline."""
-    if verdict["failed"]:
+    if has_failed:
         return "find out why the cells above fail; this night can't be a baseline"
-    if verdict["result"] == Verdict.UNDECIDED:
-        return _to_decide([cell for cell in verdict["comparison"]["cells"] if cell["result"] == Verdict.UNDECIDED])
+    if result == Verdict.UNDECIDED:
+        return _to_decide([cell for cell in comparison.cells if cell.result == Verdict.UNDECIDED])
     to = baseline.source if baseline.accepted else "FILE"
-    if verdict["comparison"]["only_baseline"]:
+    if comparison.only_baseline:
         return (
             "a run of the cells that only the baseline has; later nights lack them if you accept this one: "
             f"{_acceptance(night, tonight, to)}"
         )
-    if verdict["result"] in REGRESSIONS:
+    if result in REGRESSIONS:
         return f"if the change is meant, {_acceptance(night, tonight, to, ' --force')}"
     return _acceptance(night, tonight, to)
 
 
-def _to_decide(undecided: Sequence[Mapping[str, Any]]) -> str:
+def _to_decide(undecided: Sequence[CellComparison]) -> str:
     """The way to decide more of the undecided cells; empty if more images may decide nothing."""
     needed = [n for cell in undecided if (n := decisive(cell)) is not None]
-    if any(cell["grows"] for cell in undecided):
+    if any(cell.grows for cell in undecided):
         return f"to decide more, sample the undecided cells again with `--grow-to {max(needed, default='N')}`"
     return "to decide more, let baseline and nights have more images" if needed else ""
 
@@ -130,18 +136,9 @@ def _to_decide(undecided: Sequence[Mapping[str, Any]]) -> str:
 def _acceptance(night: Night, tonight: Snapshot, to: str, force: str = "") -> str:
     what = f"{night.run_name} --to {to} --reason TEXT{force}"
     if (images := tonight.images) is not None:
-        what = f"{images['path']} {images['options']} --to {to} --reason TEXT"
+        what = f"{images.path} {images.options} --to {to} --reason TEXT"
     command = f"`taugrid baseline accept {what}`"
     return f"{command} makes tonight the measure of later nights"
-
-
-def worst_first(cell: Mapping[str, Any]) -> tuple[int, float]:
-    return Verdict(cell["result"]).rank, -(next(iter(tests(cell).values()), {}).get("t") or 0)
-
-
-def has_failed(cell: Mapping[str, Any]) -> bool:
-    """Whether a cell of a comparison has no scores, because it can't be sampled or scored."""
-    return all(metric["value"] is None for metric in tests(cell).values())
 
 
 class BeforeAndAfter(NamedTuple):
@@ -153,15 +150,16 @@ class BeforeAndAfter(NamedTuple):
 
 
 def _strips_of_the_worst(
-    night: Night, tonight: Snapshot, baseline: Snapshot, comparison: Mapping[str, Any]
+    night: Night, tonight: Snapshot, baseline: Snapshot, comparison: BaselineComparison
 ) -> dict[str, str]:
     """Label -> path from the summary, of the pictures of the worst cells that are undecided or worse."""
     before = {cell.cell: cell for cell in baseline.cells}
     now = {cell.cell: cell for cell in tonight.cells}
     pairs = [
-        BeforeAndAfter(cell["label"], before[cell["baseline_cell"]].load_first(), now[cell["cell"]].load_first())
-        for cell in sorted(comparison["cells"], key=worst_first)[:MAX_STRIPS]
-        if Verdict(cell["result"]).rank <= Verdict.UNDECIDED.rank and not has_failed(cell)
+        BeforeAndAfter(cell.label, before[cell.baseline_cell].load_first(), now[cell.cell].load_first())
+        for cell in sorted(comparison.cells, key=worst_first)[:MAX_STRIPS]
+        if cell.result.rank <= Verdict.UNDECIDED.rank
+        and any(metric.value is not None for metric in tests(cell).values())  # it has not failed
     ]
     files = strips(pairs, night.strips, night.storage)
     return {label: path.relative_to(night.folder).as_posix() for label, path in files.items()}

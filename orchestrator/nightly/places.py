@@ -12,11 +12,10 @@ HISTORY/history.parquet, trend.png, trend.svg, index.html   rewritten from all v
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taugrid.errors import UserError
+from taugrid.orchestrator.baseline.verdict import VERDICT, NightVerdict
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.run_id import require_format
 from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
@@ -31,7 +30,7 @@ class Night:
         self.id = folder.name
         self.folder, self.storage = folder, storage
         self.run = folder / "run"
-        self.verdict_file = folder / "verdict.json"
+        self.verdict_file = folder / VERDICT
         self.summary = folder / "summary.md"
         self.junit = folder / "junit.xml"
         self.strips = folder / "strips"
@@ -49,16 +48,14 @@ class Night:
         return [path for path in folders if self.storage.exists(path / "config.json")]
 
     @property
-    def verdict(self) -> dict[str, Any] | None:
-        """The content of a complete night's verdict.json; None if the night is unfinished or the file was changed.
+    def verdict(self) -> NightVerdict | None:
+        """The verdict of a complete night; None if the night is unfinished or the file was changed.
 
         Raises:
             UserError: if another version of taugrid wrote it.
         """
-        verdict = read_sealed(self.verdict_file, self.storage)
-        if verdict is not None:
-            require_format(verdict, self.folder)
-        return verdict
+        value = read_sealed(self.verdict_file, self.storage)
+        return None if value is None else NightVerdict.read(value, self.folder)
 
 
 class History(Paths):
@@ -81,10 +78,16 @@ class History(Paths):
 
     def complete_nights(self) -> Sequence[Night]:
         """The nights with a verdict, oldest first."""
-        files = self.storage.list(self.nights, "*/verdict.json")
-        nights = [Night(path.parent, self.storage) for path in files]
-        dated = [(verdict["time"], night.id, night) for night in nights if (verdict := night.verdict) is not None]
-        return [night for _, _, night in sorted(dated, key=lambda item: item[:2])]
+        return [night for night, _ in self._judged()]
+
+    def verdicts(self) -> Sequence[NightVerdict]:
+        """The verdicts of the complete nights, oldest first."""
+        return [verdict for _, verdict in self._judged()]
+
+    def _judged(self) -> list[tuple[Night, NightVerdict]]:
+        nights = [Night(path.parent, self.storage) for path in self.storage.list(self.nights, f"*/{VERDICT}")]
+        found = [(night, verdict) for night in nights if (verdict := night.verdict) is not None]
+        return sorted(found, key=lambda judged: (judged[1].time, judged[0].id))
 
     def unfinished_nights(self) -> Sequence[Night]:
         """The nights that have begun and have no verdict, in the order of their ids."""

@@ -2,7 +2,7 @@
 
 The canary of the sampler is the first batch of each cell of the baseline, from its network and with today's code. It is
 a run directory of its own, beside tonight's, with one shard for each cell and without scores. Second looks sample both
-networks (`second_look`). The files of the baseline's networks may have been removed or replaced.
+networks (`judging`). The files of the baseline's networks may have been removed or replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,8 +145,8 @@ def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) ->
             canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
         elif (digests := pixel_digests(rundir, cell)) is not None:
             origin = history.origin(cell.id).if_known(cell.settings.num_samples)
-            environment = sampling_environment(origin, 1, cell.settings.batch_size)
-            canaries[key] = Sampled(digests, first_images(rundir, cell), environment)
+            setup = sampling_environment(origin, 1, cell.settings.batch_size)
+            canaries[key] = Sampled(digests, first_images(rundir, cell), setup)
 
     def canary(old: SnapshotCell) -> Sampled | Check:
         missing = Check("unknown", "the canary's images are missing")

@@ -1,10 +1,10 @@
 """Writes the files of a night and of the history, and removes images of old nights.
 
-history.parquet has a row for each cell of each complete night. pandas and duckdb read it.
+history.parquet has a row for each metric of each cell of each complete night. pandas and duckdb read it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from taugrid import parquet
 from taugrid.errors import DamagedFile
 from taugrid.orchestrator.baseline.pixels import pixel_digests
-from taugrid.orchestrator.baseline.text import OTHER_COLUMNS, tests
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly.nights import night_line, unfinished
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
@@ -24,10 +24,6 @@ from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
 from taugrid.words import counted, with_urls
-
-_FIRST = ("isc_mean", "kid_mean", "precision", "recall", "fid_infinity")
-_BESIDE_FID = sorted(OTHER_COLUMNS, key=lambda column: (*_FIRST, column.name).index(column.name))
-"""The first metrics, in the order in which readers have known them, and then later ones."""
 
 COLUMNS_ABOUT = (
     ("night", pa.string(), "the night's id"),
@@ -40,50 +36,29 @@ COLUMNS_ABOUT = (
     ("num_samples", pa.int64(), "N"),
     ("settings", pa.string(), "all settings of `sample`, as JSON"),
     ("weights_sha256", pa.string(), "of the network"),
-    ("fid", pa.float64(), "FID"),
-    ("fid_se", pa.float64(), "one standard error of sampling at this N"),
     ("baseline", pa.string(), "SHA-256 of the baseline's Parquet file, or the path of a run directory"),
-    ("baseline_fid", pa.float64(), "the baseline's FID, as recorded"),
     ("situation", pa.string(), "same weights and setup, same weights, other setup, or new weights"),
     ("result", pa.string(), "the verdict on the cell: changed pixels, worse, undecided, not worse, identical, ..."),
-    ("difference", pa.float64(), "the judged difference of FID: with a fresh seed after a second look"),
+    ("by", pa.string(), "the metric whose verdict `result` is; null if no test judged the cell"),
+    ("seeds", pa.string(), "the samples that the differences are of: usual, fresh (a second look) or grown"),
+    ("metric", pa.string(), "the metric of this row, by its column in quality.csv; null of a cell without scores"),
+    ("value", pa.float64(), "the metric with the usual seeds"),
+    ("se", pa.float64(), "one standard error of sampling at this N"),
+    ("baseline_value", pa.float64(), "the baseline's, as recorded"),
+    ("difference", pa.float64(), "the judged difference: with a fresh seed after a second look"),
     ("difference_se", pa.float64(), "its paired standard error"),
-    ("margin", pa.float64(), "the loss that is accepted, in FID"),
-    ("t", pa.float64(), "(difference - margin) / difference_se"),
-    ("upper", pa.float64(), "the upper end of the difference's interval"),
-    ("detectable", pa.float64(), "the change that would be called worse in 4 of 5 nights"),
-    ("seeds", pa.string(), "the samples that the difference is of: usual, fresh (a second look) or grown"),
-    *((column.name, pa.float64(), f"{column.title}; null if not asked for") for column in _BESIDE_FID),
-    ("by", pa.string(), "the metric whose verdict `result` is, by its column; null if no test judged the cell"),
+    ("margin", pa.float64(), "the loss that is accepted"),
+    ("t", pa.float64(), "(difference - margin) / difference_se; where higher is better, of the negative difference"),
+    ("upper", pa.float64(), "the upper end of the interval of the loss"),
+    ("detectable", pa.float64(), "the loss that would be called worse in 4 of 5 nights"),
+    ("verdict", pa.string(), "the test's verdict on this metric; null if it did not judge it"),
 )
-"""Name, type and meaning of each column; those of metrics beside FID are the registry's."""
+"""Name, type and meaning of each column."""
 
-JUDGED_BESIDE_FID = {
-    "se": "one standard error of sampling at this N",
-    "baseline": "the baseline's, as recorded",
-    "difference": "the judged difference: with a fresh seed after a second look",
-    "difference_se": "its paired standard error",
-    "margin": "the loss that is accepted",
-    "t": "(difference - margin) / difference_se; where higher is better, of the negative difference",
-}
-"""The columns at the end, after `kid_`, say, of each metric beside FID that judged a cell of some night."""
-
-SCORE_KEYS = ("label", "cell", "weights_sha256")
-COMPARISON_KEYS = (
-    "baseline_fid", "situation", "result", "difference", "margin", "t", "upper", "detectable", "seeds", "by",
-)  # fmt: skip
+SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
 
 
-def schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """`COLUMNS_ABOUT`, and then `JUDGED_BESIDE_FID` of the metrics that judged some cell."""
-    found = [column for column in _BESIDE_FID if any(f"{column.name}_t" in row for row in rows)]
-    judged = ((f"{column.name}_{key}", pa.float64(), f"{column.title}: {about}")
-              for column in found for key, about in JUDGED_BESIDE_FID.items())  # fmt: skip
-    every = (*COLUMNS_ABOUT, *judged)
-    return pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in every])
-
-
-def write_night(night: Night, verdict: Mapping[str, Any]) -> None:
+def write_night(night: Night, verdict: NightVerdict) -> None:
     for path, text in ((night.summary, summary(verdict)), (night.junit, junit_xml(verdict))):
         with replacing(path, night.storage) as temporary:
             write_text(temporary, text)
@@ -95,19 +70,19 @@ def write_history(history: History) -> None:
     from taugrid.eval.figures.trend import judged_metrics, trend_figure
     from taugrid.eval.pages.history import history_html
 
-    verdicts = [verdict for night in history.complete_nights() if (verdict := night.verdict) is not None]
+    verdicts = history.verdicts()
     nights = [night_line(verdict) for verdict in verdicts]
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
-    table = pa.Table.from_pylist(rows, schema=schema_of(rows))
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
     with replacing(history.parquet, history.storage) as temporary:
-        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        texts = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
         pq.write_table(table, temporary, compression="none", use_dictionary=texts)  # as `read_table` demands
     frame, lights = table.to_pandas(), {night.id: night.light for night in nights}
     with history.storage.local_folder(history.root) as folder:
         for number, metric in enumerate(judged_metrics(frame)):
             name = "trend" if number == 0 else f"trend-{metric.name}"
             save(trend_figure(frame, lights, {}, metric), folder / name)
-    name = verdicts[-1]["name"] if verdicts else history.root.name
+    name = verdicts[-1].name if verdicts else history.root.name
     page = history_html(name, [*nights, *unfinished(history)], rows, _files(history))
     with replacing(history.index, history.storage) as temporary:
         write_text(temporary, page)
@@ -124,42 +99,40 @@ def is_current(history: History) -> bool:
     )
 
 
-def _night_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    compared = {cell["cell"]: cell for cell in (verdict["comparison"] or {"cells": []})["cells"]}
-    baseline = verdict["baseline"] or {}
-    rows = []
-    for score in verdict["scores"]:
-        comparison, settings, metrics = compared.get(score["cell"], {}), score["settings"], score["metrics"]
+def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
+    """A row for each metric of each cell, and one for a cell without metrics."""
+    compared = {cell.cell: cell for cell in verdict.comparison.cells} if verdict.comparison else {}
+    for score in verdict.scores:
+        cell, settings = compared.get(score.cell), score.settings
         eta = settings.get("eta") if settings.get("sampler", DEFAULT) == DEFAULT else None
-        rows.append(
-            {name: metrics.get(name) for name in ("fid", "fid_se", *(column.name for column in OTHER_COLUMNS))}
-            | _judged_beside_fid(comparison, metrics)
-            | {name: comparison.get(name) for name in COMPARISON_KEYS}
-            | {name: score[name] for name in SCORE_KEYS}
-            | {
-                "night": verdict["night"],
-                "time": verdict["time"],
-                "night_result": verdict["result"],
-                "steps": settings.get("steps"),
-                "eta": f"{eta:g}" if isinstance(eta, int | float) else eta,
-                "num_samples": settings["num_samples"],
-                "settings": json.dumps(settings, sort_keys=True),
-                "baseline": baseline.get("id") or baseline.get("place"),
-                "difference_se": comparison.get("se"),
-            }
-        )
-    return rows
-
-
-def _judged_beside_fid(comparison: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The columns of `JUDGED_BESIDE_FID` of each metric that judged a cell."""
-    judged = tests(comparison) if comparison else {}
-    row: dict[str, float | None] = {}
-    for name, metric in judged.items():
-        if name != "fid" and metric["verdict"] is not None:
-            found = {**metric, "difference_se": metric["se"], "se": metrics.get(COLUMNS[name].sampling_error or "")}
-            row |= {f"{name}_{key}": found[key] for key in JUDGED_BESIDE_FID}
-    return row
+        about = {
+            "night": verdict.night,
+            "time": verdict.time,
+            "night_result": str(verdict.result),
+            "label": score.label,
+            "cell": score.cell,
+            "steps": settings.get("steps"),
+            "eta": f"{eta:g}" if isinstance(eta, int | float) else eta,
+            "num_samples": settings["num_samples"],
+            "settings": json.dumps(settings, sort_keys=True),
+            "weights_sha256": score.weights_sha256,
+            "baseline": verdict.baseline and (verdict.baseline.id or verdict.baseline.place),
+        }
+        if cell is not None:
+            by = next(iter(cell.judged), None)
+            about |= {"situation": cell.situation, "result": str(cell.result), "by": by, "seeds": cell.seeds}
+        names: list[str | None] = [name for name in COLUMNS if name in score.metrics]
+        for name in names or [None]:
+            row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | about | {"metric": name}
+            if name is not None:
+                row |= {"value": score.metrics[name], "se": score.metrics.get(COLUMNS[name].sampling_error or "")}
+                if cell is not None:
+                    row["baseline_value"] = cell.others.get(name, (None, None))[1]
+            if name is not None and cell is not None and (metric := cell.metrics.get(name)) is not None:
+                row |= {key: getattr(metric, key) for key in ("difference", "margin", "t", "upper", "detectable")}
+                row |= {"baseline_value": metric.baseline, "difference_se": metric.se}
+                row["verdict"] = metric.verdict and str(metric.verdict)
+            yield row
 
 
 def _files(history: History) -> dict[str, dict[str, str]]:

@@ -203,8 +203,3 @@ class RunHistory:
         """`sampled` and `scored` -> the kinds of device that did so. Where no maker is known: those of all workers."""
         by = {"sampled": self.origin(cell).makers, "scored": self.scorers(cell)}
         return {what: {maker.kind for maker in makers or self.makers} for what, makers in by.items()}
-
-
-def places(makers: Iterable[Maker]) -> set[str]:
-    """Their devices, with the threads."""
-    return {f"{maker.device}, threads: {maker.threads or 'unknown'}" for maker in makers}

@@ -1,17 +1,26 @@
 """Compares images B with images A, wherever they come from: scores, verdicts, and the pixels of pairs."""
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taugrid.eval.comparison import compare
 from taugrid.eval.gate.rule import ALPHA, MARGIN
+from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
-from taugrid.orchestrator.baseline.images import ImagesRequest
+from taugrid.orchestrator.baseline.compared import CellComparison, GateSettings
+from taugrid.orchestrator.baseline.comparison import REPEATS, UNCHANGED, compare_snapshots
+from taugrid.orchestrator.baseline.images import NOT_OURS, cell_of_images, opened
+from taugrid.orchestrator.baseline.snapshot import ImagesRequest, Snapshot, Software
 from taugrid.orchestrator.exports.target import make_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
+from taugrid.registry.metrics import COLUMNS, METRICS
+
+if TYPE_CHECKING:
+    from taugrid.eval.standalone import ScoredImages
 
 
 def compare_images(
@@ -36,7 +45,7 @@ def compare_images(
 
     Returns:
         `new` ("b"), `a`, `b` and `reference` (kind, path, num_images, sha256), `extractor`, `pairing` (how, or why
-        not), `margin`, `alpha`; what `eval.comparison.compare` returns; `pairs` (None: unpaired, or of two shapes),
+        not), `margin`, `alpha`; what `judged` returns; `pairs` (None: unpaired, or of two shapes),
         `notes`, `warnings`, and `written`, the folder of the picture.
 
     Raises:
@@ -44,16 +53,17 @@ def compare_images(
     """
     if target is not None:
         require_new_folder(target)
-    with request.opened({"A": a, "B": b}, progress) as opened:
-        old, new = opened.sets
+    with opened(request, {"A": a, "B": b}, progress) as sets:
+        old, new = sets.sets
         paired = pairing(old, new, request.pair_by)
-        scored_a, scored_b = opened.scored(progress, keep=True, orders=paired.orders)
+        scored_a, scored_b = sets.scored(progress, keep=True, orders=paired.orders)
         found = None
         if paired.orders and old.shape == new.shape:
             progress.begin("comparing pixels", old.num_images, "pairs")
             found = distances(old, new, paired, progress.update)
         progress.say("counting the images that repeat")
-        compared = compare(scored_a, scored_b, bool(paired.orders), margin, alpha, request.metrics)
+        gate = GateSettings(margin=margin, alpha=alpha)
+        compared = judged(scored_a, scored_b, paired.names, gate, request.metrics)
     if target is not None and found is not None:
         _write(target, found, paired)
     documents = {"A": scored_a.document, "B": scored_b.document}
@@ -72,6 +82,93 @@ def compare_images(
         "warnings": of_all(documents, "warnings"),
         "written": None if found is None or target is None else str(target),
     }
+
+
+def judged(
+    a: "ScoredImages", b: "ScoredImages", names: Sequence[str], gate: GateSettings, required: Collection[str] = ()
+) -> dict[str, Any]:
+    """The verdict on each metric that both sets have, by the test that judges nights.
+
+    All metrics with a standard error are judged by one test: if none got worse by more than its margin, the probability
+    that any is called worse is at most `gate.alpha`, whatever their number (`eval.gate.rule`).
+
+    Args:
+        a: the old side, in the order of `b` if they are paired.
+        b: the new side.
+        names: of the pairs, as from the same noise or prompt; none: all images are independent.
+        gate: without metrics.
+        required: the metrics that must be judged; none: it is enough if some number is.
+
+    Returns:
+        `metrics`: column of quality.csv -> `a`, `b`, `a_se`, `b_se`, `difference` (b - a), `se`, `verdict`, `paired`,
+        and of a judged one `margin`, `upper` (of the interval of the regression) and `detectable` (the regression that
+        is called worse with a probability of 80 %), all in the metric's unit; `critical`, which T must exceed;
+        `distinct`, the shares of distinct images of A and B; `result`, the worst verdict; `not_judged`, the reasons for
+        exit code 5; `notes`, why numbers that have an error are not judged.
+    """
+    values = [side.document["metrics"] for side in (a, b)]
+    columns = [column for name, column in COLUMNS.items() if name in values[0] and name in values[1]]
+    same = bool(names) and np.array_equal(a.digests, b.digests)
+    with_error = {column.name for column in columns if column.sampling_error}
+    asked = [name for name, metric in METRICS.items() if with_error & {column.name for column in metric.columns}]
+    cell: CellComparison | None = None
+    critical: float | None = None
+    if asked and not same:
+        old = cell_of_images(a, "pairs" if names else "A", tuple(names))
+        new = cell_of_images(b, "pairs" if names else "B", tuple(names))
+        new = replace(new, image_shape=old.image_shape)  # pairs may be of two shapes
+        compared = compare_snapshots(
+            Snapshot("B", "B", Software(), (new,)),
+            Snapshot("A", "A", Software(), (old,)),
+            replace(gate, metrics=tuple(asked)),
+            lambda _: NOT_OURS,
+            sizes_may_differ=True,
+        )
+        cell, critical = compared.cells[0], compared.critical
+    rows, notes = dict[str, dict[str, Any]](), list[str]()
+    for column in columns:
+        name = column.name
+        errors = [side.get(column.sampling_error) for side in values]
+        numbers = [*(side[name] for side in values), *errors]
+        row: dict[str, Any] = dict(zip(("a", "b", "a_se", "b_se"), numbers, strict=True))
+        row |= {"difference": row["b"] - row["a"], "se": None, "verdict": Verdict.NOT_JUDGED, "paired": bool(names)}
+        metric = cell.metrics.get(name) if cell else None
+        unjudged = cell.unjudged.get(name) if cell else None
+        if same or (cell and cell.result is Verdict.IDENTICAL) or unjudged == UNCHANGED:
+            row |= {"se": 0.0, "verdict": Verdict.NOT_WORSE if unjudged == UNCHANGED else Verdict.IDENTICAL}
+        elif metric is not None and metric.verdict is not None:
+            row |= {key: getattr(metric, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
+        elif unjudged and name in a.influences and name in b.influences:
+            notes.append(f"no verdict on {name}: {unjudged}")
+        rows[name] = row
+    distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
+    verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
+    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"], *notes]))
+    collapsed = distinct[1] < REPEATS * distinct[0] or (cell is not None and cell.result is Verdict.COLLAPSED)
+    more = [*([Verdict.COLLAPSED] if collapsed else []), *([Verdict.NOT_JUDGED] if not_judged else [])]
+    return {
+        "metrics": rows,
+        "critical": critical,
+        "distinct": distinct,
+        "result": worst([*verdicts.values(), *more]),
+        "not_judged": not_judged,
+        "notes": notes,
+    }
+
+
+def _reasons(judged: Collection[str], required: Collection[str], notes: Sequence[str]) -> Iterator[str]:
+    """Why the verdict is incomplete, from the columns with a verdict and the notes of both sets."""
+    if not required and not judged:
+        of_both = {note.partition(":")[0]: note for note in reversed(notes) if note.startswith("no ")}
+        yield "; ".join(reversed(of_both.values())) or "no metric has a standard error on both sides"
+    for name in required:
+        columns = METRICS[name].columns
+        for column in [column for column in columns if column.sampling_error] or columns:
+            if column.name not in judged:
+                unjudged = f"no verdict on {column.name}: "
+                begins = (f"no {column.sampling_error}: ", f"no {name}: ", unjudged)
+                known = (note for note in notes if note.startswith(begins))
+                yield next(known, f"{unjudged}it has no standard error on both sides")
 
 
 def _without_pixels(paired: Pairing, found: Distances | None, target: Path | None) -> list[str]:

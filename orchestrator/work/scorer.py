@@ -1,45 +1,34 @@
 """The known-input check of the scorer, its canary: it scores the reference itself, which no new network can change.
 
-It is the features of the first reference images, and the scores of even images against odd ones, of the reference's
-first part file (`eval.sources.part_bounds`): a few thousand images, which takes seconds. Each session that scores cells
-writes it as scorer.json, and a baseline file holds it.
+It is the scores of even images against odd ones, of the reference's first part file (`eval.sources.part_bounds`): a few
+thousand images, which takes seconds. Each session that scores cells writes it as scorer.json, and a baseline file holds
+it.
 """
 
-import base64
 import json
-import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_info, threadpool_limits
+from pydantic import BaseModel, ConfigDict
+from threadpoolctl import threadpool_limits
 
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
-from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import REFERENCE, RunHistory, places
-from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
-from taugrid.versions import versions
 
 FILE = "scorer.json"
 
-FEATURES = 64
-"""The number of reference images whose features are recorded."""
-
-SAME_SETUP_TOLERANCE = 1e-9
-"""Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
-
 TOLERANCE = 1e-3
-"""Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more."""
+"""Relative tolerance of two scores: other versions and devices change them far less, and a fault of 1 % far more."""
 
 DRIVER_METRICS = ("fid", "isc", "kid")
 """Metrics that need no torch, so that the driver computes them."""
@@ -48,45 +37,17 @@ KID_SUBSETS = 10
 """The number of subsets of KID: enough, since a fault of its formula shows in one."""
 
 
-@dataclass(frozen=True)
-class ScoredWith:
-    """The devices and software that a score depends on, besides images, reference and settings."""
+class ScorerRecord(BaseModel):
+    """The scores that a scorer gave for the halves of a reference; scorer.json."""
 
-    places: tuple[str, ...]
-    """The devices and thread counts that extracted features and scored."""
-    versions: Mapping[str, str]
-    """The versions of the software without taugrid, whose own version does not count."""
-
-    @classmethod
-    def of(cls, places: Iterable[str], protocol: Mapping[str, Any]) -> "ScoredWith":
-        """From the devices (`places`) and the protocol of a score."""
-        return cls(tuple(sorted(places)), protocol["versions"])
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any] | None) -> "ScoredWith | None":
-        """Read it from JSON; None stays None."""
-        return None if value is None else cls(tuple(value["places"]), value["versions"])
-
-
-def tolerance(one: ScoredWith | None, other: ScoredWith | None) -> float:
-    """The relative tolerance for two scores of the same features."""
-    known = one is not None and len(one.places) == 1 and "unknown" not in one.places[0]
-    return SAME_SETUP_TOLERANCE if known and one == other else TOLERANCE
-
-
-@dataclass(frozen=True, eq=False)
-class ScorerRecord:
-    """The features and scores that a scorer gave for a reference."""
+    model_config = ConfigDict(frozen=True)
 
     reference: str
     """SHA-256 of the reference."""
-    extractor: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    extractor: dict[str, Any]
+    settings: dict[str, Any]
     """The settings of the metrics."""
-    made_with: ScoredWith
-    features: NDArray[np.float32]
-    """(n, d), the features of the first images."""
-    scores: Mapping[str, float]
+    scores: dict[str, float]
     """The scores of its even images against its odd ones, and three numbers of the reference statistics."""
     mixed: tuple[str, ...] = ()
     """The changes of the scorer between the sessions that scored the cells."""
@@ -94,50 +55,25 @@ class ScorerRecord:
     def is_comparable(self, other: "ScorerRecord") -> bool:
         return (self.reference, self.extractor) == (other.reference, other.extractor)
 
-    def as_dict(self) -> dict[str, Any]:
-        coded = base64.b64encode(self.features.astype("<f4").tobytes()).decode()
-        plain = {name: getattr(self, name) for name in ("reference", "extractor", "settings", "scores")}
-        about = {"made_with": asdict(self.made_with), "mixed": list(self.mixed), "shape": list(self.features.shape)}
-        return {**plain, **about, "features": coded}
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any]) -> "ScorerRecord":
-        """The record from `as_dict`."""
-        features = np.frombuffer(base64.b64decode(value["features"]), "<f4").reshape(value["shape"])
-        made_with = ScoredWith.read(value["made_with"])
-        assert made_with is not None
-        given = {name: value[name] for name in ("reference", "extractor", "settings", "scores")}
-        return cls(**given, made_with=made_with, features=features, mixed=tuple(value["mixed"]))
-
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
-    """The differences between the scorers of `new` and `old` beyond rounding, as phrases.
+    """The differences between the scorers of `new` and `old` beyond `TOLERANCE`, as phrases.
 
     Both must have the same reference and extractor.
     """
-    allowed, differences = tolerance(new.made_with, old.made_with), []
-    scale = float(np.abs(old.features).max())
-    if new.features.shape != old.features.shape:
-        return ["the features of the reference have a different shape"]
-    distance = float(np.abs(new.features.astype(np.float64) - old.features).max())
-    if not distance <= allowed * scale:  # NaN never agrees
-        differences.append(
-            f"the features of the first {len(old.features)} reference images differ by up to {distance:.3g}"
-        )
     names = old.scores.keys() & new.scores.keys()
     if new.settings != old.settings:
         names = {name for name in names if not name.startswith("kid")}
-    for name in sorted(names):
-        if differs(new.scores[name], old.scores[name], allowed):
-            differences.append(
-                f"{name} of the reference's halves is {new.scores[name]:.6g}, it was {old.scores[name]:.6g}"
-            )
-    return differences
+    return [
+        f"{name} of the reference's halves is {new.scores[name]:.6g}, it was {old.scores[name]:.6g}"
+        for name in sorted(names)
+        if differs(new.scores[name], old.scores[name])
+    ]
 
 
-def differs(new: float, old: float, allowed: float) -> bool:
-    """Whether two scores are further apart than `allowed`, relatively to the larger one."""
-    return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
+def differs(new: float, old: float) -> bool:
+    """Whether two scores are further apart than `TOLERANCE`, relatively to the larger one."""
+    return not abs(new - old) <= TOLERANCE * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
 
 
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
@@ -146,8 +82,8 @@ def kept_record(rundir: RunDir) -> ScorerRecord | str:
     if rundir.is_changed(FILE):
         return f"{FILE} was changed or is damaged"
     if value is None:
-        return "no record; score the run again with this version to write one"
-    return ScorerRecord.read(value) if "features" in value else str(value["reason"])
+        return "no record; `taugrid run` scores and writes one"
+    return str(value["reason"]) if "reason" in value else ScorerRecord.model_validate(value)
 
 
 def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
@@ -155,11 +91,11 @@ def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
 
     If the scorer has changed since an earlier session of the same scoring, the record has the changes (`mixed`).
     """
-    record = _record(config, rundir, scoring)
-    before = kept_record(rundir)
+    record, before = _record(config, rundir, scoring), kept_record(rundir)
     if isinstance(record, ScorerRecord) and isinstance(before, ScorerRecord) and record.is_comparable(before):
-        record = replace(record, mixed=tuple(dict.fromkeys((*before.mixed, *changes(record, before)))))
-    value = {"reason": record} if isinstance(record, str) else record.as_dict()
+        mixed = tuple(dict.fromkeys((*before.mixed, *changes(record, before))))
+        record = record.model_copy(update={"mixed": mixed})
+    value = {"reason": record} if isinstance(record, str) else record.model_dump(mode="json")
     write_sealed(rundir.root / FILE, value, rundir.storage)
 
 
@@ -181,15 +117,20 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
             statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
-            scores = halves(features, logits, settings) | _narrow(features) | _totals(statistics)
+            scores = halves(features, logits, settings) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    makers = RunHistory.read(rundir).scored_by.get(REFERENCE, ())
-    made_with = ScoredWith.of(places(makers), {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
-    about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
-    return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)
+    return record_of(reference.sha256, scoring.extractor.describe(), settings, scores)
+
+
+def record_of(
+    reference: str, extractor: Mapping[str, Any], settings: MetricSettings, scores: dict[str, float]
+) -> ScorerRecord:
+    """A record whose texts are those that JSON gives back."""
+    about, used = json.loads(json.dumps([extractor, settings.as_dict()]))
+    return ScorerRecord(reference=reference, extractor=about, settings=used, scores=scores)
 
 
 def halves(
@@ -204,13 +145,6 @@ def halves(
     return score(lambda: iter((even,)), stream, half, reference, settings).values
 
 
-def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
-    """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
-    width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
-    scores = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
-    return {f"{name} of {width} features": value for name, value in scores.items()}
-
-
 def _totals(statistics: ReferenceStatistics) -> dict[str, float]:
     """Three numbers of the reference statistics."""
     covariance = statistics.moments.covariance
@@ -219,9 +153,3 @@ def _totals(statistics: ReferenceStatistics) -> dict[str, float]:
         "trace of the reference's covariance": float(np.trace(covariance)),
         "trace of its root": float(np.trace(statistics.root)),
     }
-
-
-def _cpu() -> str:
-    """The kind of processor for which NumPy's linear algebra chose its code: different ones round differently."""
-    kinds = {str(pool["architecture"]) for pool in threadpool_info() if "architecture" in pool}
-    return " ".join((platform.machine(), *sorted(kinds)))

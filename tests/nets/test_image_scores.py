@@ -124,9 +124,10 @@ def test_a_night_of_images_is_red_for_a_fault_alone(folder, history, name):
         assert verdict["result"] == json.loads(printed)["result"]
         assert verdict["result"] in results
         assert {"night", "comparison", "scores"} <= verdict.keys()
-        assert pd.read_parquet(history / "history.parquet").set_index("night")["result"][id] == verdict["result"]
+        table = pd.read_parquet(history / "history.parquet").set_index(["night", "metric"])
+        assert table["result"][id, "fid"] == verdict["result"]
     if name == "darker":
-        row = pd.read_parquet(history / "history.parquet").set_index("night").loc[id]
+        row = table.loc[id, "fid"]
         assert row["t"] == pytest.approx((row["difference"] - row["margin"]) / row["difference_se"], rel=1e-9)
     if name == "nearby":
         taugrid(*words, "--id", "sharp", "--sharpness", 1e-6, code=5)

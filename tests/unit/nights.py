@@ -14,6 +14,8 @@ import yaml
 from diffusers import UNet2DModel
 from in_process import COOLDOWN_SECONDS, PoolHere
 
+from taugrid.orchestrator.baseline.snapshot import Software
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.policy import health
@@ -96,6 +98,15 @@ def taugrid(*arguments, code=0):
 def night(history, config, name, *options, code=0):
     out, _ = taugrid("nightly", config, "--history", history, "--id", name, *options, "--json", code=code)
     return json.loads(out)
+
+
+def empty_verdict(name, time):
+    """The content of verdict.json of a night without cells and baseline."""
+    nothing = dict.fromkeys(("baseline", "images", "comparison"))
+    return NightVerdict(
+        night=name, name="n", time=time, result="no baseline", missing={}, failed={}, not_judged=(), model=(),
+        scores=(), software=Software(), **nothing,
+    ).as_dict()  # fmt: skip
 
 
 def accept(history, name, *options, code=0):

@@ -87,7 +87,7 @@ def test_the_convnets_classes_are_in_the_order_of_the_labels():
 
 def judged(before, after):
     both = [Scored(side.mean(), side) for side in (before, after)]
-    change = Change.between("c", both[1], [both[0]], 0.02, 0, COLUMNS["agreement"])
+    change = Change.between("c", both[1], both[0], 0.02, 0, COLUMNS["agreement"])
     return judge([change]).cells[0].verdict
 
 

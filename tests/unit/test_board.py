@@ -437,8 +437,7 @@ def test_a_verdict_is_read_again_once_it_changes(runs):
     (night / "verdict.json").write_text("{}")
     index = Index([Place.of(str(runs))])
     assert index.look().nights[0][1]["verdict"] == "damaged verdict.json"
-    nothing = {"comparison": None, "missing": {}, "scores": [], "software": {}}
-    write_sealed(night / "verdict.json", nothing | {"night": "1", "time": "2026-12-01", "result": "no baseline"})
+    write_sealed(night / "verdict.json", nights.empty_verdict("1", "2026-12-01"))
     assert index.look().nights[0][1]["verdict"] == "no baseline"
 
 

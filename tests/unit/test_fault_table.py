@@ -35,7 +35,6 @@ from planted_faults import (
     swap_scores,
 )
 
-from taugrid.eval.gate.verdict import Verdict
 from taugrid.orchestrator.baseline.text import BAD, GOOD, NEUTRAL
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -159,23 +158,6 @@ def test_nothing_broken_is_green(folder, monkeypatch, fault):
         stages = {stage(cell) for cell in found["comparison"]["cells"]} - {""}
         assert stages == {expected} - {"", BLUNT} or (column == "retrained" and expected in stages), row
     print(f"\n| {' | '.join(row)} |")
-
-
-@pytest.mark.proof
-def test_a_retraining_is_not_red_against_its_recipe(folder):
-    """Three trainings see so little that the night says so, of half the training too."""
-    runs = [folder / "history/nights/0/run"]
-    for seed in (2, 3):
-        train(folder / f"seed-{seed}", STEPS, [LAST], seed, LAST)
-        runs.append(folder / f"run-{seed}")
-        place = f"model.checkpoint={folder / f'seed-{seed}/step-{LAST}'}"
-        taugrid("run", folder / "night.yaml", "--set", place, "--out", runs[-1])
-    options = ("--baseline", accept(folder, "recipe", *runs), "--sharpness", SHARPNESS)
-    for kind in (None, "half"):
-        found = night(folder, network_of(1, LAST, kind), f"recipe-{kind}", *options, code=5)
-        largest = max(cell["t"] for cell in found["comparison"]["cells"])
-        print(f"\n{kind or 'control'} against a recipe: {shown(found)}; {found['not_judged']}; T up to {largest:.1f}")
-        assert found["result"] == Verdict.UNDECIDED
 
 
 def history_of(folder):

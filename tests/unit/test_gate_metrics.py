@@ -28,7 +28,7 @@ from taugrid.eval.gate.rule import (
     size_of,
 )
 from taugrid.eval.metrics.statistics import too_few_carry
-from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.baseline.compared import GateSettings, Sharpness
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.orchestrator.nightly.before import expected_sharpness
@@ -84,9 +84,10 @@ def test_a_worse_network_is_red_by_kid_where_fid_has_no_standard_error(few, hist
     assert kid["difference"] == pytest.approx(kid["judged"][0] - kid["judged"][1]) != kid["value"] - kid["baseline"]
     assert f">{KID.title} " in (history / "nights/2/junit.xml").read_text()
     recorded(summary(history, "2"), "| verdict |")
-    row = pd.read_parquet(history / "history.parquet").set_index("night").loc["2"]
-    assert (row["by"], row["kid_t"], row["kid_margin"]) == ("kid", kid["t"], kid["margin"])
-    assert row["kid_se"] > 0
+    row = pd.read_parquet(history / "history.parquet").set_index(["night", "metric"]).loc["2", "kid"]
+    assert (row["by"], row["t"], row["margin"]) == ("kid", kid["t"], kid["margin"])
+    assert (row["value"], row["baseline_value"]) == (kid["value"], kid["baseline"])
+    assert row["se"] > 0
     assert f"judged by {KID.title}" in taugrid("status", history)[0]
     compared, _ = taugrid("compare", history / "nights/2/run", history / "baseline.json", code=3)
     recorded(compared, "baseline")
@@ -212,14 +213,13 @@ def scored(value, spread=0.1, n=100, seed=0):
 
 
 def test_a_share_of_a_metric_near_zero_is_of_two_of_its_standard_errors():
-    assert size_of([scored(3.0)]) == 3.0
-    assert size_of([scored(-3.0)]) == 3.0
-    assert size_of([scored(1e-4)]) == pytest.approx(INDISTINGUISHABLE_FROM_ZERO * 0.1)
-    assert size_of([scored(value, 0.1, seed=seed) for seed, value in enumerate((-0.1, 0.0, 0.1))]) == pytest.approx(0.2)
+    assert size_of(scored(3.0)) == 3.0
+    assert size_of(scored(-3.0)) == 3.0
+    assert size_of(scored(1e-4)) == pytest.approx(INDISTINGUISHABLE_FROM_ZERO * 0.1)
 
 
 def test_only_a_distance_that_may_be_zero_has_a_margin_in_its_errors():
-    near, far = [scored(1e-4)], [scored(30.0)]
+    near, far = scored(1e-4), scored(30.0)
     assert margin_of(near, MARGIN, KID) == pytest.approx(MARGIN_FLOOR * 0.1)
     assert margin_of(near, MARGIN, KID, 0.0) == pytest.approx(MARGIN * size_of(near))
     assert margin_of(near, 0.0, KID) == 0.0, "margin 0 is 0 for every metric"
@@ -241,24 +241,25 @@ def test_two_metrics_make_a_healthy_night_green_although_kid_is_near_0(worse, re
 @pytest.mark.parametrize(("n", "known"), [(150, {"fid": 0.3, "kid": 0.5}), (600, {"fid": 0.16})])
 def test_at_another_n_the_sharpness_by_kid_is_unknown_because_its_margin_may_be_errors(n, known):
     """FID's part beyond the margin of 2 % halves at four times the N."""
-    comparison = {"result": "undecided", "margin": 0.02, "sharpnesses": {"fid": {"loss": 0.3}, "kid": {"loss": 0.5}}}
-    verdict = {"comparison": comparison, "scores": [{"settings": {"num_samples": 150}}]}
+    sharpnesses = {"fid": Sharpness(0.3, 1), "kid": Sharpness(0.5, 1)}
+    comparison = SimpleNamespace(result="undecided", gate=GateSettings(), sharpnesses=sharpnesses)
+    verdict = SimpleNamespace(comparison=comparison, scores=[SimpleNamespace(settings={"num_samples": 150})])
     plan = SimpleNamespace(cells=[SimpleNamespace(settings=SimpleNamespace(num_samples=n))])
     assert expected_sharpness([SimpleNamespace(verdict=verdict)], plan) == pytest.approx(known)
 
 
 def test_the_metrics_of_a_cell_are_tested_at_one_alpha_by_their_joint_influences():
     old, new, other = scored(1.0), scored(1.0, seed=1), scored(1.0, seed=2)
-    by_fid = Change.between("a", new, [old], 0.0, "s")
-    same = judge([by_fid, Change.between("a", new, [old], 0.0, "s", KID)])
+    by_fid = Change.between("a", new, old, 0.0, "s")
+    same = judge([by_fid, Change.between("a", new, old, 0.0, "s", KID)])
     assert same.critical == pytest.approx(norm.isf(0.01), abs=0.02), "both are one number"
-    independent = judge([by_fid, Change.between("a", other, [scored(1.0, seed=3)], 0.0, "s", KID)])
+    independent = judge([by_fid, Change.between("a", other, scored(1.0, seed=3), 0.0, "s", KID)])
     assert independent.critical == pytest.approx(norm.isf(1 - np.sqrt(0.99)), abs=0.08)
 
 
 def test_a_metric_that_should_be_high_is_worse_when_it_falls():
     agreement = METRICS["agreement"].columns[0]
-    fell = Change.between("a", scored(0.7), [scored(0.9, seed=1)], 0.0, "s", agreement)
+    fell = Change.between("a", scored(0.7), scored(0.9, seed=1), 0.0, "s", agreement)
     assert fell.difference == pytest.approx(0.2)
     assert fell.influence == pytest.approx(scored(0.9, seed=1).influence - scored(0.7).influence)
 
@@ -273,7 +274,7 @@ def nights_by_means(share, repeats, n=300):
     for _ in range(repeats):
         old, new = random.standard_normal((2, n)) + RARE * (random.random((2, n)) < share)
         if too_few_carry(old) is None:
-            change = Change.between("cell", Scored(new.mean(), new), [Scored(old.mean(), old)], 0.0, 0)
+            change = Change.between("cell", Scored(new.mean(), new), Scored(old.mean(), old), 0.0, 0)
             unsure = too_few_carry(new) is not None
             (found,) = judge([replace(change, only_worse=unsure)], 0.05).cells
             yield found.verdict, unsure

@@ -16,9 +16,10 @@ import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
 from taugrid.eval.pages.history import history_html
+from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.nightly.nights import night_line
 from taugrid.orchestrator.nightly.places import open_history
-from taugrid.orchestrator.nightly.write import schema_of, write_history
+from taugrid.orchestrator.nightly.write import SCHEMA, write_history
 from taugrid.storage import read_sealed, write_sealed
 
 CLEAN = {"result": "clean", "reason": ""}
@@ -130,7 +131,7 @@ def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
         verdict["not_judged"] = [f"{planted} is too blunt"]
         for score in verdict["scores"]:
             score["label"] += planted
-        verdict["comparison"]["compared"] = [3, 12]
+        verdict["comparison"]["only_baseline"] = [f"S{number:04d}-eta0-x" for number in range(8)]
         unknown = {"result": "unknown", "reason": f"{planted} is another device"}
         verdict["comparison"]["checks"] = {"sampler": unknown, "scorer": {"result": "clean", "reason": "equal"}}
         verdict["software"]["git_commit"] = f"{planted}"
@@ -143,47 +144,24 @@ def test_texts_are_escaped_and_fields_of_newer_verdicts_are_shown(history):
     recorded(row[3])
 
 
-def test_an_early_verdict_is_read(history):
-    """Of a version that knew neither commits nor checks, and had another word for what it could not judge."""
-
-    def change(verdict):
-        verdict["software"] = {}
-        for key in ("model", "not_judged"):
-            verdict.pop(key, None)
-        for key in ("compared", "checks"):
-            verdict["comparison"].pop(key, None)
-        verdict["result"] = verdict["comparison"]["result"] = "no standard error"
-        for cell in verdict["comparison"]["cells"][:3]:
-            cell["result"] = "no standard error"
-
-    rewritten(history, "3", change)
-    found = page(history)
-    cells = "3 not judged, 1 not worsesampler and scorer not checked"
-    assert rows(found)[4][2:7] == ["not judged", cells, "–", rows(found)[3][5], "–"]
-    assert lights(found)[2] == "grey"
-
-
 @pytest.mark.parametrize(
     ("change", "light"),
     [
         ({}, "green"),
         ({"checks": {"sampler": CLEAN, "scorer": {"result": "unknown", "reason": "another device"}}}, "grey"),
-        ({"checks": {}}, "grey"),
-        ({"compared": [1, 12]}, "green"),
+        ({"only_baseline": ["S0009-eta0-x"]}, "grey"),
+        ({"only_baseline": ["S0009-eta0-x"], "gate": {"allow_missing": True}}, "green"),
         ({"result": "undecided"}, "grey"),
         ({"result": "not judged"}, "grey"),
         ({"result": "changed scorer"}, "red"),
     ],
 )
 def test_the_colour_of_a_verdict(made, change, light):
-    """Fewer cells are fine where the night was told to allow that: otherwise `not_judged` names them."""
+    """Fewer cells are fine where the night was told to allow that."""
     verdict = read_sealed(made / "history/nights/3/verdict.json")
-    told = {"result": "not worse", "compared": [CELLS, CELLS], "not_judged": []}
-    verdict["comparison"] |= told | {"checks": {"sampler": CLEAN, "scorer": CLEAN}} | change
+    verdict["comparison"] |= {"result": "not worse", "checks": {"sampler": CLEAN, "scorer": CLEAN}} | change
     verdict |= {"result": verdict["comparison"]["result"], "not_judged": []}
-    assert night_line(verdict).light == light
-    verdict["comparison"]["not_judged"] = ["2 cells are missing"]
-    assert night_line(verdict).light == ("red" if light == "red" else "grey")
+    assert night_line(NightVerdict.read(verdict, made)).light == light
 
 
 def test_report_writes_the_files_of_a_history_again(history):
@@ -231,12 +209,12 @@ def test_open_gives_the_nights_their_table_and_their_runs(history):
         ("4", "not worse"), ("5", "worse"), ("6", "unfinished"),
     ]  # fmt: skip
     recorded(repr(found))
-    assert found.table.groupby("night").size().to_dict() == {"1": 4, "2": 4, "3": 4, "4": 2, "5": 4}
+    assert found.table.groupby("night").cell.nunique().to_dict() == {"1": 4, "2": 4, "3": 4, "4": 2, "5": 4}
     run = found.open("5")
     assert run.directory == str(history / "nights/5/run")
     pd.testing.assert_series_equal(
         run.quality.set_index("cell").fid.sort_index(),
-        found.table.query("night == '5'").set_index("cell").fid.sort_index(),
+        found.table.query("night == '5' and metric == 'fid'").set_index("cell").value.rename("fid").sort_index(),
     )
     assert len(found.open("6").cells) == CELLS, "of an unfinished night too"
     with raises(UserError):
@@ -280,9 +258,9 @@ def test_the_python_in_the_documentation_runs(history, monkeypatch, capsys):
 
 def test_a_long_history_shows_its_newest_nights(rendered):
     nights = [NightLine(f"night-{n:04d}-of-many", "2026-11-26", "not worse", "green") for n in range(1_200)]
-    told = dict.fromkeys(schema_of(()).names) | {"fid_se": 0.1, "margin": 0.1, "baseline_fid": 5.0}
+    told = dict.fromkeys(SCHEMA.names) | {"metric": "fid", "se": 0.1, "margin": 0.1, "baseline_value": 5.0}
     scores = [
-        told | {"night": night.id, "steps": 10, "label": f"S0010-eta{eta}", "fid": 5.0 + eta}
+        told | {"night": night.id, "steps": 10, "label": f"S0010-eta{eta}", "value": 5.0 + eta}
         for night in nights
         for eta in range(20)
     ]

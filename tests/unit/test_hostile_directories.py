@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from matplotlib.figure import Figure
-from nights import checkpoint, taugrid, write_config
+from nights import checkpoint, empty_verdict, taugrid, write_config
 
 from taugrid.orchestrator.report import write
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -32,8 +32,7 @@ def both(finished, tmp_path):
     """A history of one night, and a run that is no part of it."""
     night = tmp_path / "history" / "nights" / "2026-01-01"
     shutil.copytree(finished, night / "run")
-    verdict = {"night": "2026-01-01", "time": datetime(2026, 1, 1, tzinfo=UTC).isoformat()}
-    write_sealed(night / "verdict.json", verdict)
+    write_sealed(night / "verdict.json", empty_verdict("2026-01-01", datetime(2026, 1, 1, tzinfo=UTC).isoformat()))
     return night / "run", shutil.copytree(finished, tmp_path / "victim")
 
 

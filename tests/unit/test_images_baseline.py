@@ -70,7 +70,6 @@ def test_images_without_one_digit_are_red_by_cmmd_and_others_are_not(place):
     *_, pairs, reference, extractor = text.splitlines()
     assert pairs.startswith(f"{N} pairs ")
     assert (reference.split()[1], extractor) == ("digits/train", "extractor: digits-convnet")
-    assert "sampler" not in text
     shown, _ = taugrid("baseline", "show", place / "base.json")
     assert f"images: {place / 'base'}" in shown.splitlines()
     assert {reference, extractor} < set(shown.splitlines())
@@ -179,6 +178,6 @@ def test_the_commands_of_the_page_are_nights(place, tmp_path, monkeypatch):
 
 def test_what_can_not_be_done_is_one_line(place, tmp_path):
     accept = ("baseline", "accept", "--to", tmp_path / "new.json", "--reason", "r", place / "base")
-    for words in (accept, (*accept, place / "base", *SCORED)):
+    for words in (accept, (*accept, "--force", *SCORED)):
         recorded(taugrid(*words, code=2)[1])
     recorded(taugrid("compare", place / "base", place / "base.json", "--reference", "digits/train", code=2)[1])

@@ -4,13 +4,12 @@ Each is seen red, and a healthy night beside it green. The code is today's for b
 the canaries can see a fault of it. test_fault_table.py has more faults.
 """
 
-import json
 import shutil
 from types import SimpleNamespace
 
 import nights
 import pytest
-from nights import CELLS, accept, checkpoint, checks, compared, failing, night, results, summary, taugrid, write_config
+from nights import CELLS, accept, checks, compared, failing, night, results, summary, taugrid, write_config
 from planted_faults import (
     collapsed,
     darken_later_batches,
@@ -25,11 +24,10 @@ from snapshots import recorded
 
 from taugrid import versions
 from taugrid.errors import Exit
-from taugrid.eval.gate.verdict import REGRESSIONS, Verdict
+from taugrid.eval.gate.verdict import REGRESSIONS, Verdict, exit_of
 from taugrid.eval.metrics import frechet
 from taugrid.orchestrator.baseline.compared import MetricComparison
 from taugrid.orchestrator.nightly import judging
-from taugrid.orchestrator.nightly.night import NightResult
 from taugrid.orchestrator.plan import scoring
 from taugrid.orchestrator.rundir import provenance
 from taugrid.workers import actor
@@ -220,45 +218,12 @@ def test_a_night_judged_worse_is_accepted_by_force_alone(begun, history, monkeyp
     assert night(history, begun / "nearby.yaml", "4", code=3)["result"] == "changed pixels"
 
 
-@pytest.mark.long
-def test_trainings_of_a_recipe_are_a_baseline_by_their_mean(tmp_path):
-    """A network as far from their mean as they are from each other is no regression, and one far from them all is."""
-
-    def config(name, worse, **changes):
-        return write_config(tmp_path / f"{name}.yaml", checkpoint(tmp_path / f"training-{name}", worse), **changes)
-
-    def accepted(*runs, code=0):
-        words = ("--to", file, "--reason", "three trainings")
-        return taugrid("baseline", "accept", *runs, *words, code=code)[1 if code else 0]
-
-    file, cosine = tmp_path / "recipe.json", {"prediction": "sample", "schedule": "cosine"}
-    configs = [config(n, worse) for n, worse in enumerate((0.0, 0.02, 0.04))]
-    *runs, other = (tmp_path / f"run-{n}" for n in range(4))
-    for made, run in zip((*configs, config(3, 0.04, diffusion=cosine)), (*runs, other), strict=True):
-        taugrid("run", made, "--out", run)
-    assert "at least 3" in accepted(*runs[:2], code=2)
-    assert "same weights" in accepted(*runs[:2], runs[0], code=2)
-    recorded(accepted(*runs[:2], other, code=2), "differ")
-    assert not file.exists()
-    recorded(accepted(*runs), "training")
-    found = night(tmp_path / "history", config("another", 0.03), "1", "--baseline", file, "--margin", 0)
-    alone = compared(tmp_path / "history/nights/1/run", runs[0], "--margin", 0, code=3)
-    assert alone["result"] == "worse", "than one of them it is"
-    assert not Verdict(found["result"]).is_regression
-    fids = [json.loads(path.read_text())["metrics"]["fid"] for run in runs for path in (run / "scores").glob("*.json")]
-    assert sum(cell["baseline_fid"] for cell in found["comparison"]["cells"]) == pytest.approx(sum(fids) / 3)
-    recorded(found["comparison"]["rule"], "baseline")
-    assert checks(found)["sampler"] == "clean", "the first training's network"
-    assert night(tmp_path / "history", config("far", 1.0), "2", "--baseline", file, code=3)["result"] == "worse"
-
-
 @pytest.mark.parametrize("verdict", Verdict)
 def test_every_verdict_has_its_exit_code(verdict):
     """Missing cells come first, then regressions, then what could not be judged."""
     red = verdict in REGRESSIONS
-    outcome = {"result": str(verdict), "missing": {}, "not_judged": []}
-    assert NightResult(None, outcome).exit == (3 if red else 0)
-    assert NightResult(None, {**outcome, "not_judged": ["x"]}).exit == (3 if red else 5)
-    assert NightResult(None, {**outcome, "missing": {"a": "b"}, "not_judged": ["x"]}).exit == 4
+    assert exit_of(verdict, {}, []) == (3 if red else 0)
+    assert exit_of(verdict, {}, ["x"]) == (3 if red else 5)
+    assert exit_of(verdict, {"a": "b"}, ["x"]) == 4
     assert (verdict in list(Verdict)[:5]) == red
     assert [Exit.REGRESSION, Exit.INCOMPLETE, Exit.NOT_JUDGED] == [3, 4, 5]

@@ -28,8 +28,8 @@ from nights import (
 from snapshots import recorded
 
 import taugrid as taugrid_api
-from taugrid.orchestrator.nightly.second_look import fresh_seed
-from taugrid.orchestrator.nightly.write import schema_of
+from taugrid.orchestrator.nightly.judging import fresh_seed
+from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
@@ -71,8 +71,8 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
     seeds = {name.parent.name for name in (history / "nights/2/fresh/samples").rglob("*.parquet")}
     assert not seeds & {path.name for path in (history / "nights/2/run/samples").iterdir()}
     usual = night_row(history, "2")
-    assert (usual["difference"] != usual["fid"] - usual["baseline_fid"]).all(), "the verdict is the fresh seed's"
-    accepted = night_row(history, "1").set_index("label")["fid"]
+    assert (usual["difference"] != usual["value"] - usual["baseline_value"]).all(), "the verdict is the fresh seed's"
+    accepted = night_row(history, "1").set_index("label")["value"]
     for cell in found["comparison"]["cells"]:
         margin = 0.02 * accepted[cell["name"].rsplit("-", 1)[0]]
         assert cell["t"] * cell["se"] == pytest.approx(cell["difference"] - margin), "of the FID that was recorded"
@@ -86,7 +86,7 @@ def test_a_worse_night_is_confirmed_with_a_fresh_seed_and_exits_with_3(judged):
 
 def night_row(history, name):
     table = pd.read_parquet(history / "history.parquet")
-    return table[table.night == name]
+    return table[(table.night == name) & (table.metric == "fid")]
 
 
 def test_each_look_of_each_night_has_noise_of_its_own():
@@ -270,9 +270,10 @@ def test_old_images_are_removed_and_count_as_done(begun, history, reported):
 def test_history_is_documented_and_read_by_duckdb(after_worse, rendered, reported):
     taugrid("report", after_worse)
     path = after_worse / "history.parquet"
-    assert pq.read_schema(path).equals(schema_of(()), check_metadata=True)
+    assert pq.read_schema(path).equals(SCHEMA, check_metadata=True)
     assert all(field.metadata[b"about"] for field in pq.read_schema(path))
-    counted = duckdb.sql(f"select night, count(*) from '{path}' where t is null or t > 3 group by night order by night")
+    chosen = "metric = 'fid' and (t is null or t > 3)"
+    counted = duckdb.sql(f"select night, count(*) from '{path}' where {chosen} group by night order by night")
     assert counted.fetchall() == [("1", CELLS), ("2", CELLS)]
     assert (after_worse / "trend.png").stat().st_size > 10_000
 
@@ -329,7 +330,7 @@ def test_a_history_in_a_bucket(begun, s3):
     assert night(history, begun / "worse.yaml", "2", *one, code=3) == found, "it is complete"
     root, storage = open_place(history, "--history")
     table = pd.read_parquet(io.BytesIO(storage.read(root / "history.parquet")))
-    assert table.groupby("night").size().to_dict() == {"1": 1, "2": 1}
+    assert table[table.metric == "fid"].groupby("night").size().to_dict() == {"1": 1, "2": 1}
     assert all(storage.exists(root / f"trend.{kind}") for kind in ("png", "svg"))
     assert "removed" in taugrid("status", f"{history}/nights/1/run")[0]
     assert [line.split()[0] for line in taugrid("status", history)[0].splitlines()] == ["1", "2"]
@@ -337,7 +338,7 @@ def test_a_history_in_a_bucket(begun, s3):
     assert taugrid("report", history)[0] == f"page: {history}/index.html\n"
     assert storage.exists(root / "index.html")
     opened = taugrid_api.open(history)
-    assert (opened.directory, len(opened.table)) == (history, 2)
+    assert (opened.directory, opened.table.night.nunique()) == (history, 2)
     assert opened.open("2").directory == f"{history}/nights/2/run"
     shown, _ = taugrid("plan", begun / "same.yaml", "--history", history)
     assert "in night 2" in shown

@@ -1,22 +1,23 @@
 """The figure of a history: its verdicts, its gaps, and where it says that the baseline is another."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from taugrid.eval.figures.trend import judged_metrics, trend_figure
-from taugrid.orchestrator.nightly.write import schema_of
+from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.registry.metrics import COLUMNS
 
 
 def history(*cells):
-    told, schema = {"fid": 5.0, "fid_se": 0.1, "baseline_fid": 5.0, "margin": 0.1}, schema_of(())
+    told = {"metric": "fid", "value": 5.0, "se": 0.1, "baseline_value": 5.0, "margin": 0.1}
     rows = [
-        dict.fromkeys(schema.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
+        dict.fromkeys(SCHEMA.names) | told | {"night": night, "steps": steps, "baseline": baseline, "label": label}
         for night, steps, baseline in cells
         for label in [f"S{steps:04d}-eta0"]
     ]
-    return pa.Table.from_pylist(rows, schema=schema).to_pandas()
+    return pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
 
 
 def new_baselines(panel):
@@ -35,14 +36,13 @@ def test_a_night_without_an_s_or_a_baseline_does_not_make_the_next_ones_baseline
 
 def test_a_metric_beside_fid_has_a_figure_if_it_judged_the_nights():
     """KID of images from elsewhere, negative and without an S."""
-    schema = schema_of([{"kid_t": 0.0}])
-    told = {"kid": -1e-4, "kid_se": 1e-5, "kid_baseline": -2e-4, "kid_margin": 1e-5, "kid_t": 4.0}
-    rows = [dict.fromkeys(schema.names) | told | {"night": night, "label": "images"} for night in "12"]
-    frame = pa.Table.from_pylist(rows, schema=schema).to_pandas()
+    told = {"metric": "kid", "value": -1e-4, "se": 1e-5, "baseline_value": -2e-4, "margin": 1e-5, "t": 4.0}
+    rows = [dict.fromkeys(SCHEMA.names) | told | {"night": night, "label": "images"} for night in "12"]
+    frame = pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
     assert judged_metrics(frame) == [COLUMNS["kid"]]
-    of_both = history(("1", 10, "A")).assign(t=1.0, kid_t=0.5)
+    of_both = pd.concat([frame, history(("1", 10, "A")).assign(t=1.0)])
     assert [metric.name for metric in judged_metrics(of_both)] == ["fid", "kid"]
-    assert judged_metrics(of_both.assign(t=np.nan, kid_t=np.nan)) == [COLUMNS["fid"]], "nothing judged: the first"
+    assert judged_metrics(of_both.assign(t=np.nan)) == [COLUMNS["fid"]], "nothing judged: the first"
     (panel,) = trend_figure(frame, dict.fromkeys("12", "green"), {}, COLUMNS["kid"]).axes
     line = next(line for line in panel.lines if line.get_linestyle() == "-")
     assert (panel.get_title(), list(line.get_ydata())) == ("images", pytest.approx([-1e-4, -1e-4]))
