@@ -14,7 +14,7 @@ from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import Check
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, GateSettings
 from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment, Snapshot, SnapshotCell, reasons_of
-from taugrid.orchestrator.external import OpenedSets, flag, open_sets, section_of, user_errors_of
+from taugrid.orchestrator.external import OpenedSets, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.history import TAUGRID
 from taugrid.orchestrator.work.scorer import DRIVER_METRICS, FEATURES, ScoredWith, ScorerRecord, halves
@@ -65,16 +65,16 @@ class ImagesRequest(NamedTuple):
 
     @contextmanager
     def opened(self, sets: Mapping[str, str], progress: Progress) -> Iterator[OpenedSets]:
-        """Sets of images (what messages call each -> its path), opened; errors within the block name the options.
+        """Sets of images (what messages call each -> its path), opened.
 
         Raises:
             UserError: if images, reference, weights or settings can't be used.
         """
         settings = {key: value for key in ("extractor", "weights") if (value := getattr(self, key)) is not None}
-        section = section_of({**settings, "metrics": list(self.metrics or DEFAULT_METRICS)}, (), flag)
-        with user_errors_of(settings, flag, progress):
+        section = section_of({**settings, "metrics": list(self.metrics or DEFAULT_METRICS)}, ())
+        with user_errors_of(progress):
             progress.say("reading images")
-            yield open_sets(sets, self.reference, section, flag, self.trust_code)
+            yield open_sets(sets, self.reference, section, self.trust_code)
 
     def gate(self, **requested: Any) -> GateSettings:
         """The settings of the gate with these metrics."""

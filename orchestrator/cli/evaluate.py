@@ -78,7 +78,7 @@ def evaluate(**given: Any) -> None:
 
 def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
     from taugrid.orchestrator.cli.text.images import scores_text
-    from taugrid.orchestrator.external import flag, score_images
+    from taugrid.orchestrator.external import score_images
     from taugrid.orchestrator.progress import Progress
 
     samples, reference = given.pop("samples"), given.pop("reference")
@@ -87,6 +87,6 @@ def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
     section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
     changes, trusts = requested.assignments, requested.trust_code
     with Progress() as progress:
-        scores = score_images(samples, reference, section, changes, progress, flag, trust_code=trusts)
+        scores = score_images(samples, reference, section, changes, progress, trust_code=trusts)
     document = scores[0] if len(scores) == 1 else {"samples": scores}
     print_value(document, requested.as_json, lambda _: scores_text(scores))

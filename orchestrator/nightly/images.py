@@ -78,7 +78,7 @@ def _require_same_images(
     request: ImagesNightRequest, night: Night, verdict: Mapping[str, Any], progress: Progress
 ) -> None:
     """Raise `UserError` if a complete night is of other images, or of a run."""
-    with user_errors_of((), lambda name: f"--{name}", progress):
+    with user_errors_of(progress):
         judged = verdict.get("images", {}).get("sha256")
         if judged != open_source(request.samples).sha256:
             raise UserError(f"night {night.id} is complete, but not of these images; give --id NAME for another night")

@@ -1,7 +1,7 @@
 """The parts of a plan: models, cells and their shards, with the names of their files. Pure data."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.hashing import SourceFile, canonical_json, identity
+from taugrid.hashing import SourceFile, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
-from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule

@@ -315,11 +315,6 @@ def test_one_step_is_the_same_in_all_solvers(process, path):
         torch.testing.assert_close(found, every[0], rtol=0, atol=1e-9)
 
 
-def test_the_plan_says_that_a_path_begins_at_noise_alone_where_the_network_expects_more():
-    assert remarks("edm", "ddim", diffusion={"sigma_max": 5.0}) == []
-    recorded("\n".join(remarks("edm", "ddim", diffusion={"sigma_max": 4.9})))
-
-
 def test_only_a_flows_cell_is_named_by_its_shift():
     flow = {"diffusion.process": ["flow"], "shift": [1, 3], "steps": [5]}
     cells = planned(grid=[flow, {"diffusion.process": ["edm", "ddpm"], "steps": [5]}], dry=True).cells
