@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
+from taugrid.eval.metrics.frechet import singular
 from taugrid.eval.reference import open_reference
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, TrainingScheduler
@@ -19,7 +20,7 @@ from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights_bytes
-from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
 from taugrid.orchestrator.report import reported as reported_files
@@ -258,8 +259,9 @@ class Session:
             self.rundir.record_extractor(self._scoring.extractor, self.config.data.image_shape)
             self._modules |= set(self._scoring.extractor.files)
             if "fid" in self.config.evaluate.metrics and "evaluate" in self._stages:
-                for warning in singular_samples(self.selected, self._scoring.extractor.dimensions):
-                    self._warn(warning)
+                smallest = min(cell.settings.num_samples for cell in self.selected.cells)
+                if (line := singular(smallest, "samples", self._scoring.extractor.dimensions)) is not None:
+                    self._warn(f"sample.num_samples: {line}")
 
     def _announce(self) -> None:
         """Print remarks on the plan, its data, its models and its images."""

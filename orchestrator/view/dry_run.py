@@ -8,7 +8,7 @@ from typing import Any
 
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.reference import reference_of_moments
+from taugrid.eval.reference import Reference, reference_of_moments
 from taugrid.eval.reference_names import images_in_words, resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
@@ -16,14 +16,9 @@ from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.devices import too_large, weights_bytes
 from taugrid.orchestrator.plan.scoring import (
-    NO_LABELS,
-    Foreseen,
-    classes_of,
     foreseen,
-    impossible_agreement,
     name_and_dimensions,
-    singular_samples,
-    too_few_samples,
+    problems,
 )
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.rates import Waiting, seconds_left
@@ -53,14 +48,12 @@ def describe_plan(run: Run) -> dict[str, Any]:
 
 def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     config, plan, rundir = run.config, run.plan, run.rundir
-    extractor = foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
-    for line in _missing_images(config, untrained):
+    reference, fault = _reference(config)
+    for line in filter(None, [fault, *_missing_images(config, reference, untrained)]):
         if not any(line in remark for remark in described["remarks"]):
             yield line
-    yield from _about_extractor(config, plan, extractor)
-    yield from _other_shapes(config, plan)
-    yield from _other_features(config, extractor)
+    yield from (problem.line for problem in problems(config, plan, foreseen(config, rundir.extractor), reference))
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _gone(run, described)
@@ -74,40 +67,6 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
         evaluations = sum(cell.total_nfe for cell in plan.cells if cell.model.id in ids)
         rate = described["evaluations_per_second_and_worker"]
         yield suggestion(models, described["worker_seconds_a_train_step"], evaluations, rate)
-
-
-def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:
-    """Remarks if its weights are missing, or N is too small for error bars with this many features."""
-    name, dimensions, lacks, spec = extractor
-    if config.report.by is not None and all(classes_of(cell) is None for cell in plan.cells):
-        yield NO_LABELS
-    if spec is not None:
-        yield from sorted(impossible_agreement(config, plan, spec))
-    if lacks is not None:
-        yield lacks
-    if dimensions is None or "fid" not in config.evaluate.metrics:
-        return
-    yield from singular_samples(plan, dimensions)
-    small, minimum = too_few_samples(plan, dimensions)
-    if small:
-        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
-        yield (
-            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
-            f"all {dimensions} features of {name} vary"
-        )
-
-
-def _other_shapes(config: Config, plan: Plan) -> list[str]:
-    """Remarks on models whose images have a different shape than the reference's, so that they can't be scored."""
-    reference = config.reference
-    if not isinstance(reference, Data):
-        return []
-    others = [m for m in plan.models if m.lacks is None and m.image_shape != reference.image_shape]
-    return [
-        f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
-        f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only sample"
-        for model in others
-    ]
 
 
 def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
@@ -168,20 +127,28 @@ def _waiting(plan: Plan, cells: Iterable[Mapping[str, Any]], rate: float) -> Ite
             yield Waiting(left, (about["network_evaluations"] - done) / left / rate)
 
 
-def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
+def _reference(config: Config) -> tuple[Data | Reference | None, str | None]:
+    """The reference as far as it is known without its images, and what is wrong with it."""
+    given = config.reference
+    try:
+        given = resolve_reference(given).given if isinstance(given, str) else given
+        if isinstance(given, Data):
+            return given, None
+        if given not in FIDELITY_NAMES and not Path(given).exists():
+            return None, f"evaluate.reference: {nothing_there(given)}"
+        return reference_of_moments(given), None
+    except (UserError, ValueError, DamagedFile) as error:
+        return None, f"evaluate.reference: {error}"
+
+
+def _missing_images(config: Config, reference: Data | Reference | None, untrained: list[Model]) -> Iterator[str]:
     """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
 
     Args:
-        config: its reference is checked.
+        config: of the run.
+        reference: it is checked if it is a data set.
         untrained: the models that the run would train, whose data are checked.
     """
-    reference = config.reference
-    if isinstance(reference, str):
-        try:
-            reference = resolve_reference(reference).given
-        except UserError as error:
-            yield f"evaluate.reference: {error}"
-            return
     sections = dict.fromkeys((model.data for model in untrained), "data")
     labelled = {model.data for model in untrained if model.source.conditions is not None}
     if isinstance(reference, Data):
@@ -193,22 +160,6 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
             yield str(error.for_section(section))
         except UserError as error:
             yield str(error)
-    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
-        yield f"evaluate.reference: {nothing_there(reference)}"
-
-
-def _other_features(config: Config, extractor: Foreseen) -> Iterator[str]:
-    """A line if a run would refuse its file of moments, in the words of the run."""
-    given = config.evaluate.reference
-    try:
-        given = resolve_reference(given).given if isinstance(given, str) else None
-    except UserError:
-        return  # `_missing_images` reports it
-    try:
-        if isinstance(given, str) and (reference := reference_of_moments(given)) is not None:
-            reference.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
-    except (ValueError, DamagedFile) as error:
-        yield f"evaluate.reference: {error}"
 
 
 def _replaced_tables(run: Run) -> Iterator[str]:

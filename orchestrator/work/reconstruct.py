@@ -12,7 +12,7 @@ from taugrid.hashing import identity
 from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
 from taugrid.orchestrator.plan.grid import with_settings
-from taugrid.orchestrator.plan.scoring import check_shapes
+from taugrid.orchestrator.plan.scoring import check, other_shapes
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage
 from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.task import Task
@@ -103,8 +103,8 @@ class ReconstructWork(WorkKind):
     def check(self) -> None:
         """Raise `UserError` if no cell is of DDIM, shapes of images and data differ, or the data set is missing."""
         require_ode_cells(self.plan, self.stage)
-        check_shapes(self.plan)
         for model in self.plan.models:
+            check(other_shapes(model, "data", model.data.image_shape))
             data.load_images(model.data.held_out)
 
     def announcement(self, cost: float) -> str:
