@@ -23,7 +23,7 @@ from taugrid.errors import (
 )
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
 from taugrid.orchestrator.plan.labels import label_rule
 from taugrid.orchestrator.plan.sections import diffusion_section, require_decoder_keys, sample_section
@@ -152,7 +152,7 @@ def _planned(
     def described(*arguments: Any) -> CustomNetwork:
         return custom_process.describe(*arguments[:-1])  # without images: `data` is made up
 
-    [cell] = plan(load(given), describe_network=described).cells
+    [cell] = plan(load(given), Lookups(describe_network=described)).cells
     kinds = (cell.settings.weights, "ema")  # such sources need no run directory
     networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
     spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)

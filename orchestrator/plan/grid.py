@@ -47,7 +47,7 @@ from taugrid.orchestrator.plan.sections import (
     sample_section,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
-from taugrid.registry.samplers import CONSISTENCY, DEFAULT, DIFFUSERS
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT
 from taugrid.words import counted, did_you_mean
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
@@ -72,25 +72,25 @@ TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 COLUMN_NAMES = {"precision": "sample_precision"}
 """Column names of grid keys whose own names are already used by a metric."""
 
-ReadVae = Callable[[str, Vae], Vae]
-"""Like `workers.network.checkpoint.read_vae`."""
-
-ReadCheckpoint = Callable[[str], Checkpoint]
-"""Like `workers.network.checkpoint.read_checkpoint`."""
-
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork]
-"""Like `workers.network.custom_process.describe`."""
-
 
 class Lookups(NamedTuple):
-    """Functions that tell a plan what is outside the config."""
+    """Functions that tell a plan what is outside the config; a run directory has its own, which know its records."""
 
-    read_checkpoint: ReadCheckpoint
-    describe_network: DescribeNetwork
-    fingerprint: Fingerprint
-    read_column: ReadColumn
-    read_vae: ReadVae
-    assumed_timesteps: int | None
+    read_checkpoint: Callable[[str], Checkpoint] = read_checkpoint
+    """Reads what `model.checkpoint` names."""
+    describe_network: Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork] = (
+        custom_process.describe
+    )
+    """Describes what `model.callable` names."""
+    fingerprint: Fingerprint = content_fingerprint
+    """Identifies training images that no published name does."""
+    try_sampler: TrySampler = try_sampler
+    """Asks the custom samplers that `sample.sampler` names."""
+    read_column: ReadColumn = read_column
+    """Reads what `sample.labels` names."""
+    read_vae: Callable[[str, Vae], Vae] = read_vae
+    """Reads what `model.vae` names."""
+    assumed_timesteps: int | None = None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
 
@@ -134,41 +134,30 @@ class Planned(NamedTuple):
         return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule, self.vae)
 
 
-def plan(
-    config: Config,
-    read_checkpoint: ReadCheckpoint = read_checkpoint,
-    describe_network: DescribeNetwork = custom_process.describe,
-    fingerprint: Fingerprint = content_fingerprint,
-    try_sampler: TrySampler = try_sampler,
-    dry: bool = False,
-    read_column: ReadColumn = read_column,
-    read_vae: ReadVae = read_vae,
-) -> Plan:
+def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
-    Args:
-        config: as loaded.
-        read_checkpoint: reads what `model.checkpoint` names.
-        describe_network: describes what `model.callable` names.
-        fingerprint: identifies training images that no published name does.
-        try_sampler: asks the custom samplers that `sample.sampler` names.
-        dry: models whose files are not here are planned too (`Model.lacks`).
-        read_column: reads what `sample.labels` names.
-        read_vae: reads what `model.vae` names.
+    With `dry`, models whose files are not here are planned too (`Model.lacks`).
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
-    assumed = _assumed_timesteps(config) if dry else None
-    read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
-    lookups = Lookups(*read, cache(read_vae), assumed)
+    lookups = (lookups or Lookups())._replace(
+        read_checkpoint=cache(lookups.read_checkpoint),
+        describe_network=cache(lookups.describe_network),
+        fingerprint=_raising_not_here(lookups.fingerprint),
+        read_column=cache(lookups.read_column),
+        read_vae=cache(lookups.read_vae),
+        assumed_timesteps=_assumed_timesteps(config) if dry else None,
+    )
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
-    descriptions, modules = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    cases = [Case(at.settings, at.model.diffusion) for at in placed]
+    descriptions, modules = describe_samplers(cases, lookups.try_sampler)
     planned = [
         _planned(config, at, dict.fromkeys(keys), described, lookups)
         for at, described in zip(placed, descriptions, strict=True)
@@ -193,23 +182,13 @@ def plan(
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
-    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets; one for guidance 1."""
+    """A line for each sampler that ignores a key of the grid, and one for guidance 1."""
     if line := _of_those("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE):
         yield line
     for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
         every = list(group)
         if line := _of_those(name, every, SAMPLER_KEYS):
             yield line
-        theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        of_lcm = {"sampler_options"} if name == f"{DIFFUSERS}LCMScheduler" else set[str]()
-        for key in sorted(theirs.keys() & (every[0].described.ignored_keys | of_lcm)):
-            if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
-                yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
-        ends_at_1 = [each for each in every if each.model.diffusion.set_alpha_to_one is False]
-        if name.startswith(DIFFUSERS) and any(
-            each.described.arguments.get("set_alpha_to_one", True) for each in ends_at_1
-        ):
-            yield f"{name} ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
 
 
 def _of_those(what: str, planned: Sequence[Planned], among: Collection[str]) -> str | None:

@@ -19,7 +19,7 @@ from taugrid.errors import MissingInput, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import weights_bytes
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -158,10 +158,10 @@ def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit,
     other_vae(tmp_path / "vae")
     rundir, given = RunDir(tmp_path / "run"), {"checkpoint": str(dit[0]), "vae": str(tmp_path / "vae")}
     values = config.validate(config.Config, {"name": "x", "model": given, "sample": SETTINGS | CLASSES}, "test")
-    before = plan(values, read_vae=rundir.read_vae)
+    before = plan(values, Lookups(read_vae=rundir.read_vae))
     write_json(rundir.plan, to_json(before))
     shutil.rmtree(tmp_path / "vae")
-    found = plan(values, read_vae=rundir.read_vae)
+    found = plan(values, Lookups(read_vae=rundir.read_vae))
     assert found.cells == before.cells
     survey = Survey(Run(values, found, rundir), None, frozenset({"sample"}), 0)
     with raises(MissingInput):
