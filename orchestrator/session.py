@@ -4,7 +4,6 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` assigns it to workers; this module connects them and reports to the user.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights_bytes
+from taugrid.orchestrator.plan.devices import require_no_gpu
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import SessionSummary
@@ -402,7 +401,7 @@ class Session:
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
-        pool = self._pool(probe, samples)
+        pool = self._pool(probe)
         try:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
             loop = Loop(tasks, work_kinds(), pool, workers, embedded, cluster_config, outputs)
@@ -414,7 +413,7 @@ class Session:
             with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)
 
-    def _pool(self, probe: Path, samples: bool) -> "Pool":
+    def _pool(self, probe: Path) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
         from taugrid.orchestrator.dispatch.pool import CpuOnly, Pool
         from taugrid.workers.actor import Probe, Worker
@@ -423,11 +422,6 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_gpu(self.selected)
-            size, most = capacity.Size(cpus, gpus), cluster_config.workers or math.inf
-            nodes = capacity.staying(cluster_config) if samples else []
-            places = [(int(min(node.capacity(size), most)), node.memory) for node in nodes]
-            if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
-                self._warn(line)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         cpu_only = None
         if gpus:

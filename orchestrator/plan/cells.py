@@ -65,12 +65,6 @@ class Model:
         return self.id if self.lacks is None else PENDING
 
     @property
-    def of_its_network(self) -> str:
-        """The id as a guide, whose samples nobody decodes: the same with any VAE."""
-        content = self.source.content(self.diffusion)
-        return identity({key: value for key, value in content.items() if key != "vae"})
-
-    @property
     def called(self) -> str:
         """The name in messages: the label or, for the only model of a plan, the id."""
         return self.label or self.shown_id

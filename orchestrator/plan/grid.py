@@ -419,7 +419,8 @@ def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
         if read(path).diffusion == Diffusion():
             sections = sections._replace(diffusion=model.diffusion)
     guide = _model(sections._replace(model=ModelSection(checkpoint=path)), lookups._replace(read_checkpoint=read))
-    return replace(guide, id=guide.of_its_network)
+    content = guide.source.content(guide.diffusion)  # nobody decodes its samples, so it is the same with any VAE
+    return replace(guide, id=identity({key: value for key, value in content.items() if key != "vae"}))
 
 
 def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model, Vae | None]:

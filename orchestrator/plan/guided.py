@@ -110,12 +110,7 @@ def _trained_otherwise(guide: Diffusion, model: Diffusion) -> bool:
 
 
 def guidance_notes(cells: Sequence[Cell]) -> Iterator[str]:
-    """Lines on guides that guide nothing, and for each guidance interval and process, the interval in the network's
-    times and how much is guided.
-    """
-    its_own = [c for c in cells if c.guide and c.guide.id == c.model.of_its_network and c.settings.weights == "ema"]
-    for name in dict.fromkeys(c.guide.source.name for c in its_own if c.guide and c.guide.lacks is None):
-        yield f"{GUIDE}: {name} is the model itself: its guidance changes no image, and costs as many calls again"
+    """A line for each guidance interval and process: the interval in the network's times, and how much is guided."""
     groups: dict[tuple[str, Diffusion], list[Cell]] = {}
     for cell in cells:
         if cell.settings.is_guided and cell.settings.guidance_interval is not None:

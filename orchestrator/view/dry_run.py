@@ -1,6 +1,5 @@
 """The output of `taugrid plan`: what a run would do, lack and replace. It starts and downloads nothing."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from taugrid.eval.sources import nothing_there
 from taugrid.grids.names import in_yaml
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.devices import too_large, weights_bytes
+from taugrid.orchestrator.plan.devices import weights_bytes
 from taugrid.orchestrator.plan.scoring import (
     foreseen,
     name_and_dimensions,
@@ -58,9 +57,6 @@ def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     if described["network_evaluations_remaining"]:
         yield from _gone(run, described)
         yield from _fit(run, described)
-        workers, memory = _workers(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not has_gpus() and workers:
-            yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
     if models := compared_trainings(plan):
         ids = {model.id for model in models}
