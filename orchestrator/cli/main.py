@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
+from taugrid.orchestrator.cli import compare, look, machine, nightly, run
 from taugrid.orchestrator.cli.options import discard_output
 from taugrid.words import did_you_mean
 
@@ -50,10 +50,10 @@ def cli() -> None:
 
 
 for command in (
-    *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
-    *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
-    *(nightly.baseline, nightly.nightly, jobs.submit, look.config),
-    *(start.selfcheck, habits.doctor, habits.clean, start.completion),
+    *(machine.init, run.run, look.plan, look.status, run.train, run.sample, run.evaluate, run.report),
+    *(run.reconstruct, run.interpolate, compare.compare, look.board, look.export, look.verify),
+    *(nightly.baseline, nightly.nightly, run.submit, look.config),
+    *(machine.selfcheck, machine.doctor, machine.clean, machine.completion),
 ):
     cli.add_command(command)
 

@@ -572,7 +572,7 @@ ELSEWHERE = (
 ALLOWED = {
     "eval/standalone.py": {"mkdir"},
     "orchestrator/cli/options.py": {"open"},
-    "orchestrator/cli/start.py": {"write_text"},
+    "orchestrator/cli/machine.py": {"write_text"},
     "orchestrator/nightly/resampling.py": {"write_text"},
     "orchestrator/nightly/write.py": {"write_table", "write_text"},
     "orchestrator/plan/trust.py": {"write_json"},
