@@ -18,7 +18,7 @@ from taugrid.orchestrator.rundir.history import History
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
-from taugrid.registry.samplers import DEFAULT, ONLY
+from taugrid.registry.samplers import DEFAULT
 from taugrid.words import listed, some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.decoder import Vae
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 PICTURES = 12
 """Images across figures/reconstructions.png."""
 
-
 OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
-
-
-WITH_LABELS = "networks with labels (sample.labels)"
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
@@ -47,12 +43,7 @@ def _has_no_ode(cell: Cell) -> str | None:
     """What a cell is that is left out; None: it is not."""
     if cell.settings.sampler != DEFAULT:
         return cell.settings.sampler
-    return None if cell.label_rule is None else WITH_LABELS
-
-
-def others(plan: Plan) -> str:
-    """What is left out: the samplers other than DDIM, by name, and networks with labels."""
-    return listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
+    return None if cell.label_rule is None else "networks with labels (sample.labels)"
 
 
 def require_ode_cells(plan: Plan, stage: str) -> None:
@@ -60,22 +51,16 @@ def require_ode_cells(plan: Plan, stage: str) -> None:
     if latent := next((cell.label for cell in plan.cells if isinstance(cell.decoder, Vae)), None):
         raise UserError(f"{stage} is for networks that sample pixels, and {latent} samples latents; leave it out")
     if not ode_cells(plan):
-        if all(model.diffusion.prediction in ONLY for model in plan.models):
-            raise UserError(f"{stage} follows an ODE step by step, and these networks jump along it; load another")
-        if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
-            raise UserError(
-                f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "
-                "model, with sampler: ddim"
-            )
         raise UserError(
-            f"{stage} needs cells of ddim, whose ODE (eta = 0) it follows; all cells are of {others(plan)}: add "
-            "sampler: ddim to the grid"
+            f"{stage} follows the ODE of ddim (eta = 0) without labels, and no cell has it; add sampler: ddim to the "
+            "grid, with an unconditional model"
         )
 
 
 def left_out(plan: Plan, stage: str) -> str:
     """That cells of other samplers are left out, as the end of a sentence."""
-    return f"; {stage} leaves out the cells of {named}" if (named := others(plan)) else ""
+    named = listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
+    return f"; {stage} leaves out the cells of {named}" if named else ""
 
 
 def ignore_damage(damage: Damage) -> None:
