@@ -112,5 +112,5 @@ def reference_files(survey: Survey) -> ReferenceFiles:
     scoring, rundir, reference = survey.scoring, survey.rundir, survey.scoring.reference
     folder = rundir.reference_part(rundir.extractor_folder(scoring.extractor), reference.sha256, 0).parent
     moments = reference.given if isinstance(reference.given, MomentsFile) else None
-    features = tuple(str(path) for path in survey.found.reference.paths)
+    features = tuple(str(path) for path in survey.found.reference)
     return ReferenceFiles(moments or features, reference.num_images, str(folder), scoring.reference_key)
