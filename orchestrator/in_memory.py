@@ -23,9 +23,8 @@ from taugrid.errors import (
 )
 from taugrid.images import to_pictures, to_uint8
 from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec
+from taugrid.orchestrator.plan.conditions import label_differences, label_rule, require_no, require_possible
 from taugrid.orchestrator.plan.grid import Lookups, plan
-from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
-from taugrid.orchestrator.plan.labels import label_rule
 from taugrid.orchestrator.plan.sections import diffusion_section, require_decoder_keys, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape

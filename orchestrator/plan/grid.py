@@ -31,8 +31,14 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidance_notes, require_guided
-from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
+from taugrid.orchestrator.plan.conditions import (
+    OF_GUIDANCE,
+    ReadColumn,
+    check_guidance,
+    guidance_notes,
+    label_rule,
+    require_guided,
+)
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     UNSET,
@@ -143,7 +149,8 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
-    lookups = (lookups or Lookups())._replace(
+    lookups = lookups or Lookups()
+    lookups = lookups._replace(
         read_checkpoint=cache(lookups.read_checkpoint),
         describe_network=cache(lookups.describe_network),
         fingerprint=_raising_not_here(lookups.fingerprint),

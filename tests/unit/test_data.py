@@ -23,7 +23,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.ode import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import RunId
 from taugrid.storage import write_json

@@ -23,7 +23,7 @@ from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.reconstruct import require_ode_cells
+from taugrid.orchestrator.work.ode import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json

@@ -584,7 +584,7 @@ ALLOWED = {
     "orchestrator/view/figures.py": {"savefig"},
     "orchestrator/view/images.py": {"to_csv"},
     "orchestrator/view/page.py": {"write_text"},
-    "orchestrator/work/interpolate.py": {"to_csv", "write_text"},
+    "orchestrator/work/ode.py": {"to_csv", "write_text"},
     "workers/actor.py": {"write_bytes"},
     "workers/content.py": {"open"},
 }
