@@ -52,21 +52,18 @@ def label_rule(settings: Sample, conditions: Conditions | None, network: str, re
     if isinstance(labels, LabelColumn):
         column = read(labels)
         if column.values is not None:
-            _require_rows(labels, len(column.values), settings.num_samples)
+            rows, num_samples = len(column.values), settings.num_samples
+            if rows < num_samples:
+                raise UserError(
+                    f"sample.labels.parquet: {labels.parquet} has {rows:,} rows, but {num_samples:,} samples need one "
+                    "each; give a longer file or a smaller sample.num_samples"
+                )
             _require_classes(f"sample.labels.column: {labels.column}", column.values, conditions, network)
         values = None if column.values is None else column.values.astype(np.int32)
         return LabelRule({"column_sha256": column.sha256}, settings.seed, conditions.classes, values)
     if not isinstance(labels, str):
         _require_classes("sample.labels", np.atleast_1d(np.array(labels, object)), conditions, network)
     return LabelRule(labels, settings.seed, conditions.classes)
-
-
-def _require_rows(column: LabelColumn, rows: int, num_samples: int) -> None:
-    if rows < num_samples:
-        raise UserError(
-            f"sample.labels.parquet: {column.parquet} has {rows:,} rows, but {num_samples:,} samples need one each; "
-            "give a longer file or a smaller sample.num_samples"
-        )
 
 
 def _require_classes(key: str, labels: np.ndarray, conditions: Conditions, network: str) -> None:

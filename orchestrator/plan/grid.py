@@ -4,11 +4,10 @@ Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values tha
 key orphans no old run. Reads no clock, and from disk only the checkpoints, code and images that a config names.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from taugrid.config import (
@@ -123,10 +122,7 @@ class Placed(NamedTuple):
 
 
 class Planned(NamedTuple):
-    point: Mapping[str, Any]
-    model: Model
-    guide: Model | None
-    vae: Vae | None
+    at: Placed
     settings: Sample
     values: dict[str, Any]
     """The resolved values of all keys of the grid; None for those that are ignored."""
@@ -137,7 +133,7 @@ class Planned(NamedTuple):
 
     @property
     def cell_id(self) -> str:
-        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule, self.vae)
+        return _cell_id(self.at.model, self.settings, self.described.code, self.at.guide, self.label_rule, self.at.vae)
 
 
 def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> Plan:
@@ -175,13 +171,13 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
     for each in planned:
-        model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule, each.vae)
+        model = models.setdefault(each.at.model.id, replace(each.at.model, label=names.model(each.values)))
+        about = (axes(each.values), each.values, names, each.described, each.at.guide, each.label_rule, each.at.vae)
         cell = Cell(each.cell_id, model, each.settings, *about)
         check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
-            raise _twice(each.point, len(mappings))
+            raise _twice(each.at.point, len(mappings))
         seen.add(key)
         cells.setdefault(cell.id, cell)
     made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
@@ -190,26 +186,15 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
     """A line for each sampler that ignores a key of the grid, and one for guidance 1."""
-    if line := _of_those("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE):
-        yield line
-    for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
-        every = list(group)
-        if line := _of_those(name, every, SAMPLER_KEYS):
-            yield line
-
-
-def _of_those(what: str, planned: Sequence[Planned], among: Collection[str]) -> str | None:
-    """A line if `what` ignores keys of the grid at these points, `among` others; else None."""
-    keys = sorted({key for each in planned for key in each.ignored if key in each.point and key in among})
-    if not keys:
-        return None
-    number = len({each.cell_id for each in planned})
-    numbers = f"{counted(len(planned), 'point')} of the grid, {counted(number, 'cell')}"
-    return f"{what} ignores {' and '.join(keys)}: {numbers}"
-
-
-def _sampler(planned: Planned) -> str:
-    return planned.settings.sampler
+    names = sorted({each.settings.sampler for each in planned})
+    groups = [
+        ("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE),
+        *((name, [each for each in planned if each.settings.sampler == name], SAMPLER_KEYS) for name in names),
+    ]
+    for what, its, among in groups:
+        if keys := sorted({key for each in its for key in each.ignored if key in each.at.point and key in among}):
+            number = counted(len({each.cell_id for each in its}), "cell")
+            yield f"{what} ignores {' and '.join(keys)}: {counted(len(its), 'point')} of the grid, {number}"
 
 
 def _twice(point: Mapping[str, Any], grids: int) -> UserError:
@@ -282,7 +267,7 @@ def _planned(
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
     unknown = isinstance(source, Absent)
     labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
-    return Planned(at.point, at.model, at.guide, at.vae, settings, values, ignored, described, labels)
+    return Planned(at, settings, values, ignored, described, labels)
 
 
 def _require_one_prediction(config: Config, placed: Sequence[Placed]) -> None:
@@ -363,7 +348,12 @@ def _locate(key: str) -> tuple[str, list[str]]:
 
 def _model(sections: Sections, lookups: Lookups) -> Model:
     try:
-        return _present(sections, lookups)
+        path, loaded = sections.model.checkpoint, None
+        if path is not None:  # read first, because its files fill in `diffusion`
+            loaded = Loaded(lookups.read_checkpoint(path))
+        diffusion = _diffusion(sections, UNSET if loaded is None else loaded.checkpoint.diffusion)
+        source = loaded or _source(sections, diffusion, lookups)
+        return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
     except MissingInput as error:
         if lookups.assumed_timesteps is None:
             raise
@@ -385,15 +375,6 @@ def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
     diffusion = _diffusion(sections, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
-
-
-def _present(sections: Sections, lookups: Lookups) -> Model:
-    path, loaded = sections.model.checkpoint, None
-    if path is not None:  # read first, because its files fill in `diffusion`
-        loaded = Loaded(lookups.read_checkpoint(path))
-    diffusion = _diffusion(sections, *([loaded.checkpoint.diffusion] if loaded else []))
-    source = loaded or _source(sections, diffusion, lookups)
-    return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
 
 
 def _diffusion(sections: Sections, theirs: Diffusion = UNSET) -> Diffusion:
@@ -450,7 +431,11 @@ def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
     data, model = sections.data, sections.model
     if model.oracle is not None:
-        return _oracle(model.oracle, data, diffusion)
+        if data.name != model.oracle:
+            raise UserError(f"model.oracle: {model.oracle} is the optimum for data.name: {model.oracle}; set both")
+        if diffusion.process is None and diffusion.prediction != "epsilon":
+            raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
+        return Oracle(model.oracle, data)
     if model.callable is not None:
         if diffusion.process is None:  # so that a grid over betas asks once
             kept = diffusion.model_dump(include={"timesteps", "prediction"})
@@ -468,14 +453,6 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
         "model: give unet: {...} to train a network, checkpoint: FOLDER to load one, callable: MODULE:FUNCTION for a "
         "custom one, or oracle: NAME"
     )
-
-
-def _oracle(distribution: str, data: Data, diffusion: Diffusion) -> Oracle:
-    if data.name != distribution:
-        raise UserError(f"model.oracle: {distribution} is the optimum for data.name: {distribution}; set both")
-    if diffusion.process is None and diffusion.prediction != "epsilon":
-        raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
-    return Oracle(distribution, data)
 
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
