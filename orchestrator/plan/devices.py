@@ -1,12 +1,11 @@
 """What a plan asks of the devices that will compute it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.words import quantity
 from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.checkpoint import parameters, weights_file
@@ -51,9 +50,3 @@ def _weights_of(cell: Cell, file: WeightsFile, count: Callable[[Path], int | Non
 
 def _parameters(path: Path) -> int | None:
     return None if path.suffix == ".json" else parameters(path)  # the record of a model without a file
-
-
-def weights_in_words(weights: Mapping[str, int]) -> str:
-    """The weights on a worker, in a few words."""
-    parts = ", ".join(f"{name} {quantity(size)}B" for name, size in weights.items())
-    return f"{quantity(sum(weights.values()))}B{f' ({parts})' if len(weights) > 1 else ''}"

@@ -8,7 +8,6 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from taugrid.orchestrator.plan.devices import weights_in_words
 from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.samplers import DEFAULT
@@ -22,38 +21,48 @@ if TYPE_CHECKING:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """A plan or a status, from `inspection.describe`, as lines."""
-    lines = [f"{plan['name']} in {plan['dir']}", *_driver(plan), ""]
+    lines = [f"{plan['name']} in {plan['dir']}"]
+    if "driver" in plan:  # only a status has it
+        driver, killed = plan["driver"], plan["killed_driver"]
+        who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
+        lost = "" if killed is None else f"; the last one was killed, or lost this directory ({killed})"
+        lines.append(f"driver: {who}{lost}")
+    lines.append("")
     for model in plan["models"]:
         state = _training_state(model) if model["train_steps"] else model["source"]
+        if len(plan["models"]) > 1:
+            images = f"{model['images_done']:,} of {model['images']:,} images"
+            state += f"; {images}, {model['cells_scored']} of {counted(model['cells'], 'cell')} scored"
         called = f"{model['label']} ({model['id']})" if model["label"] else model["id"]
-        lines.append(f"model {called}: {state}{_sums(model) if len(plan['models']) > 1 else ''}")
-    lines += ["", *_cell_table(plan["cells"])]
-    remaining = plan["network_evaluations_remaining"]
+        lines.append(f"model {called}: {state}")
+    rows = [("cell", "id", "images", "shards", "evals", "scored")]
+    for cell in plan["cells"]:
+        images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
+        shards = f"{cell['shards_done']}/{cell['shards']}"
+        evaluations, scored = quantity(cell["network_evaluations"]), "yes" if cell["scored"] else "no"
+        rows.append((cell["label"], cell["cell"], images, shards, evaluations, scored))
+    remaining, rate = plan["network_evaluations_remaining"], plan["evaluations_per_second_and_worker"]
     numbers = len(plan["models"]), len(plan["cells"]), plan["shards"], plan["images"]
     counts = ", ".join(map(counted, numbers, ("model", "cell", "shard", "image")))
     lines += [
+        "",
+        *in_columns(rows, right=range(2, 6)),
         "",
         f"{counts}, at most {quantity(plan['bytes_at_most'])}B of images",
         f"network evaluations: {plan['network_evaluations']:,}, {remaining:,} of them still to do",
         f"scores against {plan['reference']}: {len(plan['cells']):,}, {plan['cells_to_score']:,} of them still to do",
         *_training(plan),
         f"expected sampling time: {_expected(plan)}",
-        *_longest_shard(plan),
-        *_weights(plan),
-        *(f"warning: {remark}" for remark in plan["remarks"]),
     ]
-    return "\n".join(lines)
-
-
-def _cell_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A heading and a line for each cell."""
-    rows = [("cell", "id", "images", "shards", "evals", "scored")]
-    for cell in cells:
-        images = "removed" if cell["images_removed"] else f"{cell['images_done']}/{cell['num_samples']}"
-        shards = f"{cell['shards_done']}/{cell['shards']}"
-        evaluations, scored = quantity(cell["network_evaluations"]), "yes" if cell["scored"] else "no"
-        rows.append((cell["label"], cell["cell"], images, shards, evaluations, scored))
-    return in_columns(rows, right=range(2, 6))
+    if remaining:
+        longest = plan["longest_shard_evaluations"]
+        time = f", {duration(longest / rate)} at that rate" if rate and longest >= rate else ""
+        lines.append(f"longest shard: {longest:,} network evaluations{time}")
+    if weights := plan.get("worker_weights_bytes"):  # `status` does not say
+        parts = ", ".join(f"{name} {quantity(size)}B" for name, size in weights.items())
+        sums = f"{quantity(sum(weights.values()))}B{f' ({parts})' if len(weights) > 1 else ''}"
+        lines.append(f"weights on each worker: {sums}, beside what a batch takes")
+    return "\n".join([*lines, *(f"warning: {remark}" for remark in plan["remarks"])])
 
 
 def _training_state(model: dict[str, Any]) -> str:
@@ -68,11 +77,6 @@ def _training_state(model: dict[str, Any]) -> str:
         return f"{text} ({reached:,} done, but there is no checkpoint yet)" if reached else text
     since = f", and {reached - done:,} since its last checkpoint" if reached > done else ""
     return f"{text} ({done:,} done{since})"
-
-
-def _sums(model: dict[str, Any]) -> str:
-    images = f"{model['images_done']:,} of {model['images']:,} images"
-    return f"; {images}, {model['cells_scored']} of {counted(model['cells'], 'cell')} scored"
 
 
 def _training(plan: dict[str, Any]) -> list[str]:
@@ -100,32 +104,6 @@ def _expected(plan: dict[str, Any]) -> str:
     workers = plan.get("workers_at_a_time") or 1  # `status` does not know the number of workers
     on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""
     return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
-
-
-def _driver(plan: dict[str, Any]) -> list[str]:
-    """A line on the driver of the run; a plan does not have it."""
-    if "driver" not in plan:
-        return []
-    driver = plan["driver"]
-    who = "none is running here" if driver is None else "process {process} on {host} is running".format(**driver)
-    if (killed := plan["killed_driver"]) is not None:
-        who += f"; the last one was killed, or lost this directory ({killed})"
-    return [f"driver: {who}"]
-
-
-def _longest_shard(plan: dict[str, Any]) -> list[str]:
-    """A line on the longest shard, while there is something to sample."""
-    if not plan["network_evaluations_remaining"]:
-        return []
-    evaluations, rate = plan["longest_shard_evaluations"], plan["evaluations_per_second_and_worker"]
-    time = f", {duration(evaluations / rate)} at that rate" if rate and evaluations >= rate else ""
-    return [f"longest shard: {evaluations:,} network evaluations{time}"]
-
-
-def _weights(plan: dict[str, Any]) -> list[str]:
-    """A line on the weights that a worker holds, if some are known."""
-    known = plan.get("worker_weights_bytes")  # `status` does not say
-    return [f"weights on each worker: {weights_in_words(known)}, beside what a batch takes"] if known else []
 
 
 SELFCHECK_WIDTH = 75
