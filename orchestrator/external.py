@@ -63,7 +63,9 @@ class OpenedSets:
 
         features = user_cache() / "features" if keep else None
         if features is not None:
-            _remove_old(features)
+            for path in features.glob("*.parquet"):  # nights would fill the disk with theirs
+                if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+                    path.unlink(missing_ok=True)
         with arithmetic.restored():
             return standalone.score_sets(
                 self.sets,
@@ -80,13 +82,6 @@ class OpenedSets:
                 ),
                 orders,
             )
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove features that were kept longer ago than `KEPT_DAYS`, as nights would fill the disk with theirs."""
-    for path in folder.glob("*.parquet"):
-        if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
-            path.unlink(missing_ok=True)
 
 
 def score_images(

@@ -230,7 +230,12 @@ class Session:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
         for model, source in self.selected.trained_here:
             if not self.rundir.is_ready(model):
-                self._require_scratch()
+                if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
+                    raise UserError(
+                        f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
+                        f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node "
+                        "sees"
+                    )
                 fit.check(source.train)
                 load_images(source.data)
                 if source.unet.num_classes is not None:
@@ -303,14 +308,6 @@ class Session:
         survey = Survey(self.run, self._scoring, self._stages, self._set_aside, selected)
         reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
         return reported, [kind for kind in reported if kind.stage in self._stages]
-
-    def _require_scratch(self) -> None:
-        """Raise `UserError` if training workers on other machines would have no folder in common."""
-        if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
-            raise UserError(
-                f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
-                f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node sees"
-            )
 
     def _connect(self) -> None:
         trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
