@@ -33,7 +33,7 @@ from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_directory
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, read_sizes
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
@@ -353,7 +353,7 @@ class Session:
 
     def _untrained(self, failed: Mapping[str, TrainingFailed], lacking: Collection[str]) -> dict[str, TrainingFailed]:
         """Cell name -> the failure of its model's training; those of earlier sessions count for cells in `lacking`."""
-        earlier = History.read(self.rundir).failures
+        earlier = RunHistory.read(self.rundir).failures
         untrained: dict[str, TrainingFailed] = {}
         for cell in self.selected.cells:
             model = cell.model

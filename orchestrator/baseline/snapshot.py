@@ -21,7 +21,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, Trained
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.evidence import influences_of
-from taugrid.orchestrator.rundir.history import TAUGRID, History, Origin, places
+from taugrid.orchestrator.rundir.history import TAUGRID, Origin, RunHistory, places
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work.scorer import ScoredWith, ScorerRecord, kept_record
 from taugrid.protocol import on_devices
@@ -266,7 +266,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
     `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
     """
     rundir = run.rundir
-    history = History.read(rundir)
+    history = RunHistory.read(rundir)
     provenance = rundir.read_provenance()
     weights = provenance.get("models") or {}
     protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}

@@ -37,7 +37,7 @@ from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Loca
 from taugrid.orchestrator.dispatch.scaling import Scaling
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.shard_sizes import LongShards
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
@@ -300,7 +300,7 @@ class Loop:
                 "and versions, or remove it"
             )
         device = self._manager.info(worker).device
-        history = History.of(self._events.so_far())
+        history = RunHistory.of(self._events.so_far())
         others = history.makers - {history.workers[worker]}
         if not others and not isinstance(job, ExtractJob):
             raise FileConflict(

@@ -25,7 +25,7 @@ from taugrid.orchestrator.progress.state import name_of_trainings, note_of_train
 from taugrid.orchestrator.report.trainings import progress_of
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
@@ -140,7 +140,7 @@ class Training:
             has_checkpoint, step = any(self._spec.running.glob("checkpoint_*")), self.at.checkpoint
             last = f"continues from its last checkpoint{f', of step {step}' if step else ''}"
             then = last if has_checkpoint else "begins again, because it has no checkpoint"
-            how = "failed" if model.id in History.read(self._rundir).failures else how
+            how = "failed" if model.id in RunHistory.read(self._rundir).failures else how
             message = f"training of {model.called} {how} at step {self.at.step}; it {then}"
             self._say_once(f"interrupted at {self.at.step}", message)
         self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()

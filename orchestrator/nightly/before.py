@@ -20,7 +20,7 @@ from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import foreseen, too_few_samples
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.registry.metrics import COLUMNS
 from taugrid.words import counted, duration, quantity
 
@@ -92,7 +92,7 @@ def check_same_night(run: Run, night: Night, verdict: Mapping[str, Any]) -> None
 def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, Any]:
     """The price of a night of `plan`, which `describe_plan` described. Seconds are None before the first night."""
     nights = open_history(history).complete_nights()
-    rate = History.read(RunDir(nights[-1].run, nights[-1].storage)).evaluations_per_second if nights else None
+    rate = RunHistory.read(RunDir(nights[-1].run, nights[-1].storage)).evaluations_per_second if nights else None
     evaluations = described["network_evaluations"]
     canary_evaluations = sum(min(cell.settings.batch_size, cell.settings.num_samples) * cell.nfe for cell in plan.cells)
     seconds = None if rate is None else round(evaluations / rate, 1)

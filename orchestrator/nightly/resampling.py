@@ -27,7 +27,7 @@ from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.session import Session
 from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
@@ -131,7 +131,7 @@ def config_of(config: Config, name: str, points: Sequence[Mapping[str, Any]]) ->
 def _canaries_in(run: Run, tonight: Snapshot, failed: Mapping[str, str] = {}) -> Canaries:
     """The canaries in a run directory, which check the sampler of `tonight`; `failed` is as in `ResamplingRun`."""
     rundir = run.rundir
-    history = History.read(rundir)
+    history = RunHistory.read(rundir)
     code_changed = len(tonight.codes | history.codes) > 1
     weights = rundir.read_provenance().get("models") or {}
     canaries: dict[str, Sampled | Check] = {}

@@ -21,7 +21,7 @@ from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report.replicates import label_without_seeds
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.evidence import floors_of, influences_of
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
@@ -66,7 +66,7 @@ class Rows(NamedTuple):
 
 def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
     """The rows of all scored cells, in the order of the grid. A note names those whose images are gone."""
-    history = History.read(rundir)
+    history = RunHistory.read(rundir)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
     influences: dict[str, dict[str, Array]] = defaultdict(dict)

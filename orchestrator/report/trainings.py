@@ -6,7 +6,7 @@ from typing import Any
 from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.storage import LOCAL
 from taugrid.workers.training.log import TrainingProgress, training_progress
 
@@ -23,7 +23,7 @@ def worker_seconds(at: TrainingProgress | None) -> float | None:
 
 
 def describe_models(
-    plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None, history: History
+    plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None, history: RunHistory
 ) -> list[dict[str, Any]]:
     """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them.
 

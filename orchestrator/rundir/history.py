@@ -25,12 +25,10 @@ TAUGRID = "taugrid"
 neither images nor scores."""
 
 REFERENCE = "reference"
-"""The key of the reference in `History.scored_by`."""
+"""The key of the reference in `RunHistory.scored_by`."""
 
 WORK = frozenset({"trained", "shard", "extract", "score"})
 """The events that date a run. Writing its page again changes nothing on it."""
-
-Event = Mapping[str, Any]
 
 
 class Maker(NamedTuple):
@@ -79,7 +77,7 @@ class Origin:
 
 
 @dataclass
-class History:
+class RunHistory:
     """All sessions of a run."""
 
     stages: set[str] = field(default_factory=set)
@@ -90,7 +88,7 @@ class History:
     """The hashes of taugrid's code in the sessions that sampled."""
     worked: str = ""
     """The time of the last work; empty before the first."""
-    joined: list[Event] = field(default_factory=list)
+    joined: list[Mapping[str, Any]] = field(default_factory=list)
     """The event of each worker."""
     workers: dict[str, Maker] = field(default_factory=dict)
     """The workers of the last session, by their names: each session uses the same ones."""
@@ -109,17 +107,17 @@ class History:
     """The network evaluations of all shards, and their device time."""
 
     @classmethod
-    def read(cls, run: Paths) -> "History":
+    def read(cls, run: Paths) -> "RunHistory":
         return cls.of(read_events(run))
 
     @classmethod
-    def of(cls, events: Iterable[Event]) -> "History":
+    def of(cls, events: Iterable[Mapping[str, Any]]) -> "RunHistory":
         history = cls()
         for event in events:
             history._add(event)
         return history
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Mapping[str, Any]) -> None:
         match event["event"]:
             case "session":
                 self.workers.clear()
@@ -158,7 +156,7 @@ class History:
         if event["event"] in WORK:
             self.worked = max(self.worked, event.get("time", ""))
 
-    def _add_shard(self, event: Event) -> None:
+    def _add_shard(self, event: Mapping[str, Any]) -> None:
         """Account for a committed file. It may have grown.
 
         One that was there already keeps its makers. If they are unknown, and its bytes are those that were made now,
@@ -174,7 +172,7 @@ class History:
         shard.seconds = math.nan if only_decoded else before + event["seconds"]
         shard.images = copied + event["images"]
 
-    def _maker(self, event: Event) -> Maker:
+    def _maker(self, event: Mapping[str, Any]) -> Maker:
         """The worker of an event; if the line that describes it is damaged, only its device is known."""
         return self.workers.get(event["worker"]) or Maker(event["device"])
 

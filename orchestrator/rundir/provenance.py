@@ -19,7 +19,7 @@ from taugrid.orchestrator.plan.cells import Model, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.storage import write_json
 from taugrid.versions import versions
 from taugrid.workers.data.load import content_fingerprint, load_images
@@ -68,7 +68,7 @@ def _git(*arguments: str) -> str | None:
 def write(rundir: RunDir, plan: Plan, scoring: Scoring | None) -> None:
     """Write provenance.json. Data and extractor stay as earlier sessions recorded them, if they are unknown now."""
     before = rundir.read_provenance()
-    joined = History.read(rundir).joined
+    joined = RunHistory.read(rundir).joined
     found = [{key: event[key] for key in ("node", "device", "accelerator") if key in event} for event in joined]
     machines = {(machine["node"], machine["device"], canonical_json(machine)): machine for machine in found}
     value: dict[str, Any] = {

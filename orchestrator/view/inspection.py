@@ -11,7 +11,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import Damage, RunDir
 from taugrid.orchestrator.rundir.extension import orphans_in_words
 from taugrid.orchestrator.rundir.grown import at
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
@@ -39,7 +39,7 @@ def latent_bytes(cell: Cell) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Everything that `plan` and `status` show, as plain data."""
     config, plan, rundir = run.config, run.plan, run.rundir
-    history = History.read(rundir)
+    history = RunHistory.read(rundir)
     rate = history.evaluations_per_second
     asked = RequestedScores(config, rundir)
     listing = Listing(rundir)

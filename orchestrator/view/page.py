@@ -23,7 +23,7 @@ from taugrid.orchestrator.report.sample_figures import first_images, images_of
 from taugrid.orchestrator.report.write import loss_curves, train_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.view.tables import Tables
 from taugrid.protocol import shortened
 from taugrid.storage import read_json, replacing
@@ -130,7 +130,7 @@ def _made(plan: Plan, rundir: RunDir) -> list[str]:
     names = [f"{s.distribution} oracle" if isinstance(s, Oracle) else short_path(s.name) for s in sources]
     models = list(dict.fromkeys(names))
     found = [
-        History.read(rundir).worked[:10],
+        RunHistory.read(rundir).worked[:10],
         f"taugrid {version}" if version else "",
         *(f"{device} ({n} machines)" if n > 1 else device for device, n in devices.items()),
         f"model: {models[0]}" if len(models) == 1 else counted(len(models), "model"),

@@ -17,7 +17,7 @@ from taugrid.orchestrator.rundir import grown
 from taugrid.orchestrator.rundir.directory import READER_THREADS, Damage, RunDir
 from taugrid.orchestrator.rundir.events import unreadable_lines
 from taugrid.orchestrator.rundir.extension import orphans_in_words
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import PARTS, Listing
 from taugrid.orchestrator.work import work_kinds
@@ -77,7 +77,7 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
 def _found(run: Run, tick: Callable[[int], None]) -> Iterator[Damage]:
     """What is damaged and, for the reasons `UNFINISHED`, what was never made."""
     plan, rundir = run.plan, run.rundir
-    history = History.read(rundir)
+    history = RunHistory.read(rundir)
     if (orphans := orphans_in_words(run.config, plan, rundir)) is not None:
         yield Damage(rundir.samples, orphans, ORPHANS_FIX)
     yield from _verify_orphans(plan, rundir, tick)
@@ -153,7 +153,7 @@ def _verify_documents(rundir: RunDir) -> Iterator[Damage]:
         yield Damage(path, f"{counted(lines, 'line')} can't be read", EVENTS_FIX)
 
 
-def _verify_scores(plan: Plan, rundir: RunDir, history: History) -> Iterator[Damage]:
+def _verify_scores(plan: Plan, rundir: RunDir, history: RunHistory) -> Iterator[Damage]:
     """Scores of any protocol. Cells without one are unfinished only in a run that was to score: others only sample."""
     listing = Listing(rundir)
     lacking = [cell for cell in plan.cells if not rundir.scores_of(cell, listing)]
@@ -168,7 +168,7 @@ def _verify_scores(plan: Plan, rundir: RunDir, history: History) -> Iterator[Dam
 
 
 def _verify_samples(
-    cell: Cell, rundir: RunDir, listing: Listing, history: History, tick: Callable[[int], None]
+    cell: Cell, rundir: RunDir, listing: Listing, history: RunHistory, tick: Callable[[int], None]
 ) -> Iterator[Damage]:
     if not rundir.is_ready(cell.model):
         yield Damage(rundir.models / cell.model.id, NOT_TRAINED)

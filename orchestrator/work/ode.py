@@ -14,7 +14,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of, part_nam
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.scoring import check, other_shapes
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
@@ -144,7 +144,7 @@ class ReconstructWork(WorkKind):
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]
-        history = History.read(self.rundir)
+        history = RunHistory.read(self.rundir)
         rows = [self._row(cell, list(self._files([cell])), history) for cell in cells]
         beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
         labels = self.labels()
@@ -212,7 +212,7 @@ class ReconstructWork(WorkKind):
             file.path, file.shard.stop, on_damage, file.shard.start, expected={"cell": file.cell.id}
         )
 
-    def _row(self, cell: Cell, files: list[ShardFile], history: History) -> dict[str, Any]:
+    def _row(self, cell: Cell, files: list[ShardFile], history: RunHistory) -> dict[str, Any]:
         n, keys = cell.settings.num_samples, [shard_key(self.name, file.shard) for file in files]
         seconds = [history.seconds[key] for key in keys if key in history.seconds]
         mse, mse_8bit = (

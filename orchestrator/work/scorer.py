@@ -24,7 +24,7 @@ from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_fe
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.history import REFERENCE, History, places
+from taugrid.orchestrator.rundir.history import REFERENCE, RunHistory, places
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
@@ -186,7 +186,7 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    makers = History.read(rundir).scored_by.get(REFERENCE, ())
+    makers = RunHistory.read(rundir).scored_by.get(REFERENCE, ())
     made_with = ScoredWith.of(places(makers), {"versions": versions(SOFTWARE) | {"cpu": _cpu()}})
     about, used = json.loads(json.dumps([scoring.extractor.describe(), settings.as_dict()]))
     return ScorerRecord(reference.sha256, about, used, made_with, features[:FEATURES], scores)

@@ -221,7 +221,7 @@ def test_what_can_not_be_imported_or_made_is_told_from_the_users_own_errors(fold
         make("mine:plain", "some.pt")
     with raises(UserError):
         custom_process.describe("mine:scaled", "absent.pt", SHAPE, DDPM)
-    with raises(RuntimeError):
+    with raises(CustomCodeError):
         describe("mine:failing_network", None, SHAPE, DDPM)
     rewrite(folder, "import no_such_library\n")
     with raises(ModuleNotFoundError):

@@ -427,16 +427,7 @@ def test_a_reference_in_parts_gives_the_scores_of_one_file_to_the_bit(tmp_path, 
     assert np.array_equal(*(np.concatenate(list(read_all(run.reference_files))) for run in (parts, one)))
 
 
-def test_a_reference_in_one_file_is_used_as_it_is_and_of_one_in_parts_only_what_is_missing_is_made(
-    tmp_path, monkeypatch
-):
-    """Earlier versions made one file of any reference."""
-    Here(tmp_path / "one").do("reference")
-    monkeypatch.setattr(sources, "PART_IMAGES", 8)
-    run = Here(tmp_path / "one")
-    assert not run.tasks("reference")
-    run.do("sample", "extract", "score")
-    assert len(run.reference_files) == 1
+def test_of_a_reference_in_parts_only_what_is_missing_is_made(tmp_path, parts_of_8):
     path = Here(tmp_path / "parts").do("reference").reference_files[3]
     before = path.read_bytes()
     path.write_bytes(before[:-1])

@@ -8,7 +8,7 @@ from snapshots import recorded
 from taugrid.config import Config, validate
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import row_of
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 
 ORACLE = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}}
 
@@ -40,7 +40,7 @@ def shard(number, device, worker="worker-0", images=8, seconds=2.0, **more):
 
 
 def origin(*events, cell="c"):
-    return History.of(events).origin(cell)
+    return RunHistory.of(events).origin(cell)
 
 
 def mixtures(*events):
@@ -78,6 +78,7 @@ def gpu(name="a100", **libraries):
     ],
 )  # fmt: skip
 def test_a_cell_of_several_makers_is_said_to_be_mixed(is_mixed, events):
+    """Defect 19, the patch: `LIBRARIES` is empty, as before they were recorded."""
     found = mixtures(*events)
     assert bool(found) == is_mixed
     if is_mixed:
@@ -129,7 +130,7 @@ def test_of_a_file_without_its_event_the_maker_is_unknown(is_known, events):
 
 def test_the_kind_of_an_unknown_maker_is_that_of_the_runs_workers():
     """Else a run of GPUs that was killed would have rows of two protocols."""
-    history = History.of([*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False, conflict="")])
+    history = RunHistory.of([*gpu(), shard(0, "a100"), shard(0, "a100", cell="d", own=False, conflict="")])
     assert [history.device_kinds(cell)["sampled"] for cell in ("c", "d", "e")] == [{"cuda"}] * 3
 
 

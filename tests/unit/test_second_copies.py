@@ -19,7 +19,7 @@ from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.pool import Joined, Lost
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
-from taugrid.orchestrator.rundir.history import History
+from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 from taugrid.workers.actor import Worker
@@ -126,7 +126,7 @@ def test_of_two_kinds_of_device_the_first_to_commit_counts(run_of):
     assert printed.count("made twice") == 1
     cell = noted["task"].split("/")[1]
     assert {shard["cell"] for shard in events_of(run, "shard") if not shard["own"]} == {cell}
-    assert not History.read(run.rundir).origin(cell).is_known
+    assert not RunHistory.read(run.rundir).origin(cell).is_known
     assert list(verify(run, lambda images: None)[0]) == []
     assert "damaged" not in printed
 

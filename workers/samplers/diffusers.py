@@ -26,7 +26,6 @@ from pydantic import ConfigDict, create_model
 from taugrid.config import Sample, Section, validate
 from taugrid.errors import UserError, last_line
 from taugrid.hashing import canonical_json
-from taugrid.words import did_you_mean
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, noise_key
 from taugrid.workers.diffusion.processes import DiscreteVP
@@ -111,8 +110,7 @@ def __getattr__(name: str) -> type[Diffusers]:
         logging.getLogger("diffusers.schedulers").setLevel(logging.ERROR)  # one warns in every `set_timesteps`
         defaults = {key: field.get_default() for key, field in _options(name).model_fields.items()}
         return type(name, (Diffusers,), {"scheduler": name, "options": defaults})
-    hint = did_you_mean(name, ADAPTED, f"there are {', '.join(ADAPTED)}")
-    raise UserError(f"sample.sampler: diffusers:{name} is no scheduler that taugrid adapts ({hint})")
+    raise UserError(f"sample.sampler: diffusers:{name} is not adapted; known: {', '.join(ADAPTED)}")
 
 
 def run(
