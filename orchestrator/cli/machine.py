@@ -1,6 +1,5 @@
 """Commands around runs: `init`, `completion` and `selfcheck` to begin with, `doctor` and `clean` for machines."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +113,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
 
 def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.text.runs import print_selfcheck
+    from taugrid.orchestrator.cli.text.runs import selfcheck_text
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session
@@ -132,10 +131,10 @@ def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_opt
             lost = counted(len(missing), "cell")
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
         findings = selfcheck.judge_run(run, progress, sampler)
-    if requested.as_json:
-        echo(json.dumps(selfcheck.as_json(findings, run.rundir), indent=2, allow_nan=False))
-    else:
-        print_selfcheck(findings)
+    document = selfcheck.as_json(findings, run.rundir)
+    print_value(document, requested.as_json, lambda checked: selfcheck_text(checked, sampler))
+    for problem in findings.problems:
+        echo(f"wrong: {problem}", err=True)
     if findings.problems:
         raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
     what = "the paper" if sampler is None else "the closed form"

@@ -4,18 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import RenderableType
-from rich.table import Table
-
 from taugrid.orchestrator.progress.console import Console
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.registry.samplers import DEFAULT
 from taugrid.words import counted, duration, in_columns, listed, quantity, with_urls
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.quality import QualityTable
-    from taugrid.orchestrator.selfcheck import Findings
     from taugrid.orchestrator.session import SessionResult
 
 
@@ -106,47 +100,19 @@ def _expected(plan: dict[str, Any]) -> str:
     return f"{time} on one worker{on_all}, at {quantity(rate)} network evaluations/s as measured here"
 
 
-SELFCHECK_WIDTH = 75
-"""Width of the table in characters if every entry is long."""
-
-
-def selfcheck_table(findings: "Findings") -> RenderableType:
-    """The pixels that are off and the table's FID of every cell; those of two points and of classes have no FID."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    table.add_column("data")
-    for heading in ("S", "η", "off", "FID"):
-        table.add_column(heading, justify="right")
-    for column in table.columns:
-        column.no_wrap = True
-    for cell, verdict in findings.judgements:
-        settings = cell.settings
-        apart = list(filter(None, [cell.model.diffusion.process]))
-        apart += [settings.sampler] if settings.sampler not in (DEFAULT, findings.sampler) else []
-        apart += [settings.spacing_name] if settings.spacing != "linear" else []
-        apart += [str(settings.clip)] if settings.clip != "none" else []
-        eta = "–" if cell.eta is None else "σ̂" if cell.eta == "sigma_hat" else f"{settings.eta_number:g}"
-        apart += [f"guidance {settings.guidance:g}"] if settings.is_guided else []
-        fid = "–" if verdict.fid is None else f"{verdict.fid.measured:.4f}"
-        name = " ".join([cell.model.data.name, *apart])
-        off = f"{verdict.differing_share * 1e6:.0f}"
-        if findings.sampler is not None:
-            off = "–" if verdict.mean_difference is None else f"{verdict.mean_difference:.5f}"
-        table.add_row("WRONG" if verdict.problems else "ok", name, str(settings.steps), eta, off, fid)
-    return table
-
-
-def print_selfcheck(findings: "Findings") -> None:
-    """Print the table on stdout, and the problems and the meaning of the columns on stderr."""
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-    stdout = Console(highlight=False)
-    stdout.print(selfcheck_table(findings), width=max(SELFCHECK_WIDTH, stdout.width))
-    off = "pixels per million that differ from a float64 loop (by one grey level if all is well)"
-    if findings.sampler is not None:
-        off = "mean difference from the solution of the ODE in grey levels, – if the sampler adds noise"
-    stderr.print(f"off: {off}")
-    for problem in findings.problems:
-        stderr.print(f"wrong: {problem}", markup=False)
+def selfcheck_text(checked: Mapping[str, Any], sampler: str | None) -> str:
+    """The pixels that are off and the table's FID of every cell, from `selfcheck.as_json`; `sampler` as asked for."""
+    rows = [("", "data", "cell", "off", "FID")]
+    for cell in checked["cells"]:
+        off = f"{cell['differing_share'] * 1e6:.0f}"
+        if sampler is not None:
+            off = "–" if cell["mean_difference"] is None else f"{cell['mean_difference']:.5f}"
+        fid = "–" if cell["fid"] is None else f"{cell['fid']['measured']:.4f}"
+        rows.append(("WRONG" if cell["problems"] else "ok", cell["data"], cell["name"], off, fid))
+    meaning = "pixels per million that differ from a float64 loop (by one grey level if all is well)"
+    if sampler is not None:
+        meaning = "mean difference from the solution of the ODE in grey levels, – if the sampler adds noise"
+    return "\n".join([*in_columns(rows, right=(3, 4)), f"off: {meaning}"])
 
 
 def result_json(rundir: RunDir, outcome: "SessionResult") -> dict[str, Any]:
