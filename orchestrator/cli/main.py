@@ -96,13 +96,6 @@ def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(dropped)
 
 
-def _print_whatever_the_locale() -> None:
-    """Print what stdout can't encode, such as η in a Latin-1 locale, as an escape: work that is done must not fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def main() -> NoReturn:
     """Run a command as the whole of a process, which ends `ending.GRACE_SECONDS` after a failure at the latest."""
     try:
@@ -123,7 +116,9 @@ def main() -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
-    _print_whatever_the_locale()
+    for stream in (sys.stdout, sys.stderr):  # η in a Latin-1 locale becomes an escape: work that is done must not fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         ending.begin()
         with user_errors():

@@ -272,19 +272,10 @@ class Scoring:
         )
 
 
-class TooFew(NamedTuple):
-    """Numbers of samples that give FID no standard error if all features vary."""
-
-    found: list[int]
-    """The distinct numbers of a plan's cells, ascending."""
-    minimum: int
-    """The smallest number that gives one."""
-
-
-def too_few_samples(plan: Plan, dimensions: int) -> TooFew:
-    """The cells' N that are too few for a standard error of FID with this number of features."""
+def too_few_samples(plan: Plan, dimensions: int) -> tuple[list[int], int]:
+    """The cells' N that give FID no standard error if all of so many features vary, ascending; the least that does."""
     minimum = SAMPLES_PER_DIMENSION * dimensions
-    return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < minimum}), minimum)
+    return sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < minimum}), minimum
 
 
 def without_downloads(config: Config) -> Config:
