@@ -102,7 +102,8 @@ def score_images(
         UserError: if images, reference, weights or settings can't be used.
     """
     section = section_of(evaluate, assignments)
-    if value_range is not None and not any(map(is_float, (*samples, reference))):
+    arrays = (_as_array(images) for images in (*samples, reference) if not isinstance(images, str))
+    if value_range is not None and not any(np.issubdtype(array.dtype, np.floating) for array in arrays):
         raise UserError(f"{VALUE_RANGE} is for arrays of floats, and there are none; leave it out")
     several = len(samples) > 1
     with ExitStack() as files, user_errors_of(progress):
@@ -244,11 +245,6 @@ def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -
         raise UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
     pixels = array if array.dtype == np.uint8 else _rounded(name, array, value_range)
     return np.ascontiguousarray(_channels_last(name, pixels))
-
-
-def is_float(images: Any) -> bool:
-    """Whether images are an array or a tensor of floats."""
-    return not isinstance(images, str) and np.issubdtype(_as_array(images).dtype, np.floating)
 
 
 def _as_array(images: Any) -> NDArray[Any]:

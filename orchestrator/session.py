@@ -151,16 +151,11 @@ class Session:
             return result
 
     def _do(self) -> SessionResult:
+        """Train, then do what is missing at each N of the cells, then report."""
         self._announce()
         self._record_inputs()
         failed = self._train() if "train" in self._stages else {}
         wanted = without_models(self.selected, failed)
-        problems = self._work_at_each_size(wanted)
-        reported, _ = self._kinds(grown(wanted, self.run.sizes))
-        return self._report(reported, failed, problems)
-
-    def _work_at_each_size(self, wanted: Plan) -> dict[str, str]:
-        """Do what is missing of `wanted`, at each N of its cells. Returns cell name -> reason for what could not be."""
         problems: dict[str, str] = {}
         done: list[WorkKind] = []
         for part in self._parts(wanted):
@@ -171,7 +166,8 @@ class Session:
         self._take_sizes()
         for kind in done:
             kind.clean_up()
-        return problems
+        reported, _ = self._kinds(grown(wanted, self.run.sizes))
+        return self._report(reported, failed, problems)
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:
         """`wanted` at each N at which tables need scores: first at those to which `--until` grows it."""
