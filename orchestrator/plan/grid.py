@@ -149,7 +149,7 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
     lookups = lookups._replace(
         read_checkpoint=cache(lookups.read_checkpoint),
         describe_network=cache(lookups.describe_network),
-        fingerprint=_raising_not_here(lookups.fingerprint),
+        fingerprint=cache(_raising_not_here(lookups.fingerprint)),
         read_column=cache(lookups.read_column),
         read_vae=cache(lookups.read_vae),
         assumed_timesteps=_assumed_timesteps(config) if dry else None,
@@ -177,7 +177,11 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
         check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
-            raise _twice(each.at.point, len(mappings))
+            outside = sorted(KEYS_OUTSIDE_IDENTITY & set(each.at.point))
+            hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
+            if len(mappings) > 1:
+                hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
+            raise UserError(f"grid: the point {_describe(each.at.point)} appears twice{hint}; remove one of them")
         seen.add(key)
         cells.setdefault(cell.id, cell)
     made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
@@ -197,14 +201,6 @@ def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
             yield f"{what} ignores {' and '.join(keys)}: {counted(len(its), 'point')} of the grid, {number}"
 
 
-def _twice(point: Mapping[str, Any], grids: int) -> UserError:
-    outside = sorted(KEYS_OUTSIDE_IDENTITY & set(point))
-    hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
-    if grids > 1:
-        hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
-    return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
-
-
 def _assumed_timesteps(config: Config) -> int:
     """A stand-in for T when the checkpoint that defines it is missing: the default, or larger if the grid needs it."""
     grids = [values_by_key(mapping) for mapping in config.grid]
@@ -215,20 +211,13 @@ def _assumed_timesteps(config: Config) -> int:
 
 
 def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
-    """`fingerprint`, which raises `MissingInput` where images can't be used. The result, or the error, is cached."""
+    """`fingerprint`, which raises `MissingInput` where images can't be used."""
 
-    @cache
-    def look(data: Data, *of: str) -> str | UserError:
+    def found(data: Data, *of: str) -> str:
         try:
             return fingerprint(data, *of)
         except UserError as error:
-            return error
-
-    def found(data: Data, *of: str) -> str:
-        result = look(data, *of)
-        if isinstance(result, UserError):
-            raise MissingInput(str(result))
-        return result
+            raise MissingInput(str(error)) from None
 
     return found
 

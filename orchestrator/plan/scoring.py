@@ -193,7 +193,7 @@ def _impossible_metrics(
 
 def few_samples(plan: Plan, extractor: str, dimensions: int) -> Iterator[Problem]:
     """Remarks if cells have no more samples than there are features, or too few for a standard error of FID."""
-    smallest = min(cell.settings.num_samples for cell in plan.cells)
+    smallest = min((cell.settings.num_samples for cell in plan.cells), default=MANY_SAMPLES)
     if (line := singular(smallest, "samples", dimensions)) is not None:
         yield Problem("sample.num_samples", line, fatal=False)
     small, minimum = too_few_samples(plan, dimensions)
