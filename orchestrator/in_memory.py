@@ -137,10 +137,16 @@ def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8
     sampling = _settings(asked.shape or shape_of(model), asked.diffusion, asked.settings, takes)
     rows = sampling.settings.model_copy(update={"num_samples": max(asked.wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
+    if sampling.settings.compile != "none":
+        raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
+    if sampling.settings.precision == "bf16-weights":
+        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16")
     place = asked.device or device_of(model) or usual_device()
+    _require_settings(sampling.settings, place)
     with _enough_memory(place), ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
-        computed = [_computed(network, sampling.settings, place) for network in networks]
+        arithmetic.prepare(sampling.settings.precision, place, place)
+        computed = [arithmetic.adapted(each, Arithmetic.of(sampling.settings), place) for each in networks]
         return _sampled(computed, sampling, asked.wanted, labels, place)
 
 
@@ -168,17 +174,6 @@ def _settings(
         require_no(label_differences(takes[-1], takes[0]), "guide")
         require_possible(resolved, how, len(takes) > 1, shape[0], points)
     return SamplingSpec(Identity(shape), process, resolved, described.tau, described.evaluations + guided, how)
-
-
-def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
-    """A network that the caller holds, computed as `settings` say."""
-    if settings.compile != "none":
-        raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
-    if settings.precision == "bf16-weights":
-        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16")
-    _require_settings(settings, place)
-    arithmetic.prepare(settings.precision, place, place)
-    return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
 
 def _sampled(

@@ -1,7 +1,7 @@
 """The output of commands: plans and outcomes as text for people, outcomes as JSON for scripts."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from taugrid.orchestrator.progress.console import Console
@@ -126,16 +126,6 @@ def result_json(rundir: RunDir, outcome: "SessionResult") -> dict[str, Any]:
     }
 
 
-def without_error(rows: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:
-    """A line for each reason why FIDs have no ±, with the number of cells; `reasons` is cell -> reason."""
-    scored = [row for row in rows if row["fid"] is not None]
-    counts = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
-    return [
-        f"no sampling error for {'any FID' if count == len(scored) else f'{count} of {len(scored)} FIDs'}: {reason}"
-        for reason, count in counts.items()
-    ]
-
-
 MAX_REASONS, MAX_CELLS = 10, 4
 """The number of reasons or warnings that are printed, and of cells that a line names. The rest are counted."""
 
@@ -152,26 +142,6 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     return [*lines, f"... and {counted(others, 'more cell')}"] if others else lines
 
 
-def _advice(outcome: "SessionResult", again: str) -> str:
-    """Advice on missing cells; `again` is the command that completes them."""
-    permanent = set(outcome.missing) & set(outcome.permanent_failures)
-    if not permanent:
-        return f"{again} to finish what is missing" if outcome.missing else ""
-    advice = "what failed as above fails again with the same command: first change what its line names"
-    rest = len(outcome.missing) - len(permanent)
-    return advice + (f"; {again} to finish the other {counted(rest, 'cell')}" if rest else "")
-
-
-def _other_warnings(outcome: "SessionResult") -> list[str]:
-    """A line for each warning of report.html that was not printed before."""
-    no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
-    printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
-    lines = [f"warning: {text}" for text in outcome.warnings if not any(line in text for line in printed)]
-    if (more := len(lines) - MAX_REASONS) <= 0:
-        return lines
-    return [*lines[:MAX_REASONS], f"... and {counted(more, 'more warning')}"]
-
-
 def _print_quality(quality: "QualityTable") -> None:
     """Print the tables of all metrics with their protocol on stdout, and on stderr why FIDs have no ±."""
     from taugrid.eval.tables.console import to_console
@@ -179,8 +149,12 @@ def _print_quality(quality: "QualityTable") -> None:
     console = Console(highlight=False)
     console.print(to_console(quality))
     console.print(quality.scored_as, markup=False, soft_wrap=True)
-    for remark in without_error(quality.rows, quality.evidence.reasons):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(remark, markup=False)
+    reasons, scored = quality.evidence.reasons, [row for row in quality.rows if row["fid"] is not None]
+    counts = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)
+    for reason, count in counts.items():
+        which = "any FID" if count == len(scored) else f"{count} of {len(scored)} FIDs"
+        line = f"no sampling error for {which}: {reason}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the same command again") -> None:
@@ -200,9 +174,21 @@ def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
     for line in missing_lines(outcome.missing, outcome.labels):
         stderr.print(line, markup=False)
-    if advice := _advice(outcome, again):
-        stderr.print(advice, markup=False)
-    for line in _other_warnings(outcome):
+    permanent = set(outcome.missing) & set(outcome.permanent_failures)
+    rest = len(outcome.missing) - len(permanent)
+    if permanent:
+        also = f"; {again} to finish the other {counted(rest, 'cell')}" if rest else ""
+        advice = "what failed as above fails again with the same command: first change what its line names"
+        stderr.print(advice + also, markup=False)
+    elif rest:
+        stderr.print(f"{again} to finish what is missing", markup=False)
+    # The warnings of report.html that were not printed before.
+    no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
+    printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
+    warnings = [f"warning: {text}" for text in outcome.warnings if not any(line in text for line in printed)]
+    if (more := len(warnings) - MAX_REASONS) > 0:
+        warnings = [*warnings[:MAX_REASONS], f"... and {counted(more, 'more warning')}"]
+    for line in warnings:
         stderr.print(with_urls(line), markup=False)
     for name in ("report", "models", "samples", "tables", "figures"):
         if rundir.storage.exists(path := getattr(rundir, name)):
