@@ -233,12 +233,6 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        kind = str(place).partition(":")[0]
-        if kind not in ("cpu", "cuda", "mps"):
+        if str(place).partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise UserError(f"device must be cpu, cuda, cuda:N or mps, not {str(place)!r}") from None
-        words = str(error).partition("\n")[0] + ";"
-        if kind == "cuda" and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-            words = "this torch is built without CUDA; install a CUDA build, or"
-        elif kind == "mps" and not torch.backends.mps.is_available():
-            words = "this torch finds no Apple GPU;"
-        raise UserError(f"device: {place} can't be used: {words} use device='cpu'") from None
+        raise UserError(f"device: {place} can't be used: {last_line(error)}; use device='cpu'") from None
