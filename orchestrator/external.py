@@ -1,7 +1,7 @@
 """`taugrid evaluate --samples` and `taugrid.evaluate`: score external images in this process."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.config import Data, Evaluate, validate
+from taugrid.config import Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference, open_reference
-from taugrid.eval.reference_names import ResolvedReference, resolve_reference
+from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import Source, open_source
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
-from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
+from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import user_cache
 from taugrid.versions import versions
 from taugrid.words import counted
@@ -41,14 +41,6 @@ FORMS = "(N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
 
 Images = str | NDArray[Any]
 """A path or another text that means images, or the images as `to_pixels` takes them, also as a tensor."""
-
-Names = Callable[[str], str]
-"""How an argument is called in messages: `--samples` by the command, `samples` by Python."""
-
-
-def flag(name: str) -> str:
-    """`Names` of the command line."""
-    return f"--{name}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,9 @@ class OpenedSets:
 
         features = user_cache() / "features" if keep else None
         if features is not None:
-            _remove_old(features)
+            for path in features.glob("*.parquet"):  # nights would fill the disk with theirs
+                if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+                    path.unlink(missing_ok=True)
         with arithmetic.restored():
             return standalone.score_sets(
                 self.sets,
@@ -90,20 +84,12 @@ class OpenedSets:
             )
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove features that were kept longer ago than `KEPT_DAYS`, as nights would fill the disk with theirs."""
-    for path in folder.glob("*.parquet"):
-        if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
-            path.unlink(missing_ok=True)
-
-
 def score_images(
     samples: Sequence[Images],
     reference: Images,
     evaluate: Mapping[str, Any],
     assignments: Sequence[Override],
     progress: Progress,
-    names: Names = str,
     value_range: tuple[float, float] | None = None,
     trust_code: bool = False,
 ) -> list[dict[str, Any]]:
@@ -115,19 +101,20 @@ def score_images(
     Raises:
         UserError: if images, reference, weights or settings can't be used.
     """
-    section = section_of(evaluate, assignments, names)
-    if value_range is not None and not any(map(is_float, (*samples, reference))):
+    section = section_of(evaluate, assignments)
+    arrays = (_as_array(images) for images in (*samples, reference) if not isinstance(images, str))
+    if value_range is not None and not any(np.issubdtype(array.dtype, np.floating) for array in arrays):
         raise UserError(f"{VALUE_RANGE} is for arrays of floats, and there are none; leave it out")
     several = len(samples) > 1
-    with ExitStack() as files, user_errors_of(evaluate, names, progress):
+    with ExitStack() as files, user_errors_of(progress):
         progress.say("reading images")
         paths = {
-            f"{names('samples')} {images}" if several else names("samples"): file
+            f"samples {images}" if several else "samples": file
             for images in samples
             for file in [_as_file("samples", images, value_range, files)]
         }
         reference_file = _as_file("reference", reference, value_range, files)
-        opened = open_sets(paths, reference_file, section, names, trust_code)
+        opened = open_sets(paths, reference_file, section, trust_code)
         found = [scored.document for scored in opened.scored(progress, keep=several)]
     for document, images in zip(found, samples, strict=True):
         for side, given in (("samples", images), ("reference", reference)):
@@ -144,38 +131,47 @@ def of_all(documents: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
 
 
 @contextmanager
-def user_errors_of(given: Iterable[str], names: Names, progress: Progress) -> Iterator[None]:
-    """Errors of the block as a `UserError` with the names of the arguments `given`; progress ends with the block."""
+def user_errors_of(progress: Progress) -> Iterator[None]:
+    """Errors of the block as a `UserError`; progress ends with the block."""
     try:
         yield
     except (ValueError, DamagedFile) as error:
-        raise UserError(_with_names(str(error), given, names)) from None
+        raise UserError(str(error)) from None
     finally:
         progress.end()
 
 
-def open_sets(
-    samples: Mapping[str, str], reference: str, section: Evaluate, names: Names, trust_code: bool = False
-) -> OpenedSets:
+def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, trust_code: bool = False) -> OpenedSets:
     """Open sets of images and their reference, decode all images, and find the extractor.
 
     Args:
-        samples: what messages call a set (`--samples`, `A`) -> its path, see `eval.sources.open_source`.
+        samples: what messages call a set (`samples`, `A`) -> its path, see `eval.sources.open_source`.
         reference: see `eval.reference_names.resolve_reference`.
         section: the settings; without an extractor, that of the reference's run or data set, else Inception.
-        names: how messages call the other arguments.
         trust_code: the extractor that a run directory names may be custom code.
 
     Raises:
         UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
     """
     sets = {called: _open(called, open_source, path) for called, path in samples.items()}
-    resolved = _open(names("reference"), resolve_reference, reference)
+    resolved = _open("reference", resolve_reference, reference)
     try:
-        compared = _open(names("reference"), open_reference, resolved.given)
-    except MissingImages as error:
-        raise UserError(f"{names('reference')}: {_ways_to(error, resolved.given, names)}") from None
-    extractor, precision = _extractor(section, resolved, names, trust_code), _precision(section, resolved)
+        compared = _open("reference", open_reference, resolved.given)
+    except MissingImages as error:  # its text is for the section `data`, and here is no config
+        ways = f"put it in {default_root()}, or give a run directory that was scored against it"
+        raise UserError(f"reference: {error.fault}: {ways}") from None
+    # The extractor and its precision: what is asked for, or else that of the reference.
+    is_asked = section.extractor is not None
+    precision = section.precision if is_asked or "precision" in section.model_fields_set else resolved.precision
+    extractor = (section.extractor, "", section.weights)
+    if not is_asked:
+        extractor = (resolved.extractor, "", section.weights or resolved.weights)
+        if resolved.extractor is not None and ":" in resolved.extractor and not trust_code:
+            raise UserError(
+                f"reference: the run was scored with the custom extractor {resolved.extractor}, and code that a run "
+                f"directory names is not run here; if you trust it, add --trust-code, or give extractor "
+                f"{resolved.extractor}"
+            )
     specs = {images.shape: resolve(*extractor, images.shape, precision=precision) for images in sets.values()}
     if len(set(specs.values())) > 1:
         shapes = " and ".join(f"{called} {images.shape}" for called, images in sets.items())
@@ -183,41 +179,16 @@ def open_sets(
     return OpenedSets(tuple(sets.values()), compared, next(iter(specs.values())), section)
 
 
-def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override], names: Names) -> Evaluate:
+def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> Evaluate:
     """The section `evaluate` of external images; UserError for settings that are wrong, or for a run only."""
     values = merge({"evaluate": evaluate}, assignments)
     others = sorted(values.keys() - {"evaluate"})
     if others:
         raise UserError(f"--set {others[0]}: external images only take keys of evaluate")
-    try:
-        section = validate(Evaluate, values["evaluate"], "evaluate")
-    except UserError as error:
-        raise UserError(_with_names(str(error), evaluate, names)) from None
+    section = validate(Evaluate, values["evaluate"], "evaluate")
     if section.reference is not None or not section.keep_features:
-        said = "evaluate.reference and evaluate.keep_features are for a run; leave them out here"
-        raise UserError(_with_names(said, (), names))
+        raise UserError("evaluate.reference and evaluate.keep_features are for a run; leave them out here")
     return section
-
-
-def _extractor(
-    section: Evaluate, resolved: ResolvedReference, names: Names, trust_code: bool
-) -> tuple[str | None, str, str | None]:
-    """The extractor's name, no data set, and its weights: those asked for, or else those of the reference."""
-    if section.extractor is not None:
-        return section.extractor, "", section.weights
-    if resolved.extractor is not None and ":" in resolved.extractor and not trust_code:
-        ways = f"{'add --trust-code, or ' if names is flag else ''}{_given(names, 'extractor', resolved.extractor)}"
-        raise UserError(
-            f"{names('reference')}: the run was scored with the custom extractor {resolved.extractor}, and code that "
-            f"a run directory names is not run here; if you trust it, {ways}"
-        )
-    return resolved.extractor, "", section.weights or resolved.weights
-
-
-def _precision(section: Evaluate, resolved: ResolvedReference) -> FeaturePrecision:
-    """The precision that is asked for, or else that of the reference's run, if its extractor is used."""
-    given = section.extractor is not None or "precision" in section.model_fields_set
-    return section.precision if given else resolved.precision
 
 
 def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
@@ -248,39 +219,14 @@ Text = TypeVar("Text")
 Side = TypeVar("Side")
 
 
-def _open(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
+def _open(name: str, open_images: Callable[[Text], Side], given: Text) -> Side:
     """What `open_images` gives; its errors begin with the name of the argument."""
     try:
         return open_images(given)
     except MissingImages:
         raise
     except (ValueError, DamagedFile, UserError) as error:
-        raise UserError(f"{flag}: {error}") from None
-
-
-def _ways_to(missing: MissingImages, reference: Data | str, names: Names) -> str:
-    """What to say of a data set that is not there: here no config has keys that could tell where it is."""
-    place = f"put it in {default_root()}"
-    if isinstance(reference, Data) and reference.name == "fashion-mnist":
-        split = "train" if reference.split == "all" else reference.split
-        place = f"{_given(names, 'reference', f'DIR/{split}')}, DIR being {missing.root}"
-    others = [way for way in missing.others if not way.startswith("data.")]
-    is_of_run = isinstance(reference, Data) and reference.root is not None
-    ways = [place, *others, *([] if is_of_run else ["give a run directory that was scored against it"])]
-    return f"{missing.fault}: {', or '.join(ways)}"
-
-
-def _given(names: Names, name: str, value: str) -> str:
-    """How to give an argument: `give --name value`, or `pass name="value"`."""
-    return f"give {names(name)} {value}" if names is flag else f'pass {name}="{value}"'
-
-
-def _with_names(text: str, given: Iterable[str], names: Names) -> str:
-    """An error's text with the arguments that the user gave in place of the config's keys."""
-    as_flags = {*given, "weights", "extractor"}
-    for key in as_flags if names is flag else Evaluate.model_fields:  # in Python every key is an argument
-        text = text.replace(f"evaluate.{key}", names(key)).replace(f"evaluate: {key}", names(key))
-    return text
+        raise UserError(f"{name}: {error}") from None
 
 
 def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
@@ -299,11 +245,6 @@ def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -
         raise UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
     pixels = array if array.dtype == np.uint8 else _rounded(name, array, value_range)
     return np.ascontiguousarray(_channels_last(name, pixels))
-
-
-def is_float(images: Any) -> bool:
-    """Whether images are an array or a tensor of floats."""
-    return not isinstance(images, str) and np.issubdtype(_as_array(images).dtype, np.floating)
 
 
 def _as_array(images: Any) -> NDArray[Any]:

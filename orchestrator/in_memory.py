@@ -22,10 +22,9 @@ from taugrid.errors import (
     last_line,
 )
 from taugrid.images import to_pictures, to_uint8
-from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec
-from taugrid.orchestrator.plan.grid import plan
-from taugrid.orchestrator.plan.guided import label_differences, require_no, require_possible
-from taugrid.orchestrator.plan.labels import label_rule
+from taugrid.jobs import Conditions, CustomNetwork
+from taugrid.orchestrator.plan.conditions import label_differences, label_rule, require_no, require_possible
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.sections import diffusion_section, require_decoder_keys, sample_section
 from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
@@ -90,29 +89,40 @@ def sample_in_memory(
             settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
             asked = AskedImages(wanted, shape, diffusion, settings, device)
             if isinstance(model, str | Mapping):
-                return _sample_planned(_section(model, guide), asked)
+                return _sample_planned(model, guide, asked)
             return _sample_held(model, guide, asked)
         except (CustomCodeError, DeviceUnusable) as error:
             raise UserError(str(error)) from error
 
 
-def _section(model: str | Mapping[str, Any], guide: Any) -> dict[str, Any]:
-    """The section `model` of a config that means what a caller gave."""
-    section = {"checkpoint": model} if isinstance(model, str) else dict(model)
+def _sample_planned(model: str | Mapping[str, Any], guide: Any, asked: AskedImages) -> NDArray[np.uint8]:
+    """As a run with a checkpoint, a custom network or an oracle would sample these images."""
+    section: dict[str, Any] = {"checkpoint": model} if isinstance(model, str) else dict(model)
     if guide is not None and not isinstance(guide, str):
         raise UserError("guide must be a folder or an id on the hub, because the model is named too")
-    return section if guide is None else {**section, "guide": guide}
+    section |= {} if guide is None else {"guide": guide}
+    if "unet" in section:
+        raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
+    if asked.shape is None and "callable" in section:
+        raise UserError("shape is missing: a custom network does not say (channels, height, width) itself")
+    data = {"name": section.get("oracle", "gaussian")} | ({} if asked.shape is None else {"shape": asked.shape})
+    sample = dict(asked.settings) | {"num_samples": max(asked.wanted) + 1}
+    given = {"name": "in-memory", "data": data, "model": section, "diffusion": asked.diffusion, "sample": sample}
 
+    def described(*arguments: Any) -> CustomNetwork:
+        return custom_process.describe(*arguments[:-1])  # without images: `data` is made up
 
-def _sample_planned(model: Mapping[str, Any], asked: AskedImages) -> NDArray[np.uint8]:
-    specs, planned, labels = _planned(model, asked)
+    [cell] = plan(load(given), Lookups(describe_network=described)).cells
+    kinds = (cell.settings.weights, "ema")  # such sources need no run directory
+    specs = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
+    planned = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
     place = asked.device or usual_device()
     _require_settings(planned.settings, place)
     device_here = Device(place)
     with _enough_memory(place):
         decode = device_here.decoder(planned.decoder, planned.settings)
         networks = [device_here.network(spec, planned.diffusion, Arithmetic.of(planned.settings)) for spec in specs]
-        return _sampled(networks, planned, asked.wanted, labels, place, decode)
+        return _sampled(networks, planned, asked.wanted, cell.label_rule, place, decode)
 
 
 def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8]:
@@ -127,36 +137,17 @@ def _sample_held(model: Any, guide: Any, asked: AskedImages) -> NDArray[np.uint8
     sampling = _settings(asked.shape or shape_of(model), asked.diffusion, asked.settings, takes)
     rows = sampling.settings.model_copy(update={"num_samples": max(asked.wanted) + 1})
     labels = label_rule(rows, takes[0], f"the network {type(model).__name__}", read_column)
+    if sampling.settings.compile != "none":
+        raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
+    if sampling.settings.precision == "bf16-weights":
+        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16")
     place = asked.device or device_of(model) or usual_device()
+    _require_settings(sampling.settings, place)
     with _enough_memory(place), ExitStack() as held_open:
         networks = [held_open.enter_context(network_in_memory(each)) for each in held]
-        computed = [_computed(network, sampling.settings, place) for network in networks]
+        arithmetic.prepare(sampling.settings.precision, place, place)
+        computed = [arithmetic.adapted(each, Arithmetic.of(sampling.settings), place) for each in networks]
         return _sampled(computed, sampling, asked.wanted, labels, place)
-
-
-def _planned(
-    section: Mapping[str, Any], asked: AskedImages
-) -> tuple[list[NetworkSpec], SamplingSpec, LabelRule | None]:
-    """What a run with a checkpoint, a custom network or an oracle would plan for these images, and its labels.
-
-    The networks are that of the model, and that of its guide if there is one.
-    """
-    if "unet" in section:
-        raise UserError("model.unet is still to be trained; `taugrid.run` trains it, and its folder can be sampled")
-    if asked.shape is None and "callable" in section:
-        raise UserError("shape is missing: a custom network does not say (channels, height, width) itself")
-    data = {"name": section.get("oracle", "gaussian")} | ({} if asked.shape is None else {"shape": asked.shape})
-    sample = dict(asked.settings) | {"num_samples": max(asked.wanted) + 1}
-    given = {"name": "in-memory", "data": data, "model": section, "diffusion": asked.diffusion, "sample": sample}
-
-    def described(*arguments: Any) -> CustomNetwork:
-        return custom_process.describe(*arguments[:-1])  # without images: `data` is made up
-
-    [cell] = plan(load(given), describe_network=described).cells
-    kinds = (cell.settings.weights, "ema")  # such sources need no run directory
-    networks = [model.source.network(Path(), kind) for model, kind in zip(cell.networks, kinds, strict=False)]
-    spec = SamplingSpec(cell.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe, cell.guidance)
-    return networks, spec, cell.label_rule
 
 
 def _settings(
@@ -183,17 +174,6 @@ def _settings(
         require_no(label_differences(takes[-1], takes[0]), "guide")
         require_possible(resolved, how, len(takes) > 1, shape[0], points)
     return SamplingSpec(Identity(shape), process, resolved, described.tau, described.evaluations + guided, how)
-
-
-def _computed(network: "Denoiser", settings: Sample, place: str) -> "Denoiser":
-    """A network that the caller holds, computed as `settings` say."""
-    if settings.compile != "none":
-        raise UserError("compile is for models that taugrid loads; pass torch.compile(network) instead")
-    if settings.precision == "bf16-weights":
-        raise UserError("precision: bf16-weights is for models that taugrid loads; set bf16")
-    _require_settings(settings, place)
-    arithmetic.prepare(settings.precision, place, place)
-    return arithmetic.adapted(network, Arithmetic.of(settings), place)
 
 
 def _sampled(
@@ -253,12 +233,6 @@ def _require_device(place: str) -> None:
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        kind = str(place).partition(":")[0]
-        if kind not in ("cpu", "cuda", "mps"):
+        if str(place).partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise UserError(f"device must be cpu, cuda, cuda:N or mps, not {str(place)!r}") from None
-        words = str(error).partition("\n")[0] + ";"
-        if kind == "cuda" and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-            words = "this torch is built without CUDA; install a CUDA build, or"
-        elif kind == "mps" and not torch.backends.mps.is_available():
-            words = "this torch finds no Apple GPU;"
-        raise UserError(f"device: {place} can't be used: {words} use device='cpu'") from None
+        raise UserError(f"device: {place} can't be used: {last_line(error)}; use device='cpu'") from None

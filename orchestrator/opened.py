@@ -9,7 +9,7 @@ from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.scoring import Scoring
@@ -65,8 +65,15 @@ def open_config(
             begun = read_json(rundir.config, rundir.storage)
             recorded = checkpoints_in(begun.get("grid", []) if isinstance(begun, dict) else [])
         config, notes = resolve_patterns(config, recorded, same_checkpoints, dry)
-        lookups = (rundir.read_checkpoint, rundir.describe_network, rundir.fingerprint, rundir.try_sampler)
-        planned = plan(config, *lookups, dry, rundir.read_column, rundir.read_vae)
+        lookups = Lookups(
+            rundir.read_checkpoint,
+            rundir.describe_network,
+            rundir.fingerprint,
+            rundir.try_sampler,
+            rundir.read_column,
+            rundir.read_vae,
+        )
+        planned = plan(config, lookups, dry)
     run = Run(config, replace(planned, notes=(*planned.notes, *notes)), rundir, read_sizes(rundir))
     requested.check(config, run.plan)
     if is_own:

@@ -162,27 +162,24 @@ def _order(sampler: str) -> int | None:
 
 
 def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
-    return {
-        "dir": rundir.shown,
-        "status": "failed" if findings.problems else "done",
-        "cells": [_as_json(*judgement) for judgement in findings.judgements],
-        "problems": findings.problems,
-    }
-
-
-def _as_json(cell: Cell, verdict: CellFindings) -> dict[str, Any]:
-    return {
-        "cell": cell.id,
-        "name": cell.name,
-        "data": cell.model.data.name,
-        "process": cell.model.diffusion.process or "ddpm",
-        "sampler": cell.settings.sampler,
-        "spacing": cell.settings.spacing_name,
-        "clip": cell.settings.clip,
-        "guidance": cell.settings.guidance,
-        "differing_share": verdict.differing_share,
-        "largest_difference": verdict.largest_difference,
-        "mean_difference": verdict.mean_difference,
-        "fid": None if verdict.fid is None else verdict.fid._asdict(),
-        "problems": list(verdict.problems),
-    }
+    """The document that `--json` prints."""
+    cells = [
+        {
+            "cell": cell.id,
+            "name": cell.name,
+            "data": cell.model.data.name,
+            "process": cell.model.diffusion.process or "ddpm",
+            "sampler": cell.settings.sampler,
+            "spacing": cell.settings.spacing_name,
+            "clip": cell.settings.clip,
+            "guidance": cell.settings.guidance,
+            "differing_share": verdict.differing_share,
+            "largest_difference": verdict.largest_difference,
+            "mean_difference": verdict.mean_difference,
+            "fid": None if verdict.fid is None else verdict.fid._asdict(),
+            "problems": list(verdict.problems),
+        }
+        for cell, verdict in findings.judgements
+    ]
+    status = "failed" if findings.problems else "done"
+    return {"dir": rundir.shown, "status": status, "cells": cells, "problems": findings.problems}

@@ -4,7 +4,6 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` assigns it to workers; this module connects them and reports to the user.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taugrid.errors import UserError, user_errors
+from taugrid.eval.metrics.frechet import singular
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Trainings
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import require_no_gpu, too_large, weights_bytes
-from taugrid.orchestrator.plan.scoring import Scoring, scoring_of, singular_samples
+from taugrid.orchestrator.plan.devices import require_no_gpu
+from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import state_before
 from taugrid.orchestrator.report import reported as reported_files
@@ -150,16 +150,11 @@ class Session:
             return result
 
     def _do(self) -> SessionResult:
+        """Train, then do what is missing at each N of the cells, then report."""
         self._announce()
         self._record_inputs()
         failed = self._train() if "train" in self._stages else {}
         wanted = without_models(self.selected, failed)
-        problems = self._work_at_each_size(wanted)
-        reported, _ = self._kinds(grown(wanted, self.run.sizes))
-        return self._report(reported, failed, problems)
-
-    def _work_at_each_size(self, wanted: Plan) -> dict[str, str]:
-        """Do what is missing of `wanted`, at each N of its cells. Returns cell name -> reason for what could not be."""
         problems: dict[str, str] = {}
         done: list[WorkKind] = []
         for part in self._parts(wanted):
@@ -170,7 +165,8 @@ class Session:
         self._take_sizes()
         for kind in done:
             kind.clean_up()
-        return problems
+        reported, _ = self._kinds(grown(wanted, self.run.sizes))
+        return self._report(reported, failed, problems)
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:
         """`wanted` at each N at which tables need scores: first at those to which `--until` grows it."""
@@ -229,7 +225,12 @@ class Session:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
         for model, source in self.selected.trained_here:
             if not self.rundir.is_ready(model):
-                self._require_scratch()
+                if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
+                    raise UserError(
+                        f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
+                        f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node "
+                        "sees"
+                    )
                 fit.check(source.train)
                 load_images(source.data)
                 if source.unet.num_classes is not None:
@@ -256,8 +257,9 @@ class Session:
         if self._scoring is not None:
             self._modules |= set(self._scoring.extractor.files)
             if "fid" in self.config.evaluate.metrics and "evaluate" in self._stages:
-                for warning in singular_samples(self.selected, self._scoring.extractor.dimensions):
-                    self._warn(warning)
+                smallest = min(cell.settings.num_samples for cell in self.selected.cells)
+                if (line := singular(smallest, "samples", self._scoring.extractor.dimensions)) is not None:
+                    self._warn(f"sample.num_samples: {line}")
 
     def _announce(self) -> None:
         """Print remarks on the plan, its data, its models and its images."""
@@ -300,14 +302,6 @@ class Session:
         survey = Survey(self.run, self._scoring, self._stages, self._set_aside, selected)
         reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
         return reported, [kind for kind in reported if kind.stage in self._stages]
-
-    def _require_scratch(self) -> None:
-        """Raise `UserError` if training workers on other machines would have no folder in common."""
-        if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
-            raise UserError(
-                f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
-                f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node sees"
-            )
 
     def _connect(self) -> None:
         trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
@@ -404,7 +398,7 @@ class Session:
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
-        pool = self._pool(probe, samples)
+        pool = self._pool(probe)
         try:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
             loop = Loop(tasks, work_kinds(), pool, workers, embedded, cluster_config, outputs)
@@ -416,7 +410,7 @@ class Session:
             with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)
 
-    def _pool(self, probe: Path, samples: bool) -> "Pool":
+    def _pool(self, probe: Path) -> "Pool":
         """The workers; each must see the file `probe` before it gets a task."""
         from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.workers.actor import Probe, Worker
@@ -425,11 +419,6 @@ class Session:
         cpus, gpus = capacity.worker_size(cluster_config)
         if not gpus:
             require_no_gpu(self.selected)
-            size, most = capacity.Size(cpus, gpus), cluster_config.workers or math.inf
-            nodes = capacity.staying(cluster_config) if samples else []
-            places = [(int(min(node.capacity(size), most)), node.memory) for node in nodes]
-            if line := too_large(weights_bytes(self.selected, self.rundir.weights_file), places):
-                self._warn(line)
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
         scorer, scoring = None, cluster_config.score
         if gpus and (scoring.workers_per_node or cluster_config.use_cpus):

@@ -22,7 +22,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     Software,
     reasons_of,
 )
-from taugrid.orchestrator.external import OpenedSets, flag, open_sets, section_of, user_errors_of
+from taugrid.orchestrator.external import OpenedSets, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.history import TAUGRID
 from taugrid.orchestrator.work.scorer import DRIVER_METRICS, ScorerRecord, halves, record_of
@@ -60,10 +60,10 @@ def opened(request: ImagesRequest, sets: Mapping[str, str], progress: Progress) 
         UserError: if images, reference, weights or settings can't be used.
     """
     settings = {key: value for key in ("extractor", "weights") if (value := getattr(request, key)) is not None}
-    section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, (), flag)
-    with user_errors_of(settings, flag, progress):
+    section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, ())
+    with user_errors_of(progress):
         progress.say("reading images")
-        yield open_sets(sets, request.reference, section, flag, request.trust_code)
+        yield open_sets(sets, request.reference, section, request.trust_code)
 
 
 def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, called: str = "DIR") -> Snapshot:

@@ -1,18 +1,20 @@
-"""Read-only commands: plan, status, verify and config."""
+"""Read-only commands: plan, status, verify, board, export and config."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taugrid.errors import Exit
+from taugrid.errors import Exit, UserError
 from taugrid.orchestrator.cli.options import (
     Command,
     Group,
     RunOptions,
+    Whole,
     config_options,
     echo,
     json_option,
@@ -21,10 +23,11 @@ from taugrid.orchestrator.cli.options import (
     set_option,
     workers_option,
 )
-from taugrid.words import counted
+from taugrid.words import counted, listed
 from taugrid.workers.importing import uncollected
 
 if TYPE_CHECKING:
+    from taugrid.orchestrator.board.index import Index
     from taugrid.orchestrator.work.growing import Until
 
 
@@ -183,6 +186,141 @@ def verify(directory: str, as_json: bool) -> None:
                 echo(line, err=True)
     if verified.damages or verified.unfinished:
         sys.exit(Exit.FAILED if verified.damages else Exit.INCOMPLETE)
+
+
+@click.command(cls=Command)
+@click.argument("places", metavar="DIR | URL ...", nargs=-1, required=True)
+@click.option("--port", type=Whole(0, 65535), help="The port.  [default: 8000, or the next one that is free]")
+@click.option("--to", "target", metavar="FOLDER", help="Write the page as static files, and serve nothing.")
+@json_option
+def board(places: tuple[str, ...], port: int | None, target: str | None, as_json: bool) -> None:
+    """Show all runs below folders and buckets on one page, from what they recorded.
+
+    It is served on this machine alone and follows runs at work, until Ctrl-C. Only those who have the address that is
+    printed can read it. Nothing is planned, run or written below the folders.
+
+    Examples:
+        taugrid board runs  # on 127.0.0.1, until Ctrl-C
+        taugrid board runs --to site  # static files: for a disk, a bucket or GitHub Pages
+        taugrid board runs history --json  # all cells of all runs, for programs
+    """
+    if target is not None and as_json:
+        raise click.UsageError("--to writes a page, and --json prints a document; give only one of them")
+    from taugrid.orchestrator.board.document import document_of, records
+    from taugrid.orchestrator.board.find import Place
+    from taugrid.orchestrator.board.index import Index
+
+    index = Index([Place.of(place) for place in places])
+    if as_json:
+        print_value(records(index.look_or_refuse()), as_json, str)
+    elif target is not None:
+        from taugrid.orchestrator.board.site import check_target, write_site
+
+        folder = check_target(target, index.places)
+        found = index.look_or_refuse()
+        unread = write_site(document_of(found, index.places), folder)
+        _say(found.notes)
+        lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
+        echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
+    else:
+        _serve(index, port)
+
+
+def _serve(index: "Index", port: int | None) -> None:
+    """Serve the board until Ctrl-C."""
+    try:
+        from taugrid.orchestrator.board import server
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError("the board needs starlette and uvicorn; pip install 'taugrid[board]'") from None
+    listening, token = server.listen(port), server.new_token()
+    found = index.look_or_refuse()
+    _say(found.notes)
+    with reader_may_leave():
+        echo(f"{counted(len(found.runs), 'run')} on {server.address_of(listening, token)} (Ctrl-C ends it)")
+    server.serve(server.application(index, found, token), listening)
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        echo(f"taugrid: {note}", err=True)
+
+
+FORMATS = ("png", "npz", "hf", "model-card", "latex")
+
+
+@click.command(cls=Command)
+@click.argument("directory", metavar="DIR")
+@click.argument("cell", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="png", show_default=True, help="What is written.")
+@click.option("--to", "target", required=True, metavar="PATH", help="A new folder or file.")
+@click.option("--by-label", is_flag=True, help="png: a folder for each label, as ImageFolder reads them.")
+@click.option("--reference", is_flag=True, help="What the run is scored against, in place of a cell.")
+@json_option
+def export(
+    directory: str, cell: str | None, form: str, target: str, by_label: bool, reference: bool, as_json: bool
+) -> None:
+    """Write images and results of a run in the form that other tools read.
+
+    CELL is settings that fit one cell only (steps=50,schedule=cosine), its id, or the name of its folder, of which the
+    first characters are enough if they fit no other. Without CELL, all cells that have all their images are exported;
+    the exit code is 4 if others are left out.
+
+    The formats are: png, images named by index, without CELL in a folder for each cell; npz, the arrays arr_0 and, with
+    labels, arr_1, as ADM's evaluator reads them; hf, a data set for the Hugging Face Hub, with a split for each cell;
+    model-card, the results in the form of the Hub's model-index, as Markdown; latex, tables for a document with
+    booktabs and siunitx.
+
+    The same command again writes what is missing. SHA256SUMS in the folder lists the files of a complete export.
+
+    With --reference, write the images that the run is scored against or, if PATH ends in .npz, the mean and covariance
+    of their features (mu and sigma, as pytorch-fid names them).
+
+    Examples:
+        taugrid export runs/mine eta=0,steps=10 --to images  # the images of a cell as PNG files
+        taugrid export runs/mine --format npz --to samples  # an .npz for each cell
+        taugrid export runs/mine --format hf --to dataset  # a folder for the Hub
+        taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
+        taugrid export runs/mine --reference --to reference.npz  # mu and sigma
+    """
+    from taugrid.orchestrator.exports.export import TEXTS, export_images, export_text
+    from taugrid.orchestrator.opened import open_existing
+    from taugrid.orchestrator.progress import Progress
+    from taugrid.storage import is_url
+
+    if reference and (cell is not None or form != "png" or by_label or as_json):
+        raise click.UsageError("--reference takes DIR and --to alone")
+    if by_label and form != "png":
+        raise click.UsageError(f"--by-label makes folders of PNG files, and --format {form} has none; leave one out")
+    if is_url(target):
+        raise click.UsageError(f"--to {target}: exports go to a folder of this machine; copy it from there")
+    if Path(target).resolve().is_relative_to(Path(directory).resolve()):
+        raise UserError(f"--to {target} is in the run directory, which stays as it is; give another place")
+    if reference:
+        from taugrid.orchestrator.exports.reference import export_reference
+
+        echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
+        return
+    run = open_existing(directory, dry=True)
+    if form in TEXTS:
+        export_text(run, form, Path(target), cell)
+        print_value({"format": form, "to": target}, as_json, lambda _: f"{target} is written")
+        return
+    with Progress() as progress:
+        cells, left_out = export_images(run, form, Path(target), progress, cell, by_label)
+    document: dict[str, Any] = {
+        "format": form,
+        "to": target,
+        "cells": [{"cell": each.id, "label": each.label, "images": each.settings.num_samples} for each in cells],
+        "left_out": left_out,
+    }
+    count = counted(sum(each.settings.num_samples for each in cells), "image")
+    of = cells[0].label if cell is not None else counted(len(cells), "cell")
+    print_value(document, as_json, lambda _: f"{count} of {of} in {target}")
+    if left_out:
+        echo(f"taugrid: left out: {listed(left_out, 4, 'cell', '; ')}", err=True)
+        sys.exit(Exit.INCOMPLETE)
 
 
 @click.group(cls=Group)

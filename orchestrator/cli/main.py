@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import board, compare, evaluate, export, habits, jobs, look, nightly, run, start
+from taugrid.orchestrator.cli import compare, look, machine, nightly, run
 from taugrid.orchestrator.cli.options import discard_output
 from taugrid.words import did_you_mean
 
@@ -50,10 +50,10 @@ def cli() -> None:
 
 
 for command in (
-    *(start.init, run.run, look.plan, look.status, run.train, run.sample, evaluate.evaluate, run.report),
-    *(run.reconstruct, run.interpolate, compare.compare, board.board, export.export, look.verify),
-    *(nightly.baseline, nightly.nightly, jobs.submit, look.config),
-    *(start.selfcheck, habits.doctor, habits.clean, start.completion),
+    *(machine.init, run.run, look.plan, look.status, run.train, run.sample, run.evaluate, run.report),
+    *(run.reconstruct, run.interpolate, compare.compare, look.board, look.export, look.verify),
+    *(nightly.baseline, nightly.nightly, run.submit, look.config),
+    *(machine.selfcheck, machine.doctor, machine.clean, machine.completion),
 ):
     cli.add_command(command)
 
@@ -96,13 +96,6 @@ def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(dropped)
 
 
-def _print_whatever_the_locale() -> None:
-    """Print what stdout can't encode, such as η in a Latin-1 locale, as an escape: work that is done must not fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def main() -> NoReturn:
     """Run a command as the whole of a process, which ends `ending.GRACE_SECONDS` after a failure at the latest."""
     try:
@@ -123,7 +116,9 @@ def main() -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run a command. User errors are one line on stderr, bugs a traceback."""
-    _print_whatever_the_locale()
+    for stream in (sys.stdout, sys.stderr):  # η in a Latin-1 locale becomes an escape: work that is done must not fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         ending.begin()
         with user_errors():

@@ -1,29 +1,43 @@
-"""Commands that do work: run, its single stages, reconstruct and interpolate."""
+"""Commands that do work: run, its single stages, reconstruct, interpolate, evaluate and, elsewhere, submit."""
 
 import json
 import sys
-from typing import Any
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taugrid.api import STAGES
-from taugrid.errors import Exit
+from taugrid.errors import Exit, UserError
+from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli.look import show_plan
 from taugrid.orchestrator.cli.options import (
     Command,
     Decorator,
     RunOptions,
+    break_lock_option,
     cells_options,
     cluster_options,
     config_options,
+    dry_run_option,
     echo,
+    json_option,
+    names_in,
+    only_option,
     options,
     pivot_options,
     print_value,
     reader_may_leave,
+    set_option,
     trust_option,
     until_options,
+    workers_option,
 )
+from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 
 def _stage(name: str, stages: tuple[str, ...], text: str, *more: Decorator) -> click.Command:
@@ -163,3 +177,165 @@ def _report_history(requested: RunOptions) -> bool:
     found = history_as_dict(history, nights_of(history)) | {"page": with_urls(str(history.index))}
     print_value(found, requested.as_json, lambda shown: f"page: {shown['page']}")
     return True
+
+
+METRICS_HELP = f"Some of {','.join(METRICS)}.  [default: {','.join(DEFAULT_METRICS)}]"
+
+
+@click.command(cls=Command)
+@click.argument("config", required=False)
+@click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]")
+@set_option
+@click.option(
+    "--samples",
+    multiple=True,
+    metavar="PATH",
+    help="Score these images instead: a folder, an .npz, Parquet; may be repeated, for a column each.",
+)
+@click.option(
+    "--reference",
+    metavar="PATH",
+    help="Compare --samples with this: images as above, an .npz of mu and sigma, a data set with its split "
+    "(fashion-mnist/train), a folder with Fashion-MNIST's IDX files and a split (DIR/train), or a run directory: what "
+    "that was scored against.",
+)
+@click.option(
+    "--extractor",
+    metavar="NAME",
+    help="For --samples.  [default: that of the reference's run or data set, else inception-v3-compat]",
+)
+@click.option("--weights", metavar="FILE", help="For --samples: the extractor's weights.")
+@click.option("--metrics", callback=names_in, metavar="LIST", help=METRICS_HELP)
+@cluster_options
+@only_option
+@dry_run_option
+@trust_option
+def evaluate(**given: Any) -> None:
+    """Score CONFIG's cells or, with --samples, any images.
+
+    Examples:
+        taugrid evaluate my.yaml  # score what is sampled, again or with other metrics
+        taugrid evaluate --samples pngs --reference runs/mine  # images from elsewhere
+        taugrid evaluate --samples pngs --reference digits/train --metrics fid,kid  # a data set
+    """
+    names = ("samples", "reference", "extractor", "weights", "metrics")
+    external = {name: value for name in names if (value := given.pop(name)) not in (None, ())}
+    requested = RunOptions(**given)
+    if given["config"] is not None:
+        if name := next(iter(external), None):
+            raise UserError(f"--{name} is for external images; for a CONFIG, set it in the section evaluate")
+        run_stages(requested, ("evaluate",))
+        return
+    if not {"samples", "reference"} <= external.keys():
+        raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
+    of_a_run = requested.out is not None or requested.workers or requested.only or requested.dry_run
+    if of_a_run or requested.address != "local":
+        raise UserError(
+            "--out, --workers, --address, --only and --dry-run are for a run; external images are scored here"
+        )
+    _score_external(external, requested)
+
+
+def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
+    from taugrid.orchestrator.cli.text.images import scores_text
+    from taugrid.orchestrator.external import score_images
+    from taugrid.orchestrator.progress import Progress
+
+    samples, reference = given.pop("samples"), given.pop("reference")
+    if len(set(samples)) < len(samples):
+        raise UserError("--samples: a place is given twice; give each once")
+    section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
+    changes, trusts = requested.assignments, requested.trust_code
+    with Progress() as progress:
+        scores = score_images(samples, reference, section, changes, progress, trust_code=trusts)
+    document = scores[0] if len(scores) == 1 else {"samples": scores}
+    print_value(document, requested.as_json, lambda _: scores_text(scores))
+
+
+@click.command(cls=Command)
+@click.argument("config")
+@set_option
+@click.option("--out", metavar="DIR", help="Run directory: an absolute path that every node sees, or a URL.")
+@click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    show_envvar=True,
+    help="The job server on the cluster's head: its dashboard.",
+)
+@click.option(
+    "--follow/--no-follow", "follows", default=True, show_default=True, help="Show the log, and exit as the run does."
+)
+@workers_option
+@click.option("--ship", is_flag=True, help="Send this taugrid along, in place of the one that the cluster has.")
+@break_lock_option
+@only_option
+@trust_option
+@json_option
+def submit(follows: bool, ship: bool, **given: Any) -> None:
+    """Run CONFIG as a job of a Ray cluster elsewhere.
+
+    The config and the modules that it names are sent there. Everything else, such as data and the run directory, must
+    have the same absolute path on every node, or be a URL.
+
+    Examples:
+        taugrid submit my.yaml --out s3://bucket/run  # as a job on the cluster of --address
+        taugrid submit my.yaml --out /shared/run --no-follow --ship  # with this taugrid
+    """
+    from taugrid.grids.selectors import is_selector, parse
+    from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow, ways
+
+    requested = RunOptions(**given)
+    config, directory = _read(requested)
+    for selector in filter(is_selector, requested.only):
+        parse(selector)  # what it fits is known where the checkpoints are
+    jobs = Jobs(requested.address)
+    job = jobs.submit(config, directory, ship, requested.break_lock, requested.only)
+    echo(f"job {job}: submitted to {jobs.address}, results in {directory}", err=True)
+    try:
+        state = follow(jobs, job, partial(echo, nl=False, err=requested.as_json)) if follows else jobs.state(job)
+    except KeyboardInterrupt:
+        ending.end(f"job {job} runs on: {ways(jobs, job)}", Exit.INTERRUPTED)
+    if requested.as_json or not follows:
+        about = {"id": job, "address": jobs.address, "run": config.name, "dir": directory}
+        print_value(about | _as_json(state), requested.as_json, lambda _: job)
+    if follows:
+        code = exit_code(state)
+        if code == Exit.INTERRUPTED:
+            echo(f"taugrid: job {job} was stopped; submit it again to continue", err=True)
+        sys.exit(code)
+
+
+def _read(requested: RunOptions) -> tuple[Any, str]:
+    """The config to send, and its run directory; `UserError` if a cluster could not use them."""
+    from pathlib import Path
+
+    from taugrid.config.load import CONFIG_NAME, find, load
+    from taugrid.orchestrator.plan.trust import custom_code, require_trusted
+    from taugrid.storage import is_url, open_place
+
+    name, out = requested.config, requested.out
+    config = load(name, requested.overrides)
+    if out is None and (is_url(name) or Path(name).is_dir()):
+        out = name
+    if out is None or not (Path(out).is_absolute() or is_url(out)):
+        raise UserError(
+            "--out must be an absolute path that every node sees, or a URL: the cluster can't see folders that are "
+            f"relative to this one{'' if out is None else f', as {out!r} is'}"
+        )
+    open_place(out, "--out")  # refuses a URL with a password, which would stand in the job's record
+    if find(name).name == CONFIG_NAME and not requested.trust_code:
+        named = custom_code(load(name))
+        require_trusted([code for code in custom_code(config) if code in named], find(name))
+    return config, out
+
+
+def _as_json(state: "JobDetails") -> dict[str, Any]:
+    times = {"started": state.start_time, "ended": state.end_time}
+    return {
+        "status": state.status.value,
+        "exit_code": int(Exit.INTERRUPTED) if state.status == "STOPPED" else state.driver_exit_code,
+        **{name: at and datetime.fromtimestamp(at / 1000).astimezone().isoformat() for name, at in times.items()},
+    }

@@ -1,7 +1,7 @@
 """The parts of a plan: models, cells and their shards, with the names of their files. Pure data."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from taugrid.config import Data, Diffusion, Sample
 from taugrid.grids.names import BETWEEN, Naming
-from taugrid.hashing import SourceFile, canonical_json, identity
+from taugrid.hashing import SourceFile, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
-from taugrid.words import listed
 from taugrid.workers import schedules
 from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
@@ -64,12 +63,6 @@ class Model:
     def shown_id(self) -> str:
         """The id, or `pending` while it is provisional."""
         return self.id if self.lacks is None else PENDING
-
-    @property
-    def of_its_network(self) -> str:
-        """The id as a guide, whose samples nobody decodes: the same with any VAE."""
-        content = self.source.content(self.diffusion)
-        return identity({key: value for key, value in content.items() if key != "vae"})
 
     @property
     def called(self) -> str:
@@ -167,12 +160,6 @@ class Cell:
     def sampler_description(self) -> SamplerDescription:
         """What its sampler says of it."""
         return self.described or describe_sampler(self.settings, self.model.diffusion)
-
-    @property
-    def sampler_remark(self) -> str | None:
-        """What one of taugrid's own samplers says of its settings."""
-        name = self.settings.sampler
-        return find(name).remark(self.settings) if name in SAMPLERS else None
 
     @property
     def sampler_block(self) -> dict[str, Any] | None:
@@ -319,40 +306,10 @@ class Cell:
         return self.shards_numbered(sorted(number for number in numbers if number < end))
 
 
-def _sampled_twice(cells: Sequence[Cell]) -> Iterator[str]:
-    """A remark if cells that differ in spacing or options have the same times, and the same value of each option."""
-    same: dict[tuple[Any, ...], list[str]] = {}
-    for cell in cells:
-        described, defaults = cell.sampler_description, {"spacing": "linear", "steps_offset": 0, "sampler_options": {}}
-        settings = cell.settings.model_copy(update=defaults).model_dump_json()
-        models = (cell.model.id, cell.guide and cell.guide.id, cell.vae)
-        key = (*models, settings, described.times, canonical_json(dict(described.arguments)))
-        same.setdefault(key, []).append(cell.label)
-    if equal := [" and ".join(labels) for labels in same.values() if len(labels) > 1]:
-        yield f"cells with the same times and options, each of which is sampled: {listed(equal, 2, 'case', '; ')}"
-
-
-def _one_step(cells: Sequence[Cell]) -> Iterator[str]:
-    """A remark if several solvers of the ODE take one step, and all else is equal: it is the same step."""
-    solvers: dict[tuple[Any, ...], set[str]] = {}
-    for cell in cells:
-        if cell.settings.steps == 1 and cell.settings.sampler in SAMPLERS and find(cell.settings.sampler).order:
-            settings = cell.settings.model_copy(update={"sampler": "", "spacing": "linear", "steps_offset": 0})
-            key = (cell.model.id, cell.guide and cell.guide.id, cell.vae, settings.model_dump_json(), cell.tau)
-            solvers.setdefault(key, set()).add(cell.settings.sampler)
-    for names in sorted({" and ".join(sorted(its)) for its in solvers.values() if len(its) > 1}):
-        yield f"S = 1: {names} make the same images but for rounding: the x_0 that the network predicts for x_T"
-
-
-def _little_noise(model: Model) -> str | None:
-    """A remark if an EDM network's x_T lacks a part of the images that shows."""
-    most, own = model.diffusion.sigma_max, model.diffusion.sigma_data
-    if most is None or own is None or model.diffusion.prediction == "consistency" or most >= 10 * own:
-        return None
-    return (
-        f"diffusion.sigma_max: {most:g} is less than 10 times sigma_data: {own:g}; x_T is noise alone, but there the "
-        f"network expects {own**2 / (most**2 + own**2):.0%} of the variance to be the image's"
-    )
+def _sampler_remark(cell: Cell) -> str | None:
+    """What one of taugrid's own samplers says of a cell's settings."""
+    name = cell.settings.sampler
+    return find(name).remark(cell.settings) if name in SAMPLERS else None
 
 
 @dataclass(frozen=True)
@@ -405,11 +362,8 @@ class Plan:
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
-            *dict.fromkeys(filter(None, map(_little_noise, self.models))),
             *(remark for its in settings for remark in remarks(*its)),
-            *_sampled_twice(self.cells),
-            *_one_step(self.cells),
-            *dict.fromkeys(filter(None, (cell.sampler_remark for cell in self.cells))),
+            *dict.fromkeys(filter(None, map(_sampler_remark, self.cells))),
         ]
 
     @cached_property

@@ -1,12 +1,11 @@
 """What a plan asks of the devices that will compute it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.words import counted, quantity
 from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.checkpoint import parameters, weights_file
@@ -51,25 +50,3 @@ def _weights_of(cell: Cell, file: WeightsFile, count: Callable[[Path], int | Non
 
 def _parameters(path: Path) -> int | None:
     return None if path.suffix == ".json" else parameters(path)  # the record of a model without a file
-
-
-def weights_in_words(weights: Mapping[str, int]) -> str:
-    """The weights on a worker, in a few words."""
-    parts = ", ".join(f"{name} {quantity(size)}B" for name, size in weights.items())
-    return f"{quantity(sum(weights.values()))}B{f' ({parts})' if len(weights) > 1 else ''}"
-
-
-def too_large(weights: Mapping[str, int], nodes: Iterable[tuple[int, float]]) -> str | None:
-    """A warning if workers without a GPU can't hold their weights on any node; None if they can, or it is not known.
-
-    `nodes`: for each, how many workers it would have, and bytes of memory.
-    """
-    needed, places = sum(weights.values()), [(number, memory) for number, memory in nodes if number]
-    if not places or any(number * needed <= memory for number, memory in places):
-        return None
-    number, memory = max(places, key=lambda place: place[1] / place[0])
-    remedy = "start fewer on a node (cluster.cpus_per_worker)" if needed <= memory else "use nodes with more"
-    return (
-        f"the weights of {counted(number, 'worker')} take an estimated {quantity(number * needed)}B, but the node with "
-        f"most memory for each has {quantity(memory)}B; {remedy}"
-    )

@@ -4,11 +4,10 @@ Ids are the first 10 hex digits of SHA-256 over canonical JSON of the values tha
 key orphans no old run. Reads no clock, and from disk only the checkpoints, code and images that a config names.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from taugrid.config import (
@@ -31,8 +30,14 @@ from taugrid.grids.points import points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.guided import OF_GUIDANCE, check_guidance, guidance_notes, require_guided
-from taugrid.orchestrator.plan.labels import ReadColumn, label_rule
+from taugrid.orchestrator.plan.conditions import (
+    OF_GUIDANCE,
+    ReadColumn,
+    check_guidance,
+    guidance_notes,
+    label_rule,
+    require_guided,
+)
 from taugrid.orchestrator.plan.sections import (
     KEYS_OUTSIDE_IDENTITY,
     UNSET,
@@ -47,7 +52,7 @@ from taugrid.orchestrator.plan.sections import (
     sample_section,
 )
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
-from taugrid.registry.samplers import CONSISTENCY, DEFAULT, DIFFUSERS
+from taugrid.registry.samplers import CONSISTENCY, DEFAULT
 from taugrid.words import counted, did_you_mean
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.labels import LabelRule
@@ -72,25 +77,25 @@ TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
 COLUMN_NAMES = {"precision": "sample_precision"}
 """Column names of grid keys whose own names are already used by a metric."""
 
-ReadVae = Callable[[str, Vae], Vae]
-"""Like `workers.network.checkpoint.read_vae`."""
-
-ReadCheckpoint = Callable[[str], Checkpoint]
-"""Like `workers.network.checkpoint.read_checkpoint`."""
-
-DescribeNetwork = Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork]
-"""Like `workers.network.custom_process.describe`."""
-
 
 class Lookups(NamedTuple):
-    """Functions that tell a plan what is outside the config."""
+    """Functions that tell a plan what is outside the config; a run directory has its own, which know its records."""
 
-    read_checkpoint: ReadCheckpoint
-    describe_network: DescribeNetwork
-    fingerprint: Fingerprint
-    read_column: ReadColumn
-    read_vae: ReadVae
-    assumed_timesteps: int | None
+    read_checkpoint: Callable[[str], Checkpoint] = read_checkpoint
+    """Reads what `model.checkpoint` names."""
+    describe_network: Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork] = (
+        custom_process.describe
+    )
+    """Describes what `model.callable` names."""
+    fingerprint: Fingerprint = content_fingerprint
+    """Identifies training images that no published name does."""
+    try_sampler: TrySampler = try_sampler
+    """Asks the custom samplers that `sample.sampler` names."""
+    read_column: ReadColumn = read_column
+    """Reads what `sample.labels` names."""
+    read_vae: Callable[[str, Vae], Vae] = read_vae
+    """Reads what `model.vae` names."""
+    assumed_timesteps: int | None = None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
 
@@ -117,10 +122,7 @@ class Placed(NamedTuple):
 
 
 class Planned(NamedTuple):
-    point: Mapping[str, Any]
-    model: Model
-    guide: Model | None
-    vae: Vae | None
+    at: Placed
     settings: Sample
     values: dict[str, Any]
     """The resolved values of all keys of the grid; None for those that are ignored."""
@@ -131,44 +133,34 @@ class Planned(NamedTuple):
 
     @property
     def cell_id(self) -> str:
-        return _cell_id(self.model, self.settings, self.described.code, self.guide, self.label_rule, self.vae)
+        return _cell_id(self.at.model, self.settings, self.described.code, self.at.guide, self.label_rule, self.at.vae)
 
 
-def plan(
-    config: Config,
-    read_checkpoint: ReadCheckpoint = read_checkpoint,
-    describe_network: DescribeNetwork = custom_process.describe,
-    fingerprint: Fingerprint = content_fingerprint,
-    try_sampler: TrySampler = try_sampler,
-    dry: bool = False,
-    read_column: ReadColumn = read_column,
-    read_vae: ReadVae = read_vae,
-) -> Plan:
+def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> Plan:
     """The models and cells of `config`, in the order of its grid.
 
-    Args:
-        config: as loaded.
-        read_checkpoint: reads what `model.checkpoint` names.
-        describe_network: describes what `model.callable` names.
-        fingerprint: identifies training images that no published name does.
-        try_sampler: asks the custom samplers that `sample.sampler` names.
-        dry: models whose files are not here are planned too (`Model.lacks`).
-        read_column: reads what `sample.labels` names.
-        read_vae: reads what `model.vae` names.
+    With `dry`, models whose files are not here are planned too (`Model.lacks`).
 
     Raises:
         UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
         MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
     """
-    assumed = _assumed_timesteps(config) if dry else None
-    read = cache(read_checkpoint), cache(describe_network), _raising_not_here(fingerprint), cache(read_column)
-    lookups = Lookups(*read, cache(read_vae), assumed)
+    lookups = lookups or Lookups()
+    lookups = lookups._replace(
+        read_checkpoint=cache(lookups.read_checkpoint),
+        describe_network=cache(lookups.describe_network),
+        fingerprint=cache(_raising_not_here(lookups.fingerprint)),
+        read_column=cache(lookups.read_column),
+        read_vae=cache(lookups.read_vae),
+        assumed_timesteps=_assumed_timesteps(config) if dry else None,
+    )
     mappings = config.grid or [{}]
     keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
-    descriptions, modules = describe_samplers([Case(at.settings, at.model.diffusion) for at in placed], try_sampler)
+    cases = [Case(at.settings, at.model.diffusion) for at in placed]
+    descriptions, modules = describe_samplers(cases, lookups.try_sampler)
     planned = [
         _planned(config, at, dict.fromkeys(keys), described, lookups)
         for at, described in zip(placed, descriptions, strict=True)
@@ -179,13 +171,17 @@ def plan(
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
     for each in planned:
-        model = models.setdefault(each.model.id, replace(each.model, label=names.model(each.values)))
-        about = (axes(each.values), each.values, names, each.described, each.guide, each.label_rule, each.vae)
+        model = models.setdefault(each.at.model.id, replace(each.at.model, label=names.model(each.values)))
+        about = (axes(each.values), each.values, names, each.described, each.at.guide, each.label_rule, each.at.vae)
         cell = Cell(each.cell_id, model, each.settings, *about)
         check_guidance(cell)
         key = cell.id, plain_text(each.ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
-            raise _twice(each.point, len(mappings))
+            outside = sorted(KEYS_OUTSIDE_IDENTITY & set(each.at.point))
+            hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
+            if len(mappings) > 1:
+                hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
+            raise UserError(f"grid: the point {_describe(each.at.point)} appears twice{hint}; remove one of them")
         seen.add(key)
         cells.setdefault(cell.id, cell)
     made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
@@ -193,45 +189,16 @@ def plan(
 
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
-    """A line for each sampler that ignores a key of the grid, or what a loaded pipeline sets; one for guidance 1."""
-    if line := _of_those("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE):
-        yield line
-    for name, group in groupby(sorted(planned, key=_sampler), key=_sampler):
-        every = list(group)
-        if line := _of_those(name, every, SAMPLER_KEYS):
-            yield line
-        theirs = {key: value for each in every for key, value in each.model.source.sample_keys(each.settings).items()}
-        of_lcm = {"sampler_options"} if name == f"{DIFFUSERS}LCMScheduler" else set[str]()
-        for key in sorted(theirs.keys() & (every[0].described.ignored_keys | of_lcm)):
-            if theirs[key] not in (None, getattr(SAMPLE_DEFAULTS, key)):
-                yield f"{name} ignores the loaded pipeline's {key}: {plain_text(theirs[key])}"
-        ends_at_1 = [each for each in every if each.model.diffusion.set_alpha_to_one is False]
-        if name.startswith(DIFFUSERS) and any(
-            each.described.arguments.get("set_alpha_to_one", True) for each in ends_at_1
-        ):
-            yield f"{name} ignores diffusion.set_alpha_to_one: false; its last step leads where its options say"
-
-
-def _of_those(what: str, planned: Sequence[Planned], among: Collection[str]) -> str | None:
-    """A line if `what` ignores keys of the grid at these points, `among` others; else None."""
-    keys = sorted({key for each in planned for key in each.ignored if key in each.point and key in among})
-    if not keys:
-        return None
-    number = len({each.cell_id for each in planned})
-    numbers = f"{counted(len(planned), 'point')} of the grid, {counted(number, 'cell')}"
-    return f"{what} ignores {' and '.join(keys)}: {numbers}"
-
-
-def _sampler(planned: Planned) -> str:
-    return planned.settings.sampler
-
-
-def _twice(point: Mapping[str, Any], grids: int) -> UserError:
-    outside = sorted(KEYS_OUTSIDE_IDENTITY & set(point))
-    hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
-    if grids > 1:
-        hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
-    return UserError(f"grid: the point {_describe(point)} appears twice{hint}; remove one of them")
+    """A line for each sampler that ignores a key of the grid, and one for guidance 1."""
+    names = sorted({each.settings.sampler for each in planned})
+    groups = [
+        ("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE),
+        *((name, [each for each in planned if each.settings.sampler == name], SAMPLER_KEYS) for name in names),
+    ]
+    for what, its, among in groups:
+        if keys := sorted({key for each in its for key in each.ignored if key in each.at.point and key in among}):
+            number = counted(len({each.cell_id for each in its}), "cell")
+            yield f"{what} ignores {' and '.join(keys)}: {counted(len(its), 'point')} of the grid, {number}"
 
 
 def _assumed_timesteps(config: Config) -> int:
@@ -244,20 +211,13 @@ def _assumed_timesteps(config: Config) -> int:
 
 
 def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
-    """`fingerprint`, which raises `MissingInput` where images can't be used. The result, or the error, is cached."""
+    """`fingerprint`, which raises `MissingInput` where images can't be used."""
 
-    @cache
-    def look(data: Data, *of: str) -> str | UserError:
+    def found(data: Data, *of: str) -> str:
         try:
             return fingerprint(data, *of)
         except UserError as error:
-            return error
-
-    def found(data: Data, *of: str) -> str:
-        result = look(data, *of)
-        if isinstance(result, UserError):
-            raise MissingInput(str(result))
-        return result
+            raise MissingInput(str(error)) from None
 
     return found
 
@@ -296,7 +256,7 @@ def _planned(
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
     unknown = isinstance(source, Absent)
     labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
-    return Planned(at.point, at.model, at.guide, at.vae, settings, values, ignored, described, labels)
+    return Planned(at, settings, values, ignored, described, labels)
 
 
 def _require_one_prediction(config: Config, placed: Sequence[Placed]) -> None:
@@ -377,7 +337,12 @@ def _locate(key: str) -> tuple[str, list[str]]:
 
 def _model(sections: Sections, lookups: Lookups) -> Model:
     try:
-        return _present(sections, lookups)
+        path, loaded = sections.model.checkpoint, None
+        if path is not None:  # read first, because its files fill in `diffusion`
+            loaded = Loaded(lookups.read_checkpoint(path))
+        diffusion = _diffusion(sections, UNSET if loaded is None else loaded.checkpoint.diffusion)
+        source = loaded or _source(sections, diffusion, lookups)
+        return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
     except MissingInput as error:
         if lookups.assumed_timesteps is None:
             raise
@@ -399,15 +364,6 @@ def _absent(sections: Sections, reason: str, assumed_timesteps: int) -> Model:
     diffusion = _diffusion(sections, defaults)
     absent = Absent(str(model.checkpoint or model.weights), data)
     return Model(identity(absent.content(diffusion)), data, diffusion, absent, lacks=reason)
-
-
-def _present(sections: Sections, lookups: Lookups) -> Model:
-    path, loaded = sections.model.checkpoint, None
-    if path is not None:  # read first, because its files fill in `diffusion`
-        loaded = Loaded(lookups.read_checkpoint(path))
-    diffusion = _diffusion(sections, *([loaded.checkpoint.diffusion] if loaded else []))
-    source = loaded or _source(sections, diffusion, lookups)
-    return Model(identity(source.content(diffusion)), sections.data, diffusion, source)
 
 
 def _diffusion(sections: Sections, theirs: Diffusion = UNSET) -> Diffusion:
@@ -440,7 +396,8 @@ def _guide(sections: Sections, model: Model, lookups: Lookups) -> Model:
         if read(path).diffusion == Diffusion():
             sections = sections._replace(diffusion=model.diffusion)
     guide = _model(sections._replace(model=ModelSection(checkpoint=path)), lookups._replace(read_checkpoint=read))
-    return replace(guide, id=guide.of_its_network)
+    content = guide.source.content(guide.diffusion)  # nobody decodes its samples, so it is the same with any VAE
+    return replace(guide, id=identity({key: value for key, value in content.items() if key != "vae"}))
 
 
 def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model, Vae | None]:
@@ -463,7 +420,11 @@ def _with_vae(sections: Sections, model: Model, lookups: Lookups) -> tuple[Model
 def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> ModelSource:
     data, model = sections.data, sections.model
     if model.oracle is not None:
-        return _oracle(model.oracle, data, diffusion)
+        if data.name != model.oracle:
+            raise UserError(f"model.oracle: {model.oracle} is the optimum for data.name: {model.oracle}; set both")
+        if diffusion.process is None and diffusion.prediction != "epsilon":
+            raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
+        return Oracle(model.oracle, data)
     if model.callable is not None:
         if diffusion.process is None:  # so that a grid over betas asks once
             kept = diffusion.model_dump(include={"timesteps", "prediction"})
@@ -481,14 +442,6 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
         "model: give unet: {...} to train a network, checkpoint: FOLDER to load one, callable: MODULE:FUNCTION for a "
         "custom one, or oracle: NAME"
     )
-
-
-def _oracle(distribution: str, data: Data, diffusion: Diffusion) -> Oracle:
-    if data.name != distribution:
-        raise UserError(f"model.oracle: {distribution} is the optimum for data.name: {distribution}; set both")
-    if diffusion.process is None and diffusion.prediction != "epsilon":
-        raise UserError(f"model.oracle predicts epsilon; remove diffusion.prediction: {diffusion.prediction}")
-    return Oracle(distribution, data)
 
 
 def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taugrid.config import Config
 from taugrid.errors import UserError
@@ -23,20 +23,10 @@ SETTLED_SECONDS = 30.0
 """A folder in which a file was written more recently may still be being written."""
 
 
-class Resolved(NamedTuple):
-    """A config without patterns, and what the user should know about them."""
-
-    config: Config
-    notes: tuple[str, ...]
-
-
-class _Pattern(NamedTuple):
-    text: str
-    newest: int | None
-
-
-def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False, dry: bool = False) -> Resolved:
-    """`config` with each pattern replaced by the folders that match it, in the natural order of their names.
+def resolve_patterns(
+    config: Config, recorded: Iterable[str], stay: bool = False, dry: bool = False
+) -> tuple[Config, tuple[str, ...]]:
+    """`config` with each pattern replaced by the folders that match it in natural order, and notes for the user.
 
     Args:
         config: as loaded.
@@ -54,7 +44,7 @@ def resolve_patterns(config: Config, recorded: Iterable[str], stay: bool = False
         return _values(values, known, stay, dry, notes) if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
-    return Resolved(config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes))
+    return config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes)
 
 
 def checkpoints_in(grid: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -70,36 +60,37 @@ def _values(values: list[Any], recorded: list[str], stay: bool, dry: bool, notes
         if pattern is None:
             found[value] = None
             continue
-        folders = _folders(pattern, recorded, stay, notes)
+        folders = _folders(*pattern, recorded, stay, notes)
         if not folders and not dry:
-            raise UserError(f"grid: {KEY}: no checkpoint matches {pattern.text}; give a pattern of diffusers folders")
-        found |= dict.fromkeys(folders or [pattern.text])
+            raise UserError(f"grid: {KEY}: no checkpoint matches {pattern[0]}; give a pattern of diffusers folders")
+        found |= dict.fromkeys(folders or [pattern[0]])
     return list(found)
 
 
-def _pattern(value: Any) -> _Pattern | None:
+def _pattern(value: Any) -> tuple[str, int | None] | None:
+    """The text of a pattern, and how many of the newest it means; None: the value is a path."""
     if isinstance(value, Mapping):
         newest, text = value.get("newest"), value.get("of")
         if set(value) != {"newest", "of"} or type(newest) is not int or newest < 1 or not isinstance(text, str):
             raise UserError(f"grid: {KEY}: {dict(value)} must be a path, a pattern, or {{newest: 3, of: PATTERN}}")
-        return _Pattern(str(Path(text).expanduser().absolute()), newest)
+        return str(Path(text).expanduser().absolute()), newest
     if isinstance(value, str) and glob.has_magic(value) and not Path(value).exists():
-        return _Pattern(value, None)
+        return value, None
     return None
 
 
-def _folders(pattern: _Pattern, recorded: list[str], stay: bool, notes: list[str]) -> list[str]:
-    before = [path for path in recorded if fnmatch.fnmatch(path, pattern.text)]
+def _folders(pattern: str, newest: int | None, recorded: list[str], stay: bool, notes: list[str]) -> list[str]:
+    before = [path for path in recorded if fnmatch.fnmatch(path, pattern)]
     if stay and before:
         return sorted(before, key=natural)
-    whole = Path(pattern.text)
+    whole = Path(pattern)
     found_now = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
     matching = [str(path) for path in found_now if path.is_dir()]
     ready = [path for path in sorted(matching, key=natural) if _is_ready(path)]
     if waiting := sorted(set(matching) - set(ready), key=natural):
         names = ", ".join(Path(path).name for path in waiting[:3])
         notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
-    chosen = ready if pattern.newest is None else ready[-pattern.newest :]
+    chosen = ready if newest is None else ready[-newest:]
     return _once_each(sorted({*chosen, *before}, key=natural), notes)
 
 

@@ -69,20 +69,12 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             if cell["settings"].get("sampler", DEFAULT) in SAMPLERS
             else SamplerDescription.restored(cell["sampler"]),
             guides[cell["guide"]] if "guide" in cell else None,
-            _label_rule(cell),
+            LabelRule(cell["labels"][0], cell["settings"]["seed"], cell["labels"][1]) if "labels" in cell else None,
             Vae.restored(cell["vae"]) if "vae" in cell else None,
         )
         for cell in value["cells"]
     ]
     return Plan(tuple(models.values()), tuple(cells))
-
-
-def _label_rule(cell: Mapping[str, Any]) -> LabelRule | None:
-    """The labels of a recorded cell, without a column's values."""
-    if "labels" not in cell:
-        return None
-    said, classes = cell["labels"]
-    return LabelRule(said, cell["settings"]["seed"], classes)
 
 
 def _model_to_json(model: Model) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How a run's cells are scored: reference, extractor and metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -13,7 +13,7 @@ from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
 from taugrid.eval.metrics.score import Feasible, feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.hashing import identity
-from taugrid.orchestrator.plan.cells import Cell, Plan
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import EXTRACTORS, IMAGENET_1K, IMAGENET_LITE0, ExtractorSpec
 from taugrid.registry.metrics import LABEL_COLUMNS, SAMPLE_COLUMNS, UNLABELLED, PerSample
@@ -50,6 +50,27 @@ def name_and_dimensions(config: Config) -> tuple[str, int | None]:
         return name, None
     width = EXTRACTORS[name].dimensions
     return name, prod(config.data.image_shape) if width is None else width
+
+
+class Problem(NamedTuple):
+    """Something in a config that its user should change."""
+
+    key: str
+    """The key of the config."""
+    text: str
+    fatal: bool = True
+    """Whether a run refuses it. If not, it is a remark."""
+
+    @property
+    def line(self) -> str:
+        return f"{self.key}: {self.text}"
+
+
+def check(problems: Iterable[Problem]) -> None:
+    """Raise `UserError` with the first problem that is fatal."""
+    for problem in problems:
+        if problem.fatal:
+            raise UserError(problem.line)
 
 
 class Foreseen(NamedTuple):
@@ -96,28 +117,94 @@ def per_sample(data: Data, classes: int | None) -> PerSample:
     return PerSample((*SAMPLE_COLUMNS, *LABEL_COLUMNS), order)
 
 
-NO_LABELS = "report.by: label, but no network of this grid takes labels"
-
 MANY_SAMPLES = 10**9
 """A number of samples that is enough for any metric."""
 
 
-def impossible_agreement(
-    config: Config, plan: Plan, extractor: ExtractorSpec, num_reference: int | None = MANY_SAMPLES
-) -> set[str]:
-    """Why labels can't be held against the classes of this extractor, if that is asked for.
+def problems(
+    config: Config,
+    plan: Plan,
+    extractor: Foreseen,
+    reference: Reference | Data | None,
+    classes: int | None = None,
+) -> Iterator[Problem]:
+    """What is wrong with scoring the cells of `plan`, fatal or not.
 
-    Raises:
-        UserError: if no metric can be computed of a cell, at any N.
+    Args:
+        config: of the run.
+        plan: of the run.
+        extractor: as far as it is known.
+        reference: as far as it is known.
+        classes: the number of classes of its labels, where they were read.
     """
+    known = reference if isinstance(reference, Reference) else None
+    shape = reference.image_shape if isinstance(reference, Data) else None if known is None else known.shape
+    for model in plan.models:
+        yield from other_shapes(model, "data" if config.evaluate.reference is None else "evaluate.reference", shape)
+    if known is not None:
+        try:
+            known.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
+        except ValueError as error:
+            yield Problem("evaluate.reference", str(error))
+    if extractor.spec is not None:
+        num_reference = MANY_SAMPLES if known is None else known.num_images
+        yield from _impossible_metrics(config, plan, extractor.spec, num_reference)
+    if config.report.by is not None:
+        networks = {of_network for cell in plan.cells if (of_network := classes_of(cell)) is not None}
+        if not networks:
+            yield Problem("report.by", "label, but no network of this grid takes labels; leave out report.by")
+        elif classes is not None and networks != {classes}:
+            yield Problem(
+                "report.by",
+                f"label, but a network has {min(networks - {classes})} classes and the reference has {classes}; set "
+                "evaluate.reference to images of the same classes, or leave out report.by",
+            )
+    if extractor.lacks is not None:
+        key, _, text = extractor.lacks.partition(": ")
+        yield Problem(key, text)
+    if extractor.dimensions is not None and "fid" in config.evaluate.metrics:
+        yield from few_samples(plan, extractor.name, extractor.dimensions)
+
+
+def other_shapes(model: Model, key: str, shape: tuple[int, int, int] | None) -> Iterator[Problem]:
+    """A problem if a model's images differ in shape from those that `key` names, (channels, height, width)."""
+    if shape is not None and model.lacks is None and model.image_shape != shape:
+        yield Problem(
+            key,
+            f"its images are {shape} (channels, height, width), but {model.label or 'the model'} makes "
+            f"{model.image_shape}; choose images of that shape, or only `taugrid sample` it",
+        )
+
+
+def _impossible_metrics(
+    config: Config, plan: Plan, extractor: ExtractorSpec, num_reference: int | None
+) -> Iterator[Problem]:
+    """A problem if no metric can be computed of a cell at any N, and why labels can't be held against the classes."""
     kinds = {per_sample(cell.model.data, classes_of(cell)) for cell in plan.cells if cell.model.lacks is None}
     found = [feasible(config.evaluate.metric_settings, extractor, MANY_SAMPLES, num_reference, each) for each in kinds]
     for left, reasons, _ in found:
         if not left.metrics:
             details = "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
             none = f"none of them can be computed at any N ({details})"
-            raise UserError(f"evaluate.metrics: {none if details else 'it is empty; name at least one metric'}")
-    return {f"no agreement: {each.reasons['agreement']}" for each in found if "agreement" in each.reasons}
+            yield Problem("evaluate.metrics", none if details else "it is empty; name at least one metric")
+    for reason in sorted({each.reasons["agreement"] for each in found if "agreement" in each.reasons}):
+        yield Problem("no agreement", reason, fatal=False)
+
+
+def few_samples(plan: Plan, extractor: str, dimensions: int) -> Iterator[Problem]:
+    """Remarks if cells have no more samples than there are features, or too few for a standard error of FID."""
+    smallest = min((cell.settings.num_samples for cell in plan.cells), default=MANY_SAMPLES)
+    if (line := singular(smallest, "samples", dimensions)) is not None:
+        yield Problem("sample.num_samples", line, fatal=False)
+    small, minimum = too_few_samples(plan, dimensions)
+    if small:
+        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
+        yield Problem(
+            "sample.num_samples",
+            f"{small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if all {dimensions} "
+            f"features of {extractor} vary",
+            fatal=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -185,35 +272,10 @@ class Scoring:
         )
 
 
-def singular_samples(plan: Plan, dimensions: int) -> list[str]:
-    """A line if cells have no more samples than there are features."""
-    few = sorted(n for cell in plan.cells if singular(n := cell.settings.num_samples, "samples", dimensions))
-    return [f"sample.num_samples: {singular(few[0], 'samples', dimensions)}"] if few else []
-
-
-class TooFew(NamedTuple):
-    """Numbers of samples that give FID no standard error if all features vary."""
-
-    found: list[int]
-    """The distinct numbers of a plan's cells, ascending."""
-    minimum: int
-    """The smallest number that gives one."""
-
-
-def too_few_samples(plan: Plan, dimensions: int) -> TooFew:
-    """The cells' N that are too few for a standard error of FID with this number of features."""
+def too_few_samples(plan: Plan, dimensions: int) -> tuple[list[int], int]:
+    """The cells' N that give FID no standard error if all of so many features vary, ascending; the least that does."""
     minimum = SAMPLES_PER_DIMENSION * dimensions
-    return TooFew(sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < minimum}), minimum)
-
-
-def check_shapes(plan: Plan) -> None:
-    """Raise `UserError` if a model's images differ in shape from its data set's."""
-    for model in plan.models:
-        if model.image_shape != model.data.image_shape:
-            raise UserError(
-                f"data.name: {model.data.name} has images of {model.data.image_shape} (channels, height, width), but "
-                f"the model makes {model.image_shape}; choose its data, or only `taugrid sample` it"
-            )
+    return sorted({n for cell in plan.cells if (n := cell.settings.num_samples) < minimum}), minimum
 
 
 def without_downloads(config: Config) -> Config:
@@ -246,32 +308,9 @@ def scoring_of(
         raise error.for_section("data" if given == config.data else "evaluate.reference") from None
     except (ValueError, DamagedFile) as error:
         raise UserError(f"evaluate.reference: {error}") from None
-    for model in plan.models:
-        if reference.shape is not None and model.image_shape != reference.shape:
-            raise UserError(
-                f"the reference has images of {reference.shape} (channels, height, width), but a model makes "
-                f"{model.image_shape}; choose its data or evaluate.reference, or only `taugrid sample` it"
-            )
     spec = find_extractor(config)
-    try:
-        reference.require_same_features(spec.name, spec.dimensions, spec.precision)
-    except ValueError as error:
-        raise UserError(f"evaluate.reference: {error}") from None
     scoring = Scoring(config, spec, reference)
-    impossible_agreement(config, plan, spec, reference.num_images)
-    if config.report.by is not None:
-        _check_labels(scoring, plan)
+    labels = scoring.labels if config.report.by is not None and any(map(classes_of, plan.cells)) else None
+    known = Foreseen(spec.name, spec.dimensions, None, spec)
+    check(problems(config, plan, known, reference, None if labels is None else len(labels.classes)))
     return scoring
-
-
-def _check_labels(scoring: Scoring, plan: Plan) -> None:
-    """Raise `UserError` if labels of samples can't be those of the reference, or no cell has any."""
-    networks = {classes for cell in plan.cells if (classes := classes_of(cell)) is not None}
-    if not networks:
-        raise UserError(f"{NO_LABELS}; leave out report.by")
-    reference = None if scoring.labels is None else len(scoring.labels.classes)
-    if reference is not None and networks != {reference}:
-        raise UserError(
-            f"report.by: label, but a network has {min(networks - {reference})} classes and the reference has "
-            f"{reference}; set evaluate.reference to images of the same classes, or leave out report.by"
-        )

@@ -53,20 +53,15 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: st
             )
         theirs = UNSET
     known = _filled(section, theirs)
-    resolved = _filled(known, _defaults(known, sampler))
+    defaults = {"edm": EDM_DEFAULTS, "flow": FLOW_DEFAULTS}.get(known.process or "ddpm", DIFFUSION_DEFAULTS)
+    is_jump = known.process == "edm" and _is_consistency(known, sampler)
+    resolved = _filled(known, CONSISTENCY_DEFAULTS if is_jump else defaults)
     if resolved.process == "ddpm":
         resolved = resolved.model_copy(update={"process": None})
     _require_one_process(resolved)
     if resolved.process is None:
         _require_signal(resolved)
     return resolved
-
-
-def _defaults(diffusion: Diffusion, sampler: str | None) -> Diffusion:
-    """Those of its process."""
-    if diffusion.process == "edm":
-        return CONSISTENCY_DEFAULTS if _is_consistency(diffusion, sampler) else EDM_DEFAULTS
-    return FLOW_DEFAULTS if diffusion.process == "flow" else DIFFUSION_DEFAULTS
 
 
 def _is_consistency(diffusion: Diffusion, sampler: str | None) -> bool:

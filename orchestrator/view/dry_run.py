@@ -1,6 +1,5 @@
 """The output of `taugrid plan`: what a run would do, lack and replace. It starts and downloads nothing."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +7,15 @@ from typing import Any
 
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.reference import reference_of_moments
+from taugrid.eval.reference import Reference, reference_of_moments
 from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.devices import too_large, weights_bytes
+from taugrid.orchestrator.plan.devices import weights_bytes
 from taugrid.orchestrator.plan.scoring import (
-    NO_LABELS,
-    Foreseen,
-    classes_of,
     foreseen,
-    impossible_agreement,
-    singular_samples,
-    too_few_samples,
+    problems,
 )
 from taugrid.orchestrator.report.replicates import ONE_TRAINING, compared_trainings, unequal
 from taugrid.orchestrator.run import Run
@@ -48,43 +42,19 @@ def describe_plan(run: Run) -> dict[str, Any]:
 
 def _remarks(run: Run, described: Mapping[str, Any]) -> Iterator[str]:
     config, plan, rundir = run.config, run.plan, run.rundir
-    extractor = foreseen(config, rundir.extractor)
     untrained = [model for model, _ in plan.trained_here if model.lacks is None and not rundir.is_ready(model)]
-    for line in _about_images(config, plan, untrained, extractor):
+    reference, fault = _reference(config)
+    for line in filter(None, [fault, *_missing_images(config, reference, untrained)]):
         if not any(line in remark for remark in described["remarks"]):
             yield line
-    yield from _about_extractor(config, plan, extractor)
+    yield from (problem.line for problem in problems(config, plan, foreseen(config, rundir.extractor), reference))
     yield from _replaced_tables(run)
     if described["network_evaluations_remaining"]:
         yield from _gone(run, described)
         yield from _fit(run, described)
-        workers, memory = _workers(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not has_gpus() and workers:
-            yield from filter(None, [too_large(described["worker_weights_bytes"], [(workers, memory)])])
     yield from unequal(plan.cells)
     if compared_trainings(plan):
         yield ONE_TRAINING
-
-
-def _about_extractor(config: Config, plan: Plan, extractor: Foreseen) -> Iterator[str]:
-    """Remarks if its weights are missing, or N is too small for error bars with this many features."""
-    name, dimensions, lacks, spec = extractor
-    if config.report.by is not None and all(classes_of(cell) is None for cell in plan.cells):
-        yield NO_LABELS
-    if spec is not None:
-        yield from sorted(impossible_agreement(config, plan, spec))
-    if lacks is not None:
-        yield lacks
-    if dimensions is None or "fid" not in config.evaluate.metrics:
-        return
-    yield from singular_samples(plan, dimensions)
-    small, minimum = too_few_samples(plan, dimensions)
-    if small:
-        more = f" (and {len(small) - 1} larger)" if len(small) > 1 else ""
-        yield (
-            f"sample.num_samples: {small[0]}{more} may be too few for FID's ±, which needs at least N = {minimum} if "
-            f"all {dimensions} features of {name} vary"
-        )
 
 
 def _gone(run: Run, described: Mapping[str, Any]) -> Iterable[str]:
@@ -139,17 +109,28 @@ def _left(about: Mapping[str, Any]) -> int:
     return int(about["network_evaluations"] - about["network_evaluations_done"])
 
 
-def _about_images(config: Config, plan: Plan, untrained: list[Model], extractor: Foreseen) -> Iterator[str]:
-    """A line for each data set or reference that is missing or does not fit. Nothing is downloaded or decoded.
-
-    `untrained` are the models that the run would train, whose images and labels must be there.
-    """
+def _reference(config: Config) -> tuple[Data | Reference | None, str | None]:
+    """The reference as far as it is known without its images, and what is wrong with it."""
+    given = config.reference
     try:
-        reference = config.reference
-        reference = resolve_reference(reference).given if isinstance(reference, str) else reference
-    except UserError as error:
-        yield f"evaluate.reference: {error}"
-        return
+        given = resolve_reference(given).given if isinstance(given, str) else given
+        if isinstance(given, Data):
+            return given, None
+        if given not in FIDELITY_NAMES and not Path(given).exists():
+            return None, f"evaluate.reference: {nothing_there(given)}"
+        return reference_of_moments(given), None
+    except (UserError, ValueError, DamagedFile) as error:
+        return None, f"evaluate.reference: {error}"
+
+
+def _missing_images(config: Config, reference: Data | Reference | None, untrained: list[Model]) -> Iterator[str]:
+    """One line for each missing data set or reference, with the labels for training. Nothing is downloaded or decoded.
+
+    Args:
+        config: of the run.
+        reference: it is checked if it is a data set.
+        untrained: the models that the run would train, whose data are checked.
+    """
     sections = dict.fromkeys((model.data for model in untrained), "data")
     labelled = {model.data for model in untrained if model.source.conditions is not None}
     if isinstance(reference, Data):
@@ -161,22 +142,6 @@ def _about_images(config: Config, plan: Plan, untrained: list[Model], extractor:
             yield str(error.for_section(section))
         except UserError as error:
             yield str(error)
-    if isinstance(reference, Data):
-        for model in plan.models:
-            if model.lacks is None and model.image_shape != reference.image_shape:
-                yield (
-                    f"{model.called} makes images of {model.image_shape} (channels, height, width), but the reference, "
-                    f"{reference.full_name}, has {reference.image_shape}; choose data or evaluate.reference, or only "
-                    "sample"
-                )
-        return
-    if reference not in FIDELITY_NAMES and not Path(reference).exists():
-        yield f"evaluate.reference: {nothing_there(reference)}"
-    try:
-        if (moments := reference_of_moments(reference)) is not None:
-            moments.require_same_features(extractor.name, extractor.dimensions, config.evaluate.precision)
-    except (ValueError, DamagedFile) as error:
-        yield f"evaluate.reference: {error}"
 
 
 def _replaced_tables(run: Run) -> Iterator[str]:

@@ -14,7 +14,6 @@ from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
-from taugrid.orchestrator.work.latents import without_latents
 from taugrid.orchestrator.work.sample import images_to_keep
 
 PNG_OVERHEAD_BYTES = 200
@@ -62,7 +61,6 @@ def describe(run: Run) -> dict[str, Any]:
         "cells_to_score": sum(not cell["scored"] for cell in cells),
         "remarks": [
             *plan.remarks,
-            *without_latents(plan, rundir),
             *filter(None, [orphans_in_words(run.config, plan, rundir)]),
         ],
         "bytes_at_most": sum(

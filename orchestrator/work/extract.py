@@ -35,7 +35,7 @@ class ReferenceWork(WorkKind):
     def tasks(self) -> Iterator[Task]:
         """A task for each part whose features are missing, if a score needs them."""
         if any(state.needs_features for state in self.survey.found.cells):
-            yield from map(self._task, self.survey.found.reference.missing)
+            yield from map(self._task, self.survey.found.reference_missing)
 
     def _task(self, number: int) -> Task:
         extractor, reference = self.scoring.extractor, self.scoring.reference
@@ -75,7 +75,7 @@ def not_extracted(state: CellState) -> list[Shard]:
 
 def required_by_score(state: CellState, found: RunState) -> frozenset[str]:
     """The tasks whose features a score of the cell requires: its own, and the reference's."""
-    of_reference = {f"{ReferenceWork.name}/{number}" for number in found.reference.missing}
+    of_reference = {f"{ReferenceWork.name}/{number}" for number in found.reference_missing}
     return frozenset(of_reference | {shard_key(ExtractWork.name, shard) for shard in not_extracted(state)})
 
 

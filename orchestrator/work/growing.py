@@ -4,7 +4,7 @@ A look compares the scores that exist, and doubles N of the undecided cells. Eve
 from the scores on disk, so an interrupted run goes on where it was.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from math import ceil, log2
 from typing import Any, NamedTuple
 
@@ -142,7 +142,11 @@ class Growth:
             self._say(f"look {number} of {self._looks}: {counts}{then}")
             if not groups or larger == n:
                 break
-            self._grow(found.undecided, larger)
+            before = read_sizes(self._run.rundir)  # the larger N is recorded before anything is sampled
+            after = before | {cell: max(larger, before.get(cell, 0)) for cell in found.undecided}
+            if after != before:
+                write_sizes(self._run.rundir, after)
+            self.sizes |= dict.fromkeys(found.undecided, larger)
             part = resized(self._plan, dict.fromkeys(found.undecided, larger))
         self._say_outcome(same)
 
@@ -161,15 +165,6 @@ class Growth:
             return columns(table.arranged(table.layout).tables(self._column))
         pairs = differences(rows.rows, rows.evidence)
         return [[pair["cell_a"], pair["cell_b"]] for pair in pairs if pair["along"] == self._along]
-
-    def _grow(self, cells: Collection[str], num_samples: int) -> None:
-        """Record the larger N of cells, before they are sampled."""
-        grown = dict.fromkeys(cells, num_samples)
-        self.sizes |= grown
-        before = read_sizes(self._run.rundir)
-        after = before | {cell: max(n, before.get(cell, 0)) for cell, n in grown.items()}
-        if after != before:
-            write_sizes(self._run.rundir, after)
 
     def _say_outcome(self, same: set[str]) -> None:
         labels = {cell.id: cell.label for cell in self._plan.cells}

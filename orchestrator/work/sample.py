@@ -1,8 +1,9 @@
 """Sampling: a task for each shard of a cell."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from taugrid import parquet
 from taugrid.config.sample import LabelColumn
@@ -13,7 +14,6 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import NOTHING, Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key, shard_of
-from taugrid.orchestrator.work.latents import Keeping, kept_latents
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
 from taugrid.workers.conditions.labels import LabelRule
@@ -125,6 +125,28 @@ class SampleWork(WorkKind):
             folder = Path(job.latents_of).parent.name
             fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
         return Event("shard", fields)
+
+
+class Keeping(NamedTuple):
+    """A sample file with the latents of its images."""
+
+    path: Path
+    stop: int
+    """Its last image's index + 1."""
+    task: str | None = None
+    """The task that is to write it; None: it is there."""
+
+
+def kept_latents(rundir: RunDir) -> dict[tuple[str, str], Keeping]:
+    """What its latents are (`sample_metadata`) and a file's name -> the file with most of them in samples/."""
+    kept: dict[tuple[str, str], Keeping] = {}
+    for path, stat in rundir.storage.stats(rundir.samples, "*/part-*.parquet").items():
+        with suppress(DamagedFile, FileNotFoundError, NotADirectoryError):
+            part = rundir.ledger.find(path, stat.version) or parquet.inspect(path, False, rundir.storage)
+            key = (part.metadata.get("latents", ""), path.name)
+            if key[0] and (key not in kept or kept[key].stop < part.stop):
+                kept[key] = Keeping(path, part.stop)
+    return kept
 
 
 def require_inputs(cell: Cell, rundir: RunDir) -> None:

@@ -35,19 +35,15 @@ class CellState(NamedTuple):
         return self.to_score or self.by_label
 
 
-class ReferenceState(NamedTuple):
-    paths: tuple[Path, ...]
-    """Their files in the order of the images, once none is missing. None if no features are wanted."""
-    missing: tuple[int, ...]
-    """Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing."""
-
-
 class RunState(NamedTuple):
     """What exists of a run: every cell that there may be work for."""
 
-    reference: ReferenceState
     cells: tuple[CellState, ...]
     """Without those that `other_sampler` excludes."""
+    reference: tuple[Path, ...] = ()
+    """The files with the reference's features, in the order of the images. None if no features are wanted."""
+    reference_missing: tuple[int, ...] = ()
+    """Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ class Survey:
             UserError: if a model is not trained yet, or a cell holds samples of other weights.
         """
         scoring = self.scoring if "evaluate" in self.stages else None
-        reference = ReferenceState((), ()) if scoring is None else self._reference(scoring, Listing(self.rundir))
-        return RunState(reference, tuple(self._look(scoring)))
+        paths, missing = ((), ()) if scoring is None else self._reference(scoring)
+        return RunState(tuple(self._look(scoring)), paths, missing)
 
     def _look(self, scoring: Scoring | None) -> Iterator[CellState]:
         sampling, listing, found = "sample" in self.stages, Listing(self.rundir), list[tuple[Cell, set[int]]]()
@@ -175,20 +171,21 @@ class Survey:
                     f"{self.rundir.removal_record(cell)} to have them sampled again"
                 )
 
-    def _reference(self, scoring: Scoring, listing: Listing) -> ReferenceState:
+    def _reference(self, scoring: Scoring) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+        """The files of the reference's parts, and the numbers of those that are missing."""
         reference, folder = scoring.reference, self.rundir.extractor_folder(scoring.extractor)
         if reference.num_images is None:
-            return ReferenceState((), ())  # moments are read as they are
+            return (), ()  # moments are read as they are
         expected = {"reference": reference.sha256, "extractor": folder}
         parts = part_bounds(reference.num_images)
         paths = tuple(self.rundir.reference_parts(folder, reference))
-        there = listing.features(folder, paths[0].parent.name)
-        missing = [
+        there = Listing(self.rundir).features(folder, paths[0].parent.name)
+        missing = (
             number
             for number, (start, stop) in enumerate(parts)
             if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected, there)
-        ]
-        return ReferenceState(paths, tuple(missing))
+        )
+        return paths, tuple(missing)
 
 
 def other_sampler(cell: Cell, rundir: RunDir, listing: Listing) -> str | None:

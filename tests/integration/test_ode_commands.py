@@ -13,7 +13,7 @@ from shared import taugrid
 from taugrid import parquet
 from taugrid.config import Data
 from taugrid.config.load import load
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
@@ -34,7 +34,7 @@ def test_errors_are_those_of_encoding_and_decoding(run):
     document = json.loads(taugrid(*arguments).stdout)
     assert document["status"] == "done"
     rundir = RunDir(run)  # the network and its alpha_bar, loaded as by a worker
-    [model] = plan(load(str(run)), rundir.read_checkpoint).models
+    [model] = plan(load(str(run)), Lookups(rundir.read_checkpoint)).models
     network = load_network(rundir.network(model, "ema"), model.diffusion, "cpu")
     alpha_bar = schedules.alpha_bar(model.diffusion)
     x0 = torch.from_numpy(data.load_images(Data())[:IMAGES]).float() / 127.5 - 1

@@ -61,7 +61,7 @@ def test_tensors_are_scored_as_the_arrays_that_they_hold():
     {"reference": "/absent/place"}, {"samples": "/absent/place"}, {"metrics": ["fud"]}, {"metric": ["fid"]},
     {"extractor": "inception-v3-compat", "weights": "/absent.pth"}, {"keep_features": False}, {"precision": "bf16"},
 ])  # fmt: skip
-def test_errors_name_arguments_and_no_options_of_the_command_line(given):
+def test_errors_name_arguments_or_keys_and_no_options_of_the_command_line(given):
     with raises(UserError) as caught:
         taugrid.evaluate(**{"samples": GREY[:20], "reference": GREY[20:]} | PIXELS | given)
-    assert re.search(r"--[a-z]|\bevaluate\.", str(caught.value)) is None
+    assert re.search(r"--[a-z]", str(caught.value)) is None

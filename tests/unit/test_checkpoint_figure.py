@@ -13,7 +13,7 @@ from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import COLUMNS, long_form
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
 from taugrid.orchestrator.run import Run
@@ -123,7 +123,7 @@ def loaded(path):
 
 def of_grid(grid, **sample):
     config = validate(Config, {"name": "x", "grid": grid, "sample": {"seed": 0} | sample}, "test")
-    return config, plan(config, loaded)
+    return config, plan(config, Lookups(loaded))
 
 
 def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path):
@@ -137,7 +137,7 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
     assert {"checkpoints.png", "checkpoints.svg"} <= {path.name for path in rundir.figures.iterdir()}
     one = config.model_copy(update={"grid": [{"model.checkpoint": ORDER[:1], "steps": list(STEPS)}]})
     few = [row for row in rows if row["model.checkpoint"] == ORDER[0]]
-    write_report(Run(one, plan(one, loaded), rundir), Rows(few, [], evidence))
+    write_report(Run(one, plan(one, Lookups(loaded)), rundir), Rows(few, [], evidence))
     assert not list(rundir.figures.glob("checkpoints.*")), "one checkpoint is no ablation, and the old figure is stale"
 
 

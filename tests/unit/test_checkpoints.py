@@ -21,7 +21,7 @@ from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
 from taugrid.errors import UserError, WrongWeights
 from taugrid.hashing import file_sha256
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.workers import schedules
 from taugrid.workers.network import checkpoint, custom_process
@@ -79,7 +79,7 @@ def announced(model, cells=()):
 def planned(folder, read=read_checkpoint, **sections):
     sections = {"name": "x", "sample": {}, **sections}
     sections["sample"] = {"seed": 0, "steps": 5, **sections["sample"]}
-    return plan(validate(Config, sections | {"model": {"checkpoint": str(folder)}}, "test"), read)
+    return plan(validate(Config, sections | {"model": {"checkpoint": str(folder)}}, "test"), Lookups(read))
 
 
 def refusal(function, *arguments, **named):

@@ -10,7 +10,7 @@ import pytest
 from nights import checkpoint, taugrid, write_config
 from snapshots import raises, recorded
 
-from taugrid.orchestrator.cli import habits
+from taugrid.orchestrator.cli import machine
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.storage import open_place
 
@@ -118,7 +118,7 @@ def test_nothing_goes_before_the_answer(copy, monkeypatch, answers, left):
     recorded(taugrid("clean", copy, "--yes", code=2)[1], "deletes")
     assert everything(copy) == before
     asked = iter(answers.split("\n"))
-    monkeypatch.setattr("taugrid.orchestrator.cli.habits.is_asked", lambda: True)
+    monkeypatch.setattr("taugrid.orchestrator.cli.machine.is_asked", lambda: True)
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda prompt: next(asked))
     taugrid("clean", copy)
     found = json.loads(taugrid("clean", copy, "--json")[0])["categories"]
@@ -190,7 +190,7 @@ def test_old_nights_lose_their_images_and_keep_their_features(tmp_path):
     before = tables(first)
     size = sum(path.stat().st_size for path in (first / "samples").rglob("*.parquet"))
     yes = {"side_effect": lambda text, **_: "features" in text}
-    with mock.patch.object(habits, "is_asked", return_value=True), mock.patch.object(habits.click, "confirm", **yes):
+    with mock.patch.object(machine, "is_asked", return_value=True), mock.patch.object(machine.click, "confirm", **yes):
         taugrid("clean", history, "--features", "--keep-nights", "1")
     assert list((first / "features").rglob("part-*.parquet")), "they were not in the list"
     assert not list((second / "features").rglob("part-*.parquet"))

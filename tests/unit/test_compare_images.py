@@ -17,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import Exit, UserError
 from taugrid.eval.pairs import psnr, ssim
 from taugrid.images import encode_png
-from taugrid.orchestrator.external import flag, open_sets, section_of
+from taugrid.orchestrator.external import open_sets, section_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
@@ -208,8 +208,8 @@ def test_what_cannot_be_compared_is_one_line(places, tmp_path):
 
 def test_what_one_set_cost_stays_if_the_other_cannot_be_scored(cache, tmp_path, noisy):
     sets = {name: str(folder(tmp_path / name, noisy(3)[:count])) for name, count in (("A", 30), ("B", 20))}
-    section = section_of({"metrics": ["fid"]}, (), flag)
-    opened = open_sets(sets, "digits/test", section, flag)
+    section = section_of({"metrics": ["fid"]}, ())
+    opened = open_sets(sets, "digits/test", section)
     (tmp_path / "B" / "0011.png").unlink()
     before = set((cache / "taugrid").rglob("features/*"))
     with pytest.raises(SourceError, match="have changed"):

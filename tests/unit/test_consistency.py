@@ -19,7 +19,7 @@ from taugrid import parquet
 from taugrid.config import CONSISTENCY_DEFAULTS, Diffusion, Sample
 from taugrid.errors import UserError
 from taugrid.images import to_uint8
-from taugrid.orchestrator.work.reconstruct import require_ode_cells
+from taugrid.orchestrator.work.ode import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.conditions.labels import LabelRule

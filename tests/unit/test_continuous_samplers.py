@@ -307,39 +307,12 @@ def test_the_plan_says_where_churn_is_cut_off_and_that_without_it_edm_heun_is_he
     assert "heun" not in " ".join(remarks("edm", "edm-heun", sampler_options={"S_churn": 1}))
 
 
-ONE_STEP = {"steps": [1], "sampler": ["euler"]}
-
-
-@pytest.mark.parametrize(
-    ("process", "grid", "is_said"),
-    [
-        ("flow", [{"steps": [1, 5], "sampler": ["heun", "dpm++2m", "euler"]}], True),
-        ("flow", [{"steps": [5], "sampler": ["heun", "dpm++2m", "euler"]}, ONE_STEP], False),
-        ("edm", [ONE_STEP, {"steps": [1], "sampler": ["edm-heun"], "sampler_options": [{"S_churn": 0.2}]}], False),
-        *(
-            ("ddpm", [{"steps": [1], "sampler": ["ddim"], **other}, ONE_STEP], not other)
-            for other in ({}, {"spacing": [[500]]}, {"seed": [1]}, {"clip": ["x0"]}, {"eta": [1.0]})
-        ),
-    ],
-)
-def test_the_plan_says_that_one_step_is_the_same_in_all_solvers(process, grid, is_said):
-    said = [line for line in planned(diffusion={"process": process}, grid=grid).remarks if "S = 1" in line]
-    assert len(said) == is_said
-    for line in said:
-        recorded(line)
-
-
 @pytest.mark.parametrize(("process", "path"), [(EDMS, [EDMS.last]), (FLOW, [1.0]), (DDPM, [DDPM.last])])
 def test_one_step_is_the_same_in_all_solvers(process, path):
     points = [process.at(t) for t in (*path, 0)]
     every = [sampled(name, process, points) for name in ("ddim", "euler", "heun", "dpm++2m", "dpm++3m", "unipc")]
     for found in every[1:]:
         torch.testing.assert_close(found, every[0], rtol=0, atol=1e-9)
-
-
-def test_the_plan_says_that_a_path_begins_at_noise_alone_where_the_network_expects_more():
-    assert remarks("edm", "ddim", diffusion={"sigma_max": 5.0}) == []
-    recorded("\n".join(remarks("edm", "ddim", diffusion={"sigma_max": 4.9})))
 
 
 def test_only_a_flows_cell_is_named_by_its_shift():

@@ -17,7 +17,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
 from taugrid.errors import ContentMismatch, CustomCodeError, UserError
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.sources import Custom
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -165,7 +165,7 @@ def save_weights(path, scale):
 
 def planned(describe_network=described, **sections):
     values = {"name": "x", "model": {"callable": "mine:scaled"}, "sample": {"num_samples": 4, "seed": 0}} | sections
-    return plan(validate(Config, values, "test"), describe_network=describe_network)
+    return plan(validate(Config, values, "test"), Lookups(describe_network=describe_network))
 
 
 def test_what_needs_a_module_is_refused_of_a_function_before_a_worker_starts(folder):
@@ -486,14 +486,14 @@ def test_another_source_is_refused_and_another_comment_is_not(folder, rundir):
     (folder / "mine.py").write_text("from helper import SCALE\n" + SOURCE)
     (folder / "helper.py").write_text("SCALE = 1\n")
     config = validate(Config, {"name": "x", "model": {"callable": "mine:scaled"}}, "test")
-    p = plan(config, describe_network=described)
+    p = plan(config, Lookups(describe_network=described))
     rundir.record_model(p.models[0])
     path = rundir.sample_part(p.cells[0], p.cells[0].shards[0])
     path.parent.mkdir(parents=True)
     path.touch()
     rewrite(folder, "# a comment\nSCALE = 1\n", "helper")
-    assert orphans_in_words(config, plan(config, describe_network=described), rundir) is None
+    assert orphans_in_words(config, plan(config, Lookups(describe_network=described)), rundir) is None
     rewrite(folder, "SCALE = 2\n", "helper")
     write_json(rundir.config, config.model_dump(mode="json"))
-    said = orphans_in_words(config, plan(config, describe_network=described), rundir)
+    said = orphans_in_words(config, plan(config, Lookups(describe_network=described)), rundir)
     assert "custom code" in said

@@ -16,14 +16,14 @@ from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
 from taugrid.jobs import Hopeless, SavedNetwork, TrainingSpec
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir import provenance
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.ode import ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.run_id import RunId
 from taugrid.storage import write_json
@@ -155,7 +155,7 @@ def test_a_run_knows_images_and_labels_that_are_gone_by_what_it_recorded(tmp_pat
         rundir.fingerprint(section.model_copy(update={"limit": 2}))
     model = {"unet": UNET | {"num_classes": 2}}
     values = {"name": "x", "data": of_folder(tmp_path / "gone"), "model": model, "sample": {"labels": 0, "seed": 0}}
-    found = plan(config.validate(config.Config, values, "test"), fingerprint=rundir.fingerprint)
+    found = plan(config.validate(config.Config, values, "test"), Lookups(fingerprint=rundir.fingerprint))
     assert found.models[0].source.data_identity["labels"] == "cd"
 
 
@@ -168,7 +168,7 @@ def test_identities_of_models_of_ones_own_images_never_change():
         "up_block_types": ["UpBlock2D"] * 2,
     }
     settings, _ = planned({"name": "digits"}, model={"unet": {**levels, "norm_num_groups": 4}})
-    found = plan(settings.model_copy(update={"data": section}), fingerprint=lambda _: "ab" * 32)
+    found = plan(settings.model_copy(update={"data": section}), Lookups(fingerprint=lambda _: "ab" * 32))
     assert found.models[0].id == "eb2d215fd6"
 
 

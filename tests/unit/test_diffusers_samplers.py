@@ -370,9 +370,3 @@ def test_the_page_says_what_they_do(row, listed):
     assert bool(ours(name, 10, options)[1]) == (draws != "no")
     assert [refusal(name, steps) is None for steps in range(1, 5)] == [steps >= int(smallest) for steps in range(1, 5)]
     assert last_sigma(name) == pytest.approx(float(left), rel=1e-4)
-
-
-def test_plan_says_that_the_process_does_not_set_the_last_step():
-    grid = {"steps": [10], "sampler": ["diffusers:DDIMScheduler", "diffusers:PNDMScheduler"]}
-    remarks = planned(diffusion={"set_alpha_to_one": False}, grid=grid).remarks
-    recorded("\n".join([line for line in remarks if "set_alpha_to_one" in line]))

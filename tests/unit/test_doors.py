@@ -36,7 +36,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
+from taugrid.orchestrator.work.ode import left_out, ode_cells
 from taugrid.registry import samplers
 from taugrid.storage import LOCAL, read_json
 from taugrid.workers import schedules

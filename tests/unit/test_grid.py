@@ -17,7 +17,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.sections import data_identity
 from taugrid.orchestrator.plan.sources import Oracle
-from taugrid.orchestrator.work.reconstruct import ode_cells
+from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, read_checkpoint
 
 UNET = {"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}

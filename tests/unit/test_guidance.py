@@ -70,7 +70,6 @@ def test_scale_interval_channels_and_the_guides_weights_make_cells_and_nothing_m
 
 def test_a_guide_belongs_to_the_names_of_cells_not_to_those_of_models():
     found = planned(grid=[{"model.guide": ["/m/weak", "/m/bare"], "guidance": [2], "model.checkpoint": ["/m/net"]}])
-    assert not any("each of" in remark for remark in found.remarks), "another guide, other images"
     cells = found.cells
     recorded("\n".join([cell.label for cell in cells]))
     points = [{"model.guide": "/a", "model.oracle": name} for name in ("p", "q")]
@@ -158,12 +157,6 @@ def test_an_interval_is_said_in_the_networks_times():
     times = [t for t in range(1000) if 0.34 < process.at(t + 1).ratio <= 1.02]
     assert cells[0].conditions_block["guidance"]["times"] == [times[0], times[-1]]
     recorded("\n".join(found.notes), "network")
-
-
-def test_a_guide_that_is_the_model_itself_is_said():
-    found = planned(**{**guided(), "model": {"guide": "/m/net"}})
-    recorded("\n".join(found.notes), "itself")
-    assert not any("itself" in note for note in planned(**guided()).notes)
 
 
 def test_a_guide_without_a_scheduler_is_for_the_models_process():

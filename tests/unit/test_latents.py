@@ -19,12 +19,11 @@ from taugrid.errors import MissingInput, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.devices import weights_bytes
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.latents import without_latents
-from taugrid.orchestrator.work.reconstruct import require_ode_cells
+from taugrid.orchestrator.work.ode import require_ode_cells
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
@@ -158,10 +157,10 @@ def test_a_vae_that_is_gone_is_as_recorded_until_something_is_to_be_decoded(dit,
     other_vae(tmp_path / "vae")
     rundir, given = RunDir(tmp_path / "run"), {"checkpoint": str(dit[0]), "vae": str(tmp_path / "vae")}
     values = config.validate(config.Config, {"name": "x", "model": given, "sample": SETTINGS | CLASSES}, "test")
-    before = plan(values, read_vae=rundir.read_vae)
+    before = plan(values, Lookups(read_vae=rundir.read_vae))
     write_json(rundir.plan, to_json(before))
     shutil.rmtree(tmp_path / "vae")
-    found = plan(values, read_vae=rundir.read_vae)
+    found = plan(values, Lookups(read_vae=rundir.read_vae))
     assert found.cells == before.cells
     survey = Survey(Run(values, found, rundir), None, frozenset({"sample"}), 0)
     with raises(MissingInput):
@@ -399,26 +398,6 @@ def test_latents_that_are_in_a_bucket_are_decoded(ldm, bucket, tmp_path):
     decoded = {"checkpoint": str(ldm[0]), "vae": str(tmp_path / "vae")}
     [task] = tasks_of(ldm[0], *bucket, sample=sample, model=decoded).values()
     assert run_job(task.job, Device("cpu")).evaluations == 0
-
-
-def test_shards_that_finished_before_latents_were_kept_are_said(ldm, tmp_path):
-    """Put back by counting files that exist as files with latents."""
-
-    def said():
-        sample = {"num_samples": 10, "batch_size": 4, "shard_evaluations": 20, "keep_latents": True}
-        return [*without_latents(planned(ldm[0], sample=sample), RunDir(tmp_path / "run"))]
-
-    assert not said()
-    for task in [*tasks_of(ldm[0], tmp_path / "run", sample={"keep_latents": False, "decode_batch": 32}).values()][:2]:
-        run_job(task.job, Device("cpu"))
-    [line] = said()
-    folder = Path(task.job.path).parent
-    assert f"samples/{folder.name} " in line
-    recorded(line.replace(folder.name, "FOLDER"))
-    shutil.rmtree(folder)
-    for task in tasks_of(ldm[0], tmp_path / "run", sample={"decode_batch": 32}).values():
-        run_job(task.job, Device("cpu"))
-    assert not said()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "without latents"])

@@ -130,5 +130,5 @@ def test_a_bad_wish_and_a_pattern_that_nothing_matches_are_refused(training, val
 def test_of_the_newest_those_that_were_evaluated_before_stay(training):
     given = load(str(config(training / "c.yaml", {"newest": 1, "of": str(training / "x/step-*")})))
     before = str(training / "x/step-90")
-    now = resolve_patterns(given, [before]).config.grid[0]["model.checkpoint"]
+    now = resolve_patterns(given, [before])[0].grid[0]["model.checkpoint"]
     assert now == [before, str(training / "x/step-1000")]

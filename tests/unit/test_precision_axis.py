@@ -19,7 +19,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.reconstruct import ode_cells
+from taugrid.orchestrator.work.ode import ode_cells
 from taugrid.parquet import inspect
 from taugrid.storage import LOCAL, read_json, write_json
 

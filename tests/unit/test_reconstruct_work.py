@@ -28,8 +28,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.interpolate import InterpolateWork
-from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.ode import InterpolateWork, ReconstructWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.parquet import first_pictures
 from taugrid.storage import LocalStorage

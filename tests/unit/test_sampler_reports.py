@@ -40,7 +40,7 @@ from taugrid.orchestrator.report.write import about_short_cells
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.selection import find_cell
 from taugrid.orchestrator.session import Session
-from taugrid.orchestrator.work.reconstruct import left_out, ode_cells
+from taugrid.orchestrator.work.ode import left_out, ode_cells
 from taugrid.storage import LOCAL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")

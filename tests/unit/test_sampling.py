@@ -14,8 +14,7 @@ from taugrid.images import to_uint8
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.work.interpolate import InterpolateWork
-from taugrid.orchestrator.work.reconstruct import ReconstructWork
+from taugrid.orchestrator.work.ode import InterpolateWork, ReconstructWork
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers import ode, schedules

@@ -16,7 +16,7 @@ from taugrid.config.load import load
 from taugrid.errors import MissingInput
 from taugrid.eval.tables.published.counterparts import FOLDER
 from taugrid.jobs import CustomNetwork, SavedNetwork
-from taugrid.orchestrator.plan.grid import plan
+from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.sources import Loaded
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -70,7 +70,7 @@ def hub_checkpoint(path):
 
 def planned(name, *assignments):
     config = load(name, assignments)
-    return config, plan(config, hub_checkpoint, custom_network)
+    return config, plan(config, Lookups(hub_checkpoint, custom_network))
 
 
 def custom_network(name, weights, shape, *_):
@@ -101,7 +101,7 @@ def test_latent_pipelines_are_priced_without_their_files(name, tmp_path):
         raise MissingInput(f"{path} is not in the cache yet")
 
     config, with_files = planned(name)
-    without = plan(config, missing, dry=True)
+    without = plan(config, Lookups(missing), dry=True)
     assert without.pending
     prices = [describe(Run(config, each, RunDir(tmp_path)))["network_evaluations"] for each in (with_files, without)]
     assert prices[0] == prices[1]
@@ -148,7 +148,7 @@ def test_the_hubs_network_for_cifar10_takes_the_place_of_training(tmp_path):
     (tmp_path / "edited.yaml").write_text(edited)
     config = load(str(tmp_path / "edited.yaml"), [])
     assert config.model == ModelSection(checkpoint="google/ddpm-cifar10-32")
-    [model] = plan(config, hub_checkpoint).models
+    [model] = plan(config, Lookups(hub_checkpoint)).models
     assert isinstance(model.source, Loaded)
 
 

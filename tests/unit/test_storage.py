@@ -572,7 +572,7 @@ ELSEWHERE = (
 ALLOWED = {
     "eval/standalone.py": {"mkdir"},
     "orchestrator/cli/options.py": {"open"},
-    "orchestrator/cli/start.py": {"write_text"},
+    "orchestrator/cli/machine.py": {"write_text"},
     "orchestrator/nightly/resampling.py": {"write_text"},
     "orchestrator/nightly/write.py": {"write_table", "write_text"},
     "orchestrator/plan/trust.py": {"write_json"},
@@ -584,7 +584,7 @@ ALLOWED = {
     "orchestrator/view/figures.py": {"savefig"},
     "orchestrator/view/images.py": {"to_csv"},
     "orchestrator/view/page.py": {"write_text"},
-    "orchestrator/work/interpolate.py": {"to_csv", "write_text"},
+    "orchestrator/work/ode.py": {"to_csv", "write_text"},
     "workers/actor.py": {"write_bytes"},
     "workers/content.py": {"open"},
 }

@@ -133,8 +133,6 @@ def test_an_lcm_folders_options_are_those_of_lcm_unless_set(unet, tmp_path):
     found = planned(**sections, grid={"steps": [4], "sampler": ["lcm", "ddim", "diffusers:LCMScheduler"]})
     assert [cell.settings.sampler_options for cell in found.cells] == [learned, {}, {}]
     assert found.cells[0].tau == (250, 500, 750, 1000)
-    [note] = found.notes
-    recorded(note)
     given = {"sampler": "lcm", "steps": 4, "sampler_options": {"original_inference_steps": 50}}
     [cell] = planned(**sections, sample=given).cells
     assert cell.settings.sampler_options == {"original_inference_steps": 50, "timestep_scaling": 5.0}

@@ -254,7 +254,7 @@ def test_images_are_scored_with_a_runs_code_if_it_is_trusted(mark, asked_here, t
     (images / "0.png").write_bytes(encode_png(np.zeros((1, 8, 8), np.uint8)))
     for command in (("compare", images, images), ("evaluate", "--samples", images)):
         said = str(ends(*command, "--reference", root))
-        assert all(fact in said for fact in ("mine:Extractor", "add --trust-code, or give --extractor"))
+        assert all(fact in said for fact in ("mine:Extractor", "add --trust-code, or give extractor"))
         assert not mark.exists()
     assert "mine" in str(ends("compare", images, images, "--reference", root, "--trust-code"))
     assert mark.exists(), "the flag is for running it"

@@ -289,11 +289,8 @@ def test_what_can_not_be_sampled_is_refused(arguments):
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built with CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_torch_without_cuda_is_named(device):
-    """Patch: torch's own words, which name no way out."""
-    with raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"{device} can't be used.*device='cpu'"):
         taugrid.sample(ORACLE, 1, device=device)
-    assert str(caught.value).endswith("device='cpu'")
-    assert "Torch" not in str(caught.value)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

@@ -129,5 +129,5 @@ def test_apples_devices_are_known_to_have_none():
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
 def test_where_there_is_none_one_line_says_so():
-    with raises(UserError):
+    with pytest.raises(UserError, match=r"mps can't be used.*device='cpu'"):
         taugrid.sample(network, 5, shape=SHAPE, steps=4, device="mps")

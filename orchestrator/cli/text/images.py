@@ -80,13 +80,10 @@ def comparison_text(compared: Document) -> str:
     lines += ["", *([] if compared["pairs"] is None else [*_pairs(compared), ""])]
     lines += [_side("A", a), _side("B", b), _side("reference", compared["reference"])]
     lines.append(_extractor(compared["extractor"]))
-    unsaid = (note for note in compared["notes"] if not any(_subject(note) in said for said in compared["not_judged"]))
+    # A note may be about both sides or one: "no fid_se:" of "A: no fid_se: 100 samples".
+    about = {note: note.removeprefix("A: ").removeprefix("B: ").partition(":")[0] for note in compared["notes"]}
+    unsaid = (note for note in about if not any(f"{about[note]}:" in said for said in compared["not_judged"]))
     return "\n".join([*lines, *unsaid, *(f"warning: {text}" for text in compared["warnings"])])
-
-
-def _subject(note: str) -> str:
-    """What a note of both sides or one is about: "no fid_se:" of "A: no fid_se: 100 samples"."""
-    return f"{note.removeprefix('A: ').removeprefix('B: ').partition(':')[0]}:"
 
 
 def _change(column: MetricColumn, row: Document) -> tuple[str, str, str]:
@@ -101,18 +98,17 @@ def _change(column: MetricColumn, row: Document) -> tuple[str, str, str]:
 
 def _pairs(compared: Document) -> Iterator[str]:
     pairs = compared["pairs"]
-    share = f"{100 * pairs['identical_share']:.3g} %"
+    share, called = f"{100 * pairs['identical_share']:.3g} %", {"0": "least", "0.5": "median", "1": "most"}
     yield f"identical images: {pairs['identical']:,} of {counted(pairs['count'], 'pair')} ({share})"
     for name, unit, of in (("psnr", " dB", "of the pairs that differ"), ("ssim", "", "of all pairs")):
         if (found := pairs[name]) is not None:
-            quantiles = ", ".join(f"{_quantile(share)} {value:.3g}" for share, value in found["quantiles"].items())
+            quantiles = ", ".join(
+                f"{called.get(share) or f'{100 * float(share):g} %'} {value:.3g}"
+                for share, value in found["quantiles"].items()
+            )
             yield f"{name.upper()} {of}: {shown_number(found['mean'], found['se'])}{unit}; {quantiles}"
     if pairs["worst"]:
         names = listed([pair["name"] for pair in pairs["worst"]], SHOWN_NAMES)
         folder = compared["written"]
         written = f"{folder}/worst_pairs.png" if folder else "--to FOLDER writes them as a picture"
         yield f"worst pairs: {names} ({written})"
-
-
-def _quantile(share: str) -> str:
-    return {"0": "least", "0.5": "median", "1": "most"}.get(share, f"{100 * float(share):g} %")

@@ -154,7 +154,15 @@ def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) 
     """The section `data`, and a comment on it."""
     shape = None if loaded is None else loaded.decoder.picture_shape
     if given is None:
-        return _data_of(shape, checkpoint)
+        if checkpoint is None:
+            return {"name": "digits", "split": "train"}, ""
+        for name, dataset in DATASETS.items():
+            if shape == dataset.shape and name not in ORACLES and not dataset.required:
+                known = "Chosen by their shape: set what the checkpoint was trained on."
+                return {"name": name, "split": "train"}, known
+        folder = {"name": "folder", "root": "path/to/images", "shape": list(shape or (3, WHOLE, WHOLE))}
+        also = "" if shape else " and shape"
+        return folder, f"Set root{also} to those of the images that the checkpoint was trained on."
     name, _, root = given.partition(":")
     name, _, category = name.partition("/")
     if name not in DATASETS and Path(given).is_dir():
@@ -179,17 +187,6 @@ def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) 
             )
         return section | {"shape": list(shape or ()), "split": "train"}, ""
     return section | {"split": "train"}, "download: true downloads them." if "download" in dataset.keys else ""
-
-
-def _data_of(shape: Shape | None, checkpoint: str | None) -> tuple[dict[str, Any], str]:
-    """The published data set of this shape, or a folder of the user's."""
-    if checkpoint is None:
-        return {"name": "digits", "split": "train"}, ""
-    for name, dataset in DATASETS.items():
-        if shape == dataset.shape and name not in ORACLES and not dataset.required:
-            return {"name": name, "split": "train"}, "Chosen by their shape: set what the checkpoint was trained on."
-    folder = {"name": "folder", "root": "path/to/images", "shape": list(shape or (3, WHOLE, WHOLE))}
-    return folder, f"Set root{'' if shape else ' and shape'} to those of the images that the checkpoint was trained on."
 
 
 def _look(section: Mapping[str, Any]) -> tuple[Shape, dict[str, Any], str]:

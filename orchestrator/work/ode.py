@@ -1,4 +1,4 @@
-"""Reconstruction, the paper's table 2: a task for each shard of held-out images, and a table of errors."""
+"""Along the ODE: reconstruction (the paper's table 2) and interpolation (its figure 6 and appendix D.5)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +10,19 @@ from taugrid import parquet
 from taugrid.errors import UserError
 from taugrid.hashing import identity
 from taugrid.images import to_pictures
-from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of, part_name
 from taugrid.orchestrator.plan.grid import with_settings
-from taugrid.orchestrator.plan.scoring import check_shapes
+from taugrid.orchestrator.plan.scoring import check, other_shapes
 from taugrid.orchestrator.rundir.directory import Damage, OnDamage
 from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
 from taugrid.parquet import first_pictures
-from taugrid.registry.samplers import DEFAULT, ONLY
-from taugrid.words import listed, some_of
+from taugrid.registry.samplers import DEFAULT
+from taugrid.words import counted, listed, some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.decoder import Vae
-from taugrid.workers.ode import ReconstructJob
+from taugrid.workers.ode import InterpolateJob, ReconstructJob
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.published.counterparts import EncodedImages
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 PICTURES = 12
 """Images across figures/reconstructions.png."""
 
-
 OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
-
-
-WITH_LABELS = "networks with labels (sample.labels)"
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
@@ -47,12 +43,7 @@ def _has_no_ode(cell: Cell) -> str | None:
     """What a cell is that is left out; None: it is not."""
     if cell.settings.sampler != DEFAULT:
         return cell.settings.sampler
-    return None if cell.label_rule is None else WITH_LABELS
-
-
-def others(plan: Plan) -> str:
-    """What is left out: the samplers other than DDIM, by name, and networks with labels."""
-    return listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
+    return None if cell.label_rule is None else "networks with labels (sample.labels)"
 
 
 def require_ode_cells(plan: Plan, stage: str) -> None:
@@ -60,22 +51,16 @@ def require_ode_cells(plan: Plan, stage: str) -> None:
     if latent := next((cell.label for cell in plan.cells if isinstance(cell.decoder, Vae)), None):
         raise UserError(f"{stage} is for networks that sample pixels, and {latent} samples latents; leave it out")
     if not ode_cells(plan):
-        if all(model.diffusion.prediction in ONLY for model in plan.models):
-            raise UserError(f"{stage} follows an ODE step by step, and these networks jump along it; load another")
-        if any(_has_no_ode(cell) == WITH_LABELS for cell in plan.cells):
-            raise UserError(
-                f"{stage} follows an ODE without labels; all cells are of {others(plan)}: give it an unconditional "
-                "model, with sampler: ddim"
-            )
         raise UserError(
-            f"{stage} needs cells of ddim, whose ODE (eta = 0) it follows; all cells are of {others(plan)}: add "
-            "sampler: ddim to the grid"
+            f"{stage} follows the ODE of ddim (eta = 0) without labels, and no cell has it; add sampler: ddim to the "
+            "grid, with an unconditional model"
         )
 
 
 def left_out(plan: Plan, stage: str) -> str:
     """That cells of other samplers are left out, as the end of a sentence."""
-    return f"; {stage} leaves out the cells of {named}" if (named := others(plan)) else ""
+    named = listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
+    return f"; {stage} leaves out the cells of {named}" if named else ""
 
 
 def ignore_damage(damage: Damage) -> None:
@@ -103,8 +88,8 @@ class ReconstructWork(WorkKind):
     def check(self) -> None:
         """Raise `UserError` if no cell is of DDIM, shapes of images and data differ, or the data set is missing."""
         require_ode_cells(self.plan, self.stage)
-        check_shapes(self.plan)
         for model in self.plan.models:
+            check(other_shapes(model, "data", model.data.image_shape))
             data.load_images(model.data.held_out)
 
     def announcement(self, cost: float) -> str:
@@ -267,3 +252,116 @@ def _encoded(cell: Cell) -> "EncodedImages":
 
     held_out = cell.model.data.held_out
     return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
+
+
+INTERPOLATION_STEPS = 11
+"""Number of points from one x_T to another, both included, as in the paper's figure 6."""
+
+
+class InterpolateWork(WorkKind):
+    """Figure 6 and appendix D.5: points between the x_T of samples, decoded."""
+
+    name = "interpolate"
+    priority = 30
+    folder = "interpolations"
+    files = "*/part-*.parquet"
+    stage = "interpolate"
+    unit = NETWORK_EVALUATIONS
+    activity = "interpolating"
+    task_in_words = ("cell", "to interpolate")
+
+    def check(self) -> None:
+        """Raise `UserError` if no cell is of DDIM."""
+        require_ode_cells(self.plan, self.stage)
+
+    def announcement(self, cost: float) -> str | None:
+        """That other samplers' cells are left out."""
+        return left_out(self.plan, self.stage).removeprefix("; ") or None
+
+    def tasks(self) -> Iterator[Task]:
+        for cell in self._cells():
+            path, count = self._path(cell), cell.settings.num_samples
+            if self.rundir.has_intact_file(path, count, self.survey.on_damage):
+                continue
+            assert cell.settings.seed is not None
+            job = InterpolateJob(
+                path=str(path),
+                storage=self.rundir.storage,
+                run_id=self.rundir.run_id,
+                pairs=self.config.report.interpolated_pairs,
+                steps=INTERPOLATION_STEPS,
+                network=self.rundir.network(cell.model, cell.settings.weights),
+                decoder=cell.model.decoder,
+                seed=cell.settings.seed,
+                batch_size=cell.settings.batch_size,
+                diffusion=cell.model.diffusion,
+                tau=cell.tau,
+                metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
+            )
+            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.nfe, cell=cell, given=job)
+
+    def missing(self) -> dict[str, str]:
+        return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
+
+    def labels(self) -> dict[str, str]:
+        return {cell.name: cell.label for cell in self._cells()}
+
+    def conclude(self) -> KindResult:
+        """Write figures/interpolation*.png, and tables/interpolation.csv with each image's position and its x_T."""
+        import pandas as pd
+
+        from taugrid.eval.figures import pictures
+        from taugrid.storage import replacing
+
+        pairs, steps = self.config.report.interpolated_pairs, INTERPOLATION_STEPS
+        rows: list[dict[str, Any]] = []
+        self.rundir.remove_outputs("figures/interpolation*.png")
+        for cell in self._cells():
+            if not self._is_whole(cell):
+                continue
+            rows += [{"cell": cell.id, "steps": cell.settings.steps, **row} for row in _positions(pairs, steps)]
+            shown = first_pictures([self._path(cell)], cell.settings.num_samples, self.rundir.storage)
+            lines = shown[: pairs * steps].reshape(pairs, steps, *shown.shape[1:])
+            square = shown[pairs * steps :].reshape(steps, steps, *shown.shape[1:])
+            with self.rundir.storage.local_folder(self.rundir.figures) as figures:
+                pictures.interpolations(lines, figures / f"interpolations-{cell.name}.png")
+                pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
+        with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
+            temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+        cells = counted(len({row["cell"] for row in rows}), "cell")
+        return KindResult(rows, f"{cells} interpolated: figures/interpolation*.png")
+
+    @classmethod
+    def cells_of(cls, plan: Plan) -> list[Cell]:
+        return ode_cells(plan)
+
+    def _cells(self) -> list[Cell]:
+        steps = INTERPOLATION_STEPS
+        return ode_cells(self.plan, num_samples=self.config.report.interpolated_pairs * steps + steps**2)
+
+    def _is_whole(self, cell: Cell) -> bool:
+        return self.rundir.has_intact_file(self._path(cell), cell.settings.num_samples, ignore_damage)
+
+    def _path(self, cell: Cell) -> Path:
+        source = identity(self._source(cell))[:8]
+        return self.path / f"{cell.name}-{source}" / part_name(0)
+
+    def _source(self, cell: Cell) -> dict[str, Any]:
+        return {
+            "pairs": self.config.report.interpolated_pairs,
+            "steps": INTERPOLATION_STEPS,
+            "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights),
+        }
+
+
+def _positions(pairs: int, steps: int) -> Iterator[dict[str, Any]]:
+    """For each image: its index in the file, its figure, the samples it lies between, and how far along (0 to 1)."""
+    fractions = [round(i / (steps - 1), 6) for i in range(steps)]
+    for pair in range(pairs):
+        for i, fraction in enumerate(fractions):
+            between = f"{2 * pair} {2 * pair + 1}"
+            yield {"index": pair * steps + i, "figure": "rows", "samples": between, "across": fraction, "down": None}
+    for i, down in enumerate(fractions):
+        for j, across in enumerate(fractions):
+            index = pairs * steps + i * steps + j
+            yield {"index": index, "figure": "square", "samples": "0 1 2 3", "across": across, "down": down}
