@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taugrid.config import Data, Evaluate, validate
+from taugrid.config import Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import ResolvedReference, resolve_reference
-from taugrid.eval.sources import Source, open_source
+from taugrid.eval.sources import ImageSet, open_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
@@ -25,7 +25,6 @@ from taugrid.storage import user_cache
 from taugrid.versions import versions
 from taugrid.words import counted
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.data.load import MissingImages, default_root
 from taugrid.workers.device import usual_device
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def flag(name: str) -> str:
 class OpenedSets:
     """Sets of images and their reference, opened and checked: nothing costly has begun."""
 
-    sets: tuple[Source, ...]
+    sets: tuple[ImageSet, ...]
     reference: Reference
     extractor: ExtractorSpec
     section: Evaluate
@@ -160,7 +159,7 @@ def open_sets(
     """Open sets of images and their reference, decode all images, and find the extractor.
 
     Args:
-        samples: what messages call a set (`--samples`, `A`) -> its path, see `eval.sources.open_source`.
+        samples: what messages call a set (`--samples`, `A`) -> its path, see `eval.sources.open_images`.
         reference: see `eval.reference_names.resolve_reference`.
         section: the settings; without an extractor, that of the reference's run or data set, else Inception.
         names: how messages call the other arguments.
@@ -169,12 +168,9 @@ def open_sets(
     Raises:
         UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
     """
-    sets = {called: _open(called, open_source, path) for called, path in samples.items()}
+    sets = {called: _open(called, open_images, path) for called, path in samples.items()}
     resolved = _open(names("reference"), resolve_reference, reference)
-    try:
-        compared = _open(names("reference"), open_reference, resolved.given)
-    except MissingImages as error:
-        raise UserError(f"{names('reference')}: {_ways_to(error, resolved.given, names)}") from None
+    compared = _open(names("reference"), open_reference, resolved.given)
     extractor, precision = _extractor(section, resolved, names, trust_code), _precision(section, resolved)
     specs = {images.shape: resolve(*extractor, images.shape, precision=precision) for images in sets.values()}
     if len(set(specs.values())) > 1:
@@ -248,26 +244,12 @@ Text = TypeVar("Text")
 Side = TypeVar("Side")
 
 
-def _open(flag: str, open_images: Callable[[Text], Side], given: Text) -> Side:
-    """What `open_images` gives; its errors begin with the name of the argument."""
+def _open(flag: str, opener: Callable[[Text], Side], given: Text) -> Side:
+    """What `opener` gives; its errors begin with the name of the argument."""
     try:
-        return open_images(given)
-    except MissingImages:
-        raise
+        return opener(given)
     except (ValueError, DamagedFile, UserError) as error:
-        raise UserError(f"{flag}: {error}") from None
-
-
-def _ways_to(missing: MissingImages, reference: Data | str, names: Names) -> str:
-    """What to say of a data set that is not there: here no config has keys that could tell where it is."""
-    place = f"put it in {default_root()}"
-    if isinstance(reference, Data) and reference.name == "fashion-mnist":
-        split = "train" if reference.split == "all" else reference.split
-        place = f"{_given(names, 'reference', f'DIR/{split}')}, DIR being {missing.root}"
-    others = [way for way in missing.others if not way.startswith("data.")]
-    is_of_run = isinstance(reference, Data) and reference.root is not None
-    ways = [place, *others, *([] if is_of_run else ["give a run directory that was scored against it"])]
-    return f"{missing.fault}: {', or '.join(ways)}"
+        raise UserError(f"{flag}: {str(error).removeprefix('data: ')}") from None
 
 
 def _given(names: Names, name: str, value: str) -> str:

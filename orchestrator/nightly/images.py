@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taugrid.errors import UserError
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import open_images
 from taugrid.orchestrator.baseline.compared import GateSettings
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.images import NOT_OURS, ImagesRequest, snapshot_of_images
@@ -80,5 +80,5 @@ def _require_same_images(
     """Raise `UserError` if a complete night is of other images, or of a run."""
     with user_errors_of((), lambda name: f"--{name}", progress):
         judged = verdict.get("images", {}).get("sha256")
-        if judged != open_source(request.samples).sha256:
+        if judged != open_images(request.samples).sha256:
             raise UserError(f"night {night.id} is complete, but not of these images; give --id NAME for another night")

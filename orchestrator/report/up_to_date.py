@@ -10,6 +10,7 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import resolve_reference
+from taugrid.eval.sources import ImageSet
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.plan.scoring import Scoring, name_and_dimensions, per_sample
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -76,7 +77,7 @@ class RequestedScores:
         """The reference of the scores as the last session recorded it; opened if it has no record."""
         recorded = self.rundir.read_provenance().get("reference")
         if isinstance(given, Data) and isinstance(recorded, dict) and self._is_its_reference(recorded):
-            return Reference(given, recorded["num_images"], recorded["sha256"], given.image_shape)
+            return Reference(ImageSet("dataset", given, recorded["num_images"], given.image_shape, recorded["sha256"]))
         return open_reference(given)
 
     def _is_its_extractor(self, recorded: Mapping[str, Any]) -> bool:

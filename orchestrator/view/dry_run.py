@@ -35,7 +35,6 @@ from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
 from taugrid.workers.accelerator.hardware import has_gpus
-from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
 
@@ -193,7 +192,7 @@ def _missing_images(config: Config, untrained: list[Model]) -> Iterator[str]:
             yield str(error.for_section(section))
         except UserError as error:
             yield str(error)
-    if isinstance(reference, str) and reference not in FIDELITY_NAMES and not Path(reference).exists():
+    if isinstance(reference, str) and not Path(reference).exists():
         yield f"evaluate.reference: {nothing_there(reference)}"
 
 

@@ -21,7 +21,7 @@ class Evaluate(Section):
     """Path of the extractor's weights, if they don't ship with taugrid."""
     reference: Data | str | None = None
     """What samples are compared with: null is `data`; a data section ({name: digits, split: test}); or a folder of PNG
-    or JPEG, Parquet, an .npz of images or of mu and sigma, or a data set's name in torch-fidelity (cifar10-train)."""
+    or JPEG, Parquet, or an .npz of images or of mu and sigma."""
     metrics: list[MetricName] = Field(
         default=list(DEFAULT_METRICS),
         description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",

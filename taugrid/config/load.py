@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def _with_references_root(config: Config) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same in every working directory."""
-    absolute = {
+    absolute: dict[str, Callable[[Any], Any]] = {
         "model.checkpoint": _absolute_model,
         "model.weights": _absolute,
         "model.guide": _absolute_model,
