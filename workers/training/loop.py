@@ -30,8 +30,7 @@ from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
-from taugrid.workers.training.meeting import Meeting
-from taugrid.workers.training.notice import Notice
+from taugrid.workers.training.meeting import Meeting, Notice
 
 NOT_REPEATABLE = "does not have a deterministic implementation"
 """What torch says of an operation that gives something else each time, where that is an error."""

@@ -1,4 +1,4 @@
-"""How the ranks of a training meet: through a file in the run directory, with one line if they can't.
+"""How the ranks of a training meet, through a file in the run directory, and leave together before their nodes do.
 
 Ray Train would use torch's TCP store, which listens on all of a machine's interfaces, and gloo listens on the one that
 the host's name resolves to. A cluster on loopback must not listen anywhere else.
@@ -9,11 +9,13 @@ import fcntl
 import os
 import re
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray.train
 import ray.util
 import torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -151,3 +153,31 @@ def stay_on_loopback() -> None:
     """Have gloo and NCCL listen on the loopback interface alone."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+
+
+LOOK_SECONDS = 1.0
+"""How often the workers ask: each time is a barrier over them, of some milliseconds. Spot nodes get 30 s or more."""
+
+
+class Notice:
+    """A notice that a worker's node will be taken away. All ranks make it, and call it after the same steps.
+
+    Only rank 0's clock and knowledge count, so that all ranks leave after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0  # the first step after which they ask
+        self._every = 1
+        self._asked = time.perf_counter()
+
+    def is_given(self, step: int) -> bool:
+        """Whether to leave after `step`."""
+        if step < self._next:
+            return False
+        if ray.train.get_preemption_info() is not None:
+            return True
+        now = time.perf_counter()
+        fit = int(self._every * LOOK_SECONDS / max(now - self._asked, 1e-9))
+        self._every = broadcast_from_rank_zero(max(1, min(fit, 2 * self._every)))  # the first steps may be quick
+        self._next, self._asked = step + self._every, now
+        return False
