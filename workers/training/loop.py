@@ -142,7 +142,11 @@ def train(
             distributed.all_reduce(loss)
         record = Record(state.step, loss.item(), rate, gradient_norm.item(), world_size, state.seconds)
         if (fault := not_finite(record, state if due or last else None)) is not None:
-            raise Hopeless(_diverged(spec, fault, checkpointed))
+            kept = f"; its checkpoint of step {checkpointed} stays in {spec.running}" if checkpointed else ""
+            raise Hopeless(
+                f"{fault} not finite; lower train.learning_rate ({settings.learning_rate:g}), set a lower "
+                f"train.gradient_clip, or raise train.warmup_steps ({settings.warmup_steps}){kept}"
+            )
         if due or last:
             shortages.require_none()  # else Ray Train goes on from the last checkpoint, in new processes
         if logged and log is not None:
@@ -208,21 +212,6 @@ def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world
     network = torch.nn.parallel.DistributedDataParallel(unet)
     torch.autograd.backward(_output(settings, network, batches[0]).sum())
     return network
-
-
-def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
-    """The error message: what happened, what to change, and what remains."""
-    settings = spec.train
-    clip = "set train.gradient_clip"
-    if settings.gradient_clip is not None:
-        clip = f"lower train.gradient_clip ({settings.gradient_clip:g})"
-    left = "there is no earlier checkpoint"
-    if checkpointed:
-        left = f"its last good checkpoint, of step {checkpointed}, stays in {spec.running}"
-    return (
-        f"{what} not finite; lower train.learning_rate ({settings.learning_rate:g}), raise train.warmup_steps "
-        f"({settings.warmup_steps}), or {clip}, which makes it another model that starts from scratch; {left}"
-    )
 
 
 def device_of(spec: TrainingSpec) -> str:
