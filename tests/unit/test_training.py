@@ -296,14 +296,6 @@ def test_a_gpu_trains_in_the_layout_that_is_faster_in_its_precision(tmp_path, mo
     assert weight.is_contiguous() != channels_last
 
 
-def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
-    said = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_det"
-    with raises(Hopeless), loop.repeatable(steady(tmp_path, precision="bf16").train):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match="another"), loop.repeatable(steady(tmp_path).train):
-        raise RuntimeError("another")
-
-
 class OnDevice:
     """A network somewhere, that notes with which options it was compiled."""
 
