@@ -48,7 +48,7 @@ from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import Features, symmetric_root
 from taugrid.eval.metrics.statistics import moments as moments_of
-from taugrid.eval.sources import batches, open_source
+from taugrid.eval.sources import batches, open_images
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricSettings
 from taugrid.workers.device import set_up
@@ -132,7 +132,7 @@ def time_extraction(folder: Path, images: int, rounds: int) -> None:
         return found["2048"]
 
     def taugrid_way() -> Tensor:
-        source = open_source(str(pictures))
+        source = open_images(str(pictures))
         found = [ours(torch.from_numpy(batch)).features for _, batch in batches(source, BATCH_SIZE)]
         return torch.cat(found)
 

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.config import Data
-from taugrid.errors import ContentMismatch, DamagedFile, is_out_of_memory
-from taugrid.eval.sources import Batch, Source, batches
+from taugrid.errors import ContentMismatch, DamagedFile, UserError, is_out_of_memory
+from taugrid.eval.sources import Batch, ImageSet, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.data import load as data
 from taugrid.workers.data.picture import SourceError
 from taugrid.workers.device import Device
 
@@ -34,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExtractJob(Job):
-    """Extract the features of one sample file (its path), or of a part of a data set or of external images."""
+    """Extract the features of one sample file (its path), or of a part of a set of images."""
 
     entry_point = "taugrid.eval.extract:run"
 
-    images: str | Data | Source
+    images: str | ImageSet
     images_sha256: str | None
     """SHA-256 of the reference's images as the driver read them, for the worker to check. None: images of this run."""
     extractor: ExtractorSpec
@@ -187,14 +185,8 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
     if isinstance(job.images, str):
         for index, images in parquet.read_images(Path(job.images), storage=job.storage):
             yield Batch(index, images)
-    elif isinstance(job.images, Source):
-        try:
-            yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
-        except SourceError as error:  # the driver read these images without an error
-            raise ContentMismatch(f"node {this_node()}: {error}") from error
-    else:
-        assert job.images_sha256 is not None
-        reference = data.load_known_rows(job.images, job.start, job.stop, job.images_sha256)
-        for first in range(0, len(reference), parquet.ROWS_PER_GROUP):
-            batch = reference[first : first + parquet.ROWS_PER_GROUP]
-            yield Batch(np.arange(job.start + first, job.start + first + len(batch)), batch)
+        return
+    try:
+        yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
+    except (SourceError, UserError) as error:  # the driver read these images without an error
+        raise ContentMismatch(f"node {this_node()}: {error}") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.sources import Source, batches, names_of
+from taugrid.eval.sources import ImageSet, batches, names_of
 from taugrid.threads import THREADS, ahead
 from taugrid.workers.data.folder import EXTENSIONS
 from taugrid.workers.data.picture import SourceError
@@ -44,7 +44,7 @@ class Pairing(NamedTuple):
     """The positions of A's and of B's images, pair by pair."""
 
 
-def pairing(a: Source, b: Source, column: str | None = None) -> Pairing:
+def pairing(a: ImageSet, b: ImageSet, column: str | None = None) -> Pairing:
     """Pair the images of two sets by the names of files and the values of a Parquet `column`, without their endings.
 
     Endings count if a folder has two files that differ in nothing else. Sets with other names, or without any, are not
@@ -75,7 +75,7 @@ class NamedOrder(NamedTuple):
     """The positions of the images in the order of `names`."""
 
 
-def named_order(source: Source, column: str | None = None) -> NamedOrder | None:
+def named_order(source: ImageSet, column: str | None = None) -> NamedOrder | None:
     """The names that pair the images of a set with those of another; None if it has none. SourceError as `pairing`."""
     names = names_of(source, column)
     if names is None:
@@ -131,7 +131,7 @@ class Distances(NamedTuple):
     """The `WORST` pairs with the lowest SSIM (else PSNR), worst first; identical images are not among them."""
 
 
-def distances(a: Source, b: Source, paired: Pairing, progress: Callable[[int], None]) -> Distances:
+def distances(a: ImageSet, b: ImageSet, paired: Pairing, progress: Callable[[int], None]) -> Distances:
     """PSNR and SSIM of each pair of images of one shape; `progress` is called with the number of pairs done."""
     assert paired.orders
     size = max(1, VALUES_AT_ONCE // prod(a.shape))
@@ -161,7 +161,7 @@ def _measured(
     return a, b, psnr(a, b), ssim(a, b) if has_ssim else np.empty(0)
 
 
-def _in_order(source: Source, order: Order, size: int) -> Iterator[NDArray[np.uint8]]:
+def _in_order(source: ImageSet, order: Order, size: int) -> Iterator[NDArray[np.uint8]]:
     """The images of a source in another order, `size` at a time; if it differs, by way of a file that vanishes."""
     if np.array_equal(order, np.arange(len(order))):
         yield from (batch.images for batch in batches(source, size))

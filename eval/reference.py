@@ -1,20 +1,15 @@
 """References, identified by their content: a data set, external images, or a mean and a covariance."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from taugrid.config import Data
 from taugrid.eval.metrics.reference_statistics import MomentsFile, open_moments
 from taugrid.eval.reference_names import resolve_reference
-from taugrid.eval.sources import Source, batches, open_source
+from taugrid.eval.sources import ImageSet, open_images
 from taugrid.hashing import json_sha256
 from taugrid.protocol import ReferenceIdentity
 from taugrid.registry.extractors import ExtractorSpec, FeaturePrecision
-from taugrid.workers.data.load import content_fingerprint, load_images
 
 CACHE_FORMAT = 1
 """Part of every key: raised when the meaning of a cached file changes."""
@@ -24,12 +19,27 @@ CACHE_FORMAT = 1
 class Reference:
     """A reference and its identity; plain data."""
 
-    given: Data | Source | MomentsFile
-    num_images: int | None
-    """The number of images; None if only a mean and a covariance are given."""
-    sha256: str
-    shape: tuple[int, int, int] | None
-    """(channels, height, width) of its images; None if unknown."""
+    given: ImageSet | MomentsFile
+
+    @property
+    def data(self) -> Data | None:
+        """The data set that it is; None: it is none."""
+        given = self.given.given if isinstance(self.given, ImageSet) else None
+        return given if isinstance(given, Data) else None
+
+    @property
+    def num_images(self) -> int | None:
+        """The number of images; None if only a mean and a covariance are given."""
+        return self.given.num_images if isinstance(self.given, ImageSet) else None
+
+    @property
+    def sha256(self) -> str:
+        return self.given.sha256
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(channels, height, width) of its images; None if unknown."""
+        return self.given.shape if isinstance(self.given, ImageSet) else None
 
     @property
     def preprocessing(self) -> str | None:
@@ -37,13 +47,8 @@ class Reference:
         return None if self.shape is None else f"8 bits, {'x'.join(str(side) for side in self.shape)}"
 
     def identity(self) -> ReferenceIdentity:
-        dataset: str | None = None
-        split: str | None = None
-        if isinstance(self.given, Data):
-            dataset, split = self.given.full_name, self.given.split
-        elif isinstance(self.given, Source) and self.given.dataset is not None:
-            dataset, split = self.given.dataset.rsplit("-", 1)
-        return ReferenceIdentity(dataset, split, self.num_images, self.preprocessing, self.sha256)
+        name, split = (None, None) if self.data is None else (self.data.full_name, self.data.split)
+        return ReferenceIdentity(name, split, self.num_images, self.preprocessing, self.sha256)
 
     def cache_key(self, extractor: ExtractorSpec, code: str | None = None) -> str:
         """64 hexadecimal digits that name its statistics, from everything that determines them.
@@ -87,19 +92,18 @@ def open_reference(given: Data | str) -> Reference:
     """The reference that a data set or a text means.
 
     `resolve_reference` reads a text. A path leads to an `.npz` with `mu` and `sigma`, or to images as in
-    `open_source`. An `.npz` that also holds images (guided-diffusion's) counts as images, because any extractor can use
+    `open_images`. An `.npz` that also holds images (guided-diffusion's) counts as images, because any extractor can use
     those.
 
     Raises:
-        workers.data.picture.SourceError, DamagedFile: see `open_source`; for a mean and covariance that belong to no
+        workers.data.picture.SourceError, DamagedFile: see `open_images`; for a mean and covariance that belong to no
             distribution.
         UserError: for a data set that can't be read.
     """
     if isinstance(given, str):
         given = resolve_reference(given).given
-    if isinstance(given, Data):
-        return Reference(given, len(load_images(given)), content_fingerprint(given), given.image_shape)
-    return reference_of_moments(given) or reference_of(open_source(given))
+    moments = reference_of_moments(given) if isinstance(given, str) else None
+    return moments or Reference(open_images(given))
 
 
 def reference_of_moments(path: str) -> Reference | None:
@@ -110,17 +114,4 @@ def reference_of_moments(path: str) -> Reference | None:
     """
     file = Path(path).expanduser().absolute()
     moments = open_moments(file) if file.suffix == ".npz" and file.is_file() else None
-    return None if moments is None else Reference(moments, None, moments.sha256, None)
-
-
-def reference_of(source: Source) -> Reference:
-    return Reference(source, source.num_images, source.sha256, source.shape)
-
-
-def image_batches(given: Data | Source, size: int) -> Iterator[NDArray[np.uint8]]:
-    """The images of a reference in order, (B, C, H, W), `size` at a time; see `load_images` and `batches`."""
-    if isinstance(given, Source):
-        yield from (images for _, images in batches(given, size))
-    else:
-        found = load_images(given)
-        yield from (np.array(found[start : start + size]) for start in range(0, len(found), size))
+    return None if moments is None else Reference(moments)

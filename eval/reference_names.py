@@ -17,7 +17,7 @@ from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
 
 class ResolvedReference(NamedTuple):
     given: Data | str
-    """A data set, or a path as `eval.sources.open_source` takes it."""
+    """A data set, or a path as `eval.sources.open_images` takes it."""
     extractor: str | None
     """A name for `eval.features.resolve.resolve`, which may be of custom code; None if any extractor will do."""
     weights: str | None = None

@@ -17,7 +17,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.reference_names import resolve_reference
-from taugrid.eval.sources import Source, open_source
+from taugrid.eval.sources import ImageSet, open_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
 from taugrid.registry.extractors import ExtractorSpec
@@ -25,7 +25,6 @@ from taugrid.storage import user_cache
 from taugrid.versions import versions
 from taugrid.words import counted
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.data.load import MissingImages, default_root
 from taugrid.workers.device import usual_device
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ Images = str | NDArray[Any]
 class OpenedSets:
     """Sets of images and their reference, opened and checked: nothing costly has begun."""
 
-    sets: tuple[Source, ...]
+    sets: tuple[ImageSet, ...]
     reference: Reference
     extractor: ExtractorSpec
     section: Evaluate
@@ -145,7 +144,7 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
     """Open sets of images and their reference, decode all images, and find the extractor.
 
     Args:
-        samples: what messages call a set (`samples`, `A`) -> its path, see `eval.sources.open_source`.
+        samples: what messages call a set (`samples`, `A`) -> its path, see `eval.sources.open_images`.
         reference: see `eval.reference_names.resolve_reference`.
         section: the settings; without an extractor, that of the reference's run or data set, else Inception.
         trust_code: the extractor that a run directory names may be custom code.
@@ -153,13 +152,9 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
     Raises:
         UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
     """
-    sets = {called: _open(called, open_source, path) for called, path in samples.items()}
+    sets = {called: _open(called, open_images, path) for called, path in samples.items()}
     resolved = _open("reference", resolve_reference, reference)
-    try:
-        compared = _open("reference", open_reference, resolved.given)
-    except MissingImages as error:  # its text is for the section `data`, and here is no config
-        ways = f"put it in {default_root()}, or give a run directory that was scored against it"
-        raise UserError(f"reference: {error.fault}: {ways}") from None
+    compared = _open("reference", open_reference, resolved.given)
     # The extractor and its precision: what is asked for, or else that of the reference.
     is_asked = section.extractor is not None
     precision = section.precision if is_asked or "precision" in section.model_fields_set else resolved.precision
@@ -219,14 +214,12 @@ Text = TypeVar("Text")
 Side = TypeVar("Side")
 
 
-def _open(name: str, open_images: Callable[[Text], Side], given: Text) -> Side:
-    """What `open_images` gives; its errors begin with the name of the argument."""
+def _open(name: str, opener: Callable[[Text], Side], given: Text) -> Side:
+    """What `opener` gives; its errors begin with the name of the argument."""
     try:
-        return open_images(given)
-    except MissingImages:
-        raise
+        return opener(given)
     except (ValueError, DamagedFile, UserError) as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {str(error).removeprefix('data: ')}") from None
 
 
 def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:

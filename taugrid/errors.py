@@ -48,7 +48,8 @@ class WeightsChanged(UserError):
 
 
 class WorkerRefusal(UserError):
-    """A node lacks what the driver has: it gets no work. The run ends if every node refuses.
+    """A node lacks what the driver has, such as its versions or usable weights: it gets no work. The run ends if every
+    node refuses.
 
     It travels from a worker by its type, so its constructor must take only the message.
     """
@@ -62,16 +63,8 @@ class NotCommitted(WorkerRefusal):
     """A worker committed a file that the driver does not find: the worker's node has a different folder at the path."""
 
 
-class WrongWeights(WorkerRefusal):
-    """The weights do not fit the network next to them. Every worker that opens them would fail in the same way."""
-
-
 class ContentMismatch(WorkerRefusal):
     """A node holds other weights, data or code than the driver planned with, or none."""
-
-
-class VersionMismatch(WorkerRefusal):
-    """A node has other versions of the software than the driver: its files could differ from those of other nodes."""
 
 
 class DeviceUnusable(WorkerRefusal):

@@ -27,7 +27,7 @@ from taugrid.errors import (
     DeviceUnusable,
     DoesNotFit,
     RunDirectoryNotVisible,
-    VersionMismatch,
+    WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
     last_line,
@@ -308,7 +308,7 @@ def check_versions(probe: Probe, node: str) -> dict[str, str]:
     installed = versions(VERSIONS)
     for name, theirs in probe.versions.items():
         if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
-            raise VersionMismatch(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
+            raise WorkerRefusal(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
     return installed
 
 

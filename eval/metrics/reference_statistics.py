@@ -6,10 +6,9 @@ and the preprocessing.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,38 +224,6 @@ def read_statistics(path: Path, storage: Storage = LOCAL) -> Statistics | None:
     except (DamagedFile, KeyError, *NPZ_ERRORS):
         return None
     return statistics if intact else None
-
-
-def cached_features(
-    folder: Path,
-    key: str,
-    num_images: int,
-    extract: Callable[[], Iterable[Mapping[str, Features]]],
-    classes: int | None = None,
-) -> Path:
-    """The file in `folder` with the features of some images. If it is missing or damaged, `extract` makes them.
-
-    It is a feature file like those of a run: columns `index`, `features` and, with `classes`, `logits`. `extract`
-    returns these columns without `index`, a batch at a time.
-    """
-    path = folder / f"{key}.parquet"
-    try:
-        part = parquet.inspect(path)
-        if (part.start, part.stop) == (0, num_images):
-            return path
-    except (FileNotFoundError, DamagedFile):
-        pass
-    chunks = iter(extract())
-    first = next(chunks)
-    schema = parquet.feature_schema({"key": key}, first["features"].shape[1], classes)
-    with parquet.PartWriter(path, schema) as writer:
-        start = 0
-        for chunk in chain([first], chunks):
-            stop = start + len(chunk["features"])
-            writer.write({"index": np.arange(start, stop), **chunk})
-            start = stop
-        writer.commit(replace=True)
-    return path
 
 
 def read_all(paths: Sequence[Path], storage: Storage = LOCAL, column: str = "features") -> Iterator[Features]:

@@ -8,7 +8,7 @@ import numpy as np
 from taugrid.errors import UserError
 from taugrid.eval.metrics.reference_statistics import PRECISION, MomentsFile, read_all, read_moments
 from taugrid.eval.metrics.statistics import Moments, moments
-from taugrid.eval.reference import image_batches
+from taugrid.eval.sources import batches
 from taugrid.images import encode_png
 from taugrid.orchestrator.exports.target import make_folder, put_file, require_new_folder
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
@@ -44,8 +44,8 @@ def _export_images(scoring: Scoring, folder: Path) -> str:
     require_new_folder(folder)
     make_folder(folder)
     index = 0
-    for batch in image_batches(given, IMAGES_AT_ONCE):
-        for image in batch:
+    for batch in batches(given, IMAGES_AT_ONCE):
+        for image in batch.images:
             (folder / f"{index:07d}.png").write_bytes(encode_png(image))
             index += 1
     return counted(index, "image")

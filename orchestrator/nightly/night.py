@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from taugrid.api import STAGES
 from taugrid.errors import UserError
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import open_images
 from taugrid.orchestrator.baseline.compared import GateSettings
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import snapshot_of
@@ -126,8 +126,8 @@ def run_night_of_images(request: ImagesNightRequest, progress: Progress) -> Nigh
     with sole_driver(history, request.break_lock, progress.say):
         night = history.night(request.night or today())
         if (verdict := night.verdict) is not None:
-            with user_errors_of((), lambda name: f"--{name}", progress):
-                sha256 = open_source(request.samples).sha256
+            with user_errors_of(progress):
+                sha256 = open_images(request.samples).sha256
             if verdict.images is None or verdict.images.sha256 != sha256:
                 raise UserError(
                     f"night {night.id} is complete, but not of these images; give --id NAME for another night"

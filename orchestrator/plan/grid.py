@@ -23,7 +23,6 @@ from taugrid.config import (
     validate,
 )
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
-from taugrid.config.section import not_yet
 from taugrid.errors import MissingInput, UserError
 from taugrid.grids.names import CELL_KEYS, Naming, plain_text
 from taugrid.grids.points import points, values_by_key
@@ -328,8 +327,6 @@ def _locate(key: str) -> tuple[str, list[str]]:
         return "sample", [head]
     if head == "sample":
         raise UserError(f"grid: write keys of sample without the section: {'.'.join(rest)!r}, not {key!r}")
-    if (lacking := not_yet(key)) is not None:
-        raise UserError(f"grid: {lacking}")
     known = [*Sample.model_fields, *(f"{name}." for name in GRID_SECTIONS)]
     hint = did_you_mean(key, known, "a key of sample, or a dotted one such as diffusion.schedule")
     raise UserError(f"grid: unknown key {key!r} ({hint})")

@@ -231,8 +231,8 @@ class Scoring:
         Raises:
             UserError: if its files of labels are missing or damaged.
         """
-        given = self.reference.given
-        return load_labels(given) if isinstance(given, Data) and given.dataset.labels else None
+        data = self.reference.data
+        return load_labels(data) if data is not None and data.dataset.labels else None
 
     def by_label_id(self, cell: Cell) -> str:
         """A hash of what is measured label by label, which names the file."""

@@ -86,7 +86,7 @@ def collect(plan: Plan, rundir: RunDir, scoring: Scoring) -> Rows:
         protocol = on_devices(score["protocol"], history.device_kinds(cell.id))
         short = short_name(protocol)
         protocols[short] = protocol
-        value = exact_fid(cell, scoring.extractor.name, scoring.reference.given)
+        value = exact_fid(cell, scoring.extractor.name, scoring.reference.data)
         exact = {} if value is None else {EXACT: value}
         n, dimensions = cell.settings.num_samples, scoring.extractor.dimensions
         origin = history.origin(cell.id)

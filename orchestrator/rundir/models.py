@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from taugrid.config import Config, Data, Diffusion
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import chosen, restored
-from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.reference import Reference
-from taugrid.eval.sources import Source
 from taugrid.hashing import canonical_json, json_sha256
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
@@ -32,6 +32,9 @@ from taugrid.workers.samplers.description import Case, Tried, honoured, try_samp
 OUTSIDE = NOT_IDENTITY["sample"]
 """Keys of `sample` that change no image."""
 
+
+REFERENCE = TypeAdapter(Reference)
+"""As plan.json has it."""
 
 OF_DECODING = {"vae_precision", "decode_batch", "rounding"}
 """Keys of `sample` that change no latent."""
@@ -145,13 +148,7 @@ class ModelRecords(Paths):
         if recorded.get("asked") != _asked(config):
             return None
         with suppress(KeyError, TypeError, ValueError):  # not written by taugrid
-            fields, given = recorded["reference"], recorded["reference"]["given"]
-            shape = None if fields["shape"] is None else tuple(fields["shape"])
-            if "name" in given:
-                found: Data | Source | MomentsFile = Data.model_validate(given)
-            else:
-                found = MomentsFile(**given) if "dimensions" in given else Source(**given | {"shape": shape})
-            reference = Reference(**fields | {"given": found, "shape": shape})
+            reference = REFERENCE.validate_python(recorded["reference"])
             return Scoring(config, restored(recorded["extractor"]), reference)
         return None
 
@@ -259,12 +256,10 @@ class ModelRecords(Paths):
 
 def evaluation(scoring: Scoring) -> dict[str, Any]:
     """What plan.json records of a scoring: enough to find scores without the reference and the extractor's code."""
-    given, config = scoring.reference.given, scoring.config
-    recorded = given.model_dump(mode="json") if isinstance(given, Data) else asdict(given)
     return {
-        "asked": _asked(config),
-        "image_shape": config.data.image_shape,
-        "reference": {**vars(scoring.reference), "given": recorded},
+        "asked": _asked(scoring.config),
+        "image_shape": scoring.config.data.image_shape,
+        "reference": REFERENCE.dump_python(scoring.reference, mode="json"),
         "extractor": asdict(scoring.extractor),
     }
 

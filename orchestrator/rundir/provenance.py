@@ -90,7 +90,7 @@ def _dataset(
     rundir: RunDir, plan: Plan, scoring: Scoring | None, before: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """The config's data set, if a model was trained on it or samples are scored against it; else as recorded."""
-    if scoring is not None and scoring.reference.given == scoring.config.data:
+    if scoring is not None and scoring.reference.data == scoring.config.data:
         with suppress(UserError):  # a report of earlier scores needs no images
             return _describe(scoring.config.data, plan)
     recorded: Mapping[str, Any] | None = before.get("dataset")

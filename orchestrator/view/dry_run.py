@@ -24,7 +24,6 @@ from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work.sample import require_inputs
 from taugrid.storage import read_json
 from taugrid.workers.accelerator.hardware import has_gpus
-from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.load import MissingImages, require_files
 
 

@@ -6,10 +6,9 @@ Every score needs all parts of the reference.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from taugrid.config import Data
 from taugrid.eval.extract import ExtractJob
 from taugrid.eval.metrics.reference_statistics import MomentsFile
-from taugrid.eval.sources import Source, part_bounds
+from taugrid.eval.sources import part_bounds
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Shard
 from taugrid.orchestrator.rundir.listing import Listing
@@ -17,7 +16,6 @@ from taugrid.orchestrator.task import NOTHING, Task
 from taugrid.orchestrator.work.kind import IMAGES, Event, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import CellState, RunState
-from taugrid.workers.data.load import fingerprint, load_images
 
 
 class ReferenceWork(WorkKind):
@@ -41,19 +39,13 @@ class ReferenceWork(WorkKind):
         extractor, reference = self.scoring.extractor, self.scoring.reference
         folder = self.rundir.extractor_folder(extractor)
         assert not isinstance(reference.given, MomentsFile)
-        assert reference.num_images is not None
-        start, stop = part_bounds(reference.num_images)[number]
-        images: Data | Source
-        if isinstance(reference.given, Data):
-            images, digest = reference.given, fingerprint(load_images(reference.given)[start:stop])
-        else:
-            images, digest = replace(reference.given, parts_sha256=()), reference.given.parts_sha256[number]
+        start, stop = part_bounds(reference.given.num_images)[number]
         job = ExtractJob(
             path=str(self.rundir.reference_part(folder, reference.sha256, number)),
             storage=self.rundir.storage,
             run_id=self.rundir.run_id,
-            images=images,
-            images_sha256=digest,
+            images=replace(reference.given, parts_sha256=()),
+            images_sha256=reference.given.part_sha256(number),
             extractor=extractor,
             batch_size=self.config.evaluate.batch_size,
             metadata={"reference": reference.sha256, "extractor": folder},

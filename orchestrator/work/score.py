@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from taugrid.config import Data
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.floor import read_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile
@@ -149,7 +148,7 @@ class ByLabelWork(WorkKind):
 
     def _job(self, state: CellState) -> ByLabelJob:
         cell, scoring, rundir = state.cell, self.scoring, self.rundir
-        given, labels, classes = scoring.reference.given, scoring.labels, classes_of(cell)
+        data, labels, classes = scoring.reference.data, scoring.labels, classes_of(cell)
         assert classes is not None
         folder = rundir.extractor_folder(scoring.extractor)
         return ByLabelJob(
@@ -165,7 +164,7 @@ class ByLabelWork(WorkKind):
             extractor=scoring.extractor,
             samples=per_sample(cell.model.data, classes),
             classes=classes,
-            labels=LabelledReference(given, labels.sha256) if isinstance(given, Data) and labels else None,
+            labels=LabelledReference(data, labels.sha256) if data is not None and labels else None,
         )
 
     def missing(self) -> dict[str, str]:

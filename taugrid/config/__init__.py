@@ -16,9 +16,8 @@ from taugrid.config.diffusion import (
     SIGMA_KEYS,
     Diffusion,
 )
-from taugrid.config.evaluate import Evaluate, Report
+from taugrid.config.evaluate import Evaluate, Gate, Report
 from taugrid.config.experiment import GRID_SECTIONS, Config, schema
-from taugrid.config.gate import Gate
 from taugrid.config.model import ModelSection, Unet
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate

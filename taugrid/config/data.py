@@ -1,13 +1,12 @@
 """`data`: the images that a model learns and that samples are compared with."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from taugrid.config.section import Positive, Section, either
-from taugrid.registry.datasets import ALL_SPLITS, DATASETS, KEYS, Dataset
+from taugrid.registry.datasets import DATASETS, KEYS, Dataset
 from taugrid.words import did_you_mean
 
 
@@ -92,21 +91,12 @@ class Data(Section):
             return root
         return str(Path(root).expanduser().absolute())  # Ray's workers change directory
 
-    @field_validator("split", mode="before")
-    @classmethod
-    def _split_is_known(cls, split: Any, info: ValidationInfo) -> Any:
-        dataset = DATASETS.get(info.data.get("name", ""))
-        if dataset is not None and split not in ALL_SPLITS:
-            raise ValueError(f"must be {either(dataset.splits)} for {dataset.name}")
-        return split
-
     @model_validator(mode="after")
     def _keys_fit_the_data_set(self) -> "Data":
         given = {key for key in KEYS if getattr(self, key) not in (None, False)}
-        refused = [key for key in KEYS if key in given - self.dataset.keys]
-        if refused:
-            message = "; ".join(f"{key} is not for {self.name}: {_why_not(key, self.dataset)}" for key in refused)
-            raise ValueError(message if "name" in self.model_fields_set else f"{message} ({_default_name(refused)})")
+        if refused := [key for key in KEYS if key in given - self.dataset.keys]:
+            hint = "" if "name" in self.model_fields_set else " (data.name is digits unless you set it)"
+            raise ValueError(f"{self.name} takes no {' and no '.join(refused)}{hint}")
         missing = [key for key in KEYS if key in self.dataset.required - given]
         if missing:
             raise ValueError(f"{self.name} requires " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
@@ -122,19 +112,3 @@ class Data(Section):
             on_hub = ", ".join(name for name, dataset in DATASETS.items() if dataset.is_on_hub)
             raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for {on_hub}")
         return self
-
-
-def _default_name(keys: Sequence[str]) -> str:
-    """A hint that `name` has a default, with the data sets that take the keys that it refuses."""
-    able = [name for name, dataset in DATASETS.items() if dataset.keys.issuperset(keys)]
-    return f"data.name is digits unless you set it; {', '.join(able)} take {' and '.join(keys)}"
-
-
-def _why_not(key: str, dataset: Dataset) -> str:
-    if key == "shape":
-        return f"its images are of shape {list(dataset.shape or ())}"
-    if key == "category":
-        return f"only {', '.join(name for name, other in DATASETS.items() if key in other.keys)} has categories"
-    if "root" not in dataset.keys:
-        return "it comes with taugrid"
-    return "taugrid does not download it; set root to where it is"

@@ -1,4 +1,4 @@
-"""`evaluate` and `report`: how cells are scored, and what tables and figures show."""
+"""`evaluate`, `gate` and `report`: how cells are scored and judged, and what tables and figures show."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ class Evaluate(Section):
     """Path of the extractor's weights, if they don't ship with taugrid."""
     reference: Data | str | None = None
     """What samples are compared with: null is `data`; a data section ({name: digits, split: test}); or a folder of PNG
-    or JPEG, Parquet, an .npz of images or of mu and sigma, or a data set's name in torch-fidelity (cifar10-train)."""
+    or JPEG, Parquet, or an .npz of images or of mu and sigma."""
     metrics: list[MetricName] = Field(
         default=list(DEFAULT_METRICS),
         description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",
@@ -57,6 +57,24 @@ class Evaluate(Section):
             prc_neighborhood=self.prc_neighborhood,
             mind_projections=self.mind_projections,
         )
+
+
+JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
+"""The metrics that can have a standard error of sampling."""
+
+
+JudgingMetric = Annotated[str, AfterValidator(one_of(JUDGING)), Field(json_schema_extra={"enum": list(JUDGING)})]
+
+
+class Gate(Section):
+    """What `taugrid nightly` and `compare DIR BASELINE` judge. Changes no cell and no score."""
+
+    metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
+    """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
+
+    margin_floor: Annotated[float, Field(ge=0)] = 0.15
+    """The smallest margin of kid and cmmd, in standard errors of the baseline. Their values may be near 0, where a
+    share means nothing."""
 
 
 class Report(Section):

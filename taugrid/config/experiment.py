@@ -8,8 +8,7 @@ from pydantic import Field, field_validator
 from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import Diffusion
-from taugrid.config.evaluate import Evaluate, Report
-from taugrid.config.gate import Gate
+from taugrid.config.evaluate import Evaluate, Gate, Report
 from taugrid.config.model import ModelSection
 from taugrid.config.sample import Sample
 from taugrid.config.section import Section, Seed

@@ -2,17 +2,15 @@
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from taugrid import __version__
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
-from taugrid.config.model import SOURCES, is_hub_id
+from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids.points import values_by_key, with_values
@@ -68,40 +66,17 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = _bytes(path).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
+    except UnicodeDecodeError:
+        raise UserError(f"can't read {path}: it is not text, so no config") from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = joined_lines(error)
-        if isinstance(error, yaml.MarkedYAMLError):
-            reason = _place_and_problem(error, text)
-        if isinstance(error, UnicodeDecodeError):
-            reason = "it is not text, so no config"
-        if isinstance(error, PermissionError):
-            raise UserError(f"can't read {path}: no permission; make it readable") from None
-        raise UserError(f"can't read {path}: {reason}{_way_out(path)}") from None
-    if values is None:
-        raise UserError(f"{path} is empty; it must hold sections (name:, data:, model:, ...){_way_out(path)}")
+        if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        raise UserError(f"can't read {path}: {reason}") from None
     if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {kind}{_way_out(path)}")
+        raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
     is_yaml = _is_yaml(path.name)
     return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
-
-
-def _way_out(path: Path) -> str:
-    """What to do about a damaged config of a run directory, for the end of a message."""
-    if path.name != CONFIG_NAME or not is_run_directory(*open_place(str(path.parent), "CONFIG")):
-        return ""
-    return f"; move it away and write it again from your own config: `taugrid report CONFIG --out {path.parent}`"
-
-
-def _place_and_problem(error: yaml.MarkedYAMLError, text: str) -> str:
-    """The line and the column of a mistake in YAML, what that line is, and what is wrong."""
-    mark = error.problem_mark or error.context_mark
-    if mark is None:
-        return joined_lines(error)
-    line = text.splitlines()[mark.line : mark.line + 1]
-    at = f", at {line[0].strip()!r}" if line and line[0].strip() else ""
-    begun = f", {error.context} of line {error.context_mark.line + 1}" if error.context and error.context_mark else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}{at}: {error.problem}{begun}"
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,20 +125,12 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
             if not isinstance(node.get(parent), dict):
                 if isinstance(node.get(parent), list) and node[parent]:
                     raise UserError(
-                        f"--set {key}: {parent} is a list; {_whole_list(parent, node[parent], last, value)}"
+                        f"--set {key}: {parent} is a list; set the whole list, as in --set '{parent}=[...]'"
                     )
                 node[parent] = {}
             node = node[parent]
         node[last] = value
     return merged
-
-
-def _whole_list(parent: str, mappings: list[Any], key: str, value: Any) -> str:
-    """The --set that sets a key in each mapping of a list: it must give the whole list."""
-    changed = [mapping | {key: deepcopy(value)} for mapping in mappings if isinstance(mapping, dict)]
-    text = yaml.safe_dump(changed, default_flow_style=True, sort_keys=False, width=10**6).strip()
-    where = "its mapping" if len(changed) == 1 else f"each of its {len(changed)} mappings"
-    return f"to set {key} in {where}: --set '{parent}={text}'"
 
 
 def _key_and_value(assignment: Override) -> tuple[str, Any]:
@@ -212,43 +179,14 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     if (text := with_controls(merged)) is not None:
         raise UserError(f"{path or 'config'}: {text!r} has a control character; remove it")
     _refuse_overruled(merged, assignments)
-    _refuse_second_source(merged, assignments)
     if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
-    try:
-        validated = validate(Config, merged, str(path or "config"))
-    except UserError as error:
-        if assignments and _is_valid(values):
-            _, _, fault = str(error).partition(": ")
-            assigned = [each if isinstance(each, str) else each[0] for each in assignments]
-            blamed = [each for each in assigned if each.partition("=")[0].rpartition(".")[2] in fault] or assigned
-            raise UserError(f"--set {', '.join(blamed)}: {fault}") from None
-        end = "" if path is None else _other_version(path) or ("" if assignments else _way_out(path))
-        raise UserError(f"{error}{end}") from None
+    assigned = ", ".join(each if isinstance(each, str) else each[0] for each in assignments)
+    validated = validate(Config, merged, f"{path or 'config'}{assigned and f' with --set {assigned}'}")
     config = _with_absolute_paths(_with_references_root(validated))
     return config.model_copy(
         update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
     )
-
-
-def _is_valid(values: Mapping[str, Any]) -> bool:
-    """Whether a config has no mistake before anything is assigned."""
-    try:
-        validate(Config, merge(values, ()), "config")
-    except UserError:
-        return False
-    return True
-
-
-def _other_version(path: Path) -> str:
-    """Which version wrote the config of a run directory, if it was another; for the end of a message."""
-    if path.name != CONFIG_NAME:
-        return ""
-    try:
-        version = json.loads(_bytes(path.with_name("provenance.json")))["versions"]["taugrid"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-    return "" if version == __version__ else f" (taugrid {version} wrote it, and this is {__version__})"
 
 
 def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
@@ -262,20 +200,6 @@ def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]
         axis = rest if section == "sample" else key if section in GRID_SECTIONS else None
         if mappings and all(axis in values_by_key(mapping) for mapping in mappings):
             raise UserError(f"--set {key} changes nothing, because the grid sets {axis}; set it there")
-
-
-def _refuse_second_source(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
-    """Raise `UserError` for a --set that gives a model a second source; the message says how to replace the section."""
-    model = merged.get("model")
-    given = [name for name in SOURCES if isinstance(model, Mapping) and model.get(name) is not None]
-    for key, value in map(_key_and_value, assignments):
-        section, _, name = key.partition(".")
-        others = [other for other in given if other != name]
-        if section == "model" and name in given and others:
-            raise UserError(
-                f"--set {key}: the config has model.{others[0]}, and a model is one of {', '.join(SOURCES)}; replace "
-                f"the section: --set 'model={{{name}: {value if isinstance(value, str) else json.dumps(value)}}}'"
-            )
 
 
 def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
@@ -298,12 +222,14 @@ def _with_references_root(config: Config) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Models and references as absolute paths, so that config.json means the same in every working directory."""
-    absolute = {
+    absolute: dict[str, Callable[[Any], Any]] = {
         "model.checkpoint": _absolute_model,
         "model.weights": _absolute,
         "model.guide": _absolute_model,
         "model.vae": _absolute_model,
-        "labels": _absolute_labels,
+        "labels": lambda value: (
+            {**value, "parquet": _absolute(value.get("parquet"))} if isinstance(value, dict) else value
+        ),
     }
 
     def with_absolute(key: str, values: list[Any]) -> list[Any]:
@@ -327,11 +253,6 @@ def _absolute_model(path: Any) -> Any:
     """An absolute path; an id on the hub stays as it is, unless a folder has that name."""
     is_on_hub = isinstance(path, str) and is_hub_id(path) and not Path(path).exists()
     return path if is_on_hub else _absolute(path)
-
-
-def _absolute_labels(value: Any) -> Any:
-    """Labels, as a grid has them."""
-    return {**value, "parquet": _absolute(value.get("parquet"))} if isinstance(value, dict) else value
 
 
 def _absolute(path: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from snapshots import recorded
 
-from taugrid.errors import UserError, WrongWeights
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool
 from taugrid.workers.actor import HeartbeatActor, Probe, Worker
@@ -62,7 +62,7 @@ def started(ray_session, tmp_path):
 
 
 def test_an_error_arrives_as_what_was_raised(started, tmp_path):
-    errors = [WrongWeights("w does not fit"), UserError("no data"), ValueError("two\nlines")]
+    errors = [WorkerRefusal("w does not fit"), UserError("no data"), ValueError("two\nlines")]
 
     class Raising(well()):
         def do(self, job):

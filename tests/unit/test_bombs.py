@@ -23,7 +23,7 @@ from test_board_served import served
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError, user_errors
 from taugrid.eval.metrics.reference_statistics import open_moments, read_statistics
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import open_images
 from taugrid.images import decode_png
 from taugrid.storage import LOCAL, LocalStorage, read_json
 from taugrid.workers.data.fashion_mnist import read_idx
@@ -252,13 +252,13 @@ def test_an_npz_whose_header_is_not_of_its_array_is_refused_before_it_is_read(tm
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(5 * 64 * 64 * 3))
     with pytest.raises((DamagedFile, UserError)):
-        open_source(str(tmp_path / "a.npz"))
+        open_images(str(tmp_path / "a.npz"))
 
 
 def test_an_npz_of_images_that_are_too_large_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", np.zeros((1, 4096, 4097, 1), np.uint8))
     with raises(ValueError):
-        open_source(str(tmp_path / "a.npz"))
+        open_images(str(tmp_path / "a.npz"))
 
 
 def test_a_gz_of_some_kilobytes_is_not_unpacked_into_memory(tmp_path):

@@ -18,7 +18,7 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.eval.score_by_label import Extracted, of_label
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import open_images
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.images import encode_png
 from taugrid.orchestrator.plan.scoring import per_sample
@@ -152,7 +152,7 @@ def test_a_guided_run_has_a_table_and_figures_by_class_and_computes_them_once(tm
         with Image.open(root / f"figures/classes-{cell.name}.png") as picture:
             assert json.loads(picture.info["taugrid-tiles"])["labels"] == list("0123456789")
     taugrid("export", root, "guidance=1", "--to", tmp_path / "pngs")
-    assert open_source(str(tmp_path / "pngs")).num_images == 200, "beside metadata.csv and SHA256SUMS"
+    assert open_images(str(tmp_path / "pngs")).num_images == 200, "beside metadata.csv and SHA256SUMS"
 
 
 def test_labels_that_cannot_be_compared_are_refused_before_anything_is_sampled(tmp_path):

@@ -19,7 +19,7 @@ from snapshots import raises, recorded
 
 from taugrid import config
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Diffusion, validate
-from taugrid.errors import UserError, WrongWeights
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.hashing import file_sha256
 from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -304,7 +304,7 @@ def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(pipeline, tmp_path
     write(load_file(folder / WEIGHTS_FILE) | {"x": Malicious(marker)}, folder / PICKLED_WEIGHTS_FILE)
     (folder / WEIGHTS_FILE).unlink()
     assert planned(folder).models, "only a worker opens it"
-    with raises(WrongWeights):
+    with raises(WorkerRefusal):
         loaded(folder)
     assert not marker.exists()
 

@@ -15,6 +15,7 @@ from taugrid.errors import UserError
 from taugrid.eval import extract as extraction
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
+from taugrid.eval.sources import ImageSet
 from taugrid.jobs import Hopeless, SavedNetwork, TrainingSpec
 from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.scoring import scoring_of
@@ -234,10 +235,11 @@ def test_provenance_names_the_data_that_a_model_was_trained_on(pictures, tmp_pat
 
 def test_a_protocol_tells_categories_apart_and_names_no_path():
     section = config.Data(name="lsun", category="bedroom", split="validation")
-    described = Reference(section, 300, "ab" * 32, section.image_shape).identity()
+    described = Reference(ImageSet("dataset", section, 300, section.image_shape, "ab" * 32)).identity()
     assert (described.dataset, described.split) == ("lsun/bedroom", "validation")
     section = config.Data.model_validate(of_folder("/a/folder"))
-    assert "/a/folder" not in str(Reference(section, 12, "ab" * 32, section.image_shape).identity())
+    images = ImageSet("dataset", section, 12, section.image_shape, "ab" * 32)
+    assert "/a/folder" not in str(Reference(images).identity())
 
 
 def a_spec(section, sha256, folder, **keys):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -145,15 +144,6 @@ def test_a_failure_leaves_nothing_behind(section, load, tmp_path):
         load(section)
     assert not files_of(".npy")
     assert not files_of(".tmp")
-
-
-def test_too_full_a_disk_is_said_before_any_decoding(section, load, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 70 * 36 - 1))
-    with raises(UserError):
-        load(section)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 70 * 36))
-    assert load(section)[2]
 
 
 def test_a_cache_that_can_not_be_made_is_one_line(section, load, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from taugrid.errors import (
     TRANSIENT,
     DamagedFile,
     RunDirectoryNotVisible,
-    WrongWeights,
+    WorkerRefusal,
     accelerator_error_in,
     is_environment_error,
 )
@@ -34,7 +34,7 @@ SURROUNDINGS = [
     *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EROFS)),
     *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)),
     TimeoutError("timed out"), ConnectionResetError("reset"), RunDirectoryNotVisible("node n does not see d"),
-    WrongWeights("other weights"), AcceleratorError("device unavailable"), RuntimeError(CUDA),
+    WorkerRefusal("other weights"), AcceleratorError("device unavailable"), RuntimeError(CUDA),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     SafetensorError("Error while reading: Input/output error (os error 5)"),
 ]  # fmt: skip

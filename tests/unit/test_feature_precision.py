@@ -13,6 +13,7 @@ from taugrid.errors import DeviceUnusable, UserError
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
+from taugrid.eval.sources import ImageSet
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
@@ -117,7 +118,7 @@ def test_float32_is_written_nowhere():
     spec, half = convnet(), convnet("bf16")
     assert "precision" not in spec.describe()
     assert half.describe() == spec.describe() | {"precision": "bf16"}
-    key = Reference(None, 10, "a", (1, 28, 28)).cache_key
+    key = Reference(ImageSet("npz", "a.npz", 10, (1, 28, 28), "a")).cache_key
     assert key(spec) == key(convnet("float32")) != key(half)
 
 

@@ -67,23 +67,6 @@ def test_an_empty_folder_and_a_damaged_file_are_named(pictures, tmp_path):
     recorded(refused(of_folder(root)), "directory")
 
 
-@pytest.mark.parametrize(
-    ("file", "split"),
-    [
-        ("train-images-idx3-ubyte.gz", "train"),
-        ("FashionMNIST/raw/t10k-images-idx3-ubyte", "validation"),
-        ("cifar-10-batches-py/data_batch_1", "all"),
-        ("bedroom_train_lmdb/data.mdb", "train"),
-        ("deep/x.parquet", "all"),
-    ],
-)
-def test_files_of_another_data_set_are_told_their_name(tmp_path, file, split):
-    path = tmp_path / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    recorded(refused(of_folder(tmp_path, split=split)))
-
-
 # Parquet
 
 

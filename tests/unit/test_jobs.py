@@ -442,7 +442,7 @@ def test_external_images_are_read_in_parts_and_checked_there(tmp_path, parts_of_
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
     path = tmp_path / f"images{'' if form == 'folder' else '.' + form}"
     write_images(path, pixels)
-    source = sources.open_source(str(path))
+    source = sources.open_images(str(path))
     assert len(source.parts_sha256) == 3
     for number, (start, stop) in enumerate(sources.part_bounds(20)):
         batches = list(sources.batches(source, 3, start, stop, source.parts_sha256[number]))

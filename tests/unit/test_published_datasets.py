@@ -90,7 +90,7 @@ def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, user_cache
         assert "train-images-idx3-ubyte.gz" in line
         assert str(place) in line
         assert ("debian" in line.split(":")[1]) == (root is None), "a root that is given is the only place"
-        for way in ("data.root", "data.download: true", "dataset-fashion-mnist"):
+        for way in ("set root", "download: true"):
             assert way in line
 
 

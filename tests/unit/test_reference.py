@@ -5,12 +5,11 @@ import pytest
 from snapshots import raises
 
 from taugrid.errors import ContentMismatch, DamagedFile
-from taugrid.eval.metrics import reference_statistics
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.reference_statistics import MomentsFile, load_or_compute, read_moments
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import Reference, open_reference
-from taugrid.eval.sources import Source
+from taugrid.eval.sources import ImageSet
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.workers.data.picture import SourceError
 
@@ -90,28 +89,12 @@ def test_a_cached_file_of_other_values_is_computed_anew(tmp_path):
 
 def test_a_key_changes_with_all_that_determines_features_and_with_nothing_else():
     def key(sha256="a", shape=(3, 8, 8), spec=SPEC, code=None):
-        return Reference(None, 10, sha256, shape).cache_key(spec, code)
+        return Reference(ImageSet("npz", "a.npz", 10, shape, sha256)).cache_key(spec, code)
 
     changes = {"name": "vgg16", "weights_sha256": "1" * 64, "feature_layer": "64", "source_sha256": "1" * 64}
     of_specs = [key(spec=replace(SPEC, **{name: value})) for name, value in changes.items()]
     assert len({key(), key("b"), key(shape=(1, 8, 8)), key(code="1" * 64), *of_specs}) == 8
     assert key(spec=replace(SPEC, weights_path="moved")) == key()
-
-
-def test_features_of_a_reference_are_extracted_once(tmp_path):
-    values = features(30)
-    path = reference_statistics.cached_features(
-        tmp_path, "k", 30, lambda: [{"features": values[:7]}, {"features": values[7:]}]
-    )
-    assert np.array_equal(np.concatenate(list(reference_statistics.read_all([path]))), values)
-    assert reference_statistics.cached_features(tmp_path, "k", 30, never) == path
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
-    reference_statistics.cached_features(tmp_path, "k", 30, lambda: [{"features": values}])
-    assert np.array_equal(np.concatenate(list(reference_statistics.read_all([path]))), values)
-    with pytest.raises(AssertionError):
-        reference_statistics.cached_features(tmp_path, "k", 31, never)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -134,7 +117,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
 def test_images_come_before_moments(tmp_path):
     images = np.zeros((2, 4, 4, 3), np.uint8)
     path = moments_file(tmp_path / "a.npz", arr_0=images, mu=np.zeros(4), sigma=np.eye(4))
-    assert isinstance(open_reference(path).given, Source)
+    assert isinstance(open_reference(path).given, ImageSet)
 
 
 NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)))

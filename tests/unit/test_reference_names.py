@@ -50,7 +50,6 @@ def test_a_path_comes_before_a_data_set_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert resolve_reference("digits") == ResolvedReference("digits", None)
-    assert resolve_reference("cifar10-train") == ResolvedReference("cifar10-train", None), "torch-fidelity's name"
 
 
 def test_a_folder_of_idx_files_is_fashion_mnist(idx):

@@ -1,11 +1,9 @@
-import hashlib
 import io
 import pickle
 import struct
 import subprocess
 import sys
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +14,12 @@ from hypothesis import strategies as st
 from part_files import write_part
 from PIL import Image
 from snapshots import raises, recorded
-from torch_fidelity.registry import DATASETS_REGISTRY
 from torch_fidelity.utils import glob_samples_paths
-from torchvision.datasets import CIFAR10
 
 from taugrid import threads
 from taugrid.errors import DamagedFile
-from taugrid.eval.sources import batches, open_source
+from taugrid.eval.sources import batches, open_images
 from taugrid.images import encode_png
-from taugrid.workers.data.cifar import FIDELITY_NAMES
 from taugrid.workers.data.folder import EXTENSIONS, files
 from taugrid.workers.data.load import fingerprint
 from taugrid.workers.data.picture import SourceError
@@ -82,7 +77,7 @@ def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, cha
         "huggingface": as_huggingface(tmp_path / "data.parquet", batch),
     }
     for place in places.values():
-        source = open_source(place)
+        source = open_images(place)
         assert (source.num_images, source.shape, source.sha256) == (len(batch), batch.shape[1:], fingerprint(batch))
         assert source.warnings == ()
         assert pickle.loads(pickle.dumps(source)) == source, "it travels in a message"
@@ -91,22 +86,22 @@ def test_the_same_images_are_the_same_source_however_they_are_kept(tmp_path, cha
 
 def test_identity_is_of_pixels_in_order_alone(tmp_path):
     batch = pictures(5)
-    source = open_source(as_folder(tmp_path / "a", batch))
-    renamed = open_source(as_folder(tmp_path / "b", batch, start=500))
+    source = open_images(as_folder(tmp_path / "a", batch))
+    renamed = open_images(as_folder(tmp_path / "b", batch, start=500))
     assert renamed.sha256 == source.sha256
     for path in (tmp_path / "b").iterdir():
         path.write_bytes(file_bytes(Image.open(path)) + b"trailing bytes")
-    assert open_source(str(tmp_path / "b")).sha256 == source.sha256, "other bytes, the same pixels"
-    assert open_source(as_folder(tmp_path / "c", batch[::-1])).sha256 != source.sha256
+    assert open_images(str(tmp_path / "b")).sha256 == source.sha256, "other bytes, the same pixels"
+    assert open_images(as_folder(tmp_path / "c", batch[::-1])).sha256 != source.sha256
     changed = batch.copy()
     changed[4, 2, 7, 7] ^= 1
-    assert open_source(as_folder(tmp_path / "d", changed)).sha256 != source.sha256
+    assert open_images(as_folder(tmp_path / "d", changed)).sha256 != source.sha256
 
 
 @given(count=st.integers(1, 70), size=st.integers(1, 80))
 def test_batches_hold_every_image_once_and_in_order(tmp_path_factory, count, size):
     batch = pictures(count, 1, 2)
-    source = open_source(as_npz(tmp_path_factory.mktemp("npz") / "a.npz", batch))
+    source = open_images(as_npz(tmp_path_factory.mktemp("npz") / "a.npz", batch))
     assert np.array_equal(read(source, size), batch)
 
 
@@ -116,19 +111,19 @@ def test_shards_are_taken_by_index_and_other_parquet_by_name(tmp_path):
     ours.mkdir()
     as_shard(ours / "part-b.parquet", batch[:12], start=0)
     as_shard(ours / "part-a.parquet", batch[12:], start=12)
-    assert np.array_equal(read(open_source(str(ours))), batch)
+    assert np.array_equal(read(open_images(str(ours))), batch)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     as_huggingface(theirs / "b.parquet", batch[:12])
     as_huggingface(theirs / "a.parquet", batch[12:])
-    assert np.array_equal(read(open_source(str(theirs))), np.concatenate([batch[12:], batch[:12]]))
+    assert np.array_equal(read(open_images(str(theirs))), np.concatenate([batch[12:], batch[:12]]))
 
 
 def test_a_parquet_column_of_plain_bytes_is_taken(tmp_path):
     batch = pictures(3)
     table = pa.table({"png": pa.array([encode_png(image) for image in batch], pa.large_binary())})
     pq.write_table(table, tmp_path / "a.parquet")
-    assert np.array_equal(read(open_source(str(tmp_path / "a.parquet"))), batch)
+    assert np.array_equal(read(open_images(str(tmp_path / "a.parquet"))), batch)
 
 
 def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
@@ -143,7 +138,7 @@ def test_folders_are_read_as_torch_fidelity_reads_them(tmp_path):
     (folder / "z.png").symlink_to(tmp_path / "0.png")
     theirs = glob_samples_paths(str(folder), samples_find_deep=False, samples_find_ext="png,jpg,jpeg", verbose=False)
     assert files(folder, EXTENSIONS) == theirs
-    source = open_source(str(folder))
+    source = open_images(str(folder))
     assert np.array_equal(read(source), batch[[3, 0, 1, 2]])
     recorded("\n".join(source.warnings), "subfolders")
 
@@ -152,7 +147,7 @@ def test_jpeg_is_taken_with_a_warning_whatever_it_is_called(tmp_path):
     as_folder(tmp_path, pictures(3))
     picture = Image.fromarray(pictures(1)[0].transpose(1, 2, 0))
     (tmp_path / "x.png").write_bytes(file_bytes(picture, "JPEG"))
-    source = open_source(str(tmp_path))
+    source = open_images(str(tmp_path))
     assert source.num_images == 4
     recorded(source.warnings[0], "images")
 
@@ -161,7 +156,7 @@ def test_a_reference_of_guided_diffusion_is_taken_for_its_images(tmp_path):
     """Its mu and sigma are of the training set, its images 10,000 of these, so the two are not the same reference."""
     batch = pictures(3)
     np.savez(tmp_path / "a.npz", arr_0=batch.transpose(0, 2, 3, 1), mu=np.zeros(4), sigma=np.eye(4))
-    source = open_source(str(tmp_path / "a.npz"))
+    source = open_images(str(tmp_path / "a.npz"))
     assert np.array_equal(read(source), batch)
     recorded(source.warnings[0], "sigma")
 
@@ -169,12 +164,12 @@ def test_a_reference_of_guided_diffusion_is_taken_for_its_images(tmp_path):
 def test_splits_in_one_folder_are_said(tmp_path):
     for split in ("test", "train"):
         as_huggingface(tmp_path / f"{split}-00000-of-00001.parquet", pictures(2))
-    recorded(open_source(str(tmp_path)).warnings[0], "splits")
+    recorded(open_images(str(tmp_path)).warnings[0], "splits")
 
 
 def refused(path, error=SourceError):
     with raises(error):
-        open_source(str(path))
+        open_images(str(path))
 
 
 def test_a_truncated_picture_is_named(tmp_path):
@@ -250,13 +245,13 @@ def test_an_npz_with_one_wrong_bit_is_named_or_is_the_same(tmp_path, save):
     """Wherever the bit is: one in numpy's header makes the array shorter, one in zip's records makes it encrypted."""
     path, generator = tmp_path / "a.npz", np.random.default_rng(0)
     save(path, pictures(3, size=4).transpose(0, 2, 3, 1))
-    whole, source, messages = path.read_bytes(), open_source(str(path)), []
+    whole, source, messages = path.read_bytes(), open_images(str(path)), []
     for position in generator.integers(len(whole), size=600):
         wrong = bytearray(whole)
         wrong[position] ^= 1 << int(generator.integers(8))
         path.write_bytes(wrong)
         try:
-            assert open_source(str(path)).sha256 == source.sha256
+            assert open_images(str(path)).sha256 == source.sha256
         except DamagedFile as error:
             messages.append(str(error))
     assert len(messages) > 300, "most of the bits matter"
@@ -297,7 +292,7 @@ def test_shards_of_two_cells_and_missing_ones_are_refused(tmp_path):
     (tmp_path / "4.parquet").unlink()
     for start in (5, 10):
         as_shard(tmp_path / f"{start}.parquet", pictures(5), start)
-    assert open_source(str(tmp_path)).num_images == 15
+    assert open_images(str(tmp_path)).num_images == 15
     for start in (5, 0):
         (tmp_path / f"{start}.parquet").unlink()
         refused(tmp_path)
@@ -313,42 +308,10 @@ def test_rows_that_are_missing_in_a_shard_are_said(tmp_path):
 
 def test_images_that_change_after_they_were_opened_are_found_out(tmp_path):
     batch = pictures(5)
-    source = open_source(as_folder(tmp_path / "a", batch))
+    source = open_images(as_folder(tmp_path / "a", batch))
     (tmp_path / "a" / "0000004.png").write_bytes(encode_png(batch[0]))
     with raises(SourceError):
         list(batches(source, 2))
-
-
-def test_a_data_set_that_is_not_here_says_where_to_put_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    refused("cifar10-train")
-    refused("stl10-test")
-
-
-def test_a_data_set_is_read_as_torch_fidelity_reads_it(tmp_path, monkeypatch):
-    """A file in CIFAR-10's form, written here: only the checksum that torchvision expects is replaced."""
-    batch = pictures(70, size=32)
-    folder = tmp_path / "fidelity_datasets" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    contents = {
-        "test_batch": {"data": batch.reshape(70, -1), "labels": [0] * 70},
-        "batches.meta": {"label_names": ["a"]},
-    }
-    md5 = {}
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    assert set(FIDELITY_NAMES) <= set(DATASETS_REGISTRY)
-    monkeypatch.setattr(CIFAR10, "train_list", [])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    source = open_source("cifar10-val")
-    assert (source.kind, source.dataset, source.sha256) == ("dataset", "cifar10-val", fingerprint(batch))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
-    assert np.array_equal(read(source), batch), "a source knows where it lies"
-    with raises(SourceError):
-        list(batches(replace(source, path=str(tmp_path)), 2))
 
 
 def test_sources_import_no_torch():

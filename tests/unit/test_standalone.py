@@ -21,9 +21,8 @@ from taugrid.eval.metrics.projections import monge_distance
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.reference import Reference, open_reference, reference_of
-from taugrid.eval.sources import open_source
-from taugrid.eval.standalone import Spool
+from taugrid.eval.reference import Reference, open_reference
+from taugrid.eval.sources import open_images
 from taugrid.images import encode_png
 from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, PIXELS, ExtractorSpec
 from taugrid.registry.metrics import METRICS, MetricSettings
@@ -57,12 +56,12 @@ def as_folder(folder, batch):
     folder.mkdir()
     for i, image in enumerate(batch):
         (folder / f"{i:07d}.png").write_bytes(encode_png(image))
-    return open_source(str(folder))
+    return open_images(str(folder))
 
 
 def as_npz(path, batch):
     np.savez(path, batch.transpose(0, 2, 3, 1))
-    return open_source(str(path))
+    return open_images(str(path))
 
 
 def as_shard(path, batch):
@@ -74,11 +73,11 @@ def as_shard(path, batch):
         writer.append(batch)
         writer.finish()
         part.commit(replace=False)
-    return open_source(str(path))
+    return open_images(str(path))
 
 
 def as_reference(given):
-    return given if isinstance(given, Reference) else reference_of(given)
+    return given if isinstance(given, Reference) else Reference(given)
 
 
 def evaluate(samples, reference, extractor, settings, **options):
@@ -126,15 +125,14 @@ def test_the_same_images_give_the_same_numbers_however_they_are_kept(tmp_path, s
 def test_a_cached_reference_gives_the_same_numbers_and_is_not_extracted_again(tmp_path, spec, cell, digits):
     samples, reference = as_npz(tmp_path / "a.npz", cell), as_npz(tmp_path / "d.npz", digits)
     for settings in (MetricSettings(metrics=("fid", "isc")), ALL):
-        seen = []
-        first, second = (
-            evaluate(samples, reference, spec, settings, versions=VERSIONS, cache=tmp_path / "cache",
-                     progress=lambda what, *_: seen.append(what))  # noqa: B023, called before the loop goes on
-            for _ in range(2)
-        )  # fmt: skip
-        assert first == second
-        batches = -(-len(digits) // 250)
-        assert seen.count("reference") == 1 + batches, "the beginning, and each batch"
+        seen, results = ([], []), []
+        for whats in seen:
+            tell = lambda what, *_: whats.append(what)  # noqa: B023, E731, called before the loop goes on
+            results.append(
+                evaluate(samples, reference, spec, settings, versions=VERSIONS, cache=tmp_path / "cache", progress=tell)
+            )
+        assert results[0] == results[1]
+        assert [{*whats} for whats in seen] == [{"samples", "reference"}, {"samples"}]
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npz", ".parquet"]
 
 
@@ -299,15 +297,6 @@ def test_no_error_that_rests_on_few_samples(wanted):
     recorded(note, "samples")
 
 
-def test_a_spool_reads_back_what_was_written_as_often_as_wanted(monkeypatch):
-    monkeypatch.setattr(standalone, "BYTES_IN_MEMORY", 1000)  # beyond it, a file
-    with Spool() as spool:
-        for start in range(0, 9000, 700):
-            spool.append(FEATURES[start : start + 700])
-        for _ in range(2):
-            assert np.array_equal(np.concatenate(list(spool.chunks())), FEATURES)
-
-
 def test_fid_and_isc_take_no_memory_that_grows_with_n():
     """What is allocated at once stays below two runs of float64, for 1 or 40 times as many features."""
     import tracemalloc
@@ -341,7 +330,7 @@ def test_sets_are_scored_in_an_order_with_what_comparing_them_needs(tmp_path, sp
         options = standalone.Options(
             versions=VERSIONS, features=tmp_path / "features", progress=lambda what, *_: seen.append(what)
         )
-        return standalone.score_sets(sets, reference_of(reference), spec, ALL, options, orders)
+        return standalone.score_sets(sets, Reference(reference), spec, ALL, options, orders)
 
     first = scored(None, np.argsort(order))
     assert first[0].document["metrics"] == first[1].document["metrics"]

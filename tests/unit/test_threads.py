@@ -16,7 +16,7 @@ from taugrid import parquet, threads
 from taugrid.errors import DamagedFile
 from taugrid.eval import extract
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.sources import batches, open_source
+from taugrid.eval.sources import batches, open_images
 from taugrid.images import encode_png
 from taugrid.registry.extractors import PIXELS
 from taugrid.workers.data.decoding import fitted
@@ -62,7 +62,7 @@ def kept(way, folder, pngs):
 def read(way, path):
     if way == "shard":
         return np.concatenate([images for _, images in parquet.read_images(path)])
-    return np.concatenate([batch.images for batch in batches(open_source(str(path)), 16)])
+    return np.concatenate([batch.images for batch in batches(open_images(str(path)), 16)])
 
 
 WAYS = ("shard", "folder", "parquet")

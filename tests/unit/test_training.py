@@ -44,7 +44,7 @@ from taugrid.workers.diffusion import noise
 from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, save_pipeline
-from taugrid.workers.training import checkpoints, fit, loop, notice
+from taugrid.workers.training import checkpoints, fit, loop, meeting
 from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
@@ -205,7 +205,7 @@ def test_a_training_whose_node_will_be_taken_away_loses_no_step(tmp_path, monkey
 def test_workers_ask_for_a_notice_once_a_second_and_all_after_the_same_steps(monkeypatch, seconds, asked):
     """Rank 1's clock runs ten times as fast, and does not count."""
     now, rank, said, asking = 0.0, 0, [], {0: [], 1: []}
-    monkeypatch.setattr(notice, "time", SimpleNamespace(perf_counter=lambda: now * (10 if rank else 1)))
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(perf_counter=lambda: now * (10 if rank else 1)))
 
     def broadcast(every):
         said.append(every)
@@ -215,9 +215,9 @@ def test_workers_ask_for_a_notice_once_a_second_and_all_after_the_same_steps(mon
         asking[rank].append(step)
         return PreemptionInfo(None, {"node": [0]}) if step == asked[-1] else None
 
-    monkeypatch.setattr(notice, "broadcast_from_rank_zero", broadcast)
-    monkeypatch.setattr(notice.ray.train, "get_preemption_info", asks)
-    notices = [notice.Notice(), notice.Notice()]
+    monkeypatch.setattr(meeting, "broadcast_from_rank_zero", broadcast)
+    monkeypatch.setattr(meeting.ray.train, "get_preemption_info", asks)
+    notices = [meeting.Notice(), meeting.Notice()]
     for step in range(1, asked[-1] + 1):
         now += seconds
         for rank in range(2):
@@ -294,14 +294,6 @@ def test_a_gpu_trains_in_the_layout_that_is_faster_in_its_precision(tmp_path, mo
     weight = state.unet.conv_out.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert weight.is_contiguous() != channels_last
-
-
-def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
-    said = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_det"
-    with raises(Hopeless), loop.repeatable(steady(tmp_path, precision="bf16").train):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match="another"), loop.repeatable(steady(tmp_path).train):
-        raise RuntimeError("another")
 
 
 class OnDevice:

@@ -25,7 +25,7 @@ from taugrid.errors import UserError
 from taugrid.eval import reference
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.pages.report import run_html
-from taugrid.eval.sources import open_source
+from taugrid.eval.sources import open_images
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.images import decode_png
 from taugrid.orchestrator.cli.main import cli
@@ -330,7 +330,7 @@ def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
     few = load_images(open_existing(str(finished)).config.data)[:1500]
     monkeypatch.setattr(reference, "load_images", lambda data: few)
     cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
-    assert open_source(str(tmp_path / "pngs")).sha256 == fingerprint(few)
+    assert open_images(str(tmp_path / "pngs")).sha256 == fingerprint(few)
     with raises(UserError):
         cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
 

@@ -13,7 +13,7 @@ from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import RunDirectoryNotVisible, RunFailed, UserError, WorkerRefusal, WrongWeights
+from taugrid.errors import RunDirectoryNotVisible, RunFailed, UserError, WorkerRefusal
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text.runs import print_result
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taugrid import parquet
-from taugrid.errors import WrongWeights
+from taugrid.errors import WorkerRefusal
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import KindResult, WorkKind
@@ -52,7 +52,7 @@ class PaintJob(Job):
 
 def run(job, device):
     if job.colour == "wrong":
-        raise WrongWeights("no such colour")
+        raise WorkerRefusal("no such colour")
     if job.colour == "broken":
         raise ValueError("the brush\\nis broken")
     schema = parquet.number_schema({"colour": f"{job.colour} on {device.name}"}, ["stroke"])
@@ -195,7 +195,7 @@ def test_the_files_of_a_sixth_kind_are_cleaned_up_verified_and_told(sixth, tmp_p
 
 def test_what_every_worker_would_refuse_ends_the_run_with_its_one_line(sixth, tmp_path):
     run = Painting(tmp_path / "run", "wrong")
-    with raises(WrongWeights):
+    with raises(WorkerRefusal):
         run.do()
     assert all("Traceback" in log.read_text() for log in run.rundir.root.glob("*.log"))
 

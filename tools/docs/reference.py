@@ -19,7 +19,7 @@ import yaml
 import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, SIGMA_KEYS, Section
 from taugrid.config.experiment import Config
-from taugrid.config.section import expected
+from taugrid.config.section import Schema, either
 from taugrid.errors import Exit
 from taugrid.eval.tables import by_label, differences, long_form, reconstruction
 from taugrid.eval.tables.ablation.effects import Effect
@@ -125,6 +125,57 @@ def value_of(node: Mapping[str, Any], field: Any, default: Any) -> str:
         return "(a section)"
     shown = yaml.safe_dump(default, default_flow_style=True, width=1000).splitlines()[0]
     return f"({markdown(expected(node))}; default `{shown}`)"
+
+
+def expected(node: Schema) -> str:
+    """The expected value of a key, as a phrase such as "a number from 0 to 1, or sigma_hat"."""
+    branches = node.get("anyOf", [node])
+    words = [word for branch in branches for word in _words(branch)]
+    phrases = [_phrase(branch) for branch in branches if not _words(branch)]
+    *others, last = [*phrases, *([either(words)] if words else [])]
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _words(branch: Schema) -> list[str]:
+    if branch.get("type") == "boolean":
+        return ["true", "false"]
+    if branch.get("type") == "null":
+        return ["null"]
+    return [*map(str, branch.get("enum", [branch["const"]] if "const" in branch else []))]
+
+
+def _phrase(branch: Schema, plural: bool = False) -> str:
+    match branch.get("type"):
+        case "integer":
+            return _number(branch, "whole number", plural)
+        case "number":
+            return _number(branch, "number", plural)
+        case "string":
+            return f"text of {branch['form']}" if "form" in branch else "text"
+        case "array":
+            item = branch.get("prefixItems", [branch.get("items")])[0]
+            items = either(_words(item)) if _words(item) else _phrase(item, plural=True)
+            least, most = branch.get("minItems"), branch.get("maxItems")
+            if least is not None and least == most:
+                return f"a list of {least} {items}"
+            return f"a list of {'one or more ' if least else ''}{items}"
+        case _:
+            return "mappings" if plural else str(branch.get("form", "a mapping"))  # a section, or a mapping of the grid
+
+
+def _number(branch: Schema, noun: str, plural: bool) -> str:
+    low, above = branch.get("minimum"), branch.get("exclusiveMinimum")
+    high, below = branch.get("maximum"), branch.get("exclusiveMaximum")
+    nouns = f"{noun}s" if plural else f"a {noun}"
+    if above == 0 and high is None and below is None:
+        return f"positive {noun}s" if plural else f"a positive {noun}"
+    if low is not None and high is not None:
+        return f"{nouns} from {low:g} to {high:g}"
+    limits = {"at least": low, "greater than": above, "at most": high, "less than": below}
+    bounds = [
+        f"{words} {'2^63' if limit == 2**63 else f'{limit:g}'}" for words, limit in limits.items() if limit is not None
+    ]
+    return f"{nouns} {'of ' if low is not None else ''}{' and '.join(bounds)}" if bounds else nouns
 
 
 def in_ids(key: str) -> str:

@@ -38,11 +38,9 @@ def read(data: Data) -> EncodedDataset:
         folder = next(filter(_is_celeba, candidates), None)
     if folder is None:
         raise MissingImages(
-            f"CelebA is missing (list_eval_partition.txt and img_align_celeba/ are neither in {candidates[0]} nor in "
-            f"{root})",
-            "their folder",
-            "data.download: true (Google Drive has a daily limit; to download by hand: "
-            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
+            f"data: CelebA is missing (list_eval_partition.txt and img_align_celeba/ are neither in {candidates[0]} "
+            f"nor in {root}): put them there, or set root to their folder, or download: true (Google Drive has a daily "
+            "limit; to download by hand: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
         )
     partition = folder / "list_eval_partition.txt"
     lines = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -3,7 +3,6 @@
 The file is in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
 """
 
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -58,7 +57,6 @@ def load_or_decode(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
         with locked(path.with_suffix(".lock")):
             images = _open(path)
             if images is None:
-                _require_room(cache, (count, *data.image_shape))
                 print(f"decoding {count} images of {data.full_name}, once, to {path}", file=sys.stderr)
                 _write(path, fitted(encoded.reader, data.image_shape, count), (count, *data.image_shape))
                 images = _open(path)
@@ -168,12 +166,3 @@ def _write(path: Path, pictures: Iterable[DecodedImage], shape: tuple[int, int, 
     if count != shape[0]:
         raise DamagedFile(f"{path.stem} has {count} images, but its reader promised {shape[0]}")
     write_sealed(path.with_suffix(".json"), {"fingerprint": digest.hexdigest()})
-
-
-def _require_room(cache: Path, shape: tuple[int, int, int, int]) -> None:
-    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(cache).free
-    if needed > free:
-        raise UserError(
-            f"data: {shape[0]} decoded images take {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left: "
-            "set data.limit, a smaller data.shape, or XDG_CACHE_HOME to a folder on a larger disk"
-        )

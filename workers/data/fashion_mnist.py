@@ -76,10 +76,8 @@ def _find(data: Data, name: str) -> Path:
         path = next(filter(Path.is_file, candidates), None)
     if path is None:
         raise MissingImages(
-            f"Fashion-MNIST is missing (no {name}.gz or {name} in {', '.join(map(str, folders))})",
-            "the folder with its IDX files",
-            "data.download: true",
-            "install Debian's package dataset-fashion-mnist",
+            f"data: Fashion-MNIST is missing (no {name}.gz or {name} in {', '.join(map(str, folders))}): put it "
+            "there, or set root to the folder with its IDX files, or download: true"
         )
     return path
 

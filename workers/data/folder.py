@@ -4,11 +4,9 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.registry.datasets import DATASETS
 from taugrid.workers.data.decoding import EncodedDataset
 from taugrid.workers.data.labels import Labels, of_folders
 from taugrid.workers.data.load import root_of
@@ -16,27 +14,6 @@ from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, dec
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""
-
-
-class _Layout(NamedTuple):
-    what: str
-    name: str
-    """`data.name` of what reads them."""
-    keys: str
-    """Other keys that it requires."""
-    patterns: tuple[str, ...]
-    """Patterns of the path of a file by which the layout is recognised."""
-    depth: int
-    """How many folders `root` is above that file; 0: `root` is the folder that was given."""
-
-
-OTHER_LAYOUTS = (
-    _Layout("IDX files", "fashion-mnist", "", ("*-images-idx3-ubyte", "*-images-idx3-ubyte.gz"), 1),
-    _Layout("CIFAR-10's batches", "cifar10", "", ("data_batch_1", "*cifar-10-batches-py/data_batch_1"), 2),
-    _Layout("LSUN's database", "lsun", "category: bedroom", ("data.mdb", "*_lmdb/data.mdb"), 2),
-    _Layout("Parquet files", "parquet", "shape: [CHANNELS, HEIGHT, WIDTH]", ("*.parquet",), 0),
-)
-"""Folders that users give to `folder` by mistake, although a different data set reads them."""
 
 
 def read(data: Data) -> EncodedDataset:
@@ -51,8 +28,6 @@ def read(data: Data) -> EncodedDataset:
     paths = below(root, [f"*{ending}" for ending in EXTENSIONS])
     if paths:
         return EncodedDataset(root, paths, Reader(len(paths), lambda first: paths[first:], decode_file))
-    if (meant := _other_data(root_of(data), data.split)) is not None:
-        raise UserError(f"data: {meant}")
     if not root.is_dir():
         ways = "set data.root to the folder" + ("" if data.split == "all" else " above it, or data.split: all")
         raise UserError(f"data: there is no folder {root}: {ways}")
@@ -74,18 +49,6 @@ def labels(data: Data) -> Labels:
             "of each class in a subfolder of its own"
         )
     return of_folders([names[0] for names in parts])
-
-
-def _other_data(root: Path, split: str) -> str | None:
-    """A message with the section `data` to write, if a folder holds the files of a different data set; else None."""
-    for layout in OTHER_LAYOUTS:
-        for path in below(root, layout.patterns)[:1]:
-            place = path.parents[layout.depth - 1] if layout.depth else root
-            keeps_split = split != "all" and split in DATASETS[layout.name].splits
-            own_split = f"split: {split}" if keeps_split else ""
-            write = ", ".join(filter(None, [f"name: {layout.name}", own_split, layout.keys, f"root: {place}"]))
-            return f"{root} holds {layout.what}, not PNG or JPEG: write data: {{{write}}}"
-    return None
 
 
 def reader(folder: Path) -> Reader:

@@ -27,17 +27,11 @@ FINGERPRINT_ROWS = 1024
 
 
 class MissingImages(UserError):
-    """The images of a published data set are not there. Its text is for the section `data` of a config."""
-
-    def __init__(self, fault: str, root: str, *others: str) -> None:
-        """Args: `fault`, what is missing where; `root`, what `data.root` must be; `others`, phrases of other fixes."""
-        self.fault, self.root, self.others = fault, root, others
-        super().__init__(f"data: {fault}: {', or '.join([f'set data.root to {root}', *others])}")
+    """The images of a published data set are not there. Its text begins with the section `data` of a config."""
 
     def for_section(self, section: str) -> MissingInput:
         """The same error for a different section that names a data set, such as `evaluate.reference`."""
-        text = str(self).replace("data.root", f"{section}.root").replace("data.download", f"{section}.download")
-        return MissingInput(f"{section}: {text.removeprefix('data: ')}")
+        return MissingInput(f"{section}{str(self).removeprefix('data')}")
 
 
 def load_images(data: Data) -> NDArray[np.uint8]:
@@ -144,9 +138,7 @@ def decoded(data: Data) -> Decoded:
 
 
 def _place(data: Data) -> str:
-    if "root" not in data.dataset.keys:
-        return "its packages"
-    return data.root or str(default_root())
+    return str(root_of(data)) if "root" in data.dataset.keys else "its packages"
 
 
 def _require_published_size(data: Data, count: int, place: str) -> None:
@@ -167,17 +159,13 @@ def fingerprint(images: NDArray[np.uint8]) -> str:
     return str(digest.hexdigest())
 
 
-def default_root() -> Path:
-    """The folder of data sets, also for downloads, unless `data.root` is set."""
-    return user_cache() / "datasets"
-
-
 def decoded_folder() -> Path:
     return user_cache() / "decoded"
 
 
 def root_of(data: Data) -> Path:
-    return default_root() if data.root is None else Path(data.root)
+    """`data.root`, or the usual folder of data sets and of downloads."""
+    return user_cache() / "datasets" if data.root is None else Path(data.root)
 
 
 def download(name: str, root: Path) -> None:

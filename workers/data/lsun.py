@@ -29,9 +29,8 @@ def read(data: Data) -> EncodedDataset:
     folder = root_of(data) / f"{data.category}_{part}_lmdb"
     if not (folder / "data.mdb").is_file():
         raise MissingImages(
-            f"LSUN's {data.category} is missing (no {folder}/data.mdb)",
-            f"the folder above {folder.name}, which you get with the script from https://github.com/fyu/lsun and "
-            "unpack (taugrid does not download LSUN)",
+            f"data: LSUN's {data.category} is missing (no {folder}/data.mdb): set root to the folder above "
+            f"{folder.name}, which you get with the script from https://github.com/fyu/lsun and unpack"
         )
     if find_spec("lmdb") is None:
         raise UserError("data: LSUN needs the module lmdb: pip install 'taugrid[lsun]'")

@@ -28,7 +28,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     Raises:
         ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
         OSError: if a file can't be read.
-        WrongWeights: if the weights in a folder do not fit its config.json.
+        WorkerRefusal: if the weights in a folder do not fit its config.json.
         CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see
             `custom.checked`.
     """

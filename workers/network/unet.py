@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taugrid.config import Diffusion, Unet
-from taugrid.errors import WrongWeights, joined_lines
+from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
 from taugrid.storage import Storage
 from taugrid.words import listed
@@ -94,7 +94,7 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
     Raises:
         ContentMismatch: if this node has other files in the folder than the driver, or none.
         OSError: if they can't be read.
-        WrongWeights: if the weights do not fit the config.json next to them, or hold more than tensors.
+        WorkerRefusal: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
     unet = read_saved(saved)
     if how.weights is not None:
@@ -155,12 +155,12 @@ def _from_folder(private: Path, folder: Path, kind: str) -> Any:
             output_loading_info=True,
         )
     except ValueError as error:
-        raise WrongWeights(f"{folder}/config.json is not a {kind}'s: {joined_lines(error)}") from error
+        raise WorkerRefusal(f"{folder}/config.json is not a {kind}'s: {joined_lines(error)}") from error
     shapes = [f"{name} {list(theirs)}, not {list(ours)}" for name, theirs, ours in info["mismatched_keys"]]
     wrong = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": shapes}
     faults = [f"{fault}: {listed(sorted(names), MAX_NAMED)}" for fault, names in wrong.items() if names]
     if faults:
-        raise WrongWeights(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
+        raise WorkerRefusal(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
     return network
 
 
@@ -168,6 +168,6 @@ def _require_tensors(private: Path, file: Path) -> None:
     try:
         torch.load(private, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise WrongWeights(
+        raise WorkerRefusal(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
         ) from error

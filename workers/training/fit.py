@@ -28,7 +28,7 @@ MAX_CONTROLLER_FAILURES = 9
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often its controller polls; a checkpoint waits for it (2 s)
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of the notices that notice.py asks for (5 s)
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of the notices that `Notice` asks for (5 s)
 }
 """Read by Ray Train when a run starts, and passed on to its processes. Variables that the user has set win."""
 

@@ -7,8 +7,7 @@ restart changes the result, apart from the rounding of sums.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import ray.train
@@ -30,11 +29,7 @@ from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
-from taugrid.workers.training.meeting import Meeting
-from taugrid.workers.training.notice import Notice
-
-NOT_REPEATABLE = "does not have a deterministic implementation"
-"""What torch says of an operation that gives something else each time, where that is an error."""
+from taugrid.workers.training.meeting import Meeting, Notice
 
 
 def run(spec: TrainingSpec) -> bool:
@@ -66,25 +61,11 @@ def run(spec: TrainingSpec) -> bool:
         fault = str(error)
     meeting.stop_together("data", fault)
     assert batches is not None
-    with meeting.process_group(device), repeatable(spec.train):
+    with meeting.process_group(device):
         is_done = train(spec, state, batches, log, rank, world_size, Notice().is_given)
     if rank == 0 and is_done:
         checkpoints.commit(spec, state)
     return is_done
-
-
-@contextmanager
-def repeatable(settings: Train) -> Iterator[None]:
-    """Raise `Hopeless` for an operation that torch can't repeat, where that is an error."""
-    try:
-        yield
-    except RuntimeError as error:
-        if NOT_REPEATABLE not in str(error):
-            raise
-        raise Hopeless(
-            f"train.precision: {settings.precision}: {str(error).partition(',')[0]}; set train.precision: float32, "
-            "where it is only noted, or another model.unet"
-        ) from error
 
 
 def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
@@ -143,7 +124,11 @@ def train(
             distributed.all_reduce(loss)
         record = Record(state.step, loss.item(), rate, gradient_norm.item(), world_size, state.seconds)
         if (fault := not_finite(record, state if due or last else None)) is not None:
-            raise Hopeless(_diverged(spec, fault, checkpointed))
+            kept = f"; its checkpoint of step {checkpointed} stays in {spec.running}" if checkpointed else ""
+            raise Hopeless(
+                f"{fault} not finite; lower train.learning_rate ({settings.learning_rate:g}), set a lower "
+                f"train.gradient_clip, or raise train.warmup_steps ({settings.warmup_steps}){kept}"
+            )
         if due or last:
             shortages.require_none()  # else Ray Train goes on from the last checkpoint, in new processes
         if logged and log is not None:
@@ -209,21 +194,6 @@ def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world
     network = torch.nn.parallel.DistributedDataParallel(unet)
     torch.autograd.backward(_output(settings, network, batches[0]).sum())
     return network
-
-
-def _diverged(spec: TrainingSpec, what: str, checkpointed: int) -> str:
-    """The error message: what happened, what to change, and what remains."""
-    settings = spec.train
-    clip = "set train.gradient_clip"
-    if settings.gradient_clip is not None:
-        clip = f"lower train.gradient_clip ({settings.gradient_clip:g})"
-    left = "there is no earlier checkpoint"
-    if checkpointed:
-        left = f"its last good checkpoint, of step {checkpointed}, stays in {spec.running}"
-    return (
-        f"{what} not finite; lower train.learning_rate ({settings.learning_rate:g}), raise train.warmup_steps "
-        f"({settings.warmup_steps}), or {clip}, which makes it another model that starts from scratch; {left}"
-    )
 
 
 def device_of(spec: TrainingSpec) -> str:

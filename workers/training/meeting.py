@@ -1,4 +1,4 @@
-"""How the ranks of a training meet: through a file in the run directory, with one line if they can't.
+"""How the ranks of a training meet, through a file in the run directory, and leave together before their nodes do.
 
 Ray Train would use torch's TCP store, which listens on all of a machine's interfaces, and gloo listens on the one that
 the host's name resolves to. A cluster on loopback must not listen anywhere else.
@@ -7,13 +7,14 @@ the host's name resolves to. A cluster on loopback must not listen anywhere else
 import errno
 import fcntl
 import os
-import re
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray.train
 import ray.util
 import torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -23,9 +24,6 @@ from torch.distributed.constants import default_pg_timeout
 
 from taugrid.jobs import Hopeless
 from taugrid.words import this_node
-
-CONNECTING = re.compile(r"nccl(System|Internal|Remote)Error")
-"""What NCCL calls an error of its network, in torch's text (NCCLUtils.hpp); it has others for CUDA and wrong calls."""
 
 
 class Meeting:
@@ -72,9 +70,6 @@ class Meeting:
 
         A rank that fails does not destroy the group. If it did, all others would fail too and bury its error under
         theirs. Instead they wait until Ray Train stops them.
-
-        Raises:
-            ConnectionError: if NCCL can't connect them; it has NCCL's own words and what to set.
         """
         if self.world_size == 1:
             yield
@@ -97,29 +92,11 @@ def store_in(file: Path, world_size: int) -> Store:
 
 
 def connect(store: Store, rank: int, world_size: int, device: str) -> None:
-    """Make the process group of the ranks that have this store; ConnectionError if NCCL can't connect them."""
+    """Make the process group of the ranks that have this store."""
     backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     if backend == "nccl":  # it connects at the first collective, which would be one deep in DDP
-        try:
-            distributed.all_reduce(torch.zeros(1, device=device))
-        except distributed.DistBackendError as error:
-            if CONNECTING.search(str(error)) is None:
-                raise
-            raise ConnectionError(unconnected(str(error))) from error
-
-
-def unconnected(text: str) -> str:
-    """One line about an error of NCCL's network: NCCL's own words, out of the lines that torch makes, and the fix."""
-    kind, last = re.search(r"nccl\w+Error", text), re.search(r"Last error:\s*(\S.*)", text)
-    words = ": ".join(found.group(group) for found, group in ((kind, 0), (last, 1)) if found is not None)
-    name = "NCCL_SOCKET_IFNAME"
-    now = f" (it is {os.environ[name]!r} there)" if name in os.environ else ""
-    return (
-        f"node {this_node()}: NCCL can't connect the training workers: {words.strip()}; set {name} to the network "
-        f"interface that reaches the other nodes{now}, as `ip -brief address` names it, in front of `ray start` on "
-        "every node, or set train.workers: 1"
-    )
+        distributed.all_reduce(torch.zeros(1, device=device))
 
 
 def without_locks(folder: Path) -> str | None:
@@ -151,3 +128,31 @@ def stay_on_loopback() -> None:
     """Have gloo and NCCL listen on the loopback interface alone."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+
+
+LOOK_SECONDS = 1.0
+"""How often the workers ask: each time is a barrier over them, of some milliseconds. Spot nodes get 30 s or more."""
+
+
+class Notice:
+    """A notice that a worker's node will be taken away. All ranks make it, and call it after the same steps.
+
+    Only rank 0's clock and knowledge count, so that all ranks leave after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0  # the first step after which they ask
+        self._every = 1
+        self._asked = time.perf_counter()
+
+    def is_given(self, step: int) -> bool:
+        """Whether to leave after `step`."""
+        if step < self._next:
+            return False
+        if ray.train.get_preemption_info() is not None:
+            return True
+        now = time.perf_counter()
+        fit = int(self._every * LOOK_SECONDS / max(now - self._asked, 1e-9))
+        self._every = broadcast_from_rank_zero(max(1, min(fit, 2 * self._every)))  # the first steps may be quick
+        self._next, self._asked = step + self._every, now
+        return False
