@@ -2,19 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import about, effect_tables
-from taugrid.eval.tables.differences_files import (
-    DifferenceRow,
-    compared,
-    differences_of,
-    format_difference,
-    notes_of,
-    with_short_keys,
-)
-from taugrid.eval.tables.differences_files import about as about_differences
+from taugrid.eval.tables.ablation.effects import Effects, effect_tables
+from taugrid.eval.tables.differences import about, compared, difference_texts, differences_of, notes_of, with_short_keys
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields, dotted, shortened
@@ -31,26 +22,20 @@ MAX_LIST_LENGTH = 4
 """Numbers of a list that are written out."""
 
 
-class MetricDifferences(NamedTuple):
-    metric: MetricColumn
-    about: str
-    groups: dict[str, list[DifferenceRow]]
-    """Direction -> differences."""
-    left_out: int
-
-
 def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
     """The differences of each metric as text, `first` before the others, and notes; `rows` are of differences.csv."""
-    found: list[MetricDifferences] = []
+    found: list[dict[str, Any]] = []
     for metric in compared(rows, first):
-        groups: dict[str, list[DifferenceRow]] = {}
+        groups: dict[str, list[tuple[str, ...]]] = {}
         of_metric = differences_of(rows, metric)
         for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
             along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
             heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-            groups.setdefault(heading, []).append(format_difference(row))
-        said = "" if found else about_differences(metric)
-        found.append(MetricDifferences(metric, said, groups, max(0, len(of_metric) - MAX_DIFFERENCES)))
+            groups.setdefault(heading, []).append(difference_texts(row))
+        left_out = max(0, len(of_metric) - MAX_DIFFERENCES)
+        found.append({
+            "metric": metric, "about": "" if found else about(metric), "groups": groups, "left_out": left_out
+        })  # fmt: skip
     return {"metrics": found, "notes": notes_of(rows)}
 
 
@@ -62,14 +47,15 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
     tables = [
         {
             "heading": f"{metric.heading}: {table.title}",
+            "heads": table.heads,
+            "at": table.at,
+            "rows": list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS],
             "left_out": max(0, len(table.rows) - MAX_EFFECTS),
-            **table._asdict(),
-            "rows": table.rows[:MAX_EFFECTS],
         }
         for metric in found.by_metric
         for table in effect_tables(found, metric)
     ]
-    explained = [line.replace("`", "") for line in about(found)]
+    explained = [line.replace("`", "") for line in found.about]
     return {"about": explained, "notes": found.notes, "tables": tables}
 
 
@@ -88,12 +74,10 @@ def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tu
     for protocol in protocols.values():
         for name, value in dotted(protocol):
             values.setdefault(name, {})[_shown(value)] = None
-    return [(name, _cut(tuple(distinct))) for name, distinct in values.items()]
-
-
-def _cut(values: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(values) - MAX_VALUES
-    return values if more <= 0 else (*values[:MAX_VALUES], f"{more} more")
+    return [
+        (name, (*list(distinct)[:MAX_VALUES], *([f"{more} more"] if (more := len(distinct) - MAX_VALUES) > 0 else [])))
+        for name, distinct in values.items()
+    ]
 
 
 def _shown(value: Any) -> str:

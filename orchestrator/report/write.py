@@ -14,10 +14,8 @@ import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.eval.tables.ablation.cost import costs, write_costs
-from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import write_effects
-from taugrid.eval.tables.differences import best_checkpoints, differences
-from taugrid.eval.tables.differences_files import write_differences
+from taugrid.eval.tables.ablation.effects import Effects, write_effects
+from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.published.counterparts import (
     NetworkOrigin,

@@ -19,10 +19,16 @@ from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.comparisons import differences as page_differences
 from taugrid.eval.pages.report import report_html
-from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
-from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
+from taugrid.eval.tables.ablation.effects import Effects, effects_markdown
+from taugrid.eval.tables.differences import (
+    DIFFERENCE_COLUMNS,
+    best_checkpoints,
+    difference_line,
+    differences,
+    differences_of,
+    pair,
+    write_differences,
+)
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
 from taugrid.eval.tables.quality import QualityTable, to_markdown, write_quality
 from taugrid.grids.axes import USUAL
@@ -220,7 +226,7 @@ def test_one_metric_decides_a_page_and_it_says_so_once(small_n, floors):
     assert "FID" in page.all("p", **{"class": "hero"})[0]["text"]
     assert opened(page, "caption")[0] == FID.heading
     assert "decides" not in page.all("body")[0]["text"]
-    [about] = [found.about for found in page_differences(frame, KID)["metrics"][:1]]
+    [about] = [found["about"] for found in page_differences(frame, KID)["metrics"][:1]]
     assert "the bias" not in about
 
 

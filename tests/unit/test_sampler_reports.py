@@ -24,8 +24,7 @@ from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
 from taugrid.eval.tables.ablation.cost import costs
-from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.ablation.effects import Effects, effects, effects_markdown, short_key_names
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.quality import QualityTable, to_markdown

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from taugrid.eval.figures.drawing import CHARACTER_WIDTH, plain_style, say_if_empty
-from taugrid.eval.tables.ablation.effects import Effect, short_key_names
-from taugrid.eval.tables.ablation.effects_files import CONDITIONAL_ON_SEED
+from taugrid.eval.tables.ablation.effects import CONDITIONAL_ON_SEED, Effect, short_key_names
 from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE
 from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.labels import short_samplers
