@@ -187,8 +187,7 @@ def _write_effects(run: Run, scored: QualityTable) -> None:
         write_effects(effects, tables)
     by = scored.judged_by
     if found := effects.by_metric.get(by):
-        from taugrid.eval.figures.ablation.forest import effects_figure
-        from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
+        from taugrid.eval.figures.ablation import effects_figure, heat_maps, per_key_figures
 
         by_key = dict([*per_key_figures(scored, found, by), *heat_maps(scored, found, by)])
         save_figures(rundir, {"effects": effects_figure(found, by)} | by_key)
@@ -204,7 +203,7 @@ def _write_cost(run: Run, quality: QualityTable) -> None:
         return
     with rundir.storage.local_folder(rundir.tables) as tables:
         write_costs(cell_costs, tables)
-    from taugrid.eval.figures.ablation.cost import costs_figure
+    from taugrid.eval.figures.ablation import costs_figure
 
     save_figures(rundir, {"cost": costs_figure(cell_costs)})
 
@@ -220,7 +219,7 @@ def train_seconds(run: Run) -> dict[str, float]:
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
-        from taugrid.eval.figures.loss import losses_figure
+        from taugrid.eval.figures.training import losses_figure
 
         save_figures(rundir, {"loss": losses_figure(curves)})
     else:
@@ -255,7 +254,7 @@ def _write_checkpoints(plan: Plan, rundir: RunDir, quality: QualityTable) -> Non
     if not quality.rows or len(loaded) < 2:
         rundir.remove_outputs("figures/checkpoints.*")
         return
-    from taugrid.eval.figures.checkpoints import checkpoints_figure
+    from taugrid.eval.figures.training import checkpoints_figure
 
     by = quality.judged_by
     best = best_checkpoints(quality.rows, quality.evidence, by)

@@ -12,8 +12,7 @@ from test_differences import cell, evidence, spread
 from test_one_table import RATE, SCHEDULE, TRAINING, ablation
 from test_tables import table
 
-from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
+from taugrid.eval.figures.ablation import effects_figure, heat_maps, per_key_figures
 from taugrid.eval.tables.ablation.effects import Effect, Effects, effects, effects_markdown, write_effects
 from taugrid.eval.tables.ablation.pairing import EACH_CELL, EVERYWHERE
 from taugrid.eval.tables.long_form import FID

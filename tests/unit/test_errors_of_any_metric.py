@@ -13,7 +13,7 @@ from test_one_table import SCHEDULE, TRAINING
 from test_report_page import Parsed, findings
 from test_tables import table_rows
 
-from taugrid.eval.figures.ablation.panels import heat_maps
+from taugrid.eval.figures.ablation import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured

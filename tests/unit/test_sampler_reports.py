@@ -17,9 +17,7 @@ from test_differences import cell as row_of
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.eval.figures.ablation.cost import costs_figure
-from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.panels import per_key_figures
+from taugrid.eval.figures.ablation import costs_figure, effects_figure, per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
