@@ -39,8 +39,9 @@ from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Pivot, with_floors
+from taugrid.eval.tables.pivots import with_floors
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import Layout
 from taugrid.registry.metrics import MetricColumn
 
@@ -296,7 +297,7 @@ def heat_maps(
         yield "heat-map", _heat_map(tables[:MAX_MAPS], norm)
 
 
-def _heat_map(tables: Sequence[Pivot], norm: Normalize) -> Figure:
+def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
     across = min(len(tables), PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
     rows, columns = tables[0].values.shape
@@ -314,7 +315,7 @@ def _heat_map(tables: Sequence[Pivot], norm: Normalize) -> Figure:
     return figure
 
 
-def _draw_map(panel: Axes, table: Pivot, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
+def _draw_map(panel: Axes, table: Table, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
     def as_numbers(labels: pd.Index) -> pd.Index:
         return pd.Index([float(label) for label in labels])
 

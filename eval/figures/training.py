@@ -35,7 +35,8 @@ from taugrid.eval.figures.over_steps import scale_of
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.eval.tables.pivots import pivot_tables
+from taugrid.eval.tables.table import Table
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -104,7 +105,7 @@ def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
 
 
 def _over_checkpoints(
-    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot], best: Sequence[BestCheckpoint] = ()
+    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Table], best: Sequence[BestCheckpoint] = ()
 ) -> list[Ablation]:
     """An `Ablation` for each eta, over tables that differ only in the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]

@@ -22,8 +22,9 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, ROUNDING, Z_95, write_number
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SIGMA_HAT, short_checkpoints, short_columns
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.eval.tables.pivots import pivot_tables
 from taugrid.eval.tables.rows import Row, as_csv, as_text, series, with_notes, write_files
+from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES
 from taugrid.grids.names import PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
@@ -111,14 +112,14 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     ]
 
 
-def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
+def _within(pivots: Sequence[Table]) -> Iterator[Line]:
     """Lines along S and along eta."""
     for table in pivots:
         yield from (("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
         yield from (("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
 
 
-def _between(pivots: Sequence[Pivot], order: Sequence[str]) -> Iterator[Line]:
+def _between(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[Line]:
     """Lines along each other setting, with its cells in `order`."""
     places = {cell: place for place, cell in enumerate(order)}
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):

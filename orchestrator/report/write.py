@@ -23,7 +23,8 @@ from taugrid.eval.tables.published.counterparts import (
     quality_counterparts,
     write_published,
 )
-from taugrid.eval.tables.quality import QualityTable, write_quality
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import write_quality
 from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.grids.axes import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of

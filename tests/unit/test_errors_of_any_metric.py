@@ -30,7 +30,8 @@ from taugrid.eval.tables.differences import (
     write_differences,
 )
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
-from taugrid.eval.tables.quality import QualityTable, to_markdown, write_quality
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import to_markdown, write_quality
 from taugrid.grids.axes import USUAL
 from taugrid.registry.metrics import METRICS
 

@@ -25,7 +25,8 @@ from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.ablation.effects import Effects, effects, effects_markdown, short_key_names
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
-from taugrid.eval.tables.quality import QualityTable, to_markdown
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
 from taugrid.grids.selectors import chosen
 from taugrid.orchestrator.opened import open_existing

@@ -14,12 +14,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from snapshots import raises, recorded
 
-from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import COLUMNS, long_form
 from taugrid.eval.tables.pivots import USUAL, pivot_tables
-from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown, write_quality
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import CONSOLE_WIDTH, to_console, to_latex, to_markdown, write_quality
 from taugrid.eval.tables.rows import check_joinable
 from taugrid.grids.names import short_names
 from taugrid.orchestrator.cli.text.runs import print_result

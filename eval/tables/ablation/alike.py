@@ -18,15 +18,15 @@ from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
 from taugrid.eval.tables.ablation.seeds import LEVEL, critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.rows import Row
+from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 
 Cells = tuple[str, str]
 """The ids of two cells, whose difference is the second minus the first."""
 
 
-def indistinguishable(table: Pivot, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
+def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
     """Cells that can't be distinguished from the best of their column by the table's metric, or have the same samples.
 
     Of the cells of a column that are as good as its best, all are found with a probability of 95 %. Replicates are
@@ -118,7 +118,7 @@ class Decided(NamedTuple):
         return {cell for group in self.groups for cell in group}
 
 
-def columns(tables: Sequence[Pivot]) -> list[Contenders]:
+def columns(tables: Sequence[Table]) -> list[Contenders]:
     """The cells of each column, where several compete."""
     return [[best, *others] for table in tables for best, others in table.against_best()]
 

@@ -230,7 +230,7 @@ def _other_warnings(outcome: "SessionResult") -> list[str]:
 
 def _print_quality(quality: "QualityTable") -> None:
     """Print the tables of all metrics with their protocol on stdout, and on stderr why FIDs have no ±."""
-    from taugrid.eval.tables.console import to_console
+    from taugrid.eval.tables.render import to_console
 
     console = Console(highlight=False)
     console.print(to_console(quality))

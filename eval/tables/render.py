@@ -1,23 +1,39 @@
-"""Tables for a terminal: of every metric, and of reconstruction errors.
+"""The quality table as text: csv, json, Markdown and LaTeX in files, and drawn in a terminal.
 
-The best of a column is bold, or marked with a star in a log, a pipe and a terminal without colours.
+In a terminal, the best of a column is bold, or marked with a star in a log, a pipe and where there are no colours.
+eval/pages shows the same entries in HTML.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from taugrid.eval.tables.entries import Entry
-from taugrid.eval.tables.labels import short_samplers
-from taugrid.eval.tables.pivots import Pivot
-from taugrid.eval.tables.quality import MetricTables, QualityTable
-from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MISSING, Entry
+from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
+from taugrid.eval.tables.long_form import FID, has_values
+from taugrid.eval.tables.quality import MetricTables, QualityTable, legend, sizes
+from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
+from taugrid.eval.tables.rows import as_csv, as_json, with_notes, write_files
+from taugrid.eval.tables.table import Table
+
+SIUNITX = (
+    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
+    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}\\setlength{\\belowcaptionskip}{1ex}",
+    "\\endgroup",
+)
+"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_TEX |= {"±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$", "–": "--", "σ": r"$\sigma$"}
+_TEX |= {character: f"${character}$" for character in "|<>"}  # the old font encoding has others in their place
+_TEX |= {INDISTINGUISHABLE: r"$\approx$", JOINED: r"$\ddagger$"}
 
 CONSOLE_WIDTH = 80
 """The largest width of tables, in characters, which rich also assumes if there is no terminal. A narrower terminal gets
@@ -28,6 +44,110 @@ MIN_LABEL_WIDTH = 10
 """Characters to which a label may be folded."""
 BEST = "*"
 """The mark of the best of a column where nothing can be bold."""
+
+
+def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> None:
+    """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
+    document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
+    alike = {section.metric: sorted(section.alike) for section in table.sections}
+    document |= {"indistinguishable": alike.pop(FID, []), "joined": sorted(table.joined)}
+    others = {m.name: cells for m, cells in alike.items() if has_values(table.frame, m.sampling_error)}
+    document |= {"indistinguishable_in": others} if others else {}
+    floors = {str(n): {name: floor._asdict() for name, floor in by_name.items()} for n, by_name in table.floors.items()}
+    document |= {"floors": floors} if floors else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(
+        folder,
+        stem,
+        csv=as_csv(table.long),
+        json=as_json(document),
+        md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
+        tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
+    )
+
+
+def to_markdown(table: QualityTable) -> str:
+    """A section for each metric, in GitHub's Markdown."""
+    return "\n".join(map(section_markdown, table.sections))
+
+
+def section_markdown(section: MetricTables) -> str:
+    blocks = [f"## {section.metric.heading}", *filter(None, [section.means])]
+    for pivot in section.tables:
+        settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
+        blocks += [f"### {settings}"] if settings else []
+        blocks += [pivot.markdown, *pivot.notes]
+    return "\n\n".join([*blocks, *section.legend]) + "\n"
+
+
+def to_latex(table: QualityTable, siunitx: bool = False) -> str:
+    """A `table` environment for each table of each metric, for a document that loads booktabs and, if so, siunitx."""
+    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+    return "\n".join([before, *(section_latex(table, section, siunitx) for section in table.sections), *after])
+
+
+def section_latex(table: QualityTable, section: MetricTables, siunitx: bool = False) -> str:
+    metric, texts = section.metric, []
+    for each in section.tables:
+        means = section.caption or (f"± is {metric.error_means}" if each.errors.notna().any(axis=None) else "")
+        number = f"N = {sizes(table.frame)}" if "num_samples" not in each.settings else ""
+        marks = (line.rstrip(".") for line in legend([each]))
+        texts.append(
+            _latex(each, [metric.heading, each.label, number, means.rstrip("."), *each.notes, *marks], siunitx)
+        )
+    return "\n".join(texts)
+
+
+def _latex(table: Table, caption: Sequence[str], siunitx: bool) -> str:
+    """A `table` environment; the sentences of the caption that are not empty get full stops."""
+    write, labels, columns = _siunitx_entry if siunitx else _entry, len(table.row_keys), len(table.columns)
+    across = "$S$" if table.column_key == "S" else _tex(table.column_key)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex('. '.join(filter(None, caption)))}.}}",
+        rf"\begin{{tabular}}{{{'l' * labels}{'r' * columns}}}",
+        r"\toprule",
+        " & " * labels + (across if columns == 1 else rf"\multicolumn{{{columns}}}{{c}}{{{across}}}") + r" \\",
+        rf"\cmidrule(lr){{{labels + 1}-{labels + columns}}}",
+        " & ".join(map(_tex, (*table.row_keys, *table.columns))) + r" \\",
+        r"\midrule",
+        *(
+            " & ".join([*map(_tex, label), *map(write, row)]) + r" \\"
+            for label, row in zip(table.labels, table.entries, strict=True)
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex(text: str) -> str:
+    pieces = ("".join(_TEX.get(character, character) for character in piece) for piece in text.split(SIGMA_HAT))
+    return r"$\hat{\sigma}$".join(pieces)
+
+
+def _entry(entry: Entry) -> str:
+    if entry.value == MISSING:
+        return _tex(MISSING)
+    body = entry.shown.replace("±", r"\pm")
+    return (f"$\\mathbf{{{body}}}$" if entry.best else f"${body}$") + _tex_mark(entry)
+
+
+def _siunitx_entry(entry: Entry) -> str:
+    """Value and error as one number, with what follows them (spread, number of replicates) as text."""
+    if entry.value == MISSING:
+        return _tex(MISSING)
+    error, _, behind = entry.error.removeprefix("± ").partition(" ") if "±" in entry.error else ("", "", entry.error)
+    number = f"\\num{{{entry.value}{f' +- {error}' if error else ''}}}"
+    body = " ".join(filter(None, [number, behind]))
+    return (f"{{\\bfseries {body}}}" if entry.best else body) + _tex_mark(entry)
+
+
+def _tex_mark(entry: Entry) -> str:
+    """The mark after a value. With zero width, it keeps the digits of a column aligned."""
+    return f"\\rlap{{$^{{{_tex(entry.mark).replace('$', '')}}}$}}" if entry.mark else ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +198,7 @@ def _further_tables(section: MetricTables, bold: bool, width: int) -> Iterator[R
 
 def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> LazyRenderable:
     """The table of reconstruction errors, with `about` and `notes` of `write_reconstruction` below it."""
-    table, metric = reconstruction_pivot(frame), RECONSTRUCTION_ERROR
+    table, metric = reconstruction_table(frame), RECONSTRUCTION_ERROR
     with_errors = table.errors.notna().any(axis=None)
 
     def parts(bold: bool, width: int) -> Iterator[RenderableType]:
@@ -90,12 +210,12 @@ def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[s
     return LazyRenderable(parts)
 
 
-def _star(tables: Sequence[Pivot], bold: bool) -> list[str]:
+def _star(tables: Sequence[Table], bold: bool) -> list[str]:
     """The line that explains the star, if there is one."""
     return [f"{BEST} the best of its column."] if not bold and any(table.has_best for table in tables) else []
 
 
-def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
+def _console_tables(pivot: Table, bold: bool, width: int) -> Iterator[RichTable]:
     """The table, split by its columns into tables that are not wider than `width` characters."""
     rows = pivot.entries
     if not bold:
@@ -119,7 +239,7 @@ def _console_tables(pivot: Pivot, bold: bool, width: int) -> Iterator[Table]:
             parts.append([])
         parts[-1].append(i)
     for part in parts:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for head, label_width in zip(pivot.row_headings, label_widths, strict=True):
             table.add_column(Text(_folded(head, label_width)), width=label_width, overflow="fold")
         for i in part:
