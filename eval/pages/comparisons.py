@@ -6,8 +6,8 @@ from typing import Any
 
 from taugrid.eval.tables.ablation.effects import Effects, effect_tables
 from taugrid.eval.tables.differences import about, compared, difference_texts, differences_of, notes_of, with_short_keys
+from taugrid.eval.tables.long_form import Row
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import Row
 from taugrid.protocol import ProtocolFields, dotted, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn

@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.long_form import has_values, score_columns, shown_columns
-from taugrid.eval.tables.rows import as_csv, as_json, with_notes, write_files
+from taugrid.eval.tables.long_form import (
+    as_csv,
+    as_json,
+    has_values,
+    score_columns,
+    shown_columns,
+    with_notes,
+    write_files,
+)
 from taugrid.eval.tables.table import Table
 from taugrid.words import counted, listed
 

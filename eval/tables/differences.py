@@ -21,9 +21,20 @@ import pandas as pd
 from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, ROUNDING, Z_95, write_number
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SIGMA_HAT, short_checkpoints, short_columns
-from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
+from taugrid.eval.tables.long_form import (
+    CHECKPOINT,
+    FID,
+    STAND_INS,
+    Row,
+    as_csv,
+    as_text,
+    axes,
+    long_form,
+    series,
+    with_notes,
+    write_files,
+)
 from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.rows import Row, as_csv, as_text, series, with_notes, write_files
 from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES
 from taugrid.grids.names import PATHS, of_model, options_text

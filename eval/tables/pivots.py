@@ -28,8 +28,7 @@ from taugrid.eval.tables.labels import (
     settings_in,
     short_columns,
 )
-from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, axes
-from taugrid.eval.tables.rows import as_text
+from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, as_text, axes
 from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.grids.names import SHOWN, of_model

@@ -13,9 +13,8 @@ from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
-from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, shown_columns
+from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns
 from taugrid.eval.tables.pivots import Arrangement, Floors, with_floors
-from taugrid.eval.tables.rows import Row
 from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
@@ -33,7 +32,7 @@ class QualityTable:
     notes: Sequence[str] = ()
     """Lines below the table."""
     joined: Set[str] = frozenset()
-    """Cells that share tables although their comparability key is not the usual one (`rows.check_joinable`). If there
+    """Cells that share tables although their comparability key is not the usual one (`rows.joined_rows`). If there
     are any, protocols keep no cells apart."""
     layout: Layout = USUAL
     shown: Sequence[Row] = ()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from taugrid.eval.tables.rows import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
+from taugrid.eval.tables.long_form import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
 from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 

@@ -16,7 +16,7 @@ from taugrid.config import DIFFUSION_DEFAULTS, Config
 from taugrid.eval.tables.ablation.cost import costs, write_costs
 from taugrid.eval.tables.ablation.effects import Effects, write_effects
 from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT, FID
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, JoinedRows, as_csv, joined_rows, write_files
 from taugrid.eval.tables.published.counterparts import (
     NetworkOrigin,
     pointer,
@@ -25,7 +25,6 @@ from taugrid.eval.tables.published.counterparts import (
 )
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.render import write_quality
-from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
 from taugrid.grids.axes import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of
 from taugrid.orchestrator.plan.sources import Trained
@@ -75,7 +74,7 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
 def _joined(config: Config, collected: Rows) -> JoinedRows:
     joining = config.report.join_protocols
     given = collected.rows, collected.evidence.protocols
-    return check_joinable(*given, override=True) if joining else JoinedRows([], frozenset())
+    return joined_rows(*given) if joining else JoinedRows([], frozenset())
 
 
 def larger_table(run: Run, collected: Rows) -> QualityTable:

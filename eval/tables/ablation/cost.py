@@ -15,9 +15,8 @@ import pandas as pd
 from taugrid.eval.tables.ablation.replicates import Averaged, averaged
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.long_form import FID, as_csv, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.grids.axes import UNITS, USUAL
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table

@@ -25,9 +25,8 @@ from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, two
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import MISSING, Z_95, write_number
 from taugrid.eval.tables.labels import OPTIONS, short_columns
-from taugrid.eval.tables.long_form import EXACT, FID
+from taugrid.eval.tables.long_form import EXACT, FID, Row, as_csv, series, with_notes, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import Row, as_csv, series, with_notes, write_files
 from taugrid.grids.axes import UNITS
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, markdown_table

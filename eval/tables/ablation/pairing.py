@@ -22,8 +22,7 @@ from taugrid.eval.tables.labels import (
     settings_in,
     short_columns,
 )
-from taugrid.eval.tables.long_form import in_grid_order
-from taugrid.eval.tables.rows import Row
+from taugrid.eval.tables.long_form import Row, in_grid_order
 from taugrid.grids.axes import EVALUATIONS, SEEDS
 from taugrid.protocol import ProtocolFields
 
