@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.eval.metrics.floor import Floor
-from taugrid.eval.tables.ablation.replicates import Averaged
+from taugrid.eval.tables.ablation.seeds import Averaged
 from taugrid.eval.tables.entries import MISSING
 from taugrid.eval.tables.labels import (
     IGNORABLE,

@@ -10,7 +10,7 @@ import pandas as pd
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
+from taugrid.eval.tables.ablation.seeds import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns

@@ -17,7 +17,7 @@ from taugrid.eval.figures.ablation import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
-from taugrid.eval.pages.comparisons import differences as page_differences
+from taugrid.eval.pages.report import differences as page_differences
 from taugrid.eval.pages.report import report_html
 from taugrid.eval.tables.ablation.effects import Effects, effects_markdown
 from taugrid.eval.tables.differences import (

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
-from taugrid.eval.tables.ablation.seeds import LEVEL, critical_range, shared_error
+from taugrid.eval.tables.ablation.seeds import LEVEL, Averaged, alike_over_seeds, critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.eval.tables.long_form import Row

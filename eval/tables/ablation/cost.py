@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import Averaged, averaged
+from taugrid.eval.tables.ablation.seeds import Averaged, averaged
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.long_form import FID, as_csv, write_files

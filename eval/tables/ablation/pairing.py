@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import varying_seeds
+from taugrid.eval.tables.ablation.seeds import varying_seeds
 from taugrid.eval.tables.labels import (
     IGNORABLE,
     OPTIONS,
