@@ -83,13 +83,21 @@ def draw_over_steps(
 ) -> None:
     """Draw a line for each row of `table`, without values that have no place on the axis; its title is from `table`.
 
-    `published` has others' values by cell: they are dotted.
+    `published` has others' values by cell: they are dotted. The floor is dashed, but only written where it has no place
+    on the axis, or is so far below all values that their differences would vanish.
     """
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)
     span = _mark(panel, table, axis)
-    _draw_floor(panel, table)
+    if table.floor is not None:
+        floor, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
+        is_far = panel.get_yscale() == "log" and floor * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
+        if has_place(np.array(floor), panel.get_yscale()) and not is_far:
+            panel.axhline(floor, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+        else:
+            floor, text, across = 0.01, f"{text}, below this axis", panel.transAxes
+        panel.text(0.01, floor, text, transform=across, va="bottom", fontsize=8, color=GREY)
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         at = axis.at(table, place)
@@ -103,22 +111,6 @@ def draw_over_steps(
             (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
             line.set_markerfacecolor("white")
             name_parts(look, [line])
-
-
-def _draw_floor(panel: Axes, table: Table) -> None:
-    """Draw a dashed line at the floor, with its value.
-
-    Without the line if it has no place on the axis, or is so far below all values that their differences would vanish.
-    """
-    if table.floor is None:
-        return
-    at, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
-    is_far = panel.get_yscale() == "log" and at * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
-    if has_place(np.array(at), panel.get_yscale()) and not is_far:
-        panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-    else:
-        at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
-    panel.text(0.01, at, text, transform=across, va="bottom", fontsize=8, color=GREY)
 
 
 def _mark(panel: Axes, table: Table, axis: Along) -> float:

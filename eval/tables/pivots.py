@@ -215,13 +215,10 @@ def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields])
     return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
 
 
-def _count_distinct(frame: pd.DataFrame, columns: Sequence[str]) -> int:
-    return len(frame.drop_duplicates(list(columns))) if columns else min(1, len(frame))
-
-
 def _determined(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
     """Whether a column's value is determined by those of `given`."""
-    return _count_distinct(frame, [*given, column]) == _count_distinct(frame, given)
+    groups = len(frame.drop_duplicates(list(given))) if given else min(1, len(frame))
+    return len(frame.drop_duplicates([*given, column])) == groups
 
 
 def _separate(frame: pd.DataFrame, rows: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -161,13 +161,13 @@ class LazyRenderable:
         yield from self.parts(shows_bold, min(CONSOLE_WIDTH, options.max_width))
 
 
-def to_console(table: QualityTable) -> LazyRenderable:
+def to_console(quality: QualityTable) -> LazyRenderable:
     """The tables of every metric, for `rich` to print; notes and the star's meaning are below the first.
 
     A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
     it is split by its columns.
     """
-    first, *others = table.sections
+    first, *others = quality.sections
 
     def parts(bold: bool, width: int) -> Iterator[RenderableType]:
         for pivot in first.tables:
@@ -175,24 +175,20 @@ def to_console(table: QualityTable) -> LazyRenderable:
             yield from _console_tables(pivot, bold, width)
             yield from map(Text, pivot.notes)
         yield from map(Text, filter(None, [first.caption, *_star(first.tables, bold), *first.legend]))
-        if sum(len(pivot.values) for section in others for pivot in section.tables) > MAX_ROWS:
+        if sum(len(table.values) for section in others for table in section.tables) > MAX_ROWS:
             yield Text(f"{' and '.join(section.metric.title for section in others)}: see tables/quality.md")
-        elif others:
-            yield from (part for section in others for part in _further_tables(section, bold, width))
+            return
+        for section in others:
+            means = "" if section.caption else section.error_means.rstrip(".")  # the caption is below the first table
+            heading = "; ".join(filter(None, (section.metric.heading, means)))
+            for table in section.tables:
+                yield from (Text(), Text(": ".join(filter(None, [heading, table.label]))))
+                yield from _console_tables(table, bold, width)
+            yield from map(Text, section.legend)
+        if others:
             yield Text()
 
     return LazyRenderable(parts)
-
-
-def _further_tables(section: MetricTables, bold: bool, width: int) -> Iterator[RenderableType]:
-    """The tables of a metric that is not the first."""
-    metric = section.metric
-    means = "" if section.caption else section.error_means.rstrip(".")  # the caption is below the first table
-    heading = "; ".join(filter(None, (metric.heading, means)))
-    for pivot in section.tables:
-        yield from (Text(), Text(": ".join(filter(None, [heading, pivot.label]))))
-        yield from _console_tables(pivot, bold, width)
-    yield from map(Text, section.legend)
 
 
 def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> LazyRenderable:

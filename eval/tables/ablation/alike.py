@@ -44,26 +44,18 @@ def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], ev
         if means.over:
             members = {cell: means.members[cell] for cell in others}
             alike |= alike_over_seeds(means.members[best], members, values, shared)
-        else:
-            alike |= _alike(best, others, values, rows, evidence)
+            continue
+        known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
+        if best not in known:
+            continue
+        errors = {cell: paired_error(value - known[best], rows[best], rows[cell], evidence)
+                  for cell, value in known.items() if cell != best}  # fmt: skip
+        tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
+        if tested:
+            influences = np.stack([evidence.influences[cell] for cell in (best, *tested)])
+            limit = critical_range(np.cov(influences) / influences.shape[1])
+            alike |= {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
     return frozenset(alike)
-
-
-def _alike(
-    best: str, others: Sequence[str], values: Mapping[str, float | None], rows: Mapping[str, Row], evidence: Evidence
-) -> set[str]:
-    """The cells of a column whose difference from `best` chance among the samples explains."""
-    known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
-    if best not in known:
-        return set()
-    errors = {cell: paired_error(value - known[best], rows[best], rows[cell], evidence)
-              for cell, value in known.items() if cell != best}  # fmt: skip
-    tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
-    if not tested:
-        return set()
-    influences = np.stack([evidence.influences[cell] for cell in (best, *tested)])
-    limit = critical_range(np.cov(influences) / influences.shape[1])
-    return {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
 
 
 def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
