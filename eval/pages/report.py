@@ -112,20 +112,16 @@ def report_html(facts: PageFacts) -> str:
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
     """The tables of the metric that decides as a piece of HTML; `state` is the run's progress in words."""
     section = quality.section(quality.judged_by) if quality.rows else None
-    return (
-        environment()
-        .get_template("run.html")
-        .render(
-            name=name,
-            directory=directory,
-            state=state,
-            css=asset("tables.css"),
-            heading=quality.judged_by.heading,
-            tables=section.tables if section else [],
-            shade=_shading(quality, section) if section else None,
-            legend=section.legend if section else [],
-        )
-    )
+    return environment().get_template("run.html").render({
+        "name": name,
+        "directory": directory,
+        "state": state,
+        "css": asset("tables.css"),
+        "heading": quality.judged_by.heading,
+        "tables": section.tables if section else [],
+        "shade": _shading(quality, section) if section else None,
+        "legend": section.legend if section else [],
+    })  # fmt: skip
 
 
 def _shading(quality: QualityTable, section: MetricTables) -> Callable[[float], str]:
