@@ -66,9 +66,6 @@ EFFECTS_TITLE_WIDTH = 72
 """Characters that fit above a panel."""
 MAX_LABEL = 30
 """Characters of a row's label that fit beside a panel; with more, the figure gets wider."""
-MAX_LINEAR_RATIO = 5.0
-"""If a row reaches more than this many times as far from 0 as the median row, the axis is partly logarithmic: on a
-linear axis, this row would squeeze the others."""
 SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
 """Colours: blue of the Okabe-Ito palette, and grey."""
 
@@ -188,12 +185,7 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         for panel, group in zip(panels, groups, strict=True):
             title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
             _draw_effects(panel, group, textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH))
-        threshold = _linear_threshold(rows)
-        for panel in panels:
             panel.tick_params(labelbottom=True)
-            if threshold is not None:
-                panel.set_xscale("asinh", linear_width=threshold)
-                panel.xaxis.set_major_formatter("{x:g}")
         over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
         over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
         are_cells = rows[0].scope == EACH_CELL
@@ -201,7 +193,6 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         caption = (
             f"Differences of {metric.title}, all else equal ({'above' if metric.higher_is_better else 'below'} 0 is "
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
-            f"{'' if threshold is None else ' The axis is linear near 0 and logarithmic far from it.'}"
         )
         figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
         say_if_empty(figure, "no effect has an interval")
@@ -235,18 +226,6 @@ def _effect_label(effect: Effect) -> str:
     if effect.scope == EACH_CELL:
         return effect.settings or "its only cell"
     return f"average at {effect.settings}" if effect.settings else "average over all cells"
-
-
-def _linear_threshold(rows: Sequence[Effect]) -> float | None:
-    """The distance from 0 up to which the axis is about linear: the rows' median; None if all of it is linear.
-
-    The median is over single cells if `rows` has any, because averages contain the outlier. Of an even number it is the
-    lower one: of two rows, either may be the outlier. Rows at 0 have no size to compare with.
-    """
-    reach = [max(abs(end) for end in (row.effect, row.low, row.high) if end is not None) for row in rows]
-    sizes = sorted(size for row, size in zip(rows, reach, strict=True) if row.scope == rows[0].scope and size)
-    median = sizes[(len(sizes) - 1) // 2] if sizes else math.inf
-    return median if max(reach) > MAX_LINEAR_RATIO * median else None
 
 
 def per_key_figures(
