@@ -35,8 +35,9 @@ from taugrid.eval.figures.drawing import (
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import NO_FLOORS, Floors, Pivot, pivot_tables, with_floors
-from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_pivot
+from taugrid.eval.tables.pivots import NO_FLOORS, Floors, pivot_tables, with_floors
+from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
+from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -61,7 +62,7 @@ class Along(NamedTuple):
             return cls(LABELS[x], {cell: seconds for cell, seconds in measured if seconds > 0}, is_measured=True)
         return cls(LABELS[x])
 
-    def at(self, table: Pivot, row: int) -> Values:
+    def at(self, table: Table, row: int) -> Values:
         """The place of each value of a row, NaN without one."""
         if self.places is None:
             return table.values.columns.to_numpy(dtype=np.float64)
@@ -78,17 +79,25 @@ OVER_STEPS = Along(LABELS["steps"])
 
 
 def draw_over_steps(
-    panel: Axes, table: Pivot, styles: Styles, axis: Along = OVER_STEPS, published: Mapping[str, float] = {}
+    panel: Axes, table: Table, styles: Styles, axis: Along = OVER_STEPS, published: Mapping[str, float] = {}
 ) -> None:
     """Draw a line for each row of `table`, without values that have no place on the axis; its title is from `table`.
 
-    `published` has others' values by cell: they are dotted.
+    `published` has others' values by cell: they are dotted. The floor is dashed, but only written where it has no place
+    on the axis, or is so far below all values that their differences would vanish.
     """
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)
     span = _mark(panel, table, axis)
-    _draw_floor(panel, table)
+    if table.floor is not None:
+        floor, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
+        is_far = panel.get_yscale() == "log" and floor * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
+        if has_place(np.array(floor), panel.get_yscale()) and not is_far:
+            panel.axhline(floor, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+        else:
+            floor, text, across = 0.01, f"{text}, below this axis", panel.transAxes
+        panel.text(0.01, floor, text, transform=across, va="bottom", fontsize=8, color=GREY)
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         at = axis.at(table, place)
@@ -104,23 +113,7 @@ def draw_over_steps(
             name_parts(look, [line])
 
 
-def _draw_floor(panel: Axes, table: Pivot) -> None:
-    """Draw a dashed line at the floor, with its value.
-
-    Without the line if it has no place on the axis, or is so far below all values that their differences would vanish.
-    """
-    if table.floor is None:
-        return
-    at, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
-    is_far = panel.get_yscale() == "log" and at * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
-    if has_place(np.array(at), panel.get_yscale()) and not is_far:
-        panel.axhline(at, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-    else:
-        at, text, across = 0.01, f"{text}, below this axis", panel.transAxes
-    panel.text(0.01, at, text, transform=across, va="bottom", fontsize=8, color=GREY)
-
-
-def _mark(panel: Axes, table: Pivot, axis: Along) -> float:
+def _mark(panel: Axes, table: Table, axis: Along) -> float:
     """Mark the places, and fit the axis to them. Returns log(right / left)."""
     every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
     at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
@@ -163,7 +156,7 @@ def quality_figure(
     return figure
 
 
-def scale_of(tables: Sequence[Pivot]) -> str:
+def scale_of(tables: Sequence[Table]) -> str:
     """The scale of the value axis: logarithmic, unless the metric may be 0 or less (KID's estimate is unbiased)."""
     is_log = all(table.metric == FID or not (table.values <= 0).any(axis=None) for table in tables)
     return "log" if is_log else "linear"
@@ -201,7 +194,7 @@ def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
 
 def reconstruction_figure(frame: pd.DataFrame) -> Figure:
     """The error of `reconstruction_frame` against S, both logarithmic: a line for each setting, bars of ±1 se."""
-    table = reconstruction_pivot(frame)
+    table = reconstruction_table(frame)
     labels = [str(label) for label in table.values.index]
     styles = ordered_styles({label: legend_name(label) for label in labels}, x_offsets(len(labels)))
     with plain_style():

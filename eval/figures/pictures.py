@@ -52,13 +52,6 @@ class Tiles(NamedTuple):
     corner: str
     """The unit of the titles, such as "sample"; empty if they name it themselves."""
 
-    @property
-    def text(self) -> PngInfo:
-        """The layout as metadata for `PIL.Image.save` (`pnginfo`)."""
-        info = PngInfo()
-        info.add_text(KEY, json.dumps(self._asdict()))
-        return info
-
     def rows(self, picture: Image.Image) -> list[list[Image.Image]]:
         return [[picture.crop((x, y, x + self.width, y + self.height)) for x in self.xs] for y in self.ys]
 
@@ -72,9 +65,8 @@ def tiles_of(picture: Image.Image) -> Tiles | None:
         return None
 
 
-class Tiled(NamedTuple):
-    canvas: Image.Image
-    tiles: Tiles
+Tiled = tuple[Image.Image, Tiles]
+"""A picture and its layout."""
 
 
 def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "") -> None:
@@ -145,12 +137,12 @@ def before_and_after(before: ImageArray | None, after: ImageArray | None, path: 
     shown = {label: images[:count] for label, images in existing.items()}
     _check_sizes(shown.values())
     blank = np.full_like(next(iter(shown.values())), 255)
-    picture = _rows([shown.get(label, blank) for label in SIDES], SIDES, _indices([blank]), corner="sample")
-    draw, tiles = ImageDraw.Draw(picture.canvas), picture.tiles
+    canvas, tiles = _rows([shown.get(label, blank) for label in SIDES], SIDES, _indices([blank]), corner="sample")
+    draw = ImageDraw.Draw(canvas)
     for label, y in zip(SIDES, tiles.ys, strict=True):
         if label not in shown:
             draw.text((tiles.xs[0], y + tiles.height / 2), NOT_THERE, fill="black", font=label_font(), anchor="lm")
-    _save(picture, path)
+    _save((canvas, tiles), path)
 
 
 def pairs(before: ImageArray, after: ImageArray, labels: Sequence[str], path: Path) -> None:
@@ -224,7 +216,7 @@ def _grid(
         draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
     for (i, j), block in blocks.items():
         canvas.paste(block, (xs[j], ys[i]))
-    return Tiled(canvas, Tiles(width, height, xs, ys, [*titles], [*labels], corner))
+    return canvas, Tiles(width, height, xs, ys, [*titles], [*labels], corner)
 
 
 def _block(images: ImageArray) -> Image.Image:
@@ -233,22 +225,18 @@ def _block(images: ImageArray) -> Image.Image:
     count, height, width = images.shape[:3]
     down = math.isqrt(count)
     across = math.ceil(count / down)
-    size = _tile_size(width, height)
+    longest = max(width, height)
+    if longest > LARGEST_TILE:
+        size = max(1, width * LARGEST_TILE // longest), max(1, height * LARGEST_TILE // longest)
+    else:  # a whole multiple, so that pixels stay square
+        factor = max(1, math.floor(TILE / longest + 0.5))
+        size = width * factor, height * factor
     resampling = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
     block = Image.new("L" if grey else "RGB", (across * (size[0] + GAP) - GAP, down * (size[1] + GAP) - GAP), "white")
     for i, pixels in enumerate(images):
         tile = Image.fromarray(pixels.reshape(height, width) if grey else pixels).resize(size, resampling)
         block.paste(tile, (i % across * (size[0] + GAP), i // across * (size[1] + GAP)))
     return block
-
-
-def _tile_size(width: int, height: int) -> tuple[int, int]:
-    """The size of a tile: a whole multiple of a small image, so that pixels stay square; at most LARGEST_TILE."""
-    longest = max(width, height)
-    if longest > LARGEST_TILE:
-        return max(1, width * LARGEST_TILE // longest), max(1, height * LARGEST_TILE // longest)
-    factor = max(1, math.floor(TILE / longest + 0.5))
-    return width * factor, height * factor
 
 
 def label_font() -> ImageFont.FreeTypeFont:
@@ -259,5 +247,8 @@ def label_font() -> ImageFont.FreeTypeFont:
 
 
 def _save(picture: Tiled, path: Path) -> None:
+    canvas, tiles = picture
+    info = PngInfo()
+    info.add_text(KEY, json.dumps(tiles._asdict()))
     with replacing(path) as temporary:
-        picture.canvas.save(temporary, format="PNG", optimize=True, pnginfo=picture.tiles.text)
+        canvas.save(temporary, format="PNG", optimize=True, pnginfo=info)

@@ -1,8 +1,9 @@
 """The figures of a history: a metric of every cell over the nights, against the baseline, and each night's verdict."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from taugrid.eval.figures.drawing import (
-    LineStyle,
     Styles,
     Values,
     draw_line,
@@ -35,15 +35,6 @@ EXPLAINED = (
     "night (band: baseline and margin;\ndotted: a new baseline; on the axis:\n"
     "red cross: regression, green dot: nothing\nworse, grey square: open or not judged)"
 )
-
-
-class TrendPanel(NamedTuple):
-    """The cells of one S: a row for each night and cell."""
-
-    heading: str
-    rows: pd.DataFrame
-    nights: Mapping[str, Light]
-    links: Mapping[str, str]
 
 
 def judged_metrics(history: pd.DataFrame) -> list[MetricColumn]:
@@ -75,19 +66,27 @@ def trend_figure(
     for key, name in columns.items():
         shown[f"of_{key}"] = shown[name].astype(np.float64) * metric.scale * (worse if key == "margin" else 1)
     panels = [
-        TrendPanel("images" if pd.isna(steps) else f"S = {steps!s}", rows, nights, links)
+        ("images" if pd.isna(steps) else f"S = {steps!s}", rows)
         for steps, rows in shown.astype({"steps": "Int64"}).groupby("steps", dropna=False)
     ]
     lines = list(dict.fromkeys(shown["line"]))
     styles = ordered_styles({line: line for line in lines}, x_offsets(len(lines)))
     has_place = bool((shown["of_value"].dropna() > 0).all())
-    return panels_figure(panels, _draw_trend, styles, "linear", metric, "log" if has_place else "linear")
+    draw = partial(_draw_trend, nights=nights, links=links)
+    return panels_figure(panels, draw, styles, "linear", metric, "log" if has_place else "linear")
 
 
-def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
-    places = {night: place for place, night in enumerate(table.nights)}
+def _draw_trend(
+    panel: Axes,
+    table: tuple[str, pd.DataFrame],
+    styles: Styles,
+    nights: Mapping[str, Light],
+    links: Mapping[str, str],
+) -> None:
+    """Draw the cells of one S, a heading and a row for each night and cell."""
+    (heading, cells), places = table, {night: place for place, night in enumerate(nights)}
     along: Values = np.arange(len(places), dtype=np.float64)
-    for line, rows in table.rows.groupby("line", sort=False):
+    for line, rows in cells.groupby("line", sort=False):
         look = styles[str(line)]
         x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
         values: Values = np.full(len(places), np.nan)
@@ -95,31 +94,26 @@ def _draw_trend(panel: Axes, table: TrendPanel, styles: Styles) -> None:
         values[x.astype(int)] = rows["of_value"]
         errors[x.astype(int)] = rows["of_se"]
         draw_line(panel, along + look.x_offset * len(places), values, errors, look)
-        _draw_band(panel, x, rows, look)
-    baselines = table.rows.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
+        # The band fills each night's own stretch: with one night, it would have no width.
+        base, margin = (np.repeat(rows[f"of_{key}"].to_numpy(dtype=np.float64), 3) for key in ("baseline", "margin"))
+        stretches = np.repeat(x, 3) + np.tile([-0.5, 0.5, np.nan], len(x))
+        is_there = np.isfinite(stretches) & np.isfinite(base + margin)
+        if is_there.any():
+            filled: dict[str, Any] = {"color": look.colour, "alpha": 0.2, "linewidth": 0}
+            name_parts(look, [panel.fill_between(stretches, base, base + margin, is_there, **filled)])
+    baselines = cells.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
     on_axis: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
     for night, place in places.items():
-        light = table.nights[night]
+        light = nights[night]
         marker, colour = LIGHTS[light]
-        named: dict[str, Any] = {"label": f"_{light}", "gid": f"light-{light}", "url": table.links.get(night)}
+        named: dict[str, Any] = {"label": f"_{light}", "gid": f"light-{light}", "url": links.get(night)}
         panel.plot([place], [0.0], marker, color=colour, markersize=min(7, 240 / len(places)), **named, **on_axis)
-    panel.set_title(table.heading)
+    panel.set_title(heading)
     panel.set_xlabel(EXPLAINED)
     panel.set_xlim(-0.5, len(places) - 0.5)
     every = max(1, -(-len(places) // MAX_TICKS))
     ticks = list(range(0, len(places), every))
     panel.set_xticks(ticks, [list(places)[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")
-
-
-def _draw_band(panel: Axes, places: Values, rows: pd.DataFrame, look: LineStyle) -> None:
-    """Fill each night's own stretch: with one night, a band over the nights would have no width."""
-    base = np.repeat(rows["of_baseline"].to_numpy(dtype=np.float64), 3)
-    margin = np.repeat(rows["of_margin"].to_numpy(dtype=np.float64), 3)
-    stretches = np.repeat(places, 3) + np.tile([-0.5, 0.5, np.nan], len(places))
-    is_there = np.isfinite(stretches) & np.isfinite(base + margin)
-    if is_there.any():
-        band = panel.fill_between(stretches, base, base + margin, is_there, color=look.colour, alpha=0.2, linewidth=0)
-        name_parts(look, [band])

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Pivot
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import Table
 from taugrid.protocol import comparability_key
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -21,7 +21,7 @@ class Measured(NamedTuple):
 
     row: str
     """The row of its table, such as "η = 0.5"."""
-    table: Pivot
+    table: Table
     at: int
     """Its column: S or, where samplers are compared, its network evaluations."""
     entry: Entry

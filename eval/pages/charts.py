@@ -12,10 +12,10 @@ from matplotlib import rc_context
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 
-from taugrid.eval.figures.ablation.cost import costs_figure
+from taugrid.eval.figures.ablation import costs_figure
 from taugrid.eval.figures.drawing import key_of, number_ids, plain_style
-from taugrid.eval.figures.loss import losses_figure, running_mean
 from taugrid.eval.figures.over_steps import LABELS, quality_figure
+from taugrid.eval.figures.training import losses_figure, running_mean
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.ablation.cost import Cost, costs_table
 from taugrid.eval.tables.labels import SIGMA_HAT

@@ -1,5 +1,7 @@
 """report.html: a run's results in one file that opens anywhere and loads nothing; and its tables for notebooks."""
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,15 +12,19 @@ from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import Measured, answer, hero, measured
-from taugrid.eval.pages.comparisons import differences, effects, protocol_line, protocol_rows
 from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
-from taugrid.eval.pages.pivots import NO_SHADE, ShadedTable, shaded_tables
 from taugrid.eval.tables.ablation.cost import Cost, named
+from taugrid.eval.tables.ablation.effects import Effects, effect_tables
 from taugrid.eval.tables.by_label import LabelTable
-from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.quality import QualityTable, section_latex, section_markdown
-from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_pivot
+from taugrid.eval.tables.differences import about, compared, difference_texts, differences_of, notes_of, with_short_keys
+from taugrid.eval.tables.long_form import FID, Row
+from taugrid.eval.tables.quality import MetricTables, QualityTable
+from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_table
+from taugrid.eval.tables.render import section_latex, section_markdown
+from taugrid.eval.tables.table import Table
+from taugrid.protocol import ProtocolFields, dotted, shortened
+from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
 
 LARGEST = 4_900_000
@@ -29,6 +35,17 @@ MAX_COPIED = 200_000
 """Characters of a table that may be copied as text. Larger ones are in tables/ alone."""
 FEW_SAMPLES = 10_000
 """The number of samples below which readers are warned of FID's bias."""
+MAX_DIFFERENCES = 400
+"""Rows of the table of differences. The rest are in tables/differences.csv."""
+MAX_EFFECTS = 100
+"""Rows of a table of effects. The rest are in tables/effects.csv."""
+MAX_VALUES = 4
+"""Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
+MAX_LIST_LENGTH = 4
+"""Numbers of a list that are written out."""
+SHADES = 8
+"""Shades of a table from the best value, 0, to the worst."""
+NO_SHADE = "none"
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,8 @@ class PageFacts:
 
 class ShadedMetric(NamedTuple):
     metric: MetricColumn
-    tables: list[ShadedTable]
+    tables: Sequence[Table]
+    shade: Callable[[float], str]
     legend: list[str]
     markdown: str
     """As in tables/quality.md; empty if it is too long to be copied, as `latex`."""
@@ -94,10 +112,37 @@ def report_html(facts: PageFacts) -> str:
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
     """The tables of the metric that decides as a piece of HTML; `state` is the run's progress in words."""
     section = quality.section(quality.judged_by) if quality.rows else None
-    tables, legend = (shaded_tables(quality, section), section.legend) if section else ([], [])
-    heading = quality.judged_by.heading
-    shown = {"css": asset("tables.css"), "heading": heading, "tables": tables, "legend": legend}
-    return environment().get_template("run.html").render(name=name, directory=directory, state=state, **shown)
+    return environment().get_template("run.html").render({
+        "name": name,
+        "directory": directory,
+        "state": state,
+        "css": asset("tables.css"),
+        "heading": quality.judged_by.heading,
+        "tables": section.tables if section else [],
+        "shade": _shading(quality, section) if section else None,
+        "legend": section.legend if section else [],
+    })  # fmt: skip
+
+
+def _shading(quality: QualityTable, section: MetricTables) -> Callable[[float], str]:
+    """A function from a value to its shade, `NO_SHADE` for a missing value, or if all values are equal.
+
+    It is logarithmic if all values of the metric are positive, since FIDs span decades.
+    """
+    metric = section.metric
+    values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
+    finite = values[np.isfinite(values)]
+    is_log = bool(len(finite)) and bool((finite > 0).all())
+    ends = np.log(finite) if is_log else finite
+    low, high = (float(ends.min()), float(ends.max())) if len(finite) else (0.0, 0.0)
+
+    def shade(value: float) -> str:
+        if not math.isfinite(value) or high <= low:
+            return NO_SHADE
+        share = ((math.log(value) if is_log else value) - low) / (high - low)
+        return str(min(SHADES - 1, int((1 - share if metric.higher_is_better else share) * SHADES)))
+
+    return shade
 
 
 def _rendered(page: Mapping[str, Any]) -> str:
@@ -184,30 +229,93 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
 
 def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
     for section in quality.sections:
-        tables = shaded_tables(quality, section)
-        about = [section.means, *section.legend, _meaning(section.has_best, tables)]
+        shade = _shading(quality, section)
+        entries = (entry for table in section.tables for row in table.entries for entry in row)
+        meaning = ["The best of a column is bold."] if section.has_best else []
+        if any(shade(entry.number) != NO_SHADE for entry in entries):
+            meaning.append("Shades go from the best value (blue) to the worst (orange).")
+        about = list(filter(None, [section.means, *section.legend, " ".join(meaning)]))
         texts = section_markdown(section), section_latex(quality, section)
         copied = (text if len(text) <= MAX_COPIED else "" for text in texts)
-        yield ShadedMetric(section.metric, tables, list(filter(None, about)), *copied)
-
-
-def _meaning(has_best: bool, tables: Sequence[ShadedTable]) -> str:
-    bold = "The best of a column is bold." if has_best else ""
-    shades = "Shades go from the best value (blue) to the worst (orange)."
-    is_shaded = any(shade != NO_SHADE for table in tables for _, row in table.rows for _, shade in row)
-    return " ".join(filter(None, [bold, shades if is_shaded else ""]))
+        yield ShadedMetric(section.metric, section.tables, shade, about, *copied)
 
 
 def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
     if not document.get("rows"):
         return None
-    table = reconstruction_pivot(reconstruction_frame(document["rows"]))
+    table = reconstruction_table(reconstruction_frame(document["rows"]))
     return {
         "heading": RECONSTRUCTION_ERROR.heading,
         "steps": table.columns,
         "rows": list(zip(table.labels, table.entries, strict=True)),
         "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
     }
+
+
+def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
+    """The differences of each metric as text, `first` before the others, and notes; `rows` are of differences.csv."""
+    found: list[dict[str, Any]] = []
+    for metric in compared(rows, first):
+        groups: dict[str, list[tuple[str, ...]]] = {}
+        of_metric = differences_of(rows, metric)
+        for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
+            along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
+            heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
+            groups.setdefault(heading, []).append(difference_texts(row))
+        left_out = max(0, len(of_metric) - MAX_DIFFERENCES)
+        found.append({
+            "metric": metric, "about": "" if found else about(metric), "groups": groups, "left_out": left_out
+        })  # fmt: skip
+    return {"metrics": found, "notes": notes_of(rows)}
+
+
+def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
+    """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv."""
+    found = Effects.read(rows, metrics)
+    if not found.every:
+        return None
+    tables = [
+        {
+            "heading": f"{metric.heading}: {table.title}",
+            "heads": table.heads,
+            "at": table.at,
+            "rows": list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS],
+            "left_out": max(0, len(table.rows) - MAX_EFFECTS),
+        }
+        for metric in found.by_metric
+        for table in effect_tables(found, metric)
+    ]
+    explained = [line.replace("`", "") for line in found.about]
+    return {"about": explained, "notes": found.notes, "tables": tables}
+
+
+def protocol_line(quality: QualityTable) -> str:
+    """N, the reference and the extractor, whether published FIDs have a different one, and which metric decides."""
+    spelled = (quality.protocols.get(name, {}) for name in quality.frame["protocol"])
+    names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
+    is_other = bool(names) and INCEPTION not in names
+    about = quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
+    return "; ".join(filter(None, [about, quality.about_judge]))
+
+
+def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each field in dotted form and its distinct values, such as ("versions.torch", ("2.9.1",))."""
+    values: dict[str, dict[str, None]] = {}
+    for protocol in protocols.values():
+        for name, value in dotted(protocol):
+            values.setdefault(name, {})[_shown(value)] = None
+    return [
+        (name, (*list(distinct)[:MAX_VALUES], *([f"{more} more"] if (more := len(distinct) - MAX_VALUES) > 0 else [])))
+        for name, distinct in values.items()
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > MAX_LIST_LENGTH:
+        return f"{value[0]}, {value[1]}, …, {value[-1]} ({len(value)} values)"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return shortened(value) if isinstance(value, str) else json.dumps(value)
 
 
 def warnings(facts: PageFacts) -> list[str]:

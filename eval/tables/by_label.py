@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.long_form import has_values, score_columns, shown_columns
-from taugrid.eval.tables.pivots import Pivot
-from taugrid.eval.tables.rows import as_csv, as_json, with_notes, write_files
+from taugrid.eval.tables.long_form import (
+    as_csv,
+    as_json,
+    has_values,
+    score_columns,
+    shown_columns,
+    with_notes,
+    write_files,
+)
+from taugrid.eval.tables.table import Table
 from taugrid.words import counted, listed
 
 FIRST = ("cell", "settings", "label", "class", "num_samples", "num_reference")
@@ -70,18 +77,18 @@ class LabelTable:
         return frame[[*FIRST, *(name for name in dict.fromkeys(known) if has_values(frame, name))]]
 
     @cached_property
-    def pivots(self) -> list[Pivot]:
+    def pivots(self) -> list[Table]:
         """A table for each metric: rows of cells, columns of classes."""
         return [self._pivot(metric) for metric in shown_columns(self.frame.columns, self.asked)]
 
-    def _pivot(self, metric: Any) -> Pivot:
+    def _pivot(self, metric: Any) -> Table:
         values, errors = (self._wide(name) for name in (metric.name, metric.error))
         notes: tuple[str, ...] = ()
         if len(values.columns) > SHOWN:
             worst = values.mean().sort_values(ascending=metric.higher_is_better).index[:SHOWN]
             notes = (f"the {SHOWN} worst of {counted(len(values.columns), 'class', 'classes')}; by_label.csv has all",)
             values, errors = values[worst], errors[worst]
-        return Pivot(metric, {}, values, errors, notes, row_keys=("cell",), column_key="class")
+        return Table(metric, {}, values, errors, notes, row_keys=("cell",), column_key="class")
 
     def _wide(self, name: str | None) -> pd.DataFrame:
         """A column of numbers by cell and class; NaN where there is none."""

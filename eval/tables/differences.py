@@ -1,4 +1,4 @@
-"""Differences of metrics between cells, with paired standard errors.
+"""Differences of metrics between cells, with paired standard errors; differences.csv and .md.
 
 Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs
 equally cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample
@@ -7,19 +7,35 @@ for both, nor the spread between trainings. All of this holds for every metric w
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.tables.entries import ROUNDING, Z_95
-from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, short_checkpoints
-from taugrid.eval.tables.long_form import CHECKPOINT, FID, STAND_INS, axes, long_form
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
-from taugrid.eval.tables.rows import Row, as_text
+from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, ROUNDING, Z_95, write_number
+from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SIGMA_HAT, short_checkpoints, short_columns
+from taugrid.eval.tables.long_form import (
+    CHECKPOINT,
+    FID,
+    STAND_INS,
+    Row,
+    as_csv,
+    as_text,
+    axes,
+    long_form,
+    series,
+    with_notes,
+    write_files,
+)
+from taugrid.eval.tables.pivots import pivot_tables
+from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES
 from taugrid.grids.names import PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
@@ -72,28 +88,8 @@ class Paired(NamedTuple):
     note: str
 
 
-class Difference(NamedTuple):
-    """The difference of a metric between two cells: `PARTS` of a row."""
-
-    a: float | None
-    b: float | None
-    difference: float | None
-    """b - a; None if one is missing."""
-    se: float | None
-    z: float | None
-    note: str
-
-    @property
-    def parts(self) -> dict[str, float | None]:
-        return {part: getattr(self, part) for part in PARTS}
-
-
-class Line(NamedTuple):
-    """Scored cells that differ in one setting, in its order. Adjacent cells are neighbours."""
-
-    along: str
-    settings: str
-    cells: list[str]
+Line = tuple[str, str, list[str]]
+"""A setting, a heading, and scored cells that differ in that setting, in its order: adjacent ones are neighbours."""
 
 
 def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]:
@@ -120,22 +116,23 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
     pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
     return [
-        pair(by_cell[a], by_cell[b], evidence) | {"along": line.along, "settings": line.settings}
-        for line in (*_within(pivots), *_between(pivots, {cell: place for place, cell in enumerate(by_cell)}))
-        for a, b in pairwise(line.cells)
+        pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": heading}
+        for along, heading, cells in (*_within(pivots), *_between(pivots, list(by_cell)))
+        for a, b in pairwise(cells)
         if _compared(by_cell[a], by_cell[b]) and not _obstacles(by_cell[a], by_cell[b], evidence)
     ]
 
 
-def _within(pivots: Sequence[Pivot]) -> Iterator[Line]:
+def _within(pivots: Sequence[Table]) -> Iterator[Line]:
     """Lines along S and along eta."""
     for table in pivots:
-        yield from (Line("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
-        yield from (Line("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
+        yield from (("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
+        yield from (("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
 
 
-def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line]:
-    """Lines along each other setting, with its cells in `order`, which maps cells to places."""
+def _between(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[Line]:
+    """Lines along each other setting, with its cells in `order`."""
+    places = {cell: place for place, cell in enumerate(order)}
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
         for table in pivots:
@@ -144,7 +141,7 @@ def _between(pivots: Sequence[Pivot], order: Mapping[str, int]) -> Iterator[Line
                 for steps, cell in line.dropna().items():
                     lines[table.heading_without(setting), "0.0" if alone else label, steps].append(cell)
         for (heading, *_), cells in lines.items():
-            yield Line(setting, heading, sorted(cells, key=order.__getitem__))
+            yield setting, heading, sorted(cells, key=places.__getitem__)
 
 
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
@@ -166,7 +163,7 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
         raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
-    of_fid = _difference(FID, row_a, row_b, evidence)
+    of_fid, note = _difference(FID, row_a, row_b, evidence)
     return {
         "cell_a": row_a["cell"],
         "cell_b": row_b["cell"],
@@ -175,21 +172,21 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
         **{f"{key}_a": row_a[key] for key in ("steps", "eta", "sigma")},
         **{f"{key}_b": row_b[key] for key in ("steps", "eta", "sigma")},
         "others": _others(row_a, row_b),
-        "fid_a": of_fid.a,
-        "fid_b": of_fid.b,
-        "difference": of_fid.difference,
-        "se": of_fid.se,
-        "z": of_fid.z,
+        "fid_a": of_fid["a"],
+        "fid_b": of_fid["b"],
+        "difference": of_fid["difference"],
+        "se": of_fid["se"],
+        "z": of_fid["z"],
         "num_samples": min(row_a["num_samples"], row_b["num_samples"]),
         "protocol_a": row_a["protocol"],
         "protocol_b": row_b["protocol"],
         "joined": bool(obstacles),
-        "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), of_fid.note])),
+        "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), note])),
         **{
             f"{metric.name}_{part}": value
             for metric in compared
             if metric != FID
-            for part, value in _difference(metric, row_a, row_b, evidence.of(metric.name)).parts.items()
+            for part, value in _difference(metric, row_a, row_b, evidence.of(metric.name))[0].items()
         },
     }
 
@@ -206,11 +203,16 @@ def _compared(*rows: Row) -> list[MetricColumn]:
     return [*of_fid, *with_errors]
 
 
-def _difference(metric: MetricColumn, row_a: Row, row_b: Row, evidence: Evidence) -> Difference:
+def _difference(
+    metric: MetricColumn, row_a: Row, row_b: Row, evidence: Evidence
+) -> tuple[dict[str, float | None], str]:
+    """`PARTS` of a row, and why an error is missing; the difference is b - a, None if one of them is missing."""
     a, b = _number(row_a, metric.name), _number(row_b, metric.name)
-    if a is None or b is None:
-        return Difference(a, b, None, None, None, "")
-    return Difference(a, b, b - a, *paired_error(b - a, row_a, row_b, evidence))
+    paired = Paired(None, None, "")
+    if a is not None and b is not None:
+        paired = paired_error(b - a, row_a, row_b, evidence)
+    difference = None if a is None or b is None else b - a
+    return {"a": a, "b": b, "difference": difference, "se": paired.se, "z": paired.z}, paired.note
 
 
 def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
@@ -281,19 +283,142 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColu
         if row.get(CHECKPOINT) is not None and _number(row, metric.name) is not None:
             names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
             groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
-    return [_best(group, evidence, metric) for group in groups.values() if len(group) > 1]
-
-
-def _best(group: Sequence[Row], evidence: Evidence, metric: MetricColumn) -> BestCheckpoint:
     sign = -1 if metric.higher_is_better else 1
-    best = min(group, key=lambda row: sign * float(row[metric.name]))
     own = evidence.of(metric.name)
-    alike = tuple(str(row[CHECKPOINT]) for row in group if row is not best and _is_alike(best, row, own, metric))
-    return BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), alike)
+    found: list[BestCheckpoint] = []
+    for group in [group for group in groups.values() if len(group) > 1]:
+        best = min(group, key=lambda row: sign * float(row[metric.name]))
+        alike = []
+        for row in group:
+            if row is not best and not _obstacles(best, row, own):  # the same protocol and noise
+                parts, _ = _difference(metric, best, row, own)
+                if parts["se"] is not None and (parts["z"] is None or abs(parts["z"]) < Z_95):
+                    alike.append(str(row[CHECKPOINT]))
+        found.append(BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), tuple(alike)))
+    return found
 
 
-def _is_alike(best: Row, row: Row, evidence: Evidence, metric: MetricColumn) -> bool:
-    if _obstacles(best, row, evidence):  # a different protocol or different noise
-        return False
-    difference = _difference(metric, best, row, evidence)
-    return difference.se is not None and (difference.z is None or abs(difference.z) < Z_95)
+_FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
+
+_ABOUT = (
+    "Each value is the {title} of the second cell minus that of the first, ± one paired standard error: sample n of "
+    "both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, most of what the "
+    "noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. The error is that "
+    "of sampling at this N; it {without} the spread between trainings. "
+    f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
+    "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
+)
+IN_WORDS = ("along", "settings", "others")
+"""Columns that name keys of the grid."""
+_KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
+"""A key in one of them: "diffusion.schedule = cosine, clip = x0", "train.seed: 0 -> 1"."""
+HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
+
+
+def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A table of `DIFFERENCE_COLUMNS`: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
+    others = [f"{metric.name}_{part}" for metric in compared(rows) if metric != FID for part in PARTS]
+    columns = {name: [row.get(name) for row in rows] for name in (*DIFFERENCE_COLUMNS, *others)}
+    return pd.DataFrame({name: series(values, name in {*_FLOATS, *others}) for name, values in columns.items()})
+
+
+def about(metric: MetricColumn) -> str:
+    """What the differences of a metric and their errors are."""
+    without = "does not include" if metric.unbiased else f"includes neither the bias of {metric.title} nor"
+    return _ABOUT.format(title=metric.title, without=without)
+
+
+def compared(rows: Sequence[Row], first: MetricColumn = FID) -> list[MetricColumn]:
+    """The metrics with a difference in some row, `first` before the others."""
+    metrics = dict.fromkeys((first, FID, *OTHER_METRICS))
+    return [metric for metric in metrics if differences_of(rows, metric)]
+
+
+def parts_by_metric(row: Row) -> dict[str, dict[str, float | None]]:
+    """Metric -> its `PARTS`, of each metric with a difference in a row."""
+    own = {"difference", "se", "z"}
+    return {
+        metric.name: {part: row[part if metric == FID and part in own else f"{metric.name}_{part}"] for part in PARTS}
+        for metric in compared([row])
+    }
+
+
+def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
+    """The rows with a difference of `metric`, which is under the names of FID's: difference, se, z. None is empty."""
+    if metric == FID:
+        return [row for row in rows if row["difference"] is not None]
+    names = {part: f"{metric.name}_{part}" for part in ("difference", "se", "z")}
+    there = (row for row in rows if row.get(names["difference"]) is not None)
+    return [{**row, **{part: row[name] for part, name in names.items()}} for row in there]
+
+
+def differences_markdown(rows: Sequence[Row], first: MetricColumn = FID) -> str:
+    """A section for each metric: a list for each pivot and direction. Notes on missing errors come last, each once."""
+    blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
+    for metric in compared(rows, first):
+        said = f"The same for {metric.heading}." if blocks else about(metric)
+        blocks += [f"# Differences of {metric.title}", said, *_lists(differences_of(rows, metric))]
+    return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
+
+
+def _lists(rows: Sequence[Row]) -> list[str]:
+    blocks: list[str] = []
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in with_short_keys(rows):
+        groups.setdefault((row["settings"], row["along"]), []).append(f"- {difference_line(row)}")
+    heading = ""
+    for (settings, along), lines in groups.items():
+        title = settings if along in HEADINGS else ": ".join(filter(None, [f"Along {along}", settings]))
+        if title != heading:
+            blocks.append(f"## {title}")
+            heading = title
+        blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
+    return blocks
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+
+
+def with_short_keys(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the last components of grid keys where files have all of them."""
+    texts = dict.fromkeys(row[name] or "" for row in rows for name in IN_WORDS)
+    short = short_columns(dict.fromkeys(key for text in texts for key in _KEY.findall(text) if "." in key))
+    return [
+        {**row, **{name: _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS}}
+        for row in rows
+    ]
+
+
+def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = FID) -> None:
+    write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows, first))
+
+
+def difference_line(row: Row) -> str:
+    """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
+    [shown] = with_short_keys([row])
+    where, value, z, mark = difference_texts(shown)
+    return f"{where}: {value}{f', z = {z}' if z else ''} {mark}".rstrip()
+
+
+def difference_texts(row: Row) -> tuple[str, str, str, str]:
+    """The change of settings, the difference with its sign and error, z, which may be empty, and marks."""
+    value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
+    signed = f"+{value}" if row["difference"] > 0 else value
+    z = "" if row["z"] is None else f"{row['z']:+.1f}"
+    is_alike = row["z"] is not None and abs(row["z"]) < Z_95
+    marks = [INDISTINGUISHABLE if is_alike else "", JOINED if row["joined"] else ""]
+    where = ", ".join(filter(None, [_place(row), row["others"]]))
+    return where, f"{signed} {error}".rstrip(), z, " ".join(filter(None, marks))
+
+
+def _place(row: Row) -> str:
+    steps = (row["steps_a"], row["steps_b"])
+    if any(row[eta] is None or math.isnan(row[eta]) for eta in ("eta_a", "eta_b")):  # of a sampler without
+        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))}"
+    etas = [SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else f"{row[f'eta_{side}']:g}" for side in "ab"]
+    if etas[0] == etas[1]:
+        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
+    if steps[0] == steps[1]:
+        return f"eta {etas[0]} -> {etas[1]} at S {steps[0]}"
+    return f"S {steps[0]}, eta {etas[0]} -> S {steps[1]}, eta {etas[1]}"

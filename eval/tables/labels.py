@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.config import Sample
-from taugrid.eval.tables.long_form import axes
-from taugrid.eval.tables.rows import as_text
+from taugrid.eval.tables.long_form import as_text, axes
 from taugrid.grids.axes import EVALUATIONS
 from taugrid.grids.names import PATHS, SHOWN, options_text, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, comparability_key

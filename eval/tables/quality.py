@@ -1,12 +1,8 @@
-"""The quality-versus-steps table: computed once, and written as csv, json, Markdown and LaTeX.
-
-`console.py` draws it in a terminal, and eval/pages in HTML.
-"""
+"""The quality-versus-steps table, computed once: render.py writes it, and eval/pages shows it in HTML."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,23 +10,15 @@ import pandas as pd
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.reference_names import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.replicates import Averaged, averaged, varying_seeds
+from taugrid.eval.tables.ablation.seeds import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
-from taugrid.eval.tables.latex import latex_table
-from taugrid.eval.tables.long_form import FID, STAND_INS, has_values, in_grid_order, long_form, shown_columns
-from taugrid.eval.tables.pivots import Arrangement, Floors, Pivot, with_floors
-from taugrid.eval.tables.rows import Row, as_csv, as_json, with_notes, write_files
+from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns
+from taugrid.eval.tables.pivots import Arrangement, Floors, with_floors
+from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import METRICS, MetricColumn
-
-SIUNITX = (
-    "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
-    "\\begingroup\\sisetup{separate-uncertainty, detect-weight}\\setlength{\\belowcaptionskip}{1ex}",
-    "\\endgroup",
-)
-"""The lines around tables whose numbers siunitx sets: 13.2 ± 1.7 in place of 13.2(17), bold where the text is."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class QualityTable:
     notes: Sequence[str] = ()
     """Lines below the table."""
     joined: Set[str] = frozenset()
-    """Cells that share tables although their comparability key is not the usual one (`rows.check_joinable`). If there
+    """Cells that share tables although their comparability key is not the usual one (`rows.joined_rows`). If there
     are any, protocols keep no cells apart."""
     layout: Layout = USUAL
     shown: Sequence[Row] = ()
@@ -161,7 +149,7 @@ class QualityTable:
         caption = "" if self.frame.empty else self.means.caption()
         return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
 
-    def _alike(self, metric: MetricColumn, tables: Sequence[Pivot]) -> Set[str]:
+    def _alike(self, metric: MetricColumn, tables: Sequence[Table]) -> Set[str]:
         """Cells that can't be distinguished from the best of their column (ablation/alike.py)."""
         if self.recorded is not None and metric.name in self.recorded:
             return self.recorded[metric.name]
@@ -219,7 +207,7 @@ class MetricTables:
     """The tables of one metric, one unless cells can't be compared or the layout keeps them apart."""
 
     metric: MetricColumn
-    tables: Sequence[Pivot]
+    tables: Sequence[Table]
     caption: str
     """Explains the values if they are means over replicates; else empty."""
     error_means: str
@@ -242,63 +230,10 @@ class MetricTables:
         return legend(self.tables)
 
 
-def legend(tables: Sequence[Pivot]) -> list[str]:
+def legend(tables: Sequence[Table]) -> list[str]:
     """A line for each meaning of each mark that some entry has."""
     lines = dict.fromkeys(f"{mark} {meaning}." for table in tables for mark, meaning in table.legend.items())
     return sorted(lines, key=lambda line: list(MEANINGS).index(line[0]))
-
-
-def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> None:
-    """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
-    document = {"rows": table.long.to_dict("records"), "protocols": table.protocols, "notes": list(table.notes)}
-    alike = {section.metric: sorted(section.alike) for section in table.sections}
-    document |= {"indistinguishable": alike.pop(FID, []), "joined": sorted(table.joined)}
-    others = {m.name: cells for m, cells in alike.items() if has_values(table.frame, m.sampling_error)}
-    document |= {"indistinguishable_in": others} if others else {}
-    floors = {str(n): {name: floor._asdict() for name, floor in by_name.items()} for n, by_name in table.floors.items()}
-    document |= {"floors": floors} if floors else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_files(
-        folder,
-        stem,
-        csv=as_csv(table.long),
-        json=as_json(document),
-        md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
-        tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
-    )
-
-
-def to_markdown(table: QualityTable) -> str:
-    """A section for each metric, in GitHub's Markdown."""
-    return "\n".join(map(section_markdown, table.sections))
-
-
-def section_markdown(section: MetricTables) -> str:
-    blocks = [f"## {section.metric.heading}", *filter(None, [section.means])]
-    for pivot in section.tables:
-        settings = ", ".join(f"`{key}` = `{value}`" for key, value in pivot.short_settings.items())
-        blocks += [f"### {settings}"] if settings else []
-        blocks += [pivot.markdown, *pivot.notes]
-    return "\n\n".join([*blocks, *section.legend]) + "\n"
-
-
-def to_latex(table: QualityTable, siunitx: bool = False) -> str:
-    """A `table` environment for each table of each metric, for a document that loads booktabs and, if so, siunitx."""
-    before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
-    return "\n".join([before, *(section_latex(table, section, siunitx) for section in table.sections), *after])
-
-
-def section_latex(table: QualityTable, section: MetricTables, siunitx: bool = False) -> str:
-    captions = (_caption(pivot, section, sizes(table.frame)) for pivot in section.tables)
-    return "\n".join(latex_table(*each, siunitx) for each in zip(section.tables, captions, strict=True))
-
-
-def _caption(pivot: Pivot, section: MetricTables, every_n: str) -> list[str]:
-    metric = section.metric
-    means = section.caption or (f"± is {metric.error_means}" if pivot.errors.notna().any(axis=None) else "")
-    number = f"N = {every_n}" if "num_samples" not in pivot.settings else ""
-    marks = (line.rstrip(".") for line in legend([pivot]))
-    return [metric.heading, pivot.label, number, means.rstrip("."), *pivot.notes, *marks]
 
 
 def sizes(frame: pd.DataFrame) -> str:

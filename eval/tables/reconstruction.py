@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from taugrid.eval.tables.pivots import Pivot
-from taugrid.eval.tables.rows import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
+from taugrid.eval.tables.long_form import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
+from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 
 RECONSTRUCTION_COLUMNS = (
@@ -45,7 +45,7 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return pd.DataFrame({column: series(listed, column in _FLOATS) for column, listed in values.items()})
 
 
-def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
+def reconstruction_table(frame: pd.DataFrame) -> Table:
     """`mse` times `SCALE`, and its error, as in the paper: columns of S, and a row for each setting that differs.
 
     A row's label says what sets it apart ("spacing = linear"), or "Error" if it is the only one. A model that no other
@@ -73,7 +73,7 @@ def reconstruction_pivot(frame: pd.DataFrame) -> Pivot:
     )
     common = [column for column in settings if column not in apart]
     shared = tuple(filter(None, [_named(common, record) for record in records[:1]]))
-    return Pivot(RECONSTRUCTION_ERROR, {}, values, errors, shared, row_keys=("",))
+    return Table(RECONSTRUCTION_ERROR, {}, values, errors, shared, row_keys=("",))
 
 
 def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
@@ -82,7 +82,7 @@ def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
 
 def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
     """The pivot as a table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
-    table = reconstruction_pivot(frame)
+    table = reconstruction_table(frame)
     meanings = [LEGEND]
     if table.errors.notna().any(axis=None):
         meanings.append(f"± is {RECONSTRUCTION_ERROR.error_means}.")

@@ -8,8 +8,7 @@ import numpy as np
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.tables.differences import Evidence, pair
-from taugrid.eval.tables.differences_files import parts_by_metric
+from taugrid.eval.tables.differences import Evidence, pair, parts_by_metric
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.images import decode_png, encode_png, to_pictures
 from taugrid.orchestrator.board.document import PER_CELL, BoardRow

@@ -11,9 +11,9 @@ import yaml
 
 from taugrid import __version__
 from taugrid.errors import UserError
-from taugrid.eval.tables.long_form import shown_columns
-from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown
-from taugrid.eval.tables.rows import Row, with_notes
+from taugrid.eval.tables.long_form import Row, shown_columns, with_notes
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import to_latex, to_markdown
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run

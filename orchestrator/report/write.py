@@ -13,20 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.tables.ablation.cost import Cost, costs, write_costs
-from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import write_effects
-from taugrid.eval.tables.differences import best_checkpoints, differences
-from taugrid.eval.tables.differences_files import write_differences
-from taugrid.eval.tables.long_form import CHECKPOINT, FID
+from taugrid.eval.tables.ablation.cost import costs, write_costs
+from taugrid.eval.tables.ablation.effects import Effects, write_effects
+from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
+from taugrid.eval.tables.long_form import CHECKPOINT, FID, JoinedRows, as_csv, joined_rows, write_files
 from taugrid.eval.tables.published.counterparts import (
     NetworkOrigin,
     pointer,
     quality_counterparts,
     write_published,
 )
-from taugrid.eval.tables.quality import QualityTable, write_quality
-from taugrid.eval.tables.rows import JoinedRows, as_csv, check_joinable, write_files
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import write_quality
 from taugrid.grids.axes import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of
 from taugrid.orchestrator.plan.sources import Trained
@@ -76,7 +74,7 @@ def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> Quali
 def _joined(config: Config, collected: Rows) -> JoinedRows:
     joining = config.report.join_protocols
     given = collected.rows, collected.evidence.protocols
-    return check_joinable(*given, override=True) if joining else JoinedRows([], frozenset())
+    return joined_rows(*given) if joining else JoinedRows([], frozenset())
 
 
 def larger_table(run: Run, collected: Rows) -> QualityTable:
@@ -219,7 +217,7 @@ def train_seconds(run: Run) -> dict[str, float]:
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
-        from taugrid.eval.figures.loss import losses_figure
+        from taugrid.eval.figures.training import losses_figure
 
         save_figures(rundir, {"loss": losses_figure(curves)})
     else:

@@ -115,7 +115,7 @@ def _reference(config: Config) -> tuple[Data | Reference | None, str | None]:
         given = resolve_reference(given).given if isinstance(given, str) else given
         if isinstance(given, Data):
             return given, None
-        if given not in FIDELITY_NAMES and not Path(given).exists():
+        if not Path(given).exists():
             return None, f"evaluate.reference: {nothing_there(given)}"
         return reference_of_moments(given), None
     except (UserError, ValueError, DamagedFile) as error:

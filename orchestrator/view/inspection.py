@@ -107,8 +107,7 @@ def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     Raises:
         UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
     """
-    from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, pair
-    from taugrid.eval.tables.differences_files import parts_by_metric
+    from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, pair, parts_by_metric
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 
     plan, rundir = run.plan, run.rundir

@@ -12,8 +12,8 @@ from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.by_label import LabelTable
+from taugrid.eval.tables.long_form import without_nan
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import without_nan
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sources import Oracle
 from taugrid.orchestrator.report import requested

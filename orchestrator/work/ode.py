@@ -138,9 +138,9 @@ class ReconstructWork(WorkKind):
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import reconstruction_figure
-        from taugrid.eval.tables.console import reconstruction_to_console
         from taugrid.eval.tables.published.counterparts import pointer, reconstruction_counterparts, write_published
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
+        from taugrid.eval.tables.render import reconstruction_to_console
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]

@@ -8,8 +8,8 @@ from test_tables import write
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
-from taugrid.eval.figures.checkpoints import checkpoints_figure
 from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.training import checkpoints_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import COLUMNS, long_form

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_one_table import SCHEDULE, TRAINING, ablation
 from test_tables import table
 
-from taugrid.eval.figures.ablation.cost import GREY, costs_figure
+from taugrid.eval.figures.ablation import GREY, costs_figure
 from taugrid.eval.tables.ablation.cost import costs, costs_markdown, pareto, write_costs
 
 

@@ -5,8 +5,14 @@ import pandas as pd
 import pytest
 from snapshots import raises, recorded
 
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, Evidence, differences, pair
-from taugrid.eval.tables.differences_files import difference_line, write_differences
+from taugrid.eval.tables.differences import (
+    DIFFERENCE_COLUMNS,
+    Evidence,
+    difference_line,
+    differences,
+    pair,
+    write_differences,
+)
 from taugrid.eval.tables.long_form import COLUMNS, FID
 from taugrid.eval.tables.quality import QualityTable
 

@@ -13,18 +13,25 @@ from test_one_table import SCHEDULE, TRAINING
 from test_report_page import Parsed, findings
 from test_tables import table_rows
 
-from taugrid.eval.figures.ablation.panels import heat_maps
+from taugrid.eval.figures.ablation import heat_maps
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
-from taugrid.eval.pages.comparisons import differences as page_differences
+from taugrid.eval.pages.report import differences as page_differences
 from taugrid.eval.pages.report import report_html
-from taugrid.eval.tables.ablation.effects import Effects
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
-from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, best_checkpoints, differences, pair
-from taugrid.eval.tables.differences_files import difference_line, differences_of, write_differences
+from taugrid.eval.tables.ablation.effects import Effects, effects_markdown
+from taugrid.eval.tables.differences import (
+    DIFFERENCE_COLUMNS,
+    best_checkpoints,
+    difference_line,
+    differences,
+    differences_of,
+    pair,
+    write_differences,
+)
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
-from taugrid.eval.tables.quality import QualityTable, to_markdown, write_quality
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import to_markdown, write_quality
 from taugrid.grids.axes import USUAL
 from taugrid.registry.metrics import METRICS
 
@@ -220,7 +227,7 @@ def test_one_metric_decides_a_page_and_it_says_so_once(small_n, floors):
     assert "FID" in page.all("p", **{"class": "hero"})[0]["text"]
     assert opened(page, "caption")[0] == FID.heading
     assert "decides" not in page.all("body")[0]["text"]
-    [about] = [found.about for found in page_differences(frame, KID)["metrics"][:1]]
+    [about] = [found["about"] for found in page_differences(frame, KID)["metrics"][:1]]
     assert "the bias" not in about
 
 

@@ -7,7 +7,7 @@ from snapshots import raises, recorded
 from test_differences import cell, evidence, indistinguishable, spread
 from test_tables import latex, markdown, table, table_rows
 
-from taugrid.eval.tables.ablation.replicates import averaged
+from taugrid.eval.tables.ablation.seeds import averaged
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.grids.axes import Layout

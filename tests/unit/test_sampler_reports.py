@@ -17,18 +17,16 @@ from test_differences import cell as row_of
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.eval.figures.ablation.cost import costs_figure
-from taugrid.eval.figures.ablation.forest import effects_figure
-from taugrid.eval.figures.ablation.panels import per_key_figures
+from taugrid.eval.figures.ablation import costs_figure, effects_figure, per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN, tiles_of
 from taugrid.eval.tables.ablation.cost import costs
-from taugrid.eval.tables.ablation.effects import Effects, effects, short_key_names
-from taugrid.eval.tables.ablation.effects_files import effects_markdown
+from taugrid.eval.tables.ablation.effects import Effects, effects, effects_markdown, short_key_names
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
-from taugrid.eval.tables.quality import QualityTable, to_markdown
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import to_markdown
 from taugrid.grids.axes import EVALUATIONS, Layout
 from taugrid.grids.selectors import chosen
 from taugrid.orchestrator.opened import open_existing

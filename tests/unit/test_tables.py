@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from snapshots import raises, recorded
+from snapshots import recorded
 
-from taugrid.eval.tables.console import CONSOLE_WIDTH, to_console
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import write_number
-from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.long_form import COLUMNS, joined_rows, long_form
 from taugrid.eval.tables.pivots import USUAL, pivot_tables
-from taugrid.eval.tables.quality import QualityTable, to_latex, to_markdown, write_quality
-from taugrid.eval.tables.rows import check_joinable
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.render import CONSOLE_WIDTH, to_console, to_latex, to_markdown, write_quality
 from taugrid.grids.names import short_names
 from taugrid.orchestrator.cli.text.runs import print_result
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -435,7 +434,7 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     rows, spelled = upgraded()
     rows.append(cell(20, 0.0, 9.0, protocol="p10", isc_mean=8.0))
     rows[1]["isc_mean"] = 8.5
-    joining = check_joinable(rows, spelled, override=True)
+    joining = joined_rows(rows, spelled)
     text = markdown(rows, spelled, joined=joining.cells)
     assert table_rows(text)[:2] == [
         ["η \\ S", "10", "20", "1000"],
@@ -450,17 +449,14 @@ def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
     assert r"\rlap{$^{\approx\ddagger}$}" in latex(rows, spelled, {rows[1]["cell"]}, joining.cells)
 
 
-def test_rows_that_must_not_be_joined_are_refused_with_fields_values_and_cells():
+def test_rows_that_differ_where_they_must_agree_are_joined_with_fields_values_and_cells():
     rows = [cell(10 * i, 0.0, 5.0, cell=f"c{i}", protocol="new" if i == 3 else "old") for i in range(1, 7)]
     reference = {"split": "train", "sha256": "ab" * 32}
     spelled = {
         "old": {"reference": reference, "versions": {"torch": "2.9.1"}},
         "new": {"reference": reference | {"sha256": "cd" * 32}, "versions": {"torch": "2.10.0"}},
     }
-    with raises(ValueError) as refusal:
-        check_joinable(rows, spelled)
-    assert [part in str(refusal.value) for part in ("2.9.1 (cells c1", "2.10.0 (cell c3)")] == [True, True]
-    joining = check_joinable(rows, spelled, override=True)
+    joining = joined_rows(rows, spelled)
     recorded("\n".join(joining.notes))
     assert joining.cells == {"c3"}
 
@@ -470,7 +466,6 @@ def test_rows_that_agree_where_they_must_or_have_another_n_are_joinable():
     rows.append(cell(10, 0.0, 5.0, num_samples=9, protocol="c"))
     spelled = {"a": {"tau": [1], "num_samples": 5000}, "b": {"tau": [2], "num_samples": 5000}}
     spelled["c"] = {"tau": [1], "num_samples": 9}
-    for override in (False, True):
-        assert check_joinable(rows, spelled, override) == ([], frozenset())
+    assert joined_rows(rows, spelled) == ([], frozenset())
     with pytest.raises(KeyError):
-        check_joinable(rows, {})
+        joined_rows(rows, {})

@@ -158,7 +158,7 @@ def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
     return cached / within
 
 
-class Table(NamedTuple):
+class ImageTable(NamedTuple):
     """A Parquet file: the column of its images and, if taugrid wrote it, the first and last index of its rows."""
 
     path: str
@@ -189,7 +189,7 @@ def column(path: Path, name: str) -> list[Any]:
     return values
 
 
-def _tables(path: Path) -> list[Table]:
+def _tables(path: Path) -> list[ImageTable]:
     paths = files(path, (".parquet",)) if path.is_dir() else [str(path)]
     tables = [_table(p) for p in paths]
     if all(table.ends is not None for table in tables):
@@ -198,7 +198,7 @@ def _tables(path: Path) -> list[Table]:
     return tables
 
 
-def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
+def _require_one_cell(path: Path, tables: Sequence[ImageTable]) -> None:
     """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ... without gaps or repetitions.
 
     `_table` has checked the rows within each file. Images that are missing at the end can't be detected.
@@ -213,7 +213,7 @@ def _require_one_cell(path: Path, tables: Sequence[Table]) -> None:
         before, stop = table.path, last + 1
 
 
-def _table(path: str) -> Table:
+def _table(path: str) -> ImageTable:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -225,7 +225,7 @@ def _table(path: str) -> Table:
     if index is not None and (np.diff(index) != 1).any():
         at = int(np.flatnonzero(np.diff(index) != 1)[0])
         raise SourceError(f"{path}: index {index[at]} is followed by {index[at + 1]}, not {index[at] + 1}")
-    return Table(path, _image_column(path, schema), rows, ends)
+    return ImageTable(path, _image_column(path, schema), rows, ends)
 
 
 def _image_column(path: str, schema: pa.Schema) -> str:
@@ -248,7 +248,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _rows(tables: Sequence[Table], first: int) -> Iterator[EncodedImage]:
+def _rows(tables: Sequence[ImageTable], first: int) -> Iterator[EncodedImage]:
     """The rows from number `first` on, over all tables."""
     for table in tables:
         skipped = min(first, table.rows)
@@ -271,7 +271,7 @@ def _rows(tables: Sequence[Table], first: int) -> Iterator[EncodedImage]:
             raise DamagedFile(f"{table.path} can't be read: {joined_lines(error)}") from None
 
 
-def _encoded(table: Table, row: int, data: bytes | None) -> EncodedImage:
+def _encoded(table: ImageTable, row: int, data: bytes | None) -> EncodedImage:
     if data is None:
         raise SourceError(f"{table.path} row {row} has no bytes: embed the pictures in the file")
     return EncodedImage(f"{table.path} row {row}", data)

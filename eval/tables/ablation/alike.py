@@ -14,19 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.tables.ablation.replicates import Averaged, alike_over_seeds
-from taugrid.eval.tables.ablation.seeds import LEVEL, critical_range, shared_error
+from taugrid.eval.tables.ablation.seeds import LEVEL, Averaged, alike_over_seeds, critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
-from taugrid.eval.tables.pivots import Pivot
-from taugrid.eval.tables.rows import Row
+from taugrid.eval.tables.long_form import Row
+from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 
 Cells = tuple[str, str]
 """The ids of two cells, whose difference is the second minus the first."""
 
 
-def indistinguishable(table: Pivot, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
+def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
     """Cells that can't be distinguished from the best of their column by the table's metric, or have the same samples.
 
     Of the cells of a column that are as good as its best, all are found with a probability of 95 %. Replicates are
@@ -45,26 +44,18 @@ def indistinguishable(table: Pivot, means: Averaged, rows: Mapping[str, Row], ev
         if means.over:
             members = {cell: means.members[cell] for cell in others}
             alike |= alike_over_seeds(means.members[best], members, values, shared)
-        else:
-            alike |= _alike(best, others, values, rows, evidence)
+            continue
+        known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
+        if best not in known:
+            continue
+        errors = {cell: paired_error(value - known[best], rows[best], rows[cell], evidence)
+                  for cell, value in known.items() if cell != best}  # fmt: skip
+        tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
+        if tested:
+            influences = np.stack([evidence.influences[cell] for cell in (best, *tested)])
+            limit = critical_range(np.cov(influences) / influences.shape[1])
+            alike |= {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
     return frozenset(alike)
-
-
-def _alike(
-    best: str, others: Sequence[str], values: Mapping[str, float | None], rows: Mapping[str, Row], evidence: Evidence
-) -> set[str]:
-    """The cells of a column whose difference from `best` chance among the samples explains."""
-    known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
-    if best not in known:
-        return set()
-    errors = {cell: paired_error(value - known[best], rows[best], rows[cell], evidence)
-              for cell, value in known.items() if cell != best}  # fmt: skip
-    tested = {cell: paired for cell, paired in errors.items() if paired.se is not None}
-    if not tested:
-        return set()
-    influences = np.stack([evidence.influences[cell] for cell in (best, *tested)])
-    limit = critical_range(np.cov(influences) / influences.shape[1])
-    return {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
 
 
 def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
@@ -118,7 +109,7 @@ class Decided(NamedTuple):
         return {cell for group in self.groups for cell in group}
 
 
-def columns(tables: Sequence[Pivot]) -> list[Contenders]:
+def columns(tables: Sequence[Table]) -> list[Contenders]:
     """The cells of each column, where several compete."""
     return [[best, *others] for table in tables for best, others in table.against_best()]
 

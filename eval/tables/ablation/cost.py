@@ -12,12 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import Averaged, averaged
+from taugrid.eval.tables.ablation.seeds import Averaged, averaged
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
-from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.long_form import FID, as_csv, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import as_csv, write_files
 from taugrid.grids.axes import UNITS, USUAL
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
@@ -150,7 +149,13 @@ def costs_table(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
     """The column headings, and a row for each cell, in the order of the grid."""
     title = costs[0].metric.title
     headings = [*costs[0].settings, title, "evaluations", "seconds", "training seconds", "by evaluations", "by seconds"]
-    return headings, [_line(cost) for cost in costs]
+    rows = []
+    for cost in costs:
+        numbers = [shown_number(cost.value, cost.error), str(cost.evaluations)]
+        times = [shown_number(time) for time in (cost.seconds, cost.train_seconds)]
+        marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
+        rows.append([*cost.settings.values(), *numbers, *times, *marks])
+    return headings, rows
 
 
 def named(text: str, metric: MetricColumn) -> str:
@@ -164,10 +169,3 @@ def costs_markdown(costs: Sequence[Cost]) -> str:
     over = costs[0].over
     about = named(ABOUT, costs[0].metric)
     return f"# Cost beside quality\n\n{about} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{body}\n"
-
-
-def _line(cost: Cost) -> list[str]:
-    numbers = [shown_number(cost.value, cost.error), str(cost.evaluations)]
-    times = [shown_number(time) for time in (cost.seconds, cost.train_seconds)]
-    marks = [OPTIMAL if best else "" for best in (cost.best_for_evaluations, cost.best_for_seconds)]
-    return [*cost.settings.values(), *numbers, *times, *marks]

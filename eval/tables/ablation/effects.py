@@ -9,25 +9,49 @@ sampling comes from the samples' influences (alike.py).
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, reduce
 from operator import or_
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
 from taugrid.eval.tables.ablation.pairing import EVERYWHERE, KEY_SEPARATOR, SCOPES, Contrast, PairOfCells, contrasts
 from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, two_sided
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import Z_95
+from taugrid.eval.tables.entries import MISSING, Z_95, write_number
 from taugrid.eval.tables.labels import OPTIONS, short_columns
-from taugrid.eval.tables.long_form import EXACT, FID
+from taugrid.eval.tables.long_form import EXACT, FID, Row, as_csv, series, with_notes, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.rows import Row
 from taugrid.grids.axes import UNITS
 from taugrid.registry.metrics import MetricColumn
+from taugrid.words import counted, markdown_table
+
+FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shared", "low", "high", "p", "p_holm"})
+
+ABOUT = (
+    "Each effect is the metric with a value of a key minus the metric with its base value, all else equal: the mean of "
+    "paired differences between cells that agree in every other key, in S, eta and seeds. p is two-sided; p (Holm) is "
+    f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
+)
+INTERVAL_EXPLANATION = {
+    "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
+    "trainings would give. Trainings that are sampled with one seed share its noise, which their spread misses: an "
+    "interval includes it where ± is known. ±, where a metric has it, is one standard error of sampling alone, for "
+    "these networks.",
+    "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
+    "nothing about other trainings. ±, where a metric has it, is one standard error of sampling, from the samples' "
+    "influences.",
+    "sampling": "The interval is of 95 % over sampling alone, for these networks: one training of each can't tell "
+    "whether other trainings would show the same. Several values of `train.seed`, scored for both, can, and give an "
+    "interval to every metric.",
+}
+CONDITIONAL_ON_SEED = ", given this sampling seed"
+"""The suffix for results over trainings with one sampling seed, whose shared noise is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +121,8 @@ class Effects:
         """The effects on `metrics` in rows of effects.csv, which have None for empty fields."""
         by_name: dict[str, list[Effect]] = defaultdict(list)
         for row in rows:
-            if "metric" in row:  # earlier files have FID alone, in other columns
-                texts = {key: str(row[key]) for key in ("base", "value")}
-                values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Effect)}  # some are newer
-                by_name[row["metric"]].append(Effect(**values | texts))
+            values: dict[str, Any] = {field.name: row[field.name] for field in fields(Effect)}
+            by_name[row["metric"]].append(Effect(**values | {key: str(row[key]) for key in ("base", "value")}))
         return cls({metric: by_name[metric.name] for metric in metrics if metric.name in by_name})
 
     @cached_property
@@ -110,6 +132,10 @@ class Effects:
     @cached_property
     def names(self) -> dict[str, str]:
         return short_key_names(self.every)
+
+    @property
+    def about(self) -> list[str]:
+        return [ABOUT, *(INTERVAL_EXPLANATION[over] for over in dict.fromkeys(effect.over for effect in self.every))]
 
     @property
     def notes(self) -> list[str]:
@@ -138,7 +164,11 @@ def effects(
     by_scope: dict[str, list[Effect]] = defaultdict(list)
     for contrast in contrasts(scored, evidence.protocols, base):
         by_scope[contrast.scope].append(_effect(contrast, own, metric))
-    return [effect for scope in SCOPES for effect in _corrected(by_scope[scope])]
+    corrected: list[Effect] = []
+    for scope in SCOPES:
+        adjusted = holm(np.array([math.nan if effect.p is None else effect.p for effect in by_scope[scope]]))
+        corrected += [replace(e, p_holm=_finite(p)) for e, p in zip(by_scope[scope], adjusted, strict=True)]
+    return corrected
 
 
 def _effect(contrast: Contrast, evidence: Evidence, metric: MetricColumn) -> Effect:
@@ -203,7 +233,87 @@ def _balanced(
     return [pair for pair in pairs if pair.seeds[0] in whole], note
 
 
-def _corrected(effects: Sequence[Effect]) -> list[Effect]:
-    """The effects of one scope with Holm's correction."""
-    p = np.array([math.nan if effect.p is None else effect.p for effect in effects])
-    return [replace(effect, p_holm=_finite(value)) for effect, value in zip(effects, holm(p), strict=True)]
+def write_effects(effects: Effects, folder: Path) -> None:
+    """Write effects.{csv,md} into `folder`. Numbers in effects.csv are not scaled."""
+    rows = [
+        {"metric": metric.name} | asdict(effect)
+        for metric, of_metric in effects.by_metric.items()
+        for effect in of_metric
+    ]
+    names = ["metric", *(field.name for field in fields(Effect))]
+    frame = pd.DataFrame({name: series([row[name] for row in rows], name in FLOATS) for name in names})
+    write_files(folder, "effects", csv=as_csv(frame), md=effects_markdown(effects))
+
+
+class EffectTable(NamedTuple):
+    """The effects on a metric in one scope, as text."""
+
+    title: str
+    """The scope, and the number of comparisons."""
+    heads: list[str]
+    rows: list[list[str]]
+    significant: list[bool]
+    """Of each row: whether its corrected p is below `LEVEL`."""
+
+    @property
+    def at(self) -> int:
+        """The column of effects, behind those of labels."""
+        return self.heads.index("effect")
+
+
+def effects_markdown(effects: Effects) -> str:
+    """A section for each metric, and a table for each scope with the number of its comparisons."""
+    blocks = ["# Effects", *effects.about]
+    for metric in effects.by_metric:
+        blocks.append(f"## {metric.heading}")
+        for table in effect_tables(effects, metric):
+            lines = [
+                [f"**{text}**" if is_bold and i == table.at else text for i, text in enumerate(row)]
+                for row, is_bold in zip(table.rows, table.significant, strict=True)
+            ]
+            body = markdown_table(table.heads, "l" * table.at + "rrrrr", lines)
+            blocks += [f"### {table.title[0].upper()}{table.title[1:]}", body]
+    return with_notes("\n\n".join(blocks) + "\n", sorted(effects.notes))
+
+
+def effect_tables(effects: Effects, metric: MetricColumn) -> Iterator[EffectTable]:
+    for scope, title in SCOPES.items():
+        if in_scope := [effect for effect in effects.by_metric.get(metric, ()) if effect.scope == scope]:
+            has_settings = any(effect.settings for effect in in_scope)
+            is_conditional = any(effect.is_conditional_on_seed for effect in in_scope)
+            interval = f"95 % interval{CONDITIONAL_ON_SEED if is_conditional else ''}"
+            labels = ["key", "value", "base", *(["where"] if has_settings else [])]
+            rows = [
+                [
+                    *(effects.names[effect.key], effect.value, effect.base),
+                    *([effect.settings] if has_settings else []),
+                    *_numbers(effect, metric.scale),
+                ]
+                for effect in in_scope
+            ]
+            yield EffectTable(
+                f"{title} ({counted(len(in_scope), 'comparison')})",
+                [*labels, "effect", interval, "n", "p", "p (Holm)"],
+                rows,
+                [effect.is_significant for effect in in_scope],
+            )
+
+
+def _numbers(effect: Effect, scale: float) -> list[str]:
+    """The effect with its sign and its error of sampling, its interval, n, p, and p after Holm's correction."""
+    interval, error = MISSING, math.nan
+    if effect.low is not None and effect.high is not None:
+        error = scale * (effect.high - effect.low) / 4  # about one standard error, which decides on digits
+        interval = " to ".join(write_number(scale * end, error)[0] for end in (effect.low, effect.high))
+    if effect.se_sampling is None:
+        value, plus_minus = write_number(scale * effect.effect, error)[0], ""
+    else:
+        value, plus_minus = write_number(scale * effect.effect, scale * effect.se_sampling)
+    signed = f"{'+' if effect.effect > 0 else ''}{value} {plus_minus}".rstrip()
+    return [signed, interval, str(effect.replicates), _p(effect.p), _p(effect.p_holm)]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

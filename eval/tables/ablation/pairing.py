@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.replicates import varying_seeds
+from taugrid.eval.tables.ablation.seeds import varying_seeds
 from taugrid.eval.tables.labels import (
     IGNORABLE,
     OPTIONS,
@@ -22,8 +22,7 @@ from taugrid.eval.tables.labels import (
     settings_in,
     short_columns,
 )
-from taugrid.eval.tables.long_form import in_grid_order
-from taugrid.eval.tables.rows import Row
+from taugrid.eval.tables.long_form import Row, in_grid_order
 from taugrid.grids.axes import EVALUATIONS, SEEDS
 from taugrid.protocol import ProtocolFields
 

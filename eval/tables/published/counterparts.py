@@ -11,7 +11,7 @@ import pandas as pd
 
 from taugrid.eval.tables.entries import MISSING, shown_number
 from taugrid.eval.tables.labels import SIGMA_HAT
-from taugrid.eval.tables.rows import Row, as_csv, write_files
+from taugrid.eval.tables.long_form import Row, as_csv, write_files
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION
 from taugrid.words import markdown_table
@@ -145,8 +145,19 @@ def _cell_differs(
         yield f"clip {clip}, not {number['clip']}"
     if num_samples != NUM_SAMPLES:
         yield f"N = {num_samples:,}, not {NUM_SAMPLES:,}"
-    yield from _extractor_differs(protocol["extractor"])
-    yield from _reference_differs(protocol["reference"], dataset)
+    extractor, reference = protocol["extractor"], protocol["reference"]
+    if extractor["name"] != INCEPTION:
+        yield f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"
+    elif not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
+        yield f"extractor {INCEPTION} has other weights than the published ones"
+    elif "precision" in extractor:
+        yield f"features in {extractor['precision']}, not float32"
+    if reference["split"] != "train":
+        yield f"reference is split {reference['split']}, not train ({dataset['reference']})"
+    if reference["num_images"] != int(dataset["train_images"]):
+        yield f"reference of {reference['num_images']:,} images; the training set has {int(dataset['train_images']):,}"
+    if not reference["preprocessing"].endswith(f" {dataset['shape']}"):
+        yield f"images of {reference['preprocessing'].split()[-1]}, not {dataset['shape']}"
     yield from _network_differs(network, dataset, protocol["weights"])
 
 
@@ -165,24 +176,6 @@ def _times_differ(spacing: str, ours: Sequence[float], theirs: str, steps: int) 
         return []
     name = "listed times" if spacing[:1].isdigit() else spacing
     return [f"spacing {name} ({ours[0]} to {ours[-1]}), not {theirs} ({published[0]} to {published[-1]})"]
-
-
-def _extractor_differs(extractor: Mapping[str, Any]) -> Iterator[str]:
-    if extractor["name"] != INCEPTION:
-        yield f"extractor {extractor['name']}, not {INCEPTION}: FID is on another scale"
-    elif not extractor["weights_sha256"].startswith(INCEPTION_SHA256):
-        yield f"extractor {INCEPTION} has other weights than the published ones"
-    elif "precision" in extractor:
-        yield f"features in {extractor['precision']}, not float32"
-
-
-def _reference_differs(reference: Mapping[str, Any], dataset: Mapping[str, str]) -> Iterator[str]:
-    if reference["split"] != "train":
-        yield f"reference is split {reference['split']}, not train ({dataset['reference']})"
-    if reference["num_images"] != int(dataset["train_images"]):
-        yield f"reference of {reference['num_images']:,} images; the training set has {int(dataset['train_images']):,}"
-    if not reference["preprocessing"].endswith(f" {dataset['shape']}"):
-        yield f"images of {reference['preprocessing'].split()[-1]}, not {dataset['shape']}"
 
 
 def _network_differs(network: NetworkOrigin, dataset: Mapping[str, str], weights: str) -> Iterator[str]:

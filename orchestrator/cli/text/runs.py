@@ -144,7 +144,7 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
 
 def _print_quality(quality: "QualityTable") -> None:
     """Print the tables of all metrics with their protocol on stdout, and on stderr why FIDs have no ±."""
-    from taugrid.eval.tables.console import to_console
+    from taugrid.eval.tables.render import to_console
 
     console = Console(highlight=False)
     console.print(to_console(quality))

@@ -1,4 +1,4 @@
-"""The figure of an ablation: a metric over checkpoints."""
+"""Figures of training: the loss against the step, and a metric over checkpoints."""
 
 import math
 import re
@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from taugrid.eval.figures.drawing import (
     PANELS_ACROSS,
@@ -19,15 +21,22 @@ from taugrid.eval.figures.drawing import (
     Values,
     draw_line,
     has_place,
+    legend,
+    legend_name,
+    make_panels,
+    mark_values,
+    name_parts,
     ordered_styles,
     panels_figure,
+    plain_style,
     x_offsets,
 )
 from taugrid.eval.figures.over_steps import scale_of
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import Pivot, pivot_tables
+from taugrid.eval.tables.pivots import pivot_tables
+from taugrid.eval.tables.table import Table
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -39,6 +48,9 @@ CHARACTER_HEIGHT = 0.036
 
 MAX_ALIKE = 4
 """Checkpoints that a panel's title names beside the best."""
+
+SMOOTHING = 1.25
+"""The running mean of a loss at a step is over the steps within this factor of it."""
 
 
 class Ablation(NamedTuple):
@@ -93,7 +105,7 @@ def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
 
 
 def _over_checkpoints(
-    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Pivot], best: Sequence[BestCheckpoint] = ()
+    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Table], best: Sequence[BestCheckpoint] = ()
 ) -> list[Ablation]:
     """An `Ablation` for each eta, over tables that differ only in the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]
@@ -141,3 +153,33 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
     panel.set_xlim(-0.5, len(names) - 0.5)
     lines = [textwrap.fill(name, NAME_WIDTH).replace("$", r"\$") for name in names]
     panel.set_xticks(places, lines, rotation=30, ha="right", rotation_mode="anchor")
+
+
+def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Training loss against the step, both logarithmic: the logged values in light, their running mean in dark.
+
+    Args:
+        curves: the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
+    """
+    styles = ordered_styles({name: legend_name(name) for name in curves}, x_offsets(len(curves)))
+    with plain_style():
+        figure, (panel,) = make_panels(1, 1)
+        for name, log in curves.items():
+            step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
+            raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
+            mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
+            name_parts(look, [*raw, *mean])
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        panel.set_xlabel("training step")
+        panel.set_ylabel("loss")
+        mark_values(panel)
+        legend(figure, styles.values(), below=True)
+    return figure
+
+
+def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
+    sums = np.concatenate([[0.0], loss.cumsum()])
+    first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
+    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    return mean

@@ -1,0 +1,317 @@
+"""Figures of grids that compare settings: cost, effects, a panel for each value of a key, and a map over two keys."""
+
+import math
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from numbers import Real
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from taugrid.eval.figures.drawing import (
+    CHARACTER_WIDTH,
+    PANELS_ACROSS,
+    Styles,
+    legend_name,
+    make_panels,
+    make_room,
+    mark_numbers,
+    mark_values,
+    name_parts,
+    panels_figure,
+    plain_style,
+    row_styles,
+    say_if_empty,
+    x_offsets,
+)
+from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
+from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
+from taugrid.eval.tables.ablation.effects import CONDITIONAL_ON_SEED, Effect, short_key_names
+from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE, KEY_SEPARATOR
+from taugrid.eval.tables.ablation.seeds import LEVEL
+from taugrid.eval.tables.entries import write_number
+from taugrid.eval.tables.labels import row_name, short_samplers
+from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import with_floors
+from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import Table
+from taugrid.grids.axes import Layout
+from taugrid.registry.metrics import MetricColumn
+
+COSTS_CAPTION = (
+    "Filled: Pareto-optimal, that is, no cell has a {better} at no more cost; the grey line joins these. "
+    "Bars: ± one standard error. Left: equal numbers of evaluations are spread sideways. Right: numbers are S."
+)
+COSTS_CAPTION_WIDTH = 110
+"""Characters in a line of the caption."""
+SPREAD = 0.3
+"""Settings with equal numbers of evaluations are spread over this share of the distance to the next number."""
+MAX_SPREAD = math.log(2)
+"""They are spread over a factor of two at most."""
+GREY = "#999999"
+
+MAX_EFFECTS = 36
+"""With more effects than this, those of single cells are only in effects.md."""
+EFFECT_HEIGHT = 0.22
+"""Inches of a row."""
+EFFECTS_CAPTION_WIDTH = 100
+EFFECTS_TITLE_WIDTH = 72
+"""Characters that fit above a panel."""
+MAX_LABEL = 30
+"""Characters of a row's label that fit beside a panel; with more, the figure gets wider."""
+SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
+"""Colours: blue of the Okabe-Ito palette, and grey."""
+
+MAX_MAPS = 12
+"""Panels of a heat map."""
+
+
+def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
+    """A row's name in a legend, without settings that all rows share; "all" without any."""
+    varies = [len(set(texts)) > 1 for texts in zip(*all_labels, strict=True)]
+    parts = zip(row_keys, label, varies, strict=True)
+    return row_name((key, text) for key, text, differs in parts if differs) or "all"
+
+
+def costs_figure(costs: Sequence[Cost]) -> Figure:
+    """A metric against network evaluations and device seconds: filled points are Pareto-optimal, and a line joins them.
+
+    All axes are logarithmic, but for values that may be 0 or less.
+    """
+    metric, is_log = costs[0].metric, all(cost.value > 0 for cost in costs)
+    labels = dict.fromkeys(map(_setting, costs))
+    row_keys = [name for name in costs[0].settings if name != "S"]
+    names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
+    logs = sorted({math.log(cost.evaluations) for cost in costs})
+    spread = min([MAX_SPREAD, *(SPREAD * (right - left) for left, right in pairwise(logs))]) if len(labels) > 1 else 0.0
+    with plain_style():
+        figure, (left, right) = make_panels(1, 2)
+        left.set_yscale("log" if is_log else "linear")
+        styles = row_styles(names, row_keys, list(np.linspace(-spread / 2, spread / 2, len(labels))))
+        _draw_costs(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
+        exact = row_styles(names, row_keys, [0.0] * len(labels))
+        _draw_costs(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
+        timed = [(cost.seconds, cost) for cost in costs if cost.seconds is not None]
+        for place, (seconds, cost) in enumerate(sorted(timed, key=lambda pair: pair[0])):
+            look = styles[" ".join(_setting(cost))]
+            text = right.annotate(
+                cost.settings["S"],
+                (seconds, cost.value),
+                xytext=(4, (4, -9)[place % 2]),  # in turn above and below, as neighbours may be close
+                textcoords="offset points",
+                fontsize=7,
+                color=look.colour,
+            )
+            name_parts(look, [text])
+        left.set_xlabel("network evaluations per image")
+        right.set_xlabel(f"device seconds per {IMAGES:,} images")
+        left.set_ylabel(metric.heading)
+        if is_log:
+            mark_values(left)
+        mark_numbers(left, sorted({cost.evaluations for cost in costs}))
+        mark_numbers(right)
+        figure.supxlabel(textwrap.fill(named(COSTS_CAPTION, metric), COSTS_CAPTION_WIDTH), fontsize=9)
+        make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
+        handles = [
+            Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
+            for look in styles.values()
+        ]
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=6, linewidth=1.0))
+        in_legend = [*(look.name for look in styles.values()), "Pareto-optimal (filled)"]
+        figure.legend(handles, in_legend, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _setting(cost: Cost) -> tuple[str, ...]:
+    """The values of all settings but S."""
+    return tuple(value for name, value in cost.settings.items() if name != "S")
+
+
+def _draw_costs(
+    panel: Axes,
+    costs: Sequence[Cost],
+    price: Callable[[Cost], float | None],
+    is_best: Callable[[Cost], bool],
+    styles: Styles,
+) -> None:
+    shown = [cost for cost in costs if price(cost) is not None]
+    places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].x_offset) for cost in shown}
+    for cost in shown:
+        look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.error) else cost.error
+        drawn = panel.errorbar(
+            [places[cost.cell]],
+            [cost.value],
+            yerr=[error],
+            label=look.name,
+            color=look.colour,
+            marker=look.marker,
+            markersize=6,
+            markerfacecolor=look.colour if is_best(cost) else "white",
+            linestyle="",
+            capsize=2.0,
+        )
+        name_parts(look, drawn.get_children())
+    for group in dict.fromkeys(cost.comparable_by for cost in shown):
+        best = sorted(
+            (places[cost.cell], cost.value) for cost in shown if cost.comparable_by == group and is_best(cost)
+        )
+        if best:
+            panel.plot(*np.array(best).T, color=GREY, linewidth=1.0, zorder=0)
+
+
+def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
+    """A forest plot: a panel for each value of a key, a row for each effect on `metric` with its 95 % interval.
+
+    Filled and blue if p (Holm) is below `LEVEL`. Single cells come first: an average over them can hide that they
+    differ in sign.
+    """
+    scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(effects) <= MAX_EFFECTS else (EACH_S, EVERYWHERE)
+    rows = [effect for scope in scopes for effect in effects if effect.scope == scope]
+    names = short_key_names(effects)
+    values = dict.fromkeys((effect.key, effect.value) for effect in effects)
+    groups = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
+    heights = [len(group) + 2.4 for group in groups]
+    width = 7.2 + CHARACTER_WIDTH * max(0, *(len(_effect_label(effect)) - MAX_LABEL for effect in rows))
+    with plain_style():
+        figure = Figure(figsize=(width, 0.8 + EFFECT_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
+        panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for panel, group in zip(panels, groups, strict=True):
+            title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
+            _draw_effects(panel, group, textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH))
+            panel.tick_params(labelbottom=True)
+        over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
+        over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
+        are_cells = rows[0].scope == EACH_CELL
+        shown = "a cell each, and averages over cells (diamonds)" if are_cells else "averages over cells"
+        caption = (
+            f"Differences of {metric.title}, all else equal ({'above' if metric.higher_is_better else 'below'} 0 is "
+            f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
+        )
+        figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
+        say_if_empty(figure, "no effect has an interval")
+    return figure
+
+
+def _draw_effects(panel: Axes, rows: Sequence[Effect], title: str) -> None:
+    panel.set_title(title, loc="left", parse_math=False)
+    panel.axvline(0, color="#555555", linewidth=0.8)
+    panel.grid(visible=False, axis="y")
+    for place, effect in enumerate(rows):
+        colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
+        panel.errorbar(
+            [effect.effect],
+            [place],
+            xerr=None if effect.low is None else effect.effect - effect.low,
+            fmt="o" if effect.scope == EACH_CELL else "D",
+            markersize=5,
+            color=colour,
+            markerfacecolor=colour if effect.is_significant else "white",
+            capsize=2.5,
+        )
+    cells = sum(effect.scope == EACH_CELL for effect in rows)
+    if 0 < cells < len(rows):
+        panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
+    panel.set_yticks(range(len(rows)), [_effect_label(effect).replace("$", r"\$") for effect in rows])
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _effect_label(effect: Effect) -> str:
+    if effect.scope == EACH_CELL:
+        return effect.settings or "its only cell"
+    return f"average at {effect.settings}" if effect.settings else "average over all cells"
+
+
+def per_key_figures(
+    table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure for each key of the effects on a metric.
+
+    There is a panel for each value of the key, and a line for each combination of the other settings: means over
+    replicates with their errors.
+    """
+    settings = table.arranged(Layout()).settings
+    for key, short in short_key_names(effects).items():
+        keys = key.split(KEY_SEPARATOR)
+        if set(keys) & {"steps", "eta"}:
+            continue  # S, or what it costs, is the axis of every panel, and eta makes the lines of figures/quality
+        rows = (*(name for name in settings if name not in keys), "eta")
+        tables = with_floors(table.arranged(Layout(rows)).tables(metric), table.floors)
+        labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
+        names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
+        draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
+        styles = row_styles(names, tables[0].row_keys, x_offsets(len(names)))
+        figure = panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
+        make_room(figure, names.values())
+        yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
+
+
+def heat_maps(
+    table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of a metric over the first two numeric ablated keys, or over one and S."""
+    frame = table.frame
+
+    def is_numeric(key: str) -> bool:
+        if key == "eta" and ((frame["sigma"] != "eta") | frame["eta"].isna()).any():
+            return False  # sigma_hat is a row of its own, and so is a sampler without eta
+        return key in frame and all(isinstance(value, Real) and not isinstance(value, bool) for value in frame[key])
+
+    numeric = [key for key in short_key_names(effects) if is_numeric(key)]
+    chosen = [*numeric, "steps"] if "steps" not in numeric and frame["steps"].nunique() > 1 else numeric
+    if not numeric or len(chosen) < 2:
+        return
+    tables = table.arranged(Layout((chosen[0],), chosen[1])).tables(metric)
+    is_log = scale_of(tables) == "log"
+    values = [value for pivot in tables for value in pivot.values.to_numpy().flat if value > 0 or not is_log]
+    known = [value for value in values if math.isfinite(value)]
+    if known:
+        norm = LogNorm(min(known), max(known) * (1 + 1e-9)) if is_log else Normalize(min(known), max(known))
+        yield "heat-map", _heat_map(tables[:MAX_MAPS], norm)
+
+
+def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
+    across = min(len(tables), PANELS_ACROSS)
+    down = math.ceil(len(tables) / across)
+    rows, columns = tables[0].values.shape
+    with plain_style():
+        size = (1.6 + across * (1.0 + 0.75 * columns), 0.5 + down * (1.0 + 0.42 * rows))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine())
+        panels = list(figure.subplots(down, across, squeeze=False).flat)
+        for panel in panels[len(tables) :]:
+            panel.remove()
+        used = panels[: len(tables)]
+        images = [_draw_map(panel, table, norm) for panel, table in zip(used, tables, strict=True)]
+        bar = figure.colorbar(images[0], ax=used, label=tables[0].metric.heading)  # all share `norm`
+        bar.ax.yaxis.set_minor_formatter("{x:g}")
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def _draw_map(panel: Axes, table: Table, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
+    def as_numbers(labels: pd.Index) -> pd.Index:
+        return pd.Index([float(label) for label in labels])
+
+    values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
+    image = panel.imshow(
+        values.to_numpy(), norm=norm, cmap="viridis" if table.metric.higher_is_better else "viridis_r", aspect="auto"
+    )
+    panel.grid(visible=False)
+    panel.set_title(table.label, parse_math=False)
+    panel.set_xlabel(table.column_key)
+    panel.set_ylabel(table.row_keys[0])
+    panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
+    panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
+    for (row, column), value in np.ndenumerate(values.to_numpy()):
+        if math.isfinite(value):
+            shade = norm(value)  # masked if its logarithm does not exist
+            dark = shade is not np.ma.masked and (shade < 0.5) == table.metric.higher_is_better
+            panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
+                       color="white" if dark else "black")  # fmt: skip
+    return image

@@ -1,1 +1,0 @@
-"""Figures of grids that compare settings."""
