@@ -8,7 +8,7 @@ work, idle workers are released, and nodes that drain are left. An embedded clus
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +75,7 @@ class _ManagedWorker:
     """Whether its first health check is not over."""
     checked_since: float | None = None
     """When its current health check began; None if there is none."""
+    started: float = field(default_factory=time.monotonic)
 
 
 class WorkerManager:

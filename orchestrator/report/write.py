@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.tables.ablation.cost import costs, write_costs
+from taugrid.eval.tables.ablation.cost import Cost, costs, write_costs
 from taugrid.eval.tables.ablation.effects import Effects, write_effects
 from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, JoinedRows, as_csv, joined_rows, write_files
@@ -138,18 +138,17 @@ def _figures(plan: Plan, quality: QualityTable, effects: Effects, cell_costs: Se
     if FID in quality.metrics[1:]:
         figures["quality-fid"] = quality_figure(frame, **shared)
     if found := effects.by_metric.get(by):
-        from taugrid.eval.figures.ablation.forest import effects_figure
-        from taugrid.eval.figures.ablation.panels import heat_maps, per_key_figures
+        from taugrid.eval.figures.ablation import effects_figure, heat_maps, per_key_figures
 
         by_key = [*per_key_figures(quality.scored, found, by), *heat_maps(quality.scored, found, by)]
         figures |= {"effects": effects_figure(found, by), **dict(by_key)}
     if len(cell_costs) > 1:
-        from taugrid.eval.figures.ablation.cost import costs_figure
+        from taugrid.eval.figures.ablation import costs_figure
 
         figures["cost"] = costs_figure(cell_costs)
     checkpoints = list(filter(None, dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells)))
     if len(checkpoints) > 1:
-        from taugrid.eval.figures.checkpoints import checkpoints_figure
+        from taugrid.eval.figures.training import checkpoints_figure
 
         best = best_checkpoints(quality.rows, quality.evidence, by)
         figures["checkpoints"] = checkpoints_figure(quality.long, checkpoints, protocols, best, by)
