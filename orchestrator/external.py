@@ -219,7 +219,8 @@ def _open(name: str, opener: Callable[[Text], Side], given: Text) -> Side:
     try:
         return opener(given)
     except (ValueError, DamagedFile, UserError) as error:
-        raise UserError(f"{name}: {str(error).removeprefix('data: ')}") from None
+        fault = str(error).removeprefix("data: ").partition(", or set root")[0]  # a key of a config, and here is none
+        raise UserError(f"{name}: {fault}") from None
 
 
 def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:

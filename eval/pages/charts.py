@@ -107,9 +107,10 @@ def _svg(figure: Figure, name: str, alt_text: str) -> Markup:
     with plain_style(), rc_context({"path.simplify_threshold": SIMPLIFIED}):
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = re.sub("<style.*?</style>", "", file.getvalue()[file.getvalue().index("<svg") :], flags=re.DOTALL)
+    text = file.getvalue().partition("<svg")[2].rstrip()
+    text = re.sub("<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(' style="(.*?)"', lambda style: re.sub("([a-z-]+): ([^;]+);? ?", r' \1="\2"', style[1]), text)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", text).replace("xlink:href", "href")
     text = text.replace(' target="_blank"', ' tabindex="-1"')  # the page has the same links in its table
     label = escape(f"{alt_text}; the numbers are in the table below")
-    return Markup(text.replace("<svg", f'<svg role="img" stroke-linejoin="round" aria-label="{label}"', 1))
+    return Markup(f'<svg role="img" stroke-linejoin="round" aria-label="{label}"{text}')

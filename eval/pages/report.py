@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -261,12 +262,20 @@ def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
         for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
             along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
             heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-            groups.setdefault(heading, []).append(difference_texts(row))
+            where, *others = difference_texts(row)
+            groups.setdefault(heading, []).append((_in_symbols(where), *others))
         left_out = max(0, len(of_metric) - MAX_DIFFERENCES)
         found.append({
             "metric": metric, "about": "" if found else about(metric), "groups": groups, "left_out": left_out
         })  # fmt: skip
     return {"metrics": found, "notes": notes_of(rows)}
+
+
+def _in_symbols(where: str) -> str:
+    """Such as "S = 10 → 20 at η = 0.0", as tables have it, from "S 10 -> 20 at eta 0"."""
+    of_eta = re.compile(r"(?<=\beta )[\d.e-]+( -> [\d.e-]+)?")
+    etas = of_eta.sub(lambda found: " -> ".join(str(float(eta)) for eta in found[0].split(" -> ")), where)
+    return re.sub(r"\b(S|eta) (?=[\dσ])", r"\1 = ", etas).replace("->", "→")
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
