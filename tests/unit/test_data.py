@@ -272,8 +272,9 @@ def test_a_worker_refuses_images_that_are_not_the_drivers(pictures, tmp_path):
             ode.ReconstructJob(str(tmp_path / "a"), 0, 12, section, there, **along), lambda x, t: x, Device("cpu")
         )
     pixels = resolve("pixels", "folder", None, section.image_shape)
-    with raises(UserError):
-        extraction.run(extraction.ExtractJob(str(tmp_path / "b"), section, there, pixels, 4, {}, 0, 12), Device("cpu"))
+    images = ImageSet("dataset", section, 12, section.image_shape, there)
+    with pytest.raises(UserError, match="have changed"):
+        extraction.run(extraction.ExtractJob(str(tmp_path / "b"), images, there, pixels, 4, {}, 0, 12), Device("cpu"))
     spec = a_spec(section, there, tmp_path)
     for refused in (spec, replace(spec, run_id=RunId(str(tmp_path), "0" * 32))):
         with raises(Hopeless):  # which Ray Train does not repeat
