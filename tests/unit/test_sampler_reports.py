@@ -274,7 +274,7 @@ def test_a_spacing_that_some_samplers_ignore_is_no_part_of_their_effect():
     }  # fmt: skip
     recorded("\n".join(e.settings for e in found.values()))
     text = effects_markdown(Effects({FID: effects(rows, known(rows))}))
-    assert " 10.0" in text
+    assert "-10.0" in text
 
 
 @pytest.fixture(scope="module")
