@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import DamagedFile
+from taugrid.errors import ContentMismatch, DamagedFile
 from taugrid.eval import extract
 from taugrid.eval.features.load import code_sha256, load
 from taugrid.eval.metrics.floor import floor_path, keep_floors
@@ -198,7 +198,11 @@ class _Extracting:
         self._now = (what, count)
         self.options.progress(what, 0, count)
         about = (self.extractor, self.options.batch_size, {"key": key})
-        extract.run(extract.ExtractJob(str(path), images, images.sha256, *about, 0, count), self._device)
+        job = extract.ExtractJob(str(path), images, images.sha256, *about, 0, count)
+        try:
+            extract.run(job, self._device)
+        except ContentMismatch as error:  # no other node is at fault: this process opened the images
+            raise error.__cause__ or error from None
         self.options.progress(what, count, count)
         return path
 
