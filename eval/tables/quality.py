@@ -32,7 +32,7 @@ class QualityTable:
     notes: Sequence[str] = ()
     """Lines below the table."""
     joined: Set[str] = frozenset()
-    """Cells that share tables although their comparability key is not the usual one (`rows.joined_rows`). If there
+    """Cells that share tables although their comparability key is not the usual one (`long_form.joined_rows`). If there
     are any, protocols keep no cells apart."""
     layout: Layout = USUAL
     shown: Sequence[Row] = ()
