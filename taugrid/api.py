@@ -233,6 +233,8 @@ def compare(
         raise UserError("compare takes images as a folder, .npz or Parquet, not as arrays")
     scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
     judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
+    if unknown := scoring.keys() - ImagesRequest.model_fields.keys():
+        raise TypeError(f"compare() got an unexpected keyword argument {min(unknown)!r}")
     request = ImagesRequest(reference=_checked("reference", reference, *_PATH), **scoring)
     target = None if to is None else LocalPath(to)
     with Progress() if progress else Progress.silent() as shown:
