@@ -69,18 +69,13 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot,
-    baseline: Snapshot,
-    gate: GateSettings = DEFAULT_GATE,
-    canaries: Canaries = not_sampled,
-    sizes_may_differ: bool = False,
+    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` is called for cells with new weights. With `sizes_may_differ`, metrics without bias are judged at
-    different N, too. Raises `UserError` as `matched` does.
+    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
     """
-    pairs, only_new, only_baseline = matched(new, baseline, sizes_may_differ)
+    pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]

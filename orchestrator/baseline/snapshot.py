@@ -204,7 +204,7 @@ class Software(BaseModel):
 class ImagesRequest(BaseModel):
     """How images are scored; a baseline file of images has it, and later images are scored alike."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
     extractor: str | None = None
@@ -225,6 +225,8 @@ class ImagesRequest(BaseModel):
 
 class ImagesOfNight(ImagesRequest):
     """Images from elsewhere that were compared, and how they were scored."""
+
+    model_config = ConfigDict(extra="ignore")  # `options` follow from the others
 
     path: str
     sha256: str
