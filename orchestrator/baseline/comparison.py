@@ -38,7 +38,7 @@ from taugrid.orchestrator.baseline.compared import (
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
-from taugrid.orchestrator.work.scorer import differs
+from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
@@ -421,8 +421,9 @@ def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
 
 def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     """The names of the metrics whose values for the same images differ by more than rounding."""
+    allowed = tolerance(new.scored_with, old.scored_with)
     names = (name for name in new.metrics.keys() & old.metrics.keys() if not _changed_settings(new, old, name))
-    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name]))
+    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
 def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[str]:
