@@ -224,9 +224,6 @@ def compare(
     """
     from pathlib import Path as LocalPath
 
-    from pydantic import ValidationError
-
-    from taugrid.config.section import explain
     from taugrid.errors import UserError
     from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.progress import Progress
@@ -236,10 +233,7 @@ def compare(
         raise UserError("compare takes images as a folder, .npz or Parquet, not as arrays")
     scoring = {key: tuple(value) if key == "metrics" else value for key, value in scoring.items()}
     judging = {key: value for key, value in {"margin": margin, "alpha": alpha}.items() if value is not None}
-    try:
-        request = ImagesRequest(reference=_checked("reference", reference, *_PATH), **scoring)
-    except ValidationError as error:
-        raise UserError(f"compare: {explain(error, ImagesRequest)}") from None
+    request = ImagesRequest(reference=_checked("reference", reference, *_PATH), **scoring)
     target = None if to is None else LocalPath(to)
     with Progress() if progress else Progress.silent() as shown:
         return compare_images(fspath(a), fspath(b), request, shown, target, **judging)

@@ -206,7 +206,7 @@ class Software(BaseModel):
 class ImagesRequest(BaseModel):
     """How images are scored; a baseline file of images has it, and later images are scored alike."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     reference: str
     extractor: str | None = None
@@ -227,8 +227,6 @@ class ImagesRequest(BaseModel):
 
 class ImagesOfNight(ImagesRequest):
     """Images from elsewhere that were compared, and how they were scored."""
-
-    model_config = ConfigDict(extra="ignore")  # `options` follow from the others
 
     path: str
     sha256: str
