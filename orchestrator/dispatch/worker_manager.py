@@ -21,7 +21,7 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Cooldown
 from taugrid.orchestrator.dispatch.pool import SCORER_BYTES, Failed, Joined, Located, Lost, Pool
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.state import Busy, Snapshot
+from taugrid.orchestrator.progress.state import Busy, SessionSnapshot
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
@@ -271,12 +271,12 @@ class WorkerManager:
         """The number of usable nodes that are large enough for a worker."""
         return sum(node.capacity(self._pool.size) > 0 for node in self._usable)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SessionSnapshot:
         """How far the session is, for the progress display."""
         in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
         cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
         starting = [worker.started for worker in self._workers.values() if worker.is_starting]
-        return Snapshot(
+        return SessionSnapshot(
             done=backlog.done,
             given_up=backlog.quarantined | backlog.unreachable,
             busy=[Busy(each.task, each.fraction, each.doing) for each in in_flight.running.values()],
