@@ -37,6 +37,7 @@ class DiscreteVP(Process):
         """`alpha_bar`, (T + 1,), begins with 1, or with `alpha_bar[1]`, which makes a last step end at time 1."""
         self.alpha_bar, self.prediction = alpha_bar, prediction
         self._levels = alpha_bar.tolist()
+        self._on_device: dict[object, Tensor] = {}
         self.timesteps = self.last = len(self._levels) - 1
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
@@ -67,10 +68,12 @@ class DiscreteVP(Process):
         return 1.0
 
     def alpha_bar_at(self, t: "Tensor") -> "Tensor":
-        """(B,) float64, on the device of t."""
+        """(B,) float64, on the device of t, which keeps all of them: a copy for each step would make a GPU wait."""
         import torch
 
-        return torch.from_numpy(self.alpha_bar).to(t.device)[t]
+        if t.device not in self._on_device:
+            self._on_device[t.device] = torch.from_numpy(self.alpha_bar).to(t.device)
+        return self._on_device[t.device][t]
 
     def told_at(self, t: "Tensor") -> "Tensor":
         """The index in 0..T-1."""
