@@ -22,7 +22,7 @@ from snapshots import raises, recorded
 import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS
 from taugrid.errors import UserError
-from taugrid.eval import reference
+from taugrid.eval import sources
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.pages.report import run_html
 from taugrid.eval.sources import open_images
@@ -328,7 +328,8 @@ def test_a_runs_images_score_against_its_reference_as_in_the_run(run, finished, 
 
 def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
     few = load_images(open_existing(str(finished)).config.data)[:1500]
-    monkeypatch.setattr(reference, "load_images", lambda data: few)
+    monkeypatch.setattr(sources, "load_images", lambda data: few)
+    monkeypatch.setattr(sources, "content_fingerprint", lambda data: fingerprint(few))
     cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
     assert open_images(str(tmp_path / "pngs")).sha256 == fingerprint(few)
     with raises(UserError):
