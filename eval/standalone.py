@@ -225,16 +225,15 @@ def _statistics(reference: Reference, with_features: bool, extracting: _Extracti
     return of_features(features, given.num_images, cache, key, load_features)
 
 
-def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> Features:
-    """The features (n, d) of the first `count` images of a reference, extracted anew."""
+def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> tuple[Features, str]:
+    """The features (n, d) of the first `count` images of a reference, extracted anew, and the device and threads."""
     assert not isinstance(reference.given, MomentsFile)
     device = usual_device()
     set_up()
     batch = next(batches(reference.given, count))
     extraction = load(extractor, device)(torch.from_numpy(batch.images))
     extraction.wait()
-    features: Features = extraction.features.numpy()
-    return features
+    return extraction.features.numpy(), f"{device}, {torch.get_num_threads()} threads"
 
 
 def _in_order(stream: Stream, order: NDArray[np.int64]) -> Stream:

@@ -38,7 +38,7 @@ from taugrid.orchestrator.baseline.compared import (
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
-from taugrid.orchestrator.work.scorer import differs
+from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
@@ -69,18 +69,13 @@ def not_sampled(cell: SnapshotCell) -> Check:
 
 
 def compare_snapshots(
-    new: Snapshot,
-    baseline: Snapshot,
-    gate: GateSettings = DEFAULT_GATE,
-    canaries: Canaries = not_sampled,
-    sizes_may_differ: bool = False,
+    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` is called for cells with new weights. With `sizes_may_differ`, metrics without bias are judged at
-    different N, too. Raises `UserError` as `matched` does.
+    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
     """
-    pairs, only_new, only_baseline = matched(new, baseline, sizes_may_differ)
+    pairs, only_new, only_baseline = matched(new, baseline)
     scorer = check_scorer(new, baseline)
     label_of = labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
@@ -426,8 +421,9 @@ def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
 
 def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     """The names of the metrics whose values for the same images differ by more than rounding."""
+    allowed = tolerance(new.scored_with, old.scored_with)
     names = (name for name in new.metrics.keys() & old.metrics.keys() if not _changed_settings(new, old, name))
-    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name]))
+    return sorted(name for name in names if differs(new.metrics[name], old.metrics[name], allowed))
 
 
 def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[str]:

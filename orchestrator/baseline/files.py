@@ -63,6 +63,7 @@ class BaselineCell(BaseModel):
     setup: SamplingEnvironment
     first_setup: SamplingEnvironment
     distances: dict[str, float]
+    scored_with: str | None = None
     images: str | None
     reason: str | None
     """Why FID has no influences, for readers; `reasons` has it too."""

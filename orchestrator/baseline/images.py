@@ -25,7 +25,7 @@ from taugrid.orchestrator.baseline.snapshot import (
 from taugrid.orchestrator.external import OpenedSets, open_sets, section_of, user_errors_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.history import TAUGRID
-from taugrid.orchestrator.work.scorer import DRIVER_METRICS, ScorerRecord, halves, record_of
+from taugrid.orchestrator.work.scorer import DRIVER_METRICS, ScorerRecord, halves, record_of, setup_of
 from taugrid.protocol import SOFTWARE
 from taugrid.versions import versions
 
@@ -78,14 +78,17 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
         canary = _canary(sets)
     source = sets.sets[0]
     images = json_sha256(list(names.names)) if names else source.sha256
-    cell = cell_of_images(scored, images, names.names if names else ())
+    made_with = canary.made_with if isinstance(canary, ScorerRecord) else None
+    cell = cell_of_images(scored, images, names.names if names else (), made_with)
     name = Path(place).name or "images"
     about = ImagesOfNight(path=place, sha256=source.sha256, **request.model_dump())
     software = Software.model_validate({"versions": versions((TAUGRID, *SOFTWARE))})
     return Snapshot(place, name, software, (cell,), load_scorer=lambda: canary, images=about)
 
 
-def cell_of_images(scored: "ScoredImages", images: str, names: tuple[str, ...] = ()) -> SnapshotCell:
+def cell_of_images(
+    scored: "ScoredImages", images: str, names: tuple[str, ...] = (), made_with: str | None = None
+) -> SnapshotCell:
     """Scored images as a cell; those of two cells with the same `images` are paired in their order."""
     document, count = scored.document, scored.images.num_images
     setup = SamplingEnvironment((), {}, "unknown", count)
@@ -104,6 +107,7 @@ def cell_of_images(scored: "ScoredImages", images: str, names: tuple[str, ...] =
         unsure=scored.unsure,
         reasons=reasons_of(document, scored.influences),
         load_digests=lambda: scored.digests,
+        scored_with=made_with,
         images=images,
         names=names,
     )
@@ -116,7 +120,7 @@ def _canary(opened: OpenedSets) -> ScorerRecord | str:
     reference, extractor = opened.reference, opened.extractor
     if reference.num_images is None:
         return "only a mean and a covariance of the reference are known"
-    features = first_features(reference, extractor, CANARY_IMAGES)
+    features, place = first_features(reference, extractor, CANARY_IMAGES)
     half = len(features) // 2
     wanted = replace(opened.section.metric_settings, metrics=DRIVER_METRICS)
     settings = feasible(wanted, replace(extractor, logits_layer=None), half, half).settings
@@ -124,4 +128,5 @@ def _canary(opened: OpenedSets) -> ScorerRecord | str:
         scores = halves(features, None, settings)
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    return record_of(reference.sha256, extractor.describe(), settings, scores)
+    made_with = setup_of([place], versions(SOFTWARE))
+    return record_of(reference.sha256, extractor.describe(), settings, scores, made_with)

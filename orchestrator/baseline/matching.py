@@ -52,7 +52,7 @@ class Matched(NamedTuple):
     only_baseline: list[str]
 
 
-def matched(new: Snapshot, baseline: Snapshot, sizes_may_differ: bool = False) -> Matched:
+def matched(new: Snapshot, baseline: Snapshot) -> Matched:
     """The cells of both, matched; `UserError` if no cells match, or matching ones were measured in different ways."""
     shared = _shared_keys(new.cells, baseline.cells)
     by_key = {_key(cell, shared): cell for cell in baseline.cells}
@@ -70,8 +70,7 @@ def matched(new: Snapshot, baseline: Snapshot, sizes_may_differ: bool = False) -
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
     accepted = new.source if new.images is None else f"{new.source} {new.images.options}"
-    may_differ = frozenset({"num_samples"}) if sizes_may_differ else frozenset[str]()
-    _require_comparable(pairs, accepted if new.cells[0].metrics else "DIR", may_differ)
+    _require_comparable(pairs, accepted if new.cells[0].metrics else "DIR")
     matched_old = {old.cell for _, old in pairs}
     matched_new = {cell.cell for cell, _ in pairs}
     return Matched(
@@ -132,14 +131,12 @@ def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
     return "their settings differ"
 
 
-def _require_comparable(
-    pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], directory: str, may_differ: frozenset[str]
-) -> None:
+def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], directory: str) -> None:
     """Raise `UserError` if a pair differs in a field of `MUST_AGREE`; the message says how to accept `directory`."""
     differences: dict[str, set[str]] = {}
     for new, old in pairs:
         sides = {name: _fields(cell) for name, cell in (("new", new), ("baseline", old))}
-        for name, values in disagreements(sides, may_differ=may_differ).items():
+        for name, values in disagreements(sides, may_differ=frozenset()).items():
             by_side = {side: value for value, having in values.items() for side in having}
             if name.startswith("reference."):
                 by_side, name = {side: _reference(fields) for side, fields in sides.items()}, "reference"

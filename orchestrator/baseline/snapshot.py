@@ -24,7 +24,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.evidence import influences_of
 from taugrid.orchestrator.rundir.history import TAUGRID, Origin, RunHistory
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.work.scorer import ScorerRecord, kept_record
+from taugrid.orchestrator.work.scorer import ScorerRecord, kept_record, places, setup_of
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
@@ -137,6 +137,8 @@ class SnapshotCell:
     """Whether files of its images are gone, although no record says that they were removed."""
     distances: Mapping[str, float] = field(default_factory=dict)
     """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
+    scored_with: str | None = None
+    """As `scorer.setup_of`."""
     failed: str | None = None
     """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
     names: tuple[str, ...] = ()
@@ -314,12 +316,14 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         else:
             of = rundir, cell, score["evaluation"], score["metrics"], listing
             influences = influences_of(*of)
+            scored_on = places(history.scorers(cell.id))
             more = {
                 "protocol": on_devices(score["protocol"], history.device_kinds(cell.id)),
                 "metrics": score["metrics"],
                 "influences": influences,
                 "reasons": reasons_of(score, influences),
                 "unsure": influences_of(*of, unsure=True),
+                "scored_with": setup_of(scored_on, score["protocol"].get("versions") or {}),
             }
         cells.append(_cell_of_run(rundir, cell, listing, sha256, setups[0], setups[1], **more))
     known = {key: provenance[key] for key in Software.model_fields if provenance.get(key) is not None}

@@ -140,7 +140,7 @@ class _Search:
         """The folders to list next; what `folder` itself is goes to the finds."""
         if isinstance(level, UserError):  # a run of another version
             self.finds.readable = True
-            self.finds.notes.append(str(level))
+            self.finds.notes.append(shown(str(level)))
             return
         if isinstance(level, OSError):
             self._note(folder.path, "it is not there" if level.errno == errno.ENOENT else str(level.strerror))

@@ -187,7 +187,7 @@ until_options = options(
 )
 
 OF_IMAGES = ("reference", "extractor", "weights", "metrics", "pair_by")
-"""The names of `images_options`, which are the fields of `baseline.images.ImagesRequest`."""
+"""The names of `images_options`, which are the fields of `baseline.snapshot.ImagesRequest`."""
 
 images_options = options(
     click.option(

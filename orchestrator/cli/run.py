@@ -2,9 +2,8 @@
 
 import json
 import sys
-from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -35,9 +34,6 @@ from taugrid.orchestrator.cli.options import (
     workers_option,
 )
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
 
 
 def _stage(name: str, stages: tuple[str, ...], text: str, *more: Decorator) -> click.Command:
@@ -285,7 +281,7 @@ def submit(follows: bool, ship: bool, **given: Any) -> None:
         taugrid submit my.yaml --out /shared/run --no-follow --ship  # with this taugrid
     """
     from taugrid.grids.selectors import is_selector, parse
-    from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow, ways
+    from taugrid.orchestrator.jobs.client import Jobs, described, exit_code, follow, ways
 
     requested = RunOptions(**given)
     config, directory = _read(requested)
@@ -300,7 +296,7 @@ def submit(follows: bool, ship: bool, **given: Any) -> None:
         ending.end(f"job {job} runs on: {ways(jobs, job)}", Exit.INTERRUPTED)
     if requested.as_json or not follows:
         about = {"id": job, "address": jobs.address, "run": config.name, "dir": directory}
-        print_value(about | _as_json(state), requested.as_json, lambda _: job)
+        print_value(about | described(state), requested.as_json, lambda _: job)
     if follows:
         code = exit_code(state)
         if code == Exit.INTERRUPTED:
@@ -330,12 +326,3 @@ def _read(requested: RunOptions) -> tuple[Any, str]:
         named = custom_code(load(name))
         require_trusted([code for code in custom_code(config) if code in named], find(name))
     return config, out
-
-
-def _as_json(state: "JobDetails") -> dict[str, Any]:
-    times = {"started": state.start_time, "ended": state.end_time}
-    return {
-        "status": state.status.value,
-        "exit_code": int(Exit.INTERRUPTED) if state.status == "STOPPED" else state.driver_exit_code,
-        **{name: at and datetime.fromtimestamp(at / 1000).astimezone().isoformat() for name, at in times.items()},
-    }

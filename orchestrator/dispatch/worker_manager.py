@@ -19,9 +19,9 @@ from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator.dispatch.capacity import Node, no_capacity
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Cooldown
-from taugrid.orchestrator.dispatch.pool import Failed, Joined, Located, Lost, Pool
+from taugrid.orchestrator.dispatch.pool import SCORER_BYTES, Failed, Joined, Located, Lost, Pool
 from taugrid.orchestrator.progress import Progress
-from taugrid.orchestrator.progress.state import Busy, Snapshot
+from taugrid.orchestrator.progress.state import Busy, SessionSnapshot
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
@@ -67,6 +67,8 @@ class Outputs(NamedTuple):
 class _ManagedWorker:
     is_scorer: bool
     """Whether it does without a GPU, and only computes scores."""
+    places: frozenset[str] = frozenset()
+    """The ids of the nodes on which a scorer may start."""
     node: str | None = None
     """The id of its node; None until its process has started."""
     info: WorkerInfo | None = None
@@ -269,12 +271,12 @@ class WorkerManager:
         """The number of usable nodes that are large enough for a worker."""
         return sum(node.capacity(self._pool.size) > 0 for node in self._usable)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SessionSnapshot:
         """How far the session is, for the progress display."""
         in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
         cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
         starting = [worker.started for worker in self._workers.values() if worker.is_starting]
-        return Snapshot(
+        return SessionSnapshot(
             done=backlog.done,
             given_up=backlog.quarantined | backlog.unreachable,
             busy=[Busy(each.task, each.fraction, each.doing) for each in in_flight.running.values()],
@@ -390,15 +392,14 @@ class WorkerManager:
     def _scorer_places(self) -> dict[str, int]:
         """Node id -> the most scorers that it should have, for usable nodes.
 
-        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers.
+        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers. More than its
+        memory holds would wait for good, and an autoscaler would count them as demand.
         """
         if self._pool.scorer is None:
             return {}
         most, on_cpu_nodes = self._config.score.workers_per_node, self._config.use_cpus
-        places = {
-            node.id: min(most, int(node.cpus) // 2) if node.gpus else int(node.cpus) * on_cpu_nodes
-            for node in self._usable
-        }
+        cpus = {node: min(most, node.cpus // 2) if node.gpus else node.cpus * on_cpu_nodes for node in self._usable}
+        places = {node.id: int(min(number, node.memory / SCORER_BYTES)) for node, number in cpus.items()}
         return {node: number for node, number in places.items() if number}
 
     def _enlist(self, name: str) -> None:
@@ -413,11 +414,13 @@ class WorkerManager:
         running, draining, avoided = self._dispatcher.in_flight.running, self._draining, self._avoided
         drained = [name for name, worker in self._workers.items() if worker.node in draining and name not in running]
         self._release(drained, now, "its node drains")
+        places = frozenset(self._scorer_places)
+        waiting = {name: worker.places for name, worker in self._workers.items() if worker.places and not worker.node}
+        self._release([name for name in waiting if waiting[name].isdisjoint(places)], now, "its node is gone")
         fit = [name for name, worker in self._workers.items() if worker.node not in avoided]
         busy = Counter(self._workers[name].is_scorer for name in fit if name in running)
         has_scorer = any(worker.is_scorer and worker.node is not None for worker in self._workers.values())
         wanted, too_many = self._wanted(now, busy, has_scorer), list[str]()
-        places = self._scorer_places.keys() if wanted[True] else ()
         self._largest = max(self._largest, sum(wanted.values()))
         self._pauses = [until for until in self._pauses if until > now]
         busy_nodes = Counter(self._workers[name].node for name in running)
@@ -426,7 +429,7 @@ class WorkerManager:
             for _ in range(number - len(there) - len(self._pauses)):
                 name = self._pool.start_scorer(places) if is_scorer else self._pool.start(avoided)
                 self._outputs.events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
-                self._workers[name] = _ManagedWorker(is_scorer)
+                self._workers[name] = _ManagedWorker(is_scorer, places if is_scorer else frozenset())
             idle = [name for name in there if name not in running]
             # First those that wait for room, then those whose node is the sooner without any.
             idle.sort(key=lambda name: (self._workers[name].node is not None, busy_nodes[self._workers[name].node]))

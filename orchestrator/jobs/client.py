@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,16 @@ def ways(jobs: Jobs, job: str) -> str:
     """Ray's commands for a job that is no longer followed."""
     shows, stops = (f"`ray job {words} {job} --address {jobs.address}`" for words in ("logs --follow", "stop"))
     return f"{shows} shows its log, {stops} stops it"
+
+
+def described(state: "JobDetails") -> dict[str, Any]:
+    """The status, the exit code and the times of a job, for JSON."""
+    times = {"started": state.start_time, "ended": state.end_time}
+    return {
+        "status": state.status.value,
+        "exit_code": int(Exit.INTERRUPTED) if state.status == "STOPPED" else state.driver_exit_code,
+        **{name: at and datetime.fromtimestamp(at / 1000).astimezone().isoformat() for name, at in times.items()},
+    }
 
 
 def exit_code(state: "JobDetails") -> Exit:

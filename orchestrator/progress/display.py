@@ -27,7 +27,7 @@ from rich.text import Text
 from taugrid.api import STAGES
 from taugrid.config import Config
 from taugrid.orchestrator.observers import Observer
-from taugrid.orchestrator.progress.state import GridCell, SessionState, Snapshot
+from taugrid.orchestrator.progress.state import GridCell, SessionSnapshot, SessionState
 from taugrid.words import counted, duration, printable, quantity, with_urls
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -212,7 +212,7 @@ class Progress(Observer):
             self.state = state
             self._update_bars(state)
 
-    def tick(self, look: Callable[[], Snapshot], at_once: bool = False) -> None:
+    def tick(self, look: Callable[[], SessionSnapshot], at_once: bool = False) -> None:
         """Time has passed: show how far the session is, if it is time to look, or `at_once`."""
         now, state = self._clock(), self.state
         if state is None or self._console.quiet or (now - self._looked < REFRESH_SECONDS and not at_once):

@@ -18,7 +18,7 @@ class Busy(NamedTuple):
     """What is no progress, such as compiling."""
 
 
-class Snapshot(NamedTuple):
+class SessionSnapshot(NamedTuple):
     """What the loop knows of a session: its tasks, by their keys, and its workers by what they do."""
 
     done: Set[str] = frozenset()
@@ -92,15 +92,15 @@ class SessionState:
     images_done: float = 0.0
     images: float = 0.0
     """Images of this session, also those of unfinished tasks."""
-    last: Snapshot = field(default_factory=Snapshot)
+    last: SessionSnapshot = field(default_factory=SessionSnapshot)
 
-    def new_scores(self, snapshot: Snapshot) -> dict[str, float | None]:
+    def new_scores(self, snapshot: SessionSnapshot) -> dict[str, float | None]:
         """The scores that were not there before a snapshot, by cell."""
         done = (self.tasks[key] for key in self.tasks.keys() & snapshot.done)
         cells = [task.cell.id for task in done if task.kind == "score" and task.cell is not None]
         return {cell: self.read_score(cell) for cell in cells if cell in self.cells}
 
-    def hear(self, snapshot: Snapshot, scores: Mapping[str, float | None]) -> None:
+    def hear(self, snapshot: SessionSnapshot, scores: Mapping[str, float | None]) -> None:
         """Take over how far the session is. Of several copies of a task the most advanced counts."""
         self.last = snapshot
         for name, value in scores.items():

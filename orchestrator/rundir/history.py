@@ -174,7 +174,7 @@ class RunHistory:
 
     def _maker(self, event: Mapping[str, Any]) -> Maker:
         """The worker of an event; if the line that describes it is damaged, only its device is known."""
-        return self.workers.get(event["worker"]) or Maker(event["device"])
+        return self.workers.get(event["worker"], Maker(""))._replace(device=event["device"])
 
     @property
     def evaluations_per_second(self) -> float | None:

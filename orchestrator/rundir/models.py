@@ -13,6 +13,7 @@ from taugrid.config.sample import LabelColumn
 from taugrid.errors import MissingInput, UserError
 from taugrid.eval.features.resolve import chosen, restored
 from taugrid.eval.reference import Reference
+from taugrid.eval.sources import ImageSet
 from taugrid.hashing import canonical_json, json_sha256
 from taugrid.jobs import CustomNetwork, NetworkSpec
 from taugrid.orchestrator.plan.cells import Cell, Model
@@ -148,7 +149,9 @@ class ModelRecords(Paths):
         if recorded.get("asked") != _asked(config):
             return None
         with suppress(KeyError, TypeError, ValueError):  # not written by taugrid
-            reference = REFERENCE.validate_python(recorded["reference"])
+            reference, given = REFERENCE.validate_python(recorded["reference"]), config.reference
+            if isinstance(given, Data) and isinstance(reference.given, ImageSet):  # it may be somewhere else now
+                reference = Reference(replace(reference.given, given=given))
             return Scoring(config, restored(recorded["extractor"]), reference)
         return None
 

@@ -39,7 +39,6 @@ class Paths:
         self.lease = self.root / "lease.json"
         self.provenance = self.root / "provenance.json"
         self.models = self.root / "models"
-        self.extractors = self.root / "extractors"
         self.samples = self.root / "samples"
         self.features = self.root / "features"
         self.scores = self.root / "scores"

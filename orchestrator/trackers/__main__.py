@@ -8,6 +8,7 @@ driver was killed. Lines on stdout are for people.
 import fcntl
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,9 @@ CLASSES = {"mlflow": "MlflowTracker", "wandb": "WandbTracker", "tensorboard": "T
 
 SYNC_SECONDS = 60.0
 """Time between two looks at the run directory."""
+
+LONGEST_SECONDS = 60
+"""The process ends this long after stdin does, because a killed driver can't end it, and the next one waits for it."""
 
 LONGEST_REASON = 300
 """The longest error message that is shown; some libraries list every retry."""
@@ -56,7 +60,11 @@ def follow(name: str, directory: str, wait: Callable[[], str | None], say: Calla
 
 def last_words() -> str | None:
     """All that stdin has, once it has something; None if a minute passes before."""
-    return sys.stdin.read() if select.select([sys.stdin], [], [], SYNC_SECONDS)[0] else None
+    if not select.select([sys.stdin], [], [], SYNC_SECONDS)[0]:
+        return None
+    words = sys.stdin.read()
+    signal.alarm(LONGEST_SECONDS)
+    return words
 
 
 def main() -> None:

@@ -116,13 +116,13 @@ def judged(
     if asked and not same:
         old = cell_of_images(a, "pairs" if names else "A", tuple(names))
         new = cell_of_images(b, "pairs" if names else "B", tuple(names))
-        new = replace(new, image_shape=old.image_shape)  # pairs may be of two shapes
+        # Both were scored in one way, whatever follows from their N. Pairs may be of two shapes.
+        new = replace(new, image_shape=old.image_shape, protocol=old.protocol)
         compared = compare_snapshots(
             Snapshot("B", "B", Software(), (new,)),
             Snapshot("A", "A", Software(), (old,)),
             replace(gate, metrics=tuple(asked)),
             lambda _: NOT_OURS,
-            sizes_may_differ=True,
         )
         cell, critical = compared.cells[0], compared.critical
     rows, notes = dict[str, dict[str, Any]](), list[str]()
@@ -143,8 +143,10 @@ def judged(
         rows[name] = row
     distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
     verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
-    not_judged = list(_reasons(verdicts, required, [*a.document["notes"], *b.document["notes"], *notes]))
-    collapsed = distinct[1] < REPEATS * distinct[0] or (cell is not None and cell.result is Verdict.COLLAPSED)
+    untested = cell is not None and cell.result is Verdict.COLLAPSED  # no metric is judged then
+    reasons = _reasons(verdicts, required, [*a.document["notes"], *b.document["notes"], *notes])
+    not_judged = [] if untested else list(reasons)
+    collapsed = untested or distinct[1] < REPEATS * distinct[0]
     more = [*([Verdict.COLLAPSED] if collapsed else []), *([Verdict.NOT_JUDGED] if not_judged else [])]
     return {
         "metrics": rows,

@@ -6,35 +6,60 @@ it.
 """
 
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
+from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.history import REFERENCE, TAUGRID, Maker, RunHistory
+from taugrid.protocol import SOFTWARE
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
+from taugrid.versions import versions
 
 FILE = "scorer.json"
 
+SAME_SETUP_TOLERANCE = 1e-9
+"""Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
+
 TOLERANCE = 1e-3
-"""Relative tolerance of two scores: other versions and devices change them far less, and a fault of 1 % far more."""
+"""Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more."""
 
 DRIVER_METRICS = ("fid", "isc", "kid")
 """Metrics that need no torch, so that the driver computes them."""
 
 KID_SUBSETS = 10
 """The number of subsets of KID: enough, since a fault of its formula shows in one."""
+
+
+def places(makers: Iterable[Maker]) -> set[str]:
+    """Their devices, with the threads."""
+    return {f"{maker.device}, threads: {maker.threads or 'unknown'}" for maker in makers}
+
+
+def setup_of(places: Collection[str], versions: Mapping[str, str]) -> str | None:
+    """The place and the software, but for taugrid, that a score depends on; None: they are several, or not known."""
+    software = (f"{name} {version}" for name, version in sorted(versions.items()) if name != TAUGRID)
+    text = ", ".join((*places, *software))
+    return text if len(places) == 1 and "unknown" not in next(iter(places)) else None
+
+
+def tolerance(one: str | None, other: str | None) -> float:
+    """The relative tolerance for two scores of the same features, by their setups."""
+    return SAME_SETUP_TOLERANCE if one is not None and one == other else TOLERANCE
 
 
 class ScorerRecord(BaseModel):
@@ -51,29 +76,31 @@ class ScorerRecord(BaseModel):
     """The scores of its even images against its odd ones, and three numbers of the reference statistics."""
     mixed: tuple[str, ...] = ()
     """The changes of the scorer between the sessions that scored the cells."""
+    made_with: str | None = None
+    """As `setup_of`."""
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
         return (self.reference, self.extractor) == (other.reference, other.extractor)
 
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
-    """The differences between the scorers of `new` and `old` beyond `TOLERANCE`, as phrases.
+    """The differences between the scorers of `new` and `old` beyond rounding, as phrases.
 
     Both must have the same reference and extractor.
     """
-    names = old.scores.keys() & new.scores.keys()
+    names, allowed = old.scores.keys() & new.scores.keys(), tolerance(new.made_with, old.made_with)
     if new.settings != old.settings:
         names = {name for name in names if not name.startswith("kid")}
     return [
         f"{name} of the reference's halves is {new.scores[name]:.6g}, it was {old.scores[name]:.6g}"
         for name in sorted(names)
-        if differs(new.scores[name], old.scores[name])
+        if differs(new.scores[name], old.scores[name], allowed)
     ]
 
 
-def differs(new: float, old: float) -> bool:
-    """Whether two scores are further apart than `TOLERANCE`, relatively to the larger one."""
-    return not abs(new - old) <= TOLERANCE * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
+def differs(new: float, old: float, allowed: float) -> bool:
+    """Whether two scores are further apart than `allowed`, relatively to the larger one."""
+    return not abs(new - old) <= allowed * max(abs(new), abs(old), TOLERANCE)  # NaN never agrees
 
 
 def kept_record(rundir: RunDir) -> ScorerRecord | str:
@@ -117,20 +144,27 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
             statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
-            scores = halves(features, logits, settings) | _totals(statistics)
+            scores = halves(features, logits, settings) | _narrow(features) | _totals(statistics)
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    return record_of(reference.sha256, scoring.extractor.describe(), settings, scores)
+    kinds = {str(pool["architecture"]) for pool in threadpool_info() if "architecture" in pool}
+    cpu = " ".join((platform.machine(), *sorted(kinds)))  # for which NumPy chose its code: others round differently
+    made_with = setup_of(places(RunHistory.read(rundir).scored_by[REFERENCE]), versions(SOFTWARE) | {"cpu": cpu})
+    return record_of(reference.sha256, scoring.extractor.describe(), settings, scores, made_with)
 
 
 def record_of(
-    reference: str, extractor: Mapping[str, Any], settings: MetricSettings, scores: dict[str, float]
+    reference: str,
+    extractor: Mapping[str, Any],
+    settings: MetricSettings,
+    scores: dict[str, float],
+    made_with: str | None,
 ) -> ScorerRecord:
     """A record whose texts are those that JSON gives back."""
     about, used = json.loads(json.dumps([extractor, settings.as_dict()]))
-    return ScorerRecord(reference=reference, extractor=about, settings=used, scores=scores)
+    return ScorerRecord(reference=reference, extractor=about, settings=used, scores=scores, made_with=made_with)
 
 
 def halves(
@@ -143,6 +177,13 @@ def halves(
     of_even = None if logits is None else logits[: 2 * half : 2]
     stream = None if of_even is None else lambda: iter((of_even,))
     return score(lambda: iter((even,)), stream, half, reference, settings).values
+
+
+def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
+    """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
+    width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
+    scores = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
+    return {f"{name} of {width} features": value for name, value in scores.items()}
 
 
 def _totals(statistics: ReferenceStatistics) -> dict[str, float]:

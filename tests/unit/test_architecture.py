@@ -44,7 +44,7 @@ def test_no_file_of_the_driver_loads_torch_when_it_is_imported():
         "import importlib, pkgutil, sys, taugrid.orchestrator as driver\n"
         "names = [m.name for m in pkgutil.walk_packages(driver.__path__, driver.__name__ + '.')]\n"
         "for name in (name for name in names if not name.endswith('__main__')): importlib.import_module(name)\n"
-        "assert len(names) > 150\n"
+        "assert len(names) > 100\n"
         "sys.exit(' '.join({'torch', 'torchvision', 'diffusers', 'torch_fidelity'} & sys.modules.keys()) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

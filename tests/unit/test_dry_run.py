@@ -18,6 +18,8 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.rundir import history
 from taugrid.orchestrator.view import dry_run
 from taugrid.orchestrator.view.figures import DRAWN
+from taugrid.run_id import claim
+from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.hardware import has_gpus
 from taugrid.workers.data import fashion_mnist
 from taugrid.workers.network.unet import build_unet
@@ -165,6 +167,7 @@ def test_images_of_a_directory_may_be_those_of_a_checkpoint_that_is_not_here(cop
     _, said = planned(of_checkpoint("absent"), copy / "run")
     assert "S0002-eta1-" in said, "one of the folders that it holds"
     recorded(said, "pending")
+    claim(copy, LOCAL)
     (copy / "config.json").write_text(json.dumps(of_checkpoint("/absent")))  # it never came
     out, _ = taugrid("status", copy, "--json")
     assert {cell["cell"] for cell in json.loads(out)["cells"]} == {"pending"}

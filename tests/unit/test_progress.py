@@ -19,7 +19,7 @@ from taugrid.errors import Exit
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress, display
-from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionState, Snapshot
+from taugrid.orchestrator.progress.state import Busy, GridCell, KindProgress, SessionSnapshot, SessionState
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import quantity
@@ -95,7 +95,7 @@ class Session:
 
     def look(self, after=1.0):
         self.clock.now += after
-        self.progress.tick(lambda: Snapshot(self.done, self.given_up, list(self.busy.values()), lost=self.lost))
+        self.progress.tick(lambda: SessionSnapshot(self.done, self.given_up, list(self.busy.values()), lost=self.lost))
 
     def beat(self, worker, task, fraction, after=1.0, doing=""):
         self.busy[worker] = Busy(self.known[task], fraction, doing)
@@ -189,7 +189,7 @@ def test_the_view_counts_workers_by_what_they_do():
     session.beat("w1", "sample/a/1", 0.0, doing="compiling")
     busy = list(session.busy.values())
     session.clock.now += 1
-    session.progress.tick(lambda: Snapshot(busy=busy, idle=3, cooling_down=1, starting=2, waited=12.0))
+    session.progress.tick(lambda: SessionSnapshot(busy=busy, idle=3, cooling_down=1, starting=2, waited=12.0))
     recorded(drawn(session.progress, width=100)[-1])
 
 
@@ -213,7 +213,7 @@ def test_plain_lines_come_seldom_and_not_before_work_starts():
     shown.begin("scoring", 10, "images", waits=True)
     for _ in range(5):
         clock.now += display.PLAIN_INTERVAL_SECONDS
-        shown.tick(Snapshot)
+        shown.tick(SessionSnapshot)
     assert printed.getvalue() == ""
     for done in range(1, 9):
         clock.now += display.PLAIN_INTERVAL_SECONDS / 4

@@ -14,6 +14,7 @@ from taugrid.orchestrator.plan.scoring import scoring_of
 from taugrid.orchestrator.report.collect import exact_fid
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.history import RunHistory
+from taugrid.orchestrator.work.scorer import SAME_SETUP_TOLERANCE, TOLERANCE, setup_of, tolerance
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import read_sealed, write_sealed
@@ -226,3 +227,10 @@ def test_a_closed_form_is_known_of_rounding_to_nearest_alone():
         config, found = planned(ORACLE | {"sample": ORACLE["sample"] | {"rounding": rounding}})
         known[rounding] = exact_fid(found.cells[0], "pixels", config.data) is not None
     assert known == {"round": True, "truncate": False}
+
+
+def test_scores_of_other_versions_agree_to_a_wider_tolerance():
+    one, other = (setup_of(["cpu, threads: 1"], {"torch": version}) for version in ("2.9", "2.10"))
+    assert (tolerance(one, one), tolerance(one, other)) == (SAME_SETUP_TOLERANCE, TOLERANCE)
+    unknown = setup_of(["cpu, threads: unknown"], {"torch": "2.9"})
+    assert tolerance(unknown, unknown) == TOLERANCE

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 import shutil
 import sys
 import threading
@@ -501,6 +502,18 @@ def test_a_process_that_ends_by_itself_is_said(tracking, patient):
     trackers, said = tracking("echo Traceback >&2; echo no module >&2; exit 3", "wandb")
     trackers.session_finished([], {})
     recorded("\n".join(said))
+
+
+def test_a_process_ends_by_itself_once_its_driver_is_gone(monkeypatch):
+    """Its library may wait for a server for ever, and the next session's process for it. Patch: no alarm."""
+    alarms, (read, write) = [], os.pipe()
+    monkeypatch.setattr(main.signal, "alarm", alarms.append)
+    monkeypatch.setattr(main, "SYNC_SECONDS", 0.0)
+    with os.fdopen(read) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert (main.last_words(), alarms) == (None, [])
+        os.close(write)
+        assert (main.last_words(), alarms) == ("", [main.LONGEST_SECONDS])
 
 
 def test_a_tracker_waits_for_the_process_of_the_session_before(run):

@@ -80,6 +80,7 @@ class ScriptedPool:
 
     size, scorer, selector = Size(1, 0), None, {}
     gpus = frozenset()  # nodes that have them
+    memory = inf  # of each node
     spare = {}  # node with GPUs -> CPUs beyond those of its workers with GPUs, and room for scorers  # noqa: RUF012
 
     def __init__(self, rooms, node_is):
@@ -200,7 +201,7 @@ class ScriptedPool:
             return None
         return [
             Node(node, max(1, room) + self.spare.get(node, 0), room if node in self.gpus else 0, is_draining,
-                 seconds_left=self.gone_at.get(node, inf) - self.now)
+                 self.memory, self.gone_at.get(node, inf) - self.now)
             for node, room in self.rooms.items() for is_draining in [self.node_is.get(node) == "draining"]
         ]  # fmt: skip
 
@@ -370,6 +371,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 
 def test_what_a_worker_does_that_is_no_progress_is_shown(scripted, monkeypatch):
+    """Defect 17: minutes of compiling were silent. Patch: no `doing` in `_heard`."""
     run, heard = scripted(["long"]), []
     monkeypatch.setattr(Progress, "tick", lambda _, look, **at: heard.extend(busy.doing for busy in look().busy))
     run.pool.then(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
@@ -611,11 +613,13 @@ def test_scorers_on_a_node_with_gpus_do_what_needs_no_network(scripted, embedded
     assert run.pool.now < 20 * TASK_SECONDS + 20
 
 
-@pytest.mark.parametrize(("spare", "most", "scorers"), [(100, 3, 3), (0, 8, 0), (100, 0, 0)])
-def test_scorers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, scorers):
-    of_each_node = {"workers_per_node": most}
-    run = scripted(["count"] * 30, {"g": 1}, embedded=True, spare=spare, score=of_each_node).finish()
-    assert run.pool.started == 1 + scorers
+@pytest.mark.parametrize(
+    ("spare", "most", "memory", "scorers"), [(100, 3, inf, 3), (0, 8, inf, 0), (100, 0, inf, 0), (100, 8, 5e9, 2)]
+)
+def test_scorers_of_a_node_are_limited_and_workers_with_gpus_score_without_them(scripted, spare, most, memory, scorers):
+    run = scripted(["count"] * 30, {"g": 1}, embedded=True, spare=spare, score={"workers_per_node": most})
+    run.pool.memory = memory
+    assert run.finish().pool.started == 1 + scorers
 
 
 def test_a_worker_with_a_gpu_scores_where_no_scorer_finds_memory(scripted):
