@@ -29,10 +29,10 @@ from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, listed, with_urls
+from taugrid.workers import ray_compat
 from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import content_fingerprint
-from taugrid.workers.ray_compat import memory_here
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress
 
@@ -51,6 +51,9 @@ HELPERS_SHARE = 0.5
 
 CAPACITY_SECONDS = 5.0
 """How often a training that waits for its workers checks whether nodes have joined."""
+
+ABANDON_SECONDS = 2.0
+"""How long the threads of trainings may take to end with the session, of `ending.GRACE_SECONDS`."""
 
 STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which a message says what a training may be waiting for."""
@@ -145,7 +148,8 @@ class Training:
         self._began = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
-        threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
+        self._thread = threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True)
+        self._thread.start()
 
     def put_back(self) -> None:
         """Record an event: it waits for `begin`."""
@@ -156,7 +160,7 @@ class Training:
 
         Raises:
             UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
-                limit. It ends with the driver.
+                limit, until `abandon`.
         """
         if self._may_grow and not self.has_begun:
             self._require_capacity()
@@ -215,6 +219,12 @@ class Training:
         steps = counted(self.at.step, "step")
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
 
+    def abandon(self, until: float) -> None:
+        """End its thread, by killing Ray Train's controllers; give up at `until`, of `time.monotonic`."""
+        while self._thread.is_alive() and time.monotonic() < until:
+            ray_compat.kill_train_controllers()
+            self._thread.join(0.1)
+
     def _say_once(self, about: str, text: str) -> None:
         """Say it once: a training that finds no room begins again every ten minutes."""
         if about not in self._told:
@@ -265,7 +275,7 @@ class Training:
 
 def most_at_once(cluster: Cluster) -> int:
     """The maximum number of trainings at a time, however much room there is for their workers."""
-    return cluster.trainings or max(1, int(memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
+    return cluster.trainings or max(1, int(ray_compat.memory_here() * HELPERS_SHARE) // HELPERS_BYTES)
 
 
 def another_fits(wanted: capacity.Trainers, under_way: int, starting: int, cluster: Cluster, may_grow: bool) -> bool:
@@ -317,13 +327,19 @@ class TrainingScheduler:
                 next session.
         """
         self._show_stage()
-        while self._waiting or self._goes_on():
-            with self._others_go_on():
-                self._begin()
-            self._check_logs()
-            self._show()
-            with suppress(Empty), self._others_go_on():
-                self._end(self._ended.get(timeout=POLL_SECONDS))
+        try:
+            while self._waiting or self._goes_on():
+                with self._others_go_on():
+                    self._begin()
+                self._check_logs()
+                self._show()
+                with suppress(Empty), self._others_go_on():
+                    self._end(self._ended.get(timeout=POLL_SECONDS))
+        finally:
+            # A thread that speaks to Ray while it shuts down would end the process from Ray's C++.
+            until = time.monotonic() + ABANDON_SECONDS
+            for training in self._under_way:
+                training.abandon(until)
         self._progress.end()
         ending.lost = ""
         if self._to_change is not None:

@@ -45,7 +45,7 @@ MINUTE = 60.0
 def cluster_of(monkeypatch):
     def give(*nodes, memory=100 * HELPERS_BYTES):
         monkeypatch.setattr(stage.capacity, "free", lambda selector: list(nodes))
-        monkeypatch.setattr(stage, "memory_here", lambda: memory)
+        monkeypatch.setattr(stage.ray_compat, "memory_here", lambda: memory)
 
     return give
 
