@@ -111,6 +111,21 @@ def trainer_without_process_group() -> Any:
     return DataParallelTrainer
 
 
+def kill_train_controllers() -> None:
+    """Kill the controllers of Ray Train that this process has started: whoever waits for one gets an error.
+
+    Ray Train keeps its handles to itself, and its `abort` is only for a SIGINT in the main thread.
+    """
+    import ray
+    from ray._private.state import actors
+    from ray._private.worker import global_worker
+
+    mine = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    for actor_id, actor in actors(job_id=mine).items():
+        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+            global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+
+
 def is_placement_timeout(failure: object) -> bool:
     """Whether a controller failed because no node had room for its workers: the one failure that time may cure.
 

@@ -28,6 +28,7 @@ from taugrid.run_id import claim
 from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, listed, with_urls
+from taugrid.workers import ray_compat
 from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.data.labels import load_labels
 from taugrid.workers.data.load import content_fingerprint
@@ -39,6 +40,9 @@ POLL_SECONDS = 0.5
 
 CAPACITY_SECONDS = 5.0
 """How often a training that waits for its workers checks whether nodes have joined."""
+
+ABANDON_SECONDS = 2.0
+"""How long the threads of trainings may take to end with the session, of `ending.GRACE_SECONDS`."""
 
 STANDSTILL_SECONDS = 120.0
 """Time without a logged step after which a message says what a training may be waiting for."""
@@ -118,14 +122,15 @@ class Training:
         self.began_at = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
-        threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True).start()
+        self._thread = threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True)
+        self._thread.start()
 
     def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
 
         Raises:
             UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
-                limit. It ends with the driver.
+                limit, until `abandon`.
         """
         if self._may_grow and not self.has_begun:
             self._require_capacity()
@@ -183,6 +188,12 @@ class Training:
         assert self.at is not None, "the last step is always logged"
         steps = counted(self.at.step, "step")
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
+
+    def abandon(self, until: float) -> None:
+        """End its thread, by killing Ray Train's controllers; give up at `until`, of `time.monotonic`."""
+        while self._thread.is_alive() and time.monotonic() < until:
+            ray_compat.kill_train_controllers()
+            self._thread.join(0.1)
 
     def _say_once(self, about: str, text: str) -> None:
         """Say it once: a training that finds no room begins again every ten minutes."""
@@ -266,20 +277,26 @@ class Trainings:
                 next session.
         """
         self._show_stage()
-        while self._waiting or self._goes_on():
-            with self._others_go_on():
-                while self._waiting and len(self._under_way) < self._most:
-                    training = self._waiting.popleft()
-                    training.begin(self._ended)
-                    self._under_way.append(training)
-            for training in self._under_way:
+        try:
+            while self._waiting or self._goes_on():
                 with self._others_go_on():
-                    training.check_log()
-            if any(training.has_begun for training in self._under_way):
-                self._worked_at = time.monotonic()
-            self._show()
-            with suppress(Empty), self._others_go_on():
-                self._end(self._ended.get(timeout=POLL_SECONDS))
+                    while self._waiting and len(self._under_way) < self._most:
+                        training = self._waiting.popleft()
+                        training.begin(self._ended)
+                        self._under_way.append(training)
+                for training in self._under_way:
+                    with self._others_go_on():
+                        training.check_log()
+                if any(training.has_begun for training in self._under_way):
+                    self._worked_at = time.monotonic()
+                self._show()
+                with suppress(Empty), self._others_go_on():
+                    self._end(self._ended.get(timeout=POLL_SECONDS))
+        finally:
+            # A thread that speaks to Ray while it shuts down would end the process from Ray's C++.
+            until = time.monotonic() + ABANDON_SECONDS
+            for training in self._under_way:
+                training.abandon(until)
         self._progress.end()
         ending.lost = ""
         if self._to_change is not None:

@@ -269,6 +269,32 @@ def test_ctrl_c_and_the_result_is_the_same(uninterrupted, tmp_path, killed_first
     assert {path.name for path in (root / "figures").iterdir()} == {"loss.png", "loss.svg"}
 
 
+IN_A_THREAD = """
+import pickle, sys, time
+from concurrent.futures import ThreadPoolExecutor
+import ray
+from taugrid.workers import ray_compat
+from taugrid.workers.training import fit
+
+spec = pickle.load(sys.stdin.buffer)
+ray.init(num_cpus=1, include_dashboard=False)
+thread = ThreadPoolExecutor(1).submit(fit.train, spec)
+while not (spec.running / "log.jsonl").exists():
+    time.sleep(0.1)
+assert thread.running()
+ray_compat.kill_train_controllers()
+assert isinstance(thread.exception(timeout=10), ray.exceptions.RayActorError)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.chaos
+def test_a_thread_that_waits_for_ray_train_ends_before_ray_does(tmp_path):
+    """One that spoke to Ray while it shut down ended the driver from C++, with 1 instead of 130."""
+    spec = pickle.dumps(a_spec(tmp_path, steps=100_000))
+    subprocess.run([sys.executable, "-c", IN_A_THREAD], input=spec, check=True)
+
+
 @pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.slow
