@@ -46,6 +46,8 @@ class ExtractJob(Job):
     """The first of the reference's images."""
     stop: int = 0
     """The last of the reference's images, plus 1."""
+    at_once: int = parquet.ROWS_PER_GROUP
+    """How many of the reference's images are read at once: no batch goes beyond them."""
 
 
 def run(job: ExtractJob, device: Device) -> Result:
@@ -187,6 +189,6 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
             yield Batch(index, images)
         return
     try:
-        yield from batches(job.images, parquet.ROWS_PER_GROUP, job.start, job.stop, job.images_sha256)
+        yield from batches(job.images, job.at_once, job.start, job.stop, job.images_sha256)
     except (SourceError, UserError) as error:  # the driver read these images without an error
         raise ContentMismatch(f"node {this_node()}: {error}") from error

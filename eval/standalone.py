@@ -197,8 +197,8 @@ class _Extracting:
             path.unlink(missing_ok=True)
         self._now = (what, count)
         self.options.progress(what, 0, count)
-        about = (self.extractor, self.options.batch_size, {"key": key})
-        job = extract.ExtractJob(str(path), images, images.sha256, *about, 0, count)
+        size = self.options.batch_size
+        job = extract.ExtractJob(str(path), images, images.sha256, self.extractor, size, {"key": key}, 0, count, size)
         try:
             extract.run(job, self._device)
         except ContentMismatch as error:  # no other node is at fault: this process opened the images
