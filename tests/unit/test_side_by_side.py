@@ -106,6 +106,7 @@ def opened(tmp_path, monkeypatch, cluster_of):
     monkeypatch.setattr(stage.Training, "wanted", lambda self: Trainers(1, 1, 0))
     monkeypatch.setattr(stage, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(stage, "ROOM_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "ABANDON_SECONDS", 0.0)  # what stands in for Ray Train has no controller to kill
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 
