@@ -120,8 +120,9 @@ def kill_train_controllers() -> None:
     from ray._private.state import actors
     from ray._private.worker import global_worker
 
-    mine = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    for actor_id, actor in actors(job_id=mine).items():
+    if not ray.is_initialized():
+        return
+    for actor_id, actor in actors(job_id=global_worker.current_job_id).items():
         if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
             global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 

@@ -11,7 +11,8 @@ import secrets
 import signal
 import textwrap
 import threading
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +22,9 @@ from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, head_accepts, import_ray, join
+from taugrid.orchestrator.dispatch.address import COMMON_ENVIRONMENT, head_accepts, import_ray, join, use_token
 from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
+from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -41,7 +43,13 @@ HEAD_POLL_SECONDS = 1.0
 """How often the driver connects to the head. The OS accepts the connection, so even a busy head passes."""
 
 MAX_HEAD_FAILURES = 30
-"""How often in a row the connection may fail: half of the minute that Ray waits."""
+"""How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits."""
+
+POLLS_WITHOUT_HEAD = 10
+"""How often the driver tries in the time of one poll while there is no head, to find a new one before Ray does."""
+
+REPLACED_SECONDS = 0.5
+"""How long the main thread may take to end once the head was replaced: it may be in a call of Ray."""
 
 
 def prepare_embedded() -> None:
@@ -82,7 +90,8 @@ def connected(
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        with nullcontext() if address == "local" else head_watched(options["address"]):
+        head = options["address"]
+        with nullcontext() if address == "local" else head_watched(head, _knows_this_driver(head)):
             yield
     finally:
         ray.shutdown()
@@ -182,26 +191,58 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 
 
 @contextmanager
-def head_watched(address: str) -> Iterator[None]:
-    """End the block with `RunFailed` if the head at HOST:PORT has died. Ray itself waits for it for a minute."""
-    finished, died = threading.Event(), threading.Event()
-    reason = f"the head of the Ray cluster at {address} has died; run the same command again once it is back"
+def head_watched(address: str, is_same: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """End the block with `RunFailed` if the head at HOST:PORT has died, or another has taken its place.
+
+    Ray itself waits for a minute if it has died. If another one answers, Ray waits for good, or ends the process with a
+    C++ stack trace once it is asked something (`Scaling.poll_nodes`). `is_same` is called when connections are accepted
+    again.
+    """
+    finished, failures, again = threading.Event(), list[str](), "run the same command again"
 
     def watch() -> None:
-        failures = 0
-        while not finished.wait(HEAD_POLL_SECONDS):
-            failures = 0 if head_accepts(address) else failures + 1
-            if failures == MAX_HEAD_FAILURES:
-                died.set()
-                ending.stop(reason)
-                return
+        refused, pause, polled = 0.0, 0.0, time.monotonic()
+        while not finished.wait(pause):
+            polled, before = time.monotonic(), polled
+            if not head_accepts(address):
+                refused += min(1.0, (polled - before) / HEAD_POLL_SECONDS) if refused else 1.0
+                pause = HEAD_POLL_SECONDS / POLLS_WITHOUT_HEAD
+                if refused < MAX_HEAD_FAILURES:
+                    continue
+                failures.append(f"the head of the Ray cluster at {address} has died; {again} once it is back")
+            elif refused and not is_same():
+                failures.append(
+                    f"the head of the Ray cluster at {address} was replaced, and its nodes are gone; {again}"
+                )
+            else:
+                refused, pause = 0.0, HEAD_POLL_SECONDS
+                continue
+            ending.stop(failures[0])
+            if refused < MAX_HEAD_FAILURES and not finished.wait(REPLACED_SECONDS):
+                ending.leave()
+            return
 
     threading.Thread(target=watch, daemon=True, name="head").start()
     try:
         yield
     except KeyboardInterrupt:
-        if not died.is_set():
+        if not failures:
             raise
-        raise RunFailed(reason) from None
+        raise RunFailed(failures[0]) from None
     finally:
         finished.set()
+
+
+def _knows_this_driver(address: str) -> Callable[[], bool]:
+    """Returns a function that says whether the head at HOST:PORT has the node on which this driver now is."""
+    import ray
+
+    own, token = ray.get_runtime_context().get_node_id(), use_token()
+
+    def is_same() -> bool:
+        try:
+            return own in ray_compat.nodes_of(address, token and token.header)
+        except UserError:  # it is gone again, which is counted elsewhere
+            return True
+
+    return is_same

@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+from contextlib import nullcontext, suppress
 from queue import SimpleQueue
 
 import pytest
@@ -78,6 +79,7 @@ def watch(monkeypatch, answers):
         return answer is not False
 
     monkeypatch.setattr(cluster, "HEAD_POLL_SECONDS", 0.003)
+    monkeypatch.setattr(cluster, "POLLS_WITHOUT_HEAD", 1)  # a failure counts as one, however late it is
     monkeypatch.setattr(cluster, "head_accepts", accepts)
     with cluster.head_watched("head:6379"):
         assert all_given.wait(60)
@@ -90,3 +92,23 @@ def test_only_failures_in_a_row_count(monkeypatch):
 def test_the_last_failure_that_counts_is_its_death(monkeypatch):
     with raises(RunFailed):
         watch(monkeypatch, cluster.MAX_HEAD_FAILURES * [False])
+
+
+@pytest.mark.parametrize("in_python", [True, False])
+def test_a_head_that_was_replaced_ends_the_driver_at_once(server, until, monkeypatch, in_python):
+    """Ray would end the process with a stack trace, or wait for good."""
+    port, left = server.getsockname()[1], threading.Event()
+    monkeypatch.setattr(cluster.ending, "leave", left.set)
+    monkeypatch.setattr(cluster, "REPLACED_SECONDS", 60.0 if in_python else 0.2)
+    if not in_python:
+        monkeypatch.setattr(cluster.ending, "stop", lambda failure: None)
+    with (
+        suppress(KeyboardInterrupt),
+        pytest.raises(RunFailed, match="was replaced") if in_python else nullcontext(),
+        cluster.head_watched(address(server), lambda: False),
+    ):
+        server.close()
+        until(False)
+        with socket.create_server(("127.0.0.1", port)):
+            left.wait(60)
+    assert left.is_set() is not in_python

@@ -43,6 +43,7 @@ MINUTE = 60.0
 def opened(tmp_path, monkeypatch):
     monkeypatch.setattr(stage.capacity, "trainers", lambda *_: Trainers(1, 1, 0))
     monkeypatch.setattr(stage, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stage, "ABANDON_SECONDS", 0.0)  # what stands in for Ray Train has no controller to kill
     with small_run(tmp_path, CONFIG) as opened:
         yield opened
 

@@ -636,3 +636,11 @@ def test_ranks_meet_in_a_run_directory_of_any_name(tmp_path):
     ranks = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ranks.stdout.count("True"), ranks.returncode) == (2, 0), ranks.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", folder.name]
+
+
+def test_what_torch_can_not_repeat_ends_a_training_in_one_line(tmp_path):
+    said = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_det"
+    with raises(Hopeless), loop.repeatable(steady(tmp_path, precision="bf16").train):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), loop.repeatable(steady(tmp_path).train):
+        raise RuntimeError("another")

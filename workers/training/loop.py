@@ -7,7 +7,8 @@ restart changes the result, apart from the rounding of sums.
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.train
@@ -30,6 +31,9 @@ from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
 from taugrid.workers.training.meeting import Meeting, Notice
+
+NOT_REPEATABLE = "does not have a deterministic implementation"
+"""What torch says of an operation that gives something else each time, where that is an error."""
 
 
 def run(spec: TrainingSpec) -> bool:
@@ -61,11 +65,25 @@ def run(spec: TrainingSpec) -> bool:
         fault = str(error)
     meeting.stop_together("data", fault)
     assert batches is not None
-    with meeting.process_group(device):
+    with meeting.process_group(device), repeatable(spec.train):
         is_done = train(spec, state, batches, log, rank, world_size, Notice().is_given)
     if rank == 0 and is_done:
         checkpoints.commit(spec, state)
     return is_done
+
+
+@contextmanager
+def repeatable(settings: Train) -> Iterator[None]:
+    """Raise `Hopeless` for an operation that torch can't repeat, where that is an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NOT_REPEATABLE not in str(error):
+            raise
+        raise Hopeless(
+            f"train.precision: {settings.precision}: {str(error).partition(',')[0]}; set train.precision: float32, "
+            "where it is only noted, or another model.unet"
+        ) from error
 
 
 def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
