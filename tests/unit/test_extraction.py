@@ -136,7 +136,7 @@ def test_scores_of_external_images_are_those_of_a_cpu(images, spec, tmp_path, mo
     monkeypatch.setattr(extractors, "load", lambda spec, device: gpu)
     assert scores(progress=lambda what, done, of: heard.update({what: done > 0})) == expected
     assert set(heard) == {"samples", "reference"}
-    first_of_samples = 5 + 2  # a row group is split evenly
+    first_of_samples = 6
     for number, begun in gpu.waited_for:
         if number not in (2, first_of_samples - 1, first_of_samples + 4 - 1):
             assert begun == number + 2
