@@ -25,12 +25,6 @@ PART = parquet.PartSummary(0, 3, {"cell": "c"})
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as run:
-        yield run
-
-
-@pytest.fixture(scope="module")
 def finished(opened, tmp_path_factory):
     """A finished run. What its workers committed is known without being read."""
     root = tmp_path_factory.mktemp("finished") / "run"

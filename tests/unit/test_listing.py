@@ -29,12 +29,6 @@ from taugrid.storage import objects, open_place, replacing
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as run:
-        yield run
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
     on_disk = request.param == "folder"

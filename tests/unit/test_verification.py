@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("sketched")
 STAGES = {"run": ("train", "sample", "evaluate", "report"), "report": ("report",)}
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as opened:
-        yield opened
-
-
 def do(opened, command, root):
     return drive(opened, root, LocalStorage(root), STAGES.get(command, (command,)))[1]
 
