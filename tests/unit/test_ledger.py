@@ -123,7 +123,7 @@ def test_verify_believes_no_ledger(opened, copy):
         assert told["network_evaluations_remaining"] == cell["network_evaluations"] // 2
         assert told["remarks"] == [], "or `plan --strict` would stop the run that mends it"
         read = next(other for other in sorted(copy.glob("samples/*/*")) if other != path)
-        ledger_with(copy, read, version=LOCAL.stat(read).version, part=parquet.inspect(read))
+        ledger_with(copy, read, version=LOCAL.stat(read).version, part=parquet.inspect(read))  # by another run
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
     assert describe(replace(opened, rundir=RunDir(copy)))["network_evaluations_remaining"] == 0

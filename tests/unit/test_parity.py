@@ -98,6 +98,10 @@ def assert_same(ours, theirs, tolerance=1e-5):
     assert np.abs(levels).max() <= 1
 
 
+def assert_same_in_float64(ours, theirs):
+    assert (ours - theirs).abs().max() <= 1e-11 * theirs.abs().max()
+
+
 ETAS, CLIPS, PREDICTIONS = [0.0, 0.5, 1.0], ["none", "x0", "x0_and_eps"], ["epsilon", "sample", "v_prediction"]
 PATHS = [("leading", 10), ("trailing", 10), ("trailing", 50), ("trailing", 1), ("leading", 250)]
 """S divides T, where DDIMScheduler's prev = t - T // S is the time before in its own list."""
@@ -110,10 +114,6 @@ PAIRS = [
 @pytest.mark.parametrize(("path", "prediction", "eta", "clip"), cases(PAIRS, PATHS, PREDICTIONS, ETAS, CLIPS))
 def test_ddim(path, prediction, eta, clip):
     """In float64 there is next to no rounding, and no fault is too small to be seen."""
-
-    def assert_same_in_float64(ours, theirs):
-        assert (ours - theirs).abs().max() <= 1e-11 * theirs.abs().max()
-
     (spacing, steps), model = path, oracle(prediction)
     scheduler = DDIMScheduler(clip_sample=clip != "none", timestep_spacing=spacing, prediction_type=prediction)
 
