@@ -8,6 +8,7 @@ its environment must be set before.
 import math
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from taugrid.errors import UserError
@@ -124,7 +125,8 @@ def kill_train_controllers() -> None:
         return
     for actor_id, actor in actors(job_id=global_worker.current_job_id).items():
         if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
-            global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+            with suppress(ray.exceptions.ActorHandleNotFoundError):  # it has ended by itself since
+                global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def is_placement_timeout(failure: object) -> bool:

@@ -122,15 +122,15 @@ class Training:
         self.began_at = self._changed = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
-        self._thread = threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True)
+        self.thread.start()
 
     def check_log(self) -> None:
         """Read the log, and say once if no step is logged for long.
 
         Raises:
             UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
-                limit, until `abandon`.
+                limit, until the session ends.
         """
         if self._may_grow and not self.has_begun:
             self._require_capacity()
@@ -188,12 +188,6 @@ class Training:
         assert self.at is not None, "the last step is always logged"
         steps = counted(self.at.step, "step")
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
-
-    def abandon(self, until: float) -> None:
-        """End its thread, by killing Ray Train's controllers; give up at `until`, of `time.monotonic`."""
-        while self._thread.is_alive() and time.monotonic() < until:
-            ray_compat.kill_train_controllers()
-            self._thread.join(0.1)
 
     def _say_once(self, about: str, text: str) -> None:
         """Say it once: a training that finds no room begins again every ten minutes."""
@@ -293,15 +287,23 @@ class Trainings:
                 with suppress(Empty), self._others_go_on():
                     self._end(self._ended.get(timeout=POLL_SECONDS))
         finally:
-            # A thread that speaks to Ray while it shuts down would end the process from Ray's C++.
-            until = time.monotonic() + ABANDON_SECONDS
-            for training in self._under_way:
-                training.abandon(until)
+            self._abandon()
         self._progress.end()
         ending.lost = ""
         if self._to_change is not None:
             raise self._to_change
         return self._failed
+
+    def _abandon(self) -> None:
+        """End the threads: one that speaks to Ray while Ray shuts down would end the process from Ray's C++.
+
+        Killed in a thread as well, because Ray waits for a minute for a head that is gone.
+        """
+        until = time.monotonic() + ABANDON_SECONDS
+        if self._under_way:
+            threading.Thread(target=ray_compat.kill_train_controllers, name="abandon", daemon=True).start()
+        for training in self._under_way:
+            training.thread.join(max(0.0, until - time.monotonic()))
 
     def _goes_on(self) -> bool:
         """Whether the end of one under way is worth waiting for."""

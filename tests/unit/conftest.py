@@ -23,6 +23,15 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """The run of `in_process.CONFIG`, whose workers are this process."""
+    from in_process import small_run
+
+    with small_run(tmp_path_factory.mktemp("config")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
 def unreported():
     """Runs write no tables, figures and pages, and histories an empty figure: half of the time of a night this small.
 

@@ -63,11 +63,6 @@ def flow(steps):
     return [FLOW.at(1 / (1 + exp(each))) for each in np.linspace(-5, 5, steps).tolist()]
 
 
-def whole_flow(steps):
-    """A flow's own, from t = 1 to the image."""
-    return path(FLOW, FLOW.spaced("linear", steps))
-
-
 def from_later(steps, first=None):
     """Points from `LATER` on; with `first`, after a step of that length."""
     end = lam(PROCESS.at(1))

@@ -16,11 +16,6 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def prose(text: str) -> str:
-    """A page without its blocks and spans of code."""
-    return re.sub(r"`[^`\n]*`", "", INDENTED.sub("", FENCED.sub("", text)))
-
-
 def mentioned(page: Path, program: str = "taugrid") -> list[str]:
     """The commands that sentences of a page name; they may lack arguments."""
     text = INDENTED.sub("", FENCED.sub("", page.read_text()))
@@ -29,7 +24,7 @@ def mentioned(page: Path, program: str = "taugrid") -> list[str]:
 
 def links(text: str) -> list[str]:
     """The targets of a page's links and pictures, in Markdown and in HTML."""
-    shown = prose(text)
+    shown = re.sub(r"`[^`\n]*`", "", INDENTED.sub("", FENCED.sub("", text)))  # without its code
     return re.findall(r"\]\(([^)\s]+)\)", shown) + re.findall(r'(?:src|href)="([^"]+)"', shown)
 
 

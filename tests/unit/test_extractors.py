@@ -29,13 +29,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.networks import resized
 from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
 from taugrid.hashing import file_sha256
-from taugrid.registry.extractors import (
-    DIGITS_CONVNET,
-    EXTRACTORS,
-    FASHION_CONVNET,
-    IMAGENET_LITE0,
-    INCEPTION,
-)
+from taugrid.registry.extractors import DIGITS_CONVNET, EXTRACTORS, FASHION_CONVNET, IMAGENET_LITE0, INCEPTION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from in_process import Faulty, drive, results, small_run
+from in_process import Faulty, drive, results
 from snapshots import raises
 
 from taugrid.errors import RunFailed, UserError
@@ -19,12 +19,6 @@ from taugrid.storage import LocalStorage
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 ERRORS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ENOSPC, errno.ETIMEDOUT)
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

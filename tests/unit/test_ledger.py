@@ -25,12 +25,6 @@ PART = parquet.PartSummary(0, 3, {"cell": "c"})
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as run:
-        yield run
-
-
-@pytest.fixture(scope="module")
 def finished(opened, tmp_path_factory):
     """A finished run. What its workers committed is known without being read."""
     root = tmp_path_factory.mktemp("finished") / "run"
@@ -41,9 +35,7 @@ def finished(opened, tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path):
     """Of that run, files and times; only the inodes are others, so that the ledger is of no use."""
-    root = tmp_path / "run"
-    shutil.copytree(finished, root)
-    return root
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def read(storage):
@@ -113,11 +105,6 @@ def test_a_file_that_may_have_changed_is_read_and_what_has_is_made_again(opened,
     assert results(copy) == before
 
 
-def read_one(root, path):
-    """What a run of other cells does, or one that is interrupted: it reads a file, and finds it intact."""
-    ledger_with(root, path, version=LOCAL.stat(path).version, part=parquet.inspect(path))
-
-
 def test_verify_believes_no_ledger(opened, copy):
     """Bits that rot change no time: only a full reading finds them. The file counts as missing until it is read."""
     drive(opened, copy, LOCAL)
@@ -135,7 +122,8 @@ def test_verify_believes_no_ledger(opened, copy):
         assert (cell["shards_done"], cell["images_done"], cell["scored"]) == (1, 10, False)
         assert told["network_evaluations_remaining"] == cell["network_evaluations"] // 2
         assert told["remarks"] == [], "or `plan --strict` would stop the run that mends it"
-        read_one(copy, next(other for other in sorted(copy.glob("samples/*/*")) if other != path))
+        read = next(other for other in sorted(copy.glob("samples/*/*")) if other != path)
+        ledger_with(copy, read, version=LOCAL.stat(read).version, part=parquet.inspect(read))  # by another run
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
     assert describe(replace(opened, rundir=RunDir(copy)))["network_evaluations_remaining"] == 0

@@ -29,12 +29,6 @@ from taugrid.storage import objects, open_place, replacing
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as run:
-        yield run
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
     on_disk = request.param == "folder"
@@ -59,10 +53,6 @@ def put(storage, path, data):
         temporary.write_bytes(data)
 
 
-def written_to(text):
-    return {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}, **text}
-
-
 def counting(calls, name, real, path, *arguments, **options):
     calls[name] += any(folder in str(path) for folder in ("/samples", "/features", "/scores"))
     return real(path, *arguments, **options)
@@ -81,7 +71,9 @@ def test_a_plan_of_many_cells_asks_an_empty_directory_no_more_than_one_of_few(tm
     """10,000 cells of 50,000 images took 57 s: each file that could be there was asked for."""
     asked = []
     for cells in (2, 40):
-        config = load(written_to({"grid": {"eta": [i / cells for i in range(cells)]}, "sample": {"num_samples": 5000}}))
+        values = {"name": "x", "data": {"name": "gaussian", "shape": [1, 4, 4]}, "model": {"oracle": "gaussian"}}
+        grid = {"grid": {"eta": [i / cells for i in range(cells)]}, "sample": {"num_samples": 5000}}
+        config = load(values | grid)
         run = Run(config, plan(config), RunDir(tmp_path))
         with counted(monkeypatch) as calls:
             assert describe_plan(run)["network_evaluations_remaining"] == sum(cell.total_nfe for cell in run.plan.cells)

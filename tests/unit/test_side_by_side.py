@@ -238,9 +238,11 @@ def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "update", interrupted)
+        patched.setattr(stage, "ABANDON_SECONDS", MINUTE)
+        patched.setattr(stage.ray_compat, "kill_train_controllers", stay.set)
         with pytest.raises(KeyboardInterrupt):
             do(opened, patched, train)
-    stay.set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("train-")]
     _, printed = do(opened, monkeypatch, trained)
     assert len(re.findall("ended .* 4; ", printed)) == 3
     assert events(opened) == ["train"] * 6 + ["trained"] * 3

@@ -309,10 +309,6 @@ def test_what_is_kept_of_the_reference_changes_nothing():
     assert len(kept) == 2, "one for each N: draws depend on it"
 
 
-def cubic_matrix(x, y):
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
 def unit_gaussian_matrix(x, y):
     """CMMD's, from the squared lengths and products of unit vectors, as google-research/cmmd/distance.py has it."""
     x, y = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (x, y))
@@ -326,7 +322,7 @@ def unbiased(matrix, x, y):
     return own.sum() / (n * (n - 1)) + others.sum() / (m * (m - 1)) - 2 * matrix(x, y).mean()
 
 
-KERNELS = {"kid": (None, cubic_matrix), "cmmd": (UNIT_GAUSSIAN, unit_gaussian_matrix)}
+KERNELS = {"kid": (None, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3), "cmmd": (UNIT_GAUSSIAN, unit_gaussian_matrix)}
 
 
 @pytest.mark.parametrize(("kernel", "matrix"), KERNELS.values(), ids=KERNELS)

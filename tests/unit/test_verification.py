@@ -21,12 +21,6 @@ pytestmark = pytest.mark.usefixtures("sketched")
 STAGES = {"run": ("train", "sample", "evaluate", "report"), "report": ("report",)}
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    with small_run(tmp_path_factory.mktemp("config")) as opened:
-        yield opened
-
-
 def do(opened, command, root):
     return drive(opened, root, LocalStorage(root), STAGES.get(command, (command,)))[1]
 
@@ -40,8 +34,7 @@ def finished(opened, tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def said(opened, root):

@@ -336,17 +336,14 @@ def test_the_reference_is_exported_as_pictures(finished, tmp_path, monkeypatch):
         cli.main(["export", str(finished), "--reference", "--to", str(tmp_path / "pngs")], standalone_mode=False)
 
 
-def snippets():
-    return re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)
-
-
 @pytest.mark.long
 def test_every_snippet_of_the_docs_runs(finished, tmp_path, monkeypatch, user_cache):
     shutil.copytree(finished, tmp_path / "runs/digits-v2")
     monkeypatch.chdir(tmp_path)
     names = {}
     with small_run(tmp_path):
-        for text in snippets():
+        snippets = re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+        for text in snippets:
             exec(compile(text, "docs/python.md", "exec"), names)
     assert (tmp_path / "quality.pdf").stat().st_size
     assert list(names["known"].quality["steps"]) == [2, 5, 10, 2, 5, 10]
