@@ -279,7 +279,9 @@ def data_identity(data: Data, fingerprint: Fingerprint, has_labels: bool = False
     if not data.dataset.is_published:
         labels = {"labels": fingerprint(data, "labels")} if has_labels else {}
         return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data), **labels}
-    return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
+    is_usual = data.shape == data.dataset.shape  # whether it was written down or not
+    in_ids = data.model_copy(update={"shape": None}) if is_usual else data
+    return _differing(in_ids, Data(), NOT_IDENTITY["data"])
 
 
 def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
