@@ -14,7 +14,7 @@ from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
 from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork
-from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
+from taugrid.orchestrator.plan.sections import NOT_IDENTITY, TRAIN_DEFAULTS, differing_keys, diffusion_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
 from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
@@ -119,9 +119,9 @@ class Trained(ModelSource):
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
             "data": self.data_identity,
-            "unet": unet_identity(self.unet),
+            "unet": differing_keys(self.unet, Unet()),
             "diffusion": diffusion_identity(diffusion),
-            "train": train_identity(self.train),
+            "train": differing_keys(self.train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
         }
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
