@@ -28,13 +28,9 @@ ReadColumn = Callable[[LabelColumn], Column]
 
 
 def label_rule(settings: Sample, conditions: Conditions | None, network: str, read: ReadColumn) -> LabelRule | None:
-    """The rule for the labels of a cell with these settings; None for an unconditional network.
+    """The rule for the labels of a cell with these resolved settings; None for an unconditional network.
 
-    Args:
-        settings: resolved.
-        conditions: what the network takes.
-        network: its name in messages.
-        read: reads a Parquet file.
+    `network` is its name in messages.
 
     Raises:
         MissingInput: if there is no Parquet file.

@@ -72,22 +72,17 @@ from taugrid.workers.samplers.description import (
 
 
 class Lookups(NamedTuple):
-    """Functions that tell a plan what is outside the config; a run directory has its own, which know its records."""
+    """Functions that tell a plan what is outside the config: what its keys name, and the content of training images. A
+    run directory has its own, which know its records."""
 
     read_checkpoint: Callable[[str], Checkpoint] = read_checkpoint
-    """Reads what `model.checkpoint` names."""
     describe_network: Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork] = (
         custom_process.describe
     )
-    """Describes what `model.callable` names."""
     fingerprint: Fingerprint = content_fingerprint
-    """Identifies training images that no published name does."""
     try_sampler: TrySampler = try_sampler
-    """Asks the custom samplers that `sample.sampler` names."""
     read_column: ReadColumn = read_column
-    """Reads what `sample.labels` names."""
     read_vae: Callable[[str, Vae], Vae] = read_vae
-    """Reads what `model.vae` names."""
     assumed_timesteps: int | None = None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 

@@ -117,14 +117,9 @@ def problems(
     reference: Reference | Data | None,
     classes: int | None = None,
 ) -> Iterator[Problem]:
-    """What is wrong with scoring the cells of `plan`, fatal or not.
+    """What is wrong with scoring the cells of `plan`, fatal or not, as far as extractor and reference are known.
 
-    Args:
-        config: of the run.
-        plan: of the run.
-        extractor: as far as it is known.
-        reference: as far as it is known.
-        classes: the number of classes of its labels, where they were read.
+    `classes`: how many its labels have, where they were read.
     """
     known = reference if isinstance(reference, Reference) else None
     shape = reference.image_shape if isinstance(reference, Data) else None if known is None else known.shape

@@ -32,11 +32,7 @@ Override = str | tuple[str, Any]
 
 
 def find(name: str) -> Path:
-    """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
-
-    Raises:
-        UserError: if there is no such file.
-    """
+    """The file that `name` means: a path, a run directory, or the name of a shipped config; else `UserError`."""
     path = Path(name)
     if is_url(name) or path.is_dir():
         root, storage = open_place(name, "CONFIG")
@@ -157,11 +153,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
-    """A config with assignments applied, validated, and complete: with seeds, and with absolute paths.
-
-    Args:
-        given: its name or content.
-        assignments: applied in their order.
+    """A config with assignments applied in their order, validated, and complete: with seeds, and with absolute paths.
 
     Raises:
         UserError: for a missing file, bad syntax, an unknown key or a bad value.

@@ -170,11 +170,9 @@ def parse(text: str) -> list[tuple[str, str]]:
 
 
 def key_of(name: str, short: Mapping[str, str]) -> str | None:
-    """The grid key that `name` means: the key itself, its short form, or S and N; None if there is none.
+    """The grid key that a user calls `name`: the key itself, its short form, or S and N; None if there is none.
 
-    Args:
-        name: as a user writes it.
-        short: key -> its short form (`names.short_keys`), for every key that can be meant.
+    `short`: key -> its short form (`names.short_keys`), for every key that can be meant.
     """
     name = AS_IN_TABLES.get(name, name)
     if name in short:
@@ -199,12 +197,7 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> list[int]:
-    """The places in `points` that a selector fits.
-
-    Args:
-        text: the selector.
-        points: key -> value of each.
-        short: as in `key_of`.
+    """The places in `points`, key -> value of each, that the selector `text` fits; `short` as in `key_of`.
 
     Raises:
         UserError: if it can't be read, names an unknown key, or fits nothing; it says which values there are.
