@@ -18,7 +18,7 @@ from taugrid.orchestrator.dispatch.training import Training, TrainingFailed, Tra
 from taugrid.orchestrator.observers import Observers
 from taugrid.orchestrator.opened import record_plan
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import require_no_gpu
+from taugrid.orchestrator.plan.conditions import require_no_gpu
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.progress.summary import state_before

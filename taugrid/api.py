@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from taugrid.config.load import Override
     from taugrid.orchestrator.nightly.nights import HistoryView
-    from taugrid.orchestrator.session import SessionResult
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
@@ -127,13 +126,14 @@ def run(
         taugrid.errors.UserError: if something must be changed first.
         taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
-    from taugrid.errors import UserError
+    from taugrid.errors import RunFailed, UserError
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.view.run import RunView
     from taugrid.orchestrator.work.growing import Until
+    from taugrid.words import counted
 
     stages = _texts("stages", stages)
     if not stages or set(stages) - set(STAGES):
@@ -145,19 +145,11 @@ def run(
     selected = select(opened.plan, _texts("only", only))
     with Progress() if progress else Progress.silent() as shown:
         outcome = Session(opened, address, shown, selected, Until.of(until, most)).do(stages)
-    _require_all(outcome)
-    return RunView(opened)
-
-
-def _require_all(outcome: "SessionResult") -> None:
-    """Raise `RunFailed` if some cells could not be finished, with the first one's reason."""
-    from taugrid.errors import RunFailed
-    from taugrid.words import counted
-
     if outcome.missing:
         name, reason = next(iter(outcome.missing.items()))
-        label = outcome.labels.get(name, name)
-        raise RunFailed(f"{counted(len(outcome.missing), 'cell')} could not be finished; {label}: {reason}")
+        cells = counted(len(outcome.missing), "cell")
+        raise RunFailed(f"{cells} could not be finished; {outcome.labels.get(name, name)}: {reason}")
+    return RunView(opened)
 
 
 def evaluate(

@@ -137,14 +137,10 @@ UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """From file systems without hard links, such as some mounts of networks and object stores."""
 
-_CONNECTION = frozenset(
-    (
-        *(errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN, errno.EPROTO),
-        *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
-    )
-)
+_CONNECTION = {errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN, errno.EPROTO}
+_NETWORK = {errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET}
 
-ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION
+ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION | _NETWORK
 """Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""
 
 
@@ -229,13 +225,9 @@ _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"unable to find an engine to execute this computation|Unable to find a valid cuDNN algorithm"
     r"|(CUBLAS|HIPBLAS|CUDNN)_STATUS_NOT_INITIALIZED|miopenStatus(Unknown|Internal)Error"
 )
-"""Texts that lack of memory hides behind, and other faults too. tests/unit/test_memory_texts.py names the source of
-each text here and above.
-
-- cuDNN's engines and algorithms: torch tries each, and drops those that raise OutOfMemoryError or an error of cuDNN's.
-  At the end it says only that none was left (Conv_v8.cpp, Conv_v7.cpp; pytorch#108645).
-- Handles of cuBLAS and cuDNN, which need memory of their own, outside of torch's.
-- MIOpen throws "Memory not available to allocate buffer" with the status that it uses for everything unexpected."""
+"""Texts that lack of memory hides behind, and other faults too: torch drops each engine of cuDNN that raises, handles
+of cuBLAS and cuDNN need memory outside of torch's, and MIOpen has one status for everything unexpected.
+tests/unit/test_memory_texts.py names the source of each text here and above."""
 
 
 def is_environment_error(error: BaseException) -> bool:
@@ -256,9 +248,9 @@ def is_environment_error(error: BaseException) -> bool:
 def is_accelerator_error(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
 
-    torch is not imported here, so its errors are recognised by the names of their types and by their texts. Causes are
-    not checked, because Ray does not pass them on: see `accelerator_error_in`. Texts of which memory is only one cause
-    count: a caller that can make its job smaller must ask `is_out_of_memory` first.
+    torch is not imported here, so its errors are recognised by the names of their types and by their texts. Those of
+    which memory is only one cause count: a caller that can make its job smaller asks `is_out_of_memory` first. Causes
+    are not checked: see `accelerator_error_in`.
     """
     if isinstance(error, BrokenAccelerator):
         return True

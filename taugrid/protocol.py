@@ -62,6 +62,9 @@ class Protocol:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
+        versions = dict(self.versions)
+        if "torch" in versions:  # +cpu or +cu128 names a build, and not what a score ran on
+            versions["torch"] = versions["torch"].partition("+")[0]
         return {
             "reference": asdict(self.reference),
             "num_samples": self.num_samples,
@@ -70,21 +73,16 @@ class Protocol:
             "clip": self.clip,
             "precision": self.precision,
             "rounding": self.rounding,
-            **_given(compile=self.compile, sampler=self.sampler, conditions=self.conditions, decoder=self.decoder),
+            **{name: value for name in OPTIONAL if (value := getattr(self, name)) is not None},
             "extractor": dict(self.extractor),
             **self.metrics.as_dict(),
             "scoring": SCORING,
-            "versions": {name: _without_tag(version, name) for name, version in self.versions.items()},
+            "versions": versions,
         }
 
 
-def _given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _without_tag(version: str, name: str) -> str:
-    """Torch's version without its local tag (+cpu, +cu128), which names a build and not what a score ran on."""
-    return version.partition("+")[0] if name == "torch" else version
+OPTIONAL = ("compile", "sampler", "conditions", "decoder")
+"""Fields that a protocol has only if they are set."""
 
 
 def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | None) -> ProtocolFields:

@@ -1,5 +1,6 @@
 """The one policy for what is tried again: a few attempts, with growing pauses between them."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +22,6 @@ DISK_PAUSES = (0.1, 0.4, 1.6)
 STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
 """The mean pauses before a request to an object store is tried again. With seven attempts, one request in 10^9 fails if
 5 % of the attempts do."""
-
-
-def prepare() -> None:
-    """Import what `try_again` needs: at the first failure it may be too late, as no more files can be opened."""
-    import tenacity  # noqa: F401
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -51,30 +47,15 @@ def try_again(
         patience: there are more attempts, with pauses like the last one, until this many seconds have passed.
         ended: once it is set, there are no pauses, and three attempts at most, of which none begins after a second.
     """
-    soon = time.monotonic() + 1.0
-    try:
-        return call()
-    except Exception as error:
-        if not may_pass(error):
-            raise
-        failed = [error]
-
-    # Loaded by the first failure, if `prepare` has not: importing it takes longer than most commands' work. And its
-    # bookkeeping takes longer than `stat`.
-    from tenacity import Retrying, retry_if_exception, wait_chain, wait_random
-    from tenacity.nap import sleep_using_event
-    from tenacity.stop import stop_after_attempt, stop_after_delay, stop_when_event_set
-
-    def attempt() -> T:
-        if failed:
-            raise failed.pop()
-        return call()
-
-    return Retrying(
-        stop=(stop_after_attempt(len(pauses) + 1) & stop_after_delay(patience))
-        | (stop_when_event_set(ended) & stop_after_attempt(3)),
-        sleep=sleep_using_event(ended),
-        wait=wait_chain(*(wait_random(0.5 * seconds, 1.5 * seconds) for seconds in pauses)),
-        retry=retry_if_exception(lambda error: may_pass(error) and not (ended.is_set() and time.monotonic() > soon)),
-        reraise=True,
-    )(attempt)
+    begun, attempts = time.monotonic(), 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            attempts += 1
+            seconds = time.monotonic() - begun
+            is_last = attempts > len(pauses) and seconds >= patience
+            if not may_pass(error) or is_last or (ended.is_set() and (attempts >= 3 or seconds > 1)):
+                raise
+        mean = pauses[min(attempts, len(pauses)) - 1]
+        ended.wait(random.uniform(0.5 * mean, 1.5 * mean))

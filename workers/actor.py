@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import ray
 
-from taugrid import retries
 from taugrid.errors import (
     BrokenAccelerator,
     DeviceUnusable,
@@ -149,7 +148,6 @@ class Worker(HeartbeatActor):
             WorkerRefusal: if its node lacks a file, package or version that the driver has.
             OSError: if it can't write to the run directory.
         """
-        retries.prepare()
         node, node_id = self.locate()
         check_run_directory(probe, node)
         installed = check_versions(probe, node)

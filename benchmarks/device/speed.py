@@ -12,9 +12,8 @@ from torch import Tensor
 
 from benchmarks.device.setting import ETA, STEPS, Setting
 from benchmarks.evaluation import draw_weights
-from taugrid.config import DIFFUSION_DEFAULTS, Data
+from taugrid.config import DIFFUSION_DEFAULTS, Data, Train
 from taugrid.config.sample import Compilation, Precision
-from taugrid.config.train import Train
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.jobs import TrainingSpec

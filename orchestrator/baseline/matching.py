@@ -14,8 +14,7 @@ from taugrid.eval.tables.labels import short_checkpoints
 from taugrid.grids.names import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
-from taugrid.orchestrator.plan.cells import settings_name
-from taugrid.orchestrator.plan.grid import COLUMN_NAMES
+from taugrid.orchestrator.plan.cells import COLUMN_NAMES, settings_name
 from taugrid.protocol import disagreements
 from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.words import listed

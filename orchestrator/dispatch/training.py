@@ -18,7 +18,7 @@ from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model
-from taugrid.orchestrator.plan.devices import NO_GPU
+from taugrid.orchestrator.plan.conditions import NO_GPU
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS, Trained
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.report.trainings import progress_of

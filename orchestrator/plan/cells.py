@@ -114,6 +114,17 @@ class Shard(NamedTuple):
         return self.stop - self.start
 
 
+TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
+"""Grid keys that every quality table has a column for."""
+
+COLUMN_NAMES = {"precision": "sample_precision"}
+"""Column names of grid keys whose own names are already used by a metric."""
+
+
+def column(key: str) -> str:
+    return COLUMN_NAMES.get(key, key)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A model sampled with one set of settings."""
@@ -121,8 +132,6 @@ class Cell:
     id: str
     model: Model
     settings: Sample
-    axes: dict[str, Any]
-    """Values of the grid keys that tables have no fixed column for."""
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Values of all keys of the grid, in the config's order."""
     naming: Naming = field(default=Naming(), compare=False, repr=False)
@@ -134,6 +143,11 @@ class Cell:
     """The labels of its samples. None: its network is unconditional, or a file that is not here."""
     vae: Vae | None = field(default=None, compare=False, repr=False)
     """The VAE of `model.vae`. None: the model's own decoder is used."""
+
+    @cached_property
+    def axes(self) -> dict[str, Any]:
+        """The values of the grid keys that tables have no fixed column for, by the names of their columns."""
+        return {column(key): value for key, value in self.values.items() if key not in TABLE_KEYS}
 
     @property
     def decoder(self) -> Decoder:
@@ -306,12 +320,6 @@ class Cell:
         return self.shards_numbered(sorted(number for number in numbers if number < end))
 
 
-def _sampler_remark(cell: Cell) -> str | None:
-    """What one of taugrid's own samplers says of a cell's settings."""
-    name = cell.settings.sampler
-    return find(name).remark(cell.settings) if name in SAMPLERS else None
-
-
 @dataclass(frozen=True)
 class Plan:
     """The models and cells of a config."""
@@ -358,12 +366,13 @@ class Plan:
         spaced = [cell for cell in self.cells if cell.honours("spacing")]
         lists = {(c.settings.spacing_name, c.settings.steps, c.tau, c.nfe): c for c in spaced}
         settings = [(c.settings.spacing, c.settings.steps, c.tau, c.nfe) for c in lists.values()]
+        sampled = [cell.settings for cell in self.cells]
         return [
             *self.notes,
             *(f"{model.lacks}; until it is here, the ids of its cells are {PENDING}" for model in self.pending),
             *filter(None, (model.source.warning(model.diffusion) for model in self.models)),
             *(remark for its in settings for remark in remarks(*its)),
-            *dict.fromkeys(filter(None, map(_sampler_remark, self.cells))),
+            *dict.fromkeys(filter(None, (find(c.sampler).remark(c) for c in sampled if c.sampler in SAMPLERS))),
         ]
 
     @cached_property

@@ -1,8 +1,9 @@
-"""The labels and the guidance of a cell, held against what its networks take, before any accelerator time is spent."""
+"""What cells ask of networks (labels, guidance) and of devices, held against these before anything is computed."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -11,26 +12,25 @@ from taugrid.config.sample import GUIDANCE_KEYS, LabelColumn
 from taugrid.errors import UserError
 from taugrid.grids.names import in_yaml
 from taugrid.jobs import Conditions
-from taugrid.orchestrator.plan.cells import Cell, Model
+from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.words import beside, listed
 from taugrid.workers import schedules
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.conditions.column import Column
 from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
+from taugrid.workers.network.checkpoint import parameters, weights_file
 
 ReadColumn = Callable[[LabelColumn], Column]
 """Like `workers.conditions.column.read_column`."""
 
 
 def label_rule(settings: Sample, conditions: Conditions | None, network: str, read: ReadColumn) -> LabelRule | None:
-    """The rule for the labels of a cell with these settings; None for an unconditional network.
+    """The rule for the labels of a cell with these resolved settings; None for an unconditional network.
 
-    Args:
-        settings: resolved.
-        conditions: what the network takes.
-        network: its name in messages.
-        read: reads a Parquet file.
+    `network` is its name in messages.
 
     Raises:
         MissingInput: if there is no Parquet file.
@@ -181,3 +181,37 @@ def guidance_notes(cells: Sequence[Cell]) -> Iterator[str]:
         at = f" are the network's times {' to '.join(times)}" if times else " are between two of the network's times"
         counts = dict.fromkeys(f"{c.guided_calls} of {c.sampler_description.evaluations}" for c in its)
         yield f"guidance_interval {interval}: these noise levels{at}; guided calls: {listed([*counts], 6)}"
+
+
+NO_GPU = "workers have none here", "join a cluster with such GPUs (--address)"
+"""Why a plan can't compute what needs a GPU, and the way out."""
+
+
+def require_no_gpu(plan: Plan) -> None:
+    """Raise `UserError` if a cell wants TF32 from workers without a GPU."""
+    for cell in plan.cells:
+        if (need := lacks("cpu", cell.settings.precision)) is not None:
+            raise UserError(need.refused(*NO_GPU))
+
+
+def weights_bytes(plan: Plan, file: Callable[[Model, str], Path]) -> dict[str, int]:
+    """Bytes of the weights that a worker holds for the cell with most of them, by what they belong to.
+
+    Estimated from files that are here: a cell counts what it has. A worker may keep the networks of the cell before.
+    `file` is `ModelRecords.weights_file`.
+    """
+    count = cache(parameters)  # a plan has many cells of a model
+    most: dict[str, int] = {}
+    for cell in plan.cells:
+        width = 2 if cell.settings.precision == "bf16-weights" else 4
+        files: dict[str, tuple[Path, int]] = {}
+        for name, model in {"network": cell.model, "guide": cell.guide}.items():
+            if model is not None and model.lacks is None:
+                path = file(model, cell.settings.weights if model is cell.model else "ema")
+                if path.suffix != ".json":  # the record of a model without a file
+                    files[name] = path, width
+        if isinstance(vae := cell.decoder, Vae):  # its precision is autocast's
+            files["VAE"] = weights_file(Path(vae.saved.folder)), 4
+        weights = {name: number * each for name, (path, each) in files.items() if (number := count(path))}
+        most = max(most, weights, key=lambda found: sum(found.values()))
+    return most

@@ -70,30 +70,19 @@ from taugrid.workers.samplers.description import (
     try_sampler,
 )
 
-TABLE_KEYS = {"steps", "eta", "spacing", "sampler", "clip", "num_samples"}
-"""Grid keys that every quality table has a column for."""
-
-COLUMN_NAMES = {"precision": "sample_precision"}
-"""Column names of grid keys whose own names are already used by a metric."""
-
 
 class Lookups(NamedTuple):
-    """Functions that tell a plan what is outside the config; a run directory has its own, which know its records."""
+    """Functions that tell a plan what is outside the config: what its keys name, and the content of training images. A
+    run directory has its own, which know its records."""
 
     read_checkpoint: Callable[[str], Checkpoint] = read_checkpoint
-    """Reads what `model.checkpoint` names."""
     describe_network: Callable[[str, str | None, tuple[int, int, int], Diffusion, Data | None], CustomNetwork] = (
         custom_process.describe
     )
-    """Describes what `model.callable` names."""
     fingerprint: Fingerprint = content_fingerprint
-    """Identifies training images that no published name does."""
     try_sampler: TrySampler = try_sampler
-    """Asks the custom samplers that `sample.sampler` names."""
     read_column: ReadColumn = read_column
-    """Reads what `sample.labels` names."""
     read_vae: Callable[[str, Vae], Vae] = read_vae
-    """Reads what `model.vae` names."""
     assumed_timesteps: int | None = None
     """T of a checkpoint that is missing. None: the plan is to be run, so a missing file is an error."""
 
@@ -109,8 +98,10 @@ class Sections(NamedTuple):
 
 
 class Placed(NamedTuple):
+    """A point of the grid before its sampler was asked."""
+
     point: Mapping[str, Any]
-    """The point of the grid, as in the config."""
+    """As in the config."""
     model: Model
     guide: Model | None
     vae: Vae | None
@@ -120,19 +111,9 @@ class Placed(NamedTuple):
     """Resolved, but for the keys that the sampler ignores."""
 
 
-class Planned(NamedTuple):
-    at: Placed
-    settings: Sample
-    values: dict[str, Any]
-    """The resolved values of all keys of the grid; None for those that are ignored."""
-    ignored: dict[str, Any]
-    """The values of the keys of `sample` that the sampler ignores, and of those that guidance 1 ignores."""
-    described: SamplerDescription
-    label_rule: LabelRule | None
-
-    @property
-    def cell_id(self) -> str:
-        return _cell_id(self.at.model, self.settings, self.described.code, self.at.guide, self.label_rule, self.at.vae)
+Planned = tuple[Placed, Cell, dict[str, Any]]
+"""A point, its cell, without the names that the whole grid gives it, and the values of the keys that the cell's sampler
+or guidance 1 ignores."""
 
 
 def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> Plan:
@@ -148,39 +129,37 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
     lookups = lookups._replace(
         read_checkpoint=cache(lookups.read_checkpoint),
         describe_network=cache(lookups.describe_network),
-        fingerprint=cache(_raising_not_here(lookups.fingerprint)),
+        fingerprint=cache(lookups.fingerprint),
         read_column=cache(lookups.read_column),
         read_vae=cache(lookups.read_vae),
         assumed_timesteps=_assumed_timesteps(config) if dry else None,
     )
     mappings = config.grid or [{}]
-    keys = [key for mapping in mappings for key in values_by_key(mapping)] + _unusual(config)
+    keys = dict.fromkeys([*(key for mapping in mappings for key in values_by_key(mapping)), *_unusual(config)])
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
     cases = [Case(at.settings, at.model.diffusion) for at in placed]
     descriptions, modules = describe_samplers(cases, lookups.try_sampler)
     planned = [
-        _planned(config, at, dict.fromkeys(keys), described, lookups)
-        for at, described in zip(placed, descriptions, strict=True)
+        _planned(config, at, keys, described, lookups) for at, described in zip(placed, descriptions, strict=True)
     ]
-    require_guided(config, any(each.settings.is_guided for each in planned))
-    names = Naming.of([each.values for each in planned], Sample.model_fields)
+    require_guided(config, any(cell.settings.is_guided for _, cell, _ in planned))
+    names = Naming.of([cell.values for _, cell, _ in planned], Sample.model_fields)
     models: dict[str, Model] = {}
     cells: dict[str, Cell] = {}
     seen: set[tuple[str, str]] = set()
-    for each in planned:
-        model = models.setdefault(each.at.model.id, replace(each.at.model, label=names.model(each.values)))
-        about = (axes(each.values), each.values, names, each.described, each.at.guide, each.label_rule, each.at.vae)
-        cell = Cell(each.cell_id, model, each.settings, *about)
+    for at, unnamed, ignored in planned:
+        model = models.setdefault(at.model.id, replace(at.model, label=names.model(unnamed.values)))
+        cell = replace(unnamed, model=model, naming=names)
         check_guidance(cell)
-        key = cell.id, plain_text(each.ignored)
+        key = cell.id, plain_text(ignored)
         if key in seen or cells.get(cell.id, cell).settings != cell.settings:  # or with another N
-            outside = sorted(KEYS_OUTSIDE_IDENTITY & set(each.at.point))
+            outside = sorted(KEYS_OUTSIDE_IDENTITY & set(at.point))
             hint = f" ({', '.join(outside)} does not make a different cell)" if outside else ""
             if len(mappings) > 1:
                 hint += " (each entry of the list is a grid of its own; to combine keys, write them in one entry)"
-            raise UserError(f"grid: the point {_describe(each.at.point)} appears twice{hint}; remove one of them")
+            raise UserError(f"grid: the point {_describe(at.point)} appears twice{hint}; remove one of them")
         seen.add(key)
         cells.setdefault(cell.id, cell)
     made, notes = tuple(cells.values()), (*_ignored(planned), *guidance_notes([*cells.values()]))
@@ -189,15 +168,16 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
 
 def _ignored(planned: Sequence[Planned]) -> Iterable[str]:
     """A line for each sampler that ignores a key of the grid, and one for guidance 1."""
-    names = sorted({each.settings.sampler for each in planned})
+    names = sorted({cell.settings.sampler for _, cell, _ in planned})
     groups = [
-        ("guidance 1", [each for each in planned if not each.settings.is_guided], OF_GUIDANCE),
-        *((name, [each for each in planned if each.settings.sampler == name], SAMPLER_KEYS) for name in names),
+        ("guidance 1", [each for each in planned if not each[1].settings.is_guided], OF_GUIDANCE),
+        *((name, [each for each in planned if each[1].settings.sampler == name], SAMPLER_KEYS) for name in names),
     ]
     for what, its, among in groups:
-        if keys := sorted({key for each in its for key in each.ignored if key in each.at.point and key in among}):
-            number = counted(len({each.cell_id for each in its}), "cell")
-            yield f"{what} ignores {' and '.join(keys)}: {counted(len(its), 'point')} of the grid, {number}"
+        named = {key for at, _, ignored in its for key in ignored if key in at.point and key in among}
+        if named:
+            number = counted(len({cell.id for _, cell, _ in its}), "cell")
+            yield f"{what} ignores {' and '.join(sorted(named))}: {counted(len(its), 'point')} of the grid, {number}"
 
 
 def _assumed_timesteps(config: Config) -> int:
@@ -207,27 +187,6 @@ def _assumed_timesteps(config: Config) -> int:
     values += [config.sample.steps, config.sample.spacing, DIFFUSION_DEFAULTS.timesteps]
     numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
     return max(number for number in numbers if isinstance(number, int))
-
-
-def _raising_not_here(fingerprint: Fingerprint) -> Fingerprint:
-    """`fingerprint`, which raises `MissingInput` where images can't be used."""
-
-    def found(data: Data, *of: str) -> str:
-        try:
-            return fingerprint(data, *of)
-        except UserError as error:
-            raise MissingInput(str(error)) from None
-
-    return found
-
-
-def axes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the grid keys that tables have no fixed column for, by the names of their columns."""
-    return {column(key): value for key, value in values.items() if key not in TABLE_KEYS}
-
-
-def column(key: str) -> str:
-    return COLUMN_NAMES.get(key, key)
 
 
 def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Placed:
@@ -244,18 +203,28 @@ def _placed(config: Config, point: Mapping[str, Any], lookups: Lookups) -> Place
 def _planned(
     config: Config, at: Placed, keys: Iterable[str], described: SamplerDescription, lookups: Lookups
 ) -> Planned:
-    settings, source = honoured(at.settings, described.keys), at.model.source
+    settings, source, name = honoured(at.settings, described.keys), at.model.source, at.settings.sampler
     if isinstance(source, Custom) and not source.spec.takes_fractions:
         require_whole_times(settings, described.times, source.name)
+    for key in sorted(described.ignored_keys - at.point.keys()):
+        value = getattr(config.sample, key)
+        if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
+            raise UserError(
+                f"sample.{key}: {plain_text(value)} has no effect with the sampler {name}; remove it or, for other "
+                f"samplers of the grid, write it there: grid: [{{sampler: [{DEFAULT}], {key}: [{plain_text(value)}]}}, "
+                f"{{sampler: [{name}]}}]"
+            )
     ignored = {key: getattr(at.sections.sample, key) for key in described.ignored_keys}
-    _require_used(config.sample, settings.sampler, described.ignored_keys - at.point.keys())
     if not settings.is_guided:
         ignored |= {key: value for key in OF_GUIDANCE if (value := _value_at(at.sections, key)) is not None}
     resolved = at.sections._replace(sample=settings)
     values = {key: None if key in ignored else _value_at(resolved, key) for key in keys}
-    unknown = isinstance(source, Absent)
-    labels = None if unknown else label_rule(settings, source.conditions, _network(source), lookups.read_column)
-    return Planned(at, settings, values, ignored, described, labels)
+    network = f"the network of {'model.unet' if isinstance(source, Trained) else source.name}"
+    if isinstance(source, Oracle):
+        network = f"the {source.distribution} oracle"
+    is_here = not isinstance(source, Absent)
+    labels = label_rule(settings, source.conditions, network, lookups.read_column) if is_here else None
+    return at, _cell(at.model, settings, values, described, at.guide, labels, at.vae), ignored
 
 
 def _require_one_prediction(config: Config, placed: Sequence[Placed]) -> None:
@@ -270,25 +239,6 @@ def _require_one_prediction(config: Config, placed: Sequence[Placed]) -> None:
                     f"diffusion.prediction is missing, and {CONSISTENCY} and the other samplers of the grid take "
                     "different networks of process: edm; set diffusion.prediction: consistency or edm"
                 )
-
-
-def _network(source: ModelSource) -> str:
-    """The network of a source in messages."""
-    if isinstance(source, Oracle):
-        return f"the {source.distribution} oracle"
-    return f"the network of {'model.unet' if isinstance(source, Trained) else source.name}"
-
-
-def _require_used(sample: Sample, name: str, ignored_keys: Iterable[str]) -> None:
-    """Raise `UserError` if `sample` itself sets one of the keys that the sampler `name` ignores."""
-    for key in sorted(ignored_keys):
-        value = getattr(sample, key)
-        if value not in (None, getattr(SAMPLE_DEFAULTS, key)):
-            raise UserError(
-                f"sample.{key}: {plain_text(value)} has no effect with the sampler {name}; remove it or, for other "
-                f"samplers of the grid, write it there: grid: [{{sampler: [{DEFAULT}], {key}: [{plain_text(value)}]}}, "
-                f"{{sampler: [{name}]}}]"
-            )
 
 
 def _unusual(config: Config) -> list[str]:
@@ -431,8 +381,10 @@ def _source(sections: Sections, diffusion: Diffusion, lookups: Lookups) -> Model
         check_loss_weights(sections.train, diffusion)
         if model.unet.dropout and sections.train.most_workers > 1:
             raise UserError("model.unet.dropout needs train.workers: 1, because masks depend on the number of workers")
-        has_labels = model.unet.num_classes is not None
-        identified = data_identity(data, lookups.fingerprint, has_labels)
+        try:
+            identified = data_identity(data, lookups.fingerprint, model.unet.num_classes is not None)
+        except UserError as error:
+            raise MissingInput(str(error)) from None
         check_classes(data, model.unet, sections.train)
         return Trained(data, identified, model.unet, sections.train)
     raise UserError(
@@ -450,17 +402,25 @@ def with_settings(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     values = {key: value for key, value in cell.values.items() if key not in changes}
     guide = cell.guide if settings.is_guided else None
     rule = cell.label_rule and replace(cell.label_rule, seed=settings.seed or 0)  # with labels it is set
-    cell_id = _cell_id(cell.model, settings, described.code, guide, rule, cell.vae)
-    return Cell(cell_id, cell.model, settings, axes(values), values, cell.naming, described, guide, rule, cell.vae)
+    return replace(_cell(cell.model, settings, values, described, guide, rule, cell.vae), naming=cell.naming)
 
 
-def _cell_id(
-    model: Model, settings: Sample, code: str | None, guide: Model | None, labels: LabelRule | None, vae: Vae | None
-) -> str:
+def _cell(
+    model: Model,
+    settings: Sample,
+    values: Mapping[str, Any],
+    described: SamplerDescription,
+    guide: Model | None,
+    labels: LabelRule | None,
+    vae: Vae | None,
+) -> Cell:
     others: dict[str, Any] = {} if guide is None else {"guide": guide.id}
     if vae is not None and vae.identity != getattr(model.decoder, "identity", None):
         others["vae"] = vae.identity
-    return identity({"model": model.id, "sample": sample_identity(settings, code, labels), **others})
+    content = {"model": model.id, "sample": sample_identity(settings, described.code, labels), **others}
+    return Cell(
+        identity(content), model, settings, values, described=described, guide=guide, label_rule=labels, vae=vae
+    )
 
 
 def _value_at(sections: Sections, key: str) -> Any:

@@ -41,7 +41,18 @@ def resolve_patterns(
     notes: list[str] = []
 
     def resolved(key: str, values: list[Any]) -> list[Any]:
-        return _values(values, known, stay, dry, notes) if key == KEY else values
+        found: dict[Any, None] = {}
+        for value in values if key == KEY else ():
+            pattern = _pattern(value)
+            folders = [value] if pattern is None else _folders(*pattern, known, stay, notes)
+            if pattern is not None and not folders:
+                if not dry:
+                    raise UserError(
+                        f"grid: {KEY}: no checkpoint matches {pattern[0]}; give a pattern of diffusers folders"
+                    )
+                folders = [pattern[0]]
+            found |= dict.fromkeys(folders)
+        return list(found) if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
     return config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes)
@@ -51,20 +62,6 @@ def checkpoints_in(grid: Iterable[Mapping[str, Any]]) -> list[str]:
     """The paths that a grid names under `model.checkpoint`."""
     named = [value for mapping in grid for value in values_by_key(mapping).get(KEY, ())]
     return [value for value in named if isinstance(value, str)]
-
-
-def _values(values: list[Any], recorded: list[str], stay: bool, dry: bool, notes: list[str]) -> list[Any]:
-    found: dict[Any, None] = {}
-    for value in values:
-        pattern = _pattern(value)
-        if pattern is None:
-            found[value] = None
-            continue
-        folders = _folders(*pattern, recorded, stay, notes)
-        if not folders and not dry:
-            raise UserError(f"grid: {KEY}: no checkpoint matches {pattern[0]}; give a pattern of diffusers folders")
-        found |= dict.fromkeys(folders or [pattern[0]])
-    return list(found)
 
 
 def _pattern(value: Any) -> tuple[str, int | None] | None:

@@ -11,7 +11,6 @@ from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
 from taugrid.grids.names import Naming
 from taugrid.hashing import checked_identity
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.orchestrator.plan.grid import axes
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
@@ -62,7 +61,6 @@ def from_json(value: Mapping[str, Any]) -> Plan:
             checked_identity(cell["id"]),
             models[cell["model"]],
             Sample.model_validate(cell["settings"]),
-            axes(cell["values"]),
             cell["values"],
             names,
             None

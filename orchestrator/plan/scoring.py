@@ -32,24 +32,9 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
     try:
         evaluate, data = config.evaluate, config.data
         return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download, evaluate.precision)
-    except MissingWeights as error:
-        raise MissingInput(_with_key(error)) from None
     except ValueError as error:
-        raise UserError(_with_key(error)) from None
-
-
-def _with_key(error: ValueError) -> str:
-    message = str(error)
-    return message if message.startswith("evaluate.") else f"evaluate: {message}"
-
-
-def name_and_dimensions(config: Config) -> tuple[str, int | None]:
-    """The extractor's name and the width of its features, as far as they are known without its weights or its code."""
-    name = chosen(config.evaluate.extractor, config.data.name)
-    if name not in EXTRACTORS:
-        return name, None
-    width = EXTRACTORS[name].dimensions
-    return name, prod(config.data.image_shape) if width is None else width
+        text = str(error) if str(error).startswith("evaluate.") else f"evaluate: {error}"
+        raise (MissingInput if isinstance(error, MissingWeights) else UserError)(text) from None
 
 
 class Problem(NamedTuple):
@@ -91,7 +76,11 @@ def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foresee
     Raises:
         UserError: if there is none by that name, or it can't be used.
     """
-    name, dimensions = name_and_dimensions(config)
+    name = chosen(config.evaluate.extractor, config.data.name)
+    dimensions: int | None = None
+    if name in EXTRACTORS:
+        width = EXTRACTORS[name].dimensions
+        dimensions = prod(config.data.image_shape) if width is None else width
     try:
         spec = find(config)
         return Foreseen(name, spec.dimensions, None, spec)
@@ -128,14 +117,9 @@ def problems(
     reference: Reference | Data | None,
     classes: int | None = None,
 ) -> Iterator[Problem]:
-    """What is wrong with scoring the cells of `plan`, fatal or not.
+    """What is wrong with scoring the cells of `plan`, fatal or not, as far as extractor and reference are known.
 
-    Args:
-        config: of the run.
-        plan: of the run.
-        extractor: as far as it is known.
-        reference: as far as it is known.
-        classes: the number of classes of its labels, where they were read.
+    `classes`: how many its labels have, where they were read.
     """
     known = reference if isinstance(reference, Reference) else None
     shape = reference.image_shape if isinstance(reference, Data) else None if known is None else known.shape

@@ -104,20 +104,8 @@ def _require_one_process(diffusion: Diffusion) -> None:
     for key, (absent, why) in strangers.items():
         if getattr(diffusion, key) != absent:
             raise UserError(f"diffusion.{key}: {why}")
-    if name == "edm":
-        _require_noise_levels(diffusion)
-
-
-PREDICTIONS = {
-    "ddpm": ("epsilon", "sample", "v_prediction"),
-    "edm": ("edm", "sample", "v_prediction", "consistency"),
-    "flow": ("velocity", "sample", "average_velocity"),
-}
-"""What the networks of each process may predict."""
-
-
-def _require_noise_levels(diffusion: Diffusion) -> None:
-    """Raise `UserError` if the noise levels of `edm` are impossible."""
+    if name != "edm":
+        return
     try:
         schedules.process(diffusion)
     except ValueError as error:
@@ -128,6 +116,14 @@ def _require_noise_levels(diffusion: Diffusion) -> None:
             f"diffusion.sigma_max: {diffusion.sigma_max:g} is not above the images' standard deviation, sigma_data: "
             f"{diffusion.sigma_data:g}, so x_T would not be noise; set what the network was trained with, usually 80"
         )
+
+
+PREDICTIONS = {
+    "ddpm": ("epsilon", "sample", "v_prediction"),
+    "edm": ("edm", "sample", "v_prediction", "consistency"),
+    "flow": ("velocity", "sample", "average_velocity"),
+}
+"""What the networks of each process may predict."""
 
 
 _OF_BETAS = dict.fromkeys((*SCHEDULE_KEYS, "trained_betas")) | {
@@ -248,15 +244,7 @@ Fingerprint = Callable[..., str]
 
 
 def diffusion_identity(diffusion: Diffusion) -> dict[str, Any]:
-    return _differing(diffusion, DIFFUSION_DEFAULTS)
-
-
-def unet_identity(unet: Unet) -> dict[str, Any]:
-    return _differing(unet, Unet())
-
-
-def train_identity(train: Train) -> dict[str, Any]:
-    return _differing(train, TRAIN_DEFAULTS, NOT_IDENTITY["train"])
+    return differing_keys(diffusion, DIFFUSION_DEFAULTS)
 
 
 _HASHED_DEFAULTS = SAMPLE_DEFAULTS.model_copy(update={"batch_size": 256, "shard_evaluations": 50_000})
@@ -268,7 +256,7 @@ def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None
 
     `labels`: as resolved, where what the network takes is known; of a column its content counts, not its path.
     """
-    differing = _differing(settings, _HASHED_DEFAULTS, NOT_IDENTITY["sample"])
+    differing = differing_keys(settings, _HASHED_DEFAULTS, NOT_IDENTITY["sample"])
     if labels is not None:
         differing["labels"] = labels.said
     return differing if code is None else differing | {"sampler_code": code}
@@ -279,10 +267,13 @@ def data_identity(data: Data, fingerprint: Fingerprint, has_labels: bool = False
     if not data.dataset.is_published:
         labels = {"labels": fingerprint(data, "labels")} if has_labels else {}
         return {"name": data.name, "shape": list(data.image_shape), "sha256": fingerprint(data), **labels}
-    return _differing(data.in_ids, Data(), NOT_IDENTITY["data"])
+    is_usual = data.shape == data.dataset.shape  # whether it was written down or not
+    in_ids = data.model_copy(update={"shape": None}) if is_usual else data
+    return differing_keys(in_ids, Data(), NOT_IDENTITY["data"])
 
 
-def _differing(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
+def differing_keys(section: Section, defaults: Section, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """The keys of a section that differ from the defaults, in JSON, as an identity has them; none of `without`."""
     values, base = section.model_dump(mode="json"), defaults.model_dump(mode="json")
     differing = {key: value for key, value in values.items() if key not in without and value != base[key]}
     for key in differing:

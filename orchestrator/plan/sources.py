@@ -14,7 +14,7 @@ from taugrid.config import Data, Diffusion, Sample, Train, Unet
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.hashing import SourceFile
 from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork, NetworkSpec, OracleNetwork, SavedNetwork
-from taugrid.orchestrator.plan.sections import diffusion_identity, train_identity, unet_identity
+from taugrid.orchestrator.plan.sections import NOT_IDENTITY, TRAIN_DEFAULTS, differing_keys, diffusion_identity
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import short_path
 from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
@@ -119,9 +119,9 @@ class Trained(ModelSource):
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         return {
             "data": self.data_identity,
-            "unet": unet_identity(self.unet),
+            "unet": differing_keys(self.unet, Unet()),
             "diffusion": diffusion_identity(diffusion),
-            "train": train_identity(self.train),
+            "train": differing_keys(self.train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
         }
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
@@ -170,7 +170,6 @@ class Loaded(ModelSource):
         }
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
-        """Keys of `sample` that the pipeline sets; `UserError` if raw weights are requested but it has none."""
         if settings.weights == "raw" and self.checkpoint.raw_folder is None:
             raise UserError(
                 f"sample.weights is raw, but {self.checkpoint.path} has no unet_raw/ (pipelines that taugrid trained "
@@ -179,7 +178,6 @@ class Loaded(ModelSource):
         return self.checkpoint.sample
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        """What a worker loads; `weights` is `ema` or `raw`. The config is as planned."""
         digest, place = self.weights_sha256(folder, weights), self.weights_file(folder, weights).parent
         config = checkpoint.config_sha256(self.checkpoint.unet_config)
         return SavedNetwork(str(place), digest, config, conditions=self.conditions, kind=self.checkpoint.network)
@@ -204,7 +202,6 @@ class Loaded(ModelSource):
         return self.checkpoint.recorded
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
-        """The settings taken from the checkpoint's files, and those that the config overrides."""
         loaded = self.checkpoint
         trained = {key: value for key, value in loaded.diffusion.model_dump().items() if value is not None}
         changed = [key for key, value in trained.items() if getattr(diffusion, key) != value]
@@ -230,7 +227,6 @@ class Loaded(ModelSource):
         return f"loaded {short_path(loaded.path)}{at} ({origin}: {', '.join(filter(None, phrases))}{parts})"
 
     def warning(self, diffusion: Diffusion) -> str | None:
-        """A warning if T differs from training: the same times then have different noise levels."""
         timesteps = self.checkpoint.diffusion.timesteps
         if timesteps is None or diffusion.timesteps == timesteps:
             return None
@@ -302,7 +298,6 @@ class Custom(ModelSource):
         return {}
 
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
-        """What a worker loads; `UserError` if the code or the weights are gone."""
         if self.spec.unusable is not None:
             raise UserError(self.spec.unusable)
         return self.spec
@@ -318,11 +313,9 @@ class Custom(ModelSource):
         return custom_process.weights_sha256(Path(self.spec.weights))
 
     def record(self) -> dict[str, Any] | None:
-        """The network's description, in case the code is gone later; None if it already is."""
         return None if self.spec.unusable else self.spec.recorded
 
     def warning(self, diffusion: Diffusion) -> str | None:
-        """What its error on noised images tells of how it is called."""
         return self.spec.doubt
 
     def description(self, diffusion: Diffusion, settings: Collection[Sample]) -> str:
@@ -349,7 +342,6 @@ class Oracle(ModelSource):
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
-        """No keys; `UserError` if it is to be compiled, or its weights to be cast."""
         for key, wanted in (("compile", settings.compile), ("precision", settings.precision)):
             if wanted in ("default", "bf16-weights"):
                 raise UserError(f"sample.{key} is {wanted}, but an oracle is not a torch network; remove the key")

@@ -8,9 +8,8 @@ from taugrid.config import Config, Sample
 from taugrid.errors import UserError
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES, SEEDS, Layout
 from taugrid.grids.names import options_text, plain_text, short_keys
-from taugrid.grids.selectors import fits, key_of
-from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.grid import column
+from taugrid.grids.points import fits, key_of
+from taugrid.orchestrator.plan.cells import Plan, column
 from taugrid.registry.samplers import DEFAULT
 
 

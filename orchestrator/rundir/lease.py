@@ -206,7 +206,6 @@ def sole_driver(
         RunFailed: if another driver took the directory over.
     """
     lease = Lease(run)
-    retries.prepare()
     try:
         try:
             if run.storage.on_disk:

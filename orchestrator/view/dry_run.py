@@ -12,7 +12,7 @@ from taugrid.eval.reference_names import resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan
-from taugrid.orchestrator.plan.devices import weights_bytes
+from taugrid.orchestrator.plan.conditions import weights_bytes
 from taugrid.orchestrator.plan.scoring import (
     foreseen,
     problems,

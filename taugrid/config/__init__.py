@@ -1,11 +1,10 @@
-"""The configuration: a file for each section, and loading.
+"""The configuration: its sections, and loading.
 
 Keys of `data`, `model`, `diffusion`, `train` and `sample` are hashed into the identities of models and cells: a new key
 must come with a default that means "as before", and the default of an existing key never changes. Either would orphan
 every run that people have.
 """
 
-from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import (
     CONSISTENCY_DEFAULTS,
@@ -16,9 +15,7 @@ from taugrid.config.diffusion import (
     SIGMA_KEYS,
     Diffusion,
 )
-from taugrid.config.evaluate import Evaluate, Gate, Report
-from taugrid.config.experiment import GRID_SECTIONS, Config, schema
-from taugrid.config.model import ModelSection, Unet
+from taugrid.config.experiment import GRID_SECTIONS, Cluster, Config, Evaluate, Gate, Report, schema
+from taugrid.config.model import LossWeights, ModelSection, Train, Unet
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate
-from taugrid.config.train import LossWeights, Train

@@ -18,16 +18,16 @@ def _known(name: Any) -> Any:
 
 
 def _name_schema(schema: dict[str, Any]) -> None:
+    described = []
+    for dataset in DATASETS.values():
+        required = [key for key in KEYS if key in dataset.required]
+        other = " or another" if "shape" in dataset.keys else ""
+        shape = f" Shape: {list(dataset.shape)}{other}." if dataset.shape else ""
+        needs = f" Requires {', '.join(required)}." if required else ""
+        splits = ", ".join(dataset.splits)
+        described.append(f"`{dataset.name}`: {dataset.description}.{shape}{needs} Splits: {splits}.")
     schema["enum"] = list(DATASETS)
-    schema["description"] = "\n".join(map(_describe, DATASETS.values()))
-
-
-def _describe(dataset: Dataset) -> str:
-    required = [key for key in KEYS if key in dataset.required]
-    other = " or another" if "shape" in dataset.keys else ""
-    shape = f" Shape: {list(dataset.shape)}{other}." if dataset.shape else ""
-    needs = f" Requires {', '.join(required)}." if required else ""
-    return f"`{dataset.name}`: {dataset.description}.{shape}{needs} Splits: {', '.join(dataset.splits)}."
+    schema["description"] = "\n".join(described)
 
 
 class Data(Section):
@@ -76,13 +76,6 @@ class Data(Section):
         if self.split != "train":
             return self
         return self.model_copy(update={"split": self.dataset.held_out, "limit": None})
-
-    @property
-    def in_ids(self) -> "Data":
-        """The section as it enters a model's id: the default shape is left out, whether it was written down or not."""
-        if self.shape == self.dataset.shape:
-            return self.model_copy(update={"shape": None})
-        return self
 
     @field_validator("root")
     @classmethod

@@ -75,20 +75,17 @@ class Diffusion(Section):
 
         The usual settings are left out: alpha_0 = 1, no rescaling, a network that predicts epsilon.
         """
+        times = "" if self.timesteps is None else f"T = {self.timesteps}"
+        if self.process == "flow":
+            times = "" if self.timesteps == 1 else f"told {self.timesteps} t"
         phrases = [
             self.named_betas,
-            self._times_in_words,
+            times,
             "rescaled to zero SNR" if self.rescale_betas_zero_snr else "",
             "alpha_0 = alpha_1" if self.set_alpha_to_one is False else "",
             f"predicts {self.prediction}" if self.prediction != "epsilon" else "",
         ]
         return ", ".join(filter(None, phrases))
-
-    @property
-    def _times_in_words(self) -> str:
-        if self.process == "flow":
-            return "" if self.timesteps == 1 else f"told {self.timesteps} t"
-        return "" if self.timesteps is None else f"T = {self.timesteps}"
 
     @model_validator(mode="after")
     def _one_source_of_betas(self) -> "Diffusion":

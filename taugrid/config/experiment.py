@@ -1,21 +1,193 @@
-"""The whole config: its sections, the grid, and the schema for editors."""
+"""The whole config: how cells are scored and judged, what is shown, where the work runs, and the schema for editors."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from taugrid.config.cluster import Cluster
 from taugrid.config.data import Data
 from taugrid.config.diffusion import Diffusion
-from taugrid.config.evaluate import Evaluate, Gate, Report
-from taugrid.config.model import ModelSection
+from taugrid.config.model import ModelSection, Train
 from taugrid.config.sample import Sample
-from taugrid.config.section import Section, Seed
-from taugrid.config.train import Train
+from taugrid.config.section import Positive, Section, Seed, one_of
 from taugrid.grids.points import normalised
+from taugrid.registry.extractors import FeaturePrecision
+from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
 GRID_SECTIONS = ("data", "model", "diffusion", "train")
+
+MetricName = Annotated[str, AfterValidator(one_of(METRICS)), Field(json_schema_extra={"enum": list(METRICS)})]
+
+
+class Evaluate(Section):
+    """How cells are scored."""
+
+    extractor: str | None = None
+    """Name of a feature extractor; null: the data set's default (`digits-convnet` for digits, for instance)."""
+    weights: str | None = None
+    """Path of the extractor's weights, if they don't ship with taugrid."""
+    reference: Data | str | None = None
+    """What samples are compared with: null is `data`; a data section ({name: digits, split: test}); or a folder of PNG
+    or JPEG, Parquet, or an .npz of images or of mu and sigma."""
+    metrics: list[MetricName] = Field(
+        default=list(DEFAULT_METRICS),
+        description=f"Any of {', '.join(f'{name} ({metric.about})' for name, metric in METRICS.items())}.",
+    )
+    batch_size: Positive = 250
+    """The most images that the extractor sees at once."""
+    precision: FeaturePrecision = "float32"
+    """How the extractor's network computes: float32 is never TF32; bf16 is autocast's. The two are never compared."""
+    isc_splits: Positive = 10
+    """Parts into which samples are divided for the Inception Score; torch-fidelity's default."""
+    kid_subsets: Positive = 100
+    """Random subsets over which KID is averaged; torch-fidelity's default."""
+    kid_subset_size: Positive = 1_000
+    """Reduced to N or to the reference's size if that is smaller; the size used is recorded."""
+    prc_neighborhood: Positive = 3
+    """k: precision and recall use balls that reach to the k-th nearest neighbour."""
+    mind_projections: Positive = 1_000
+    """Random directions along which MIND compares samples and reference; torch-fidelity's default."""
+    keep_features: bool = True
+    """Keep the features of scored cells; without them, another metric has to extract them again."""
+    seed: Seed = 2020
+    """Seeds IS's shuffle, the subsets of KID and fid_infinity and MIND's directions; torch-fidelity's default."""
+
+    @property
+    def metric_settings(self) -> MetricSettings:
+        """The settings that metrics take."""
+        return MetricSettings(
+            metrics=tuple(self.metrics),
+            seed=self.seed,
+            isc_splits=self.isc_splits,
+            kid_subsets=self.kid_subsets,
+            kid_subset_size=self.kid_subset_size,
+            prc_neighborhood=self.prc_neighborhood,
+            mind_projections=self.mind_projections,
+        )
+
+
+JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
+"""The metrics that can have a standard error of sampling."""
+
+
+JudgingMetric = Annotated[str, AfterValidator(one_of(JUDGING)), Field(json_schema_extra={"enum": list(JUDGING)})]
+
+
+class Gate(Section):
+    """What `taugrid nightly` and `compare DIR BASELINE` judge. Changes no cell and no score."""
+
+    metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
+    """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
+
+    margin_floor: Annotated[float, Field(ge=0)] = 0.15
+    """The smallest margin of kid and cmmd, in standard errors of the baseline. Their values may be near 0, where a
+    share means nothing."""
+
+
+class Report(Section):
+    """What the tables and figures show."""
+
+    images_per_cell: Positive = 8
+    """Images of each cell in figures/samples.png."""
+    join_protocols: bool = False
+    """Put cells whose protocols differ (in versions, say) in one table, and mark the minority; else separate tables."""
+    reconstructed_images: Positive = 1_000
+    """Number of held-out images, from the first, that `taugrid reconstruct` encodes and decodes."""
+    interpolated_pairs: Positive = 4
+    """Rows of figures/interpolations-<cell>.png."""
+    rows: list[str] | None = None
+    """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. What is neither
+    in rows nor in columns makes separate tables."""
+    columns: Annotated[str, Field(min_length=1)] = "steps"
+    """The key that a table's columns are. `steps` becomes network evaluations where samplers differ in evaluations a
+    step, unless x is steps."""
+    x: Literal["steps", "evaluations", "seconds"] | None = None
+    """The horizontal axis of figures/quality: S, network evaluations per image, or measured device seconds; null:
+    evaluations if a cell's number of them is not S, else steps."""
+    by: Literal["label"] | None = None
+    """`label`: also score the images of each label by themselves, against the reference's of that label, in
+    tables/by_label; for class-conditional cells."""
+    base: dict[str, Any] = {}
+    """Key -> the value that effects are differences to, as in {schedule: linear}; otherwise the first of the grid.
+    `steps` and `eta` have effects only if they are named here."""
+
+
+SMALLEST_SHARE = 0.0001
+"""Ray counts CPUs and GPUs in ten-thousandths."""
+
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+
+
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        raise ValueError(
+            "must be at most 1 (a worker computes on one GPU: more workers use more; networks larger than the memory "
+            "of one GPU are not supported)"
+        )
+    if 0 < gpus < SMALLEST_SHARE:
+        raise ValueError(f"must be 0 or at least {SMALLEST_SHARE}")
+    return gpus
+
+
+Cpus = Annotated[float, Field(ge=SMALLEST_SHARE)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
+LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{LABEL}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL}|in\({LABEL}(, ?{LABEL})*\))$")]
+
+
+class TrainingWorker(Section):
+    """What a training worker takes, if it is not what other workers take."""
+
+    cpus_per_worker: Cpus | None = None
+    """null: as `cluster.cpus_per_worker`."""
+    gpus_per_worker: Gpus | None = None
+    """null: as `cluster.gpus_per_worker`."""
+
+
+class ScoringWorker(Section):
+    """The workers without a GPU that compute scores beside workers with one. Each takes 2 GB of memory."""
+
+    cpus_per_worker: Cpus | None = None
+    """The threads of each; null: as `cluster.cpus_per_worker`. Ray does not count these CPUs."""
+    workers_per_node: Annotated[int, Field(ge=0)] = 8
+    """At most so many on a node with GPUs, one for two of its CPUs. 0: none, so workers with GPUs compute scores."""
+
+
+class Cluster(Section):
+    """Where the work runs. Changes no result."""
+
+    workers: Positive | None = None
+    """The maximum number of sampling and evaluation workers. On a cluster that a run joins, Ray's autoscaler is asked
+    for this number even if they do not fit yet; null: as many as fit, also on nodes that join later."""
+    trainings: Positive | None = None
+    """How many models train at a time. Those that do not fit wait for room, for which Ray's autoscaler is asked on a
+    cluster that a run joins; null: one. Each takes about 600 MiB of the driver's memory."""
+    cpus_per_worker: Cpus = 1
+    """CPUs that a worker takes."""
+    gpus_per_worker: Gpus | None = None
+    """At most 1. A fraction shares a GPU: five workers of 0.2. null: 1 if a node has a GPU that its torch can use when
+    a stage begins, else 0. Set it to 1 if nodes with GPUs join later."""
+    label_selector: dict[LabelKey, LabelValue] = {}
+    """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
+    !in(x, y)."""
+    use_cpus: bool = False
+    """Scores are computed on the CPUs of nodes with GPUs; with this, on nodes without a GPU too. It uses CPU nodes that
+    are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match leaves none.
+    """
+    max_wait_seconds: Annotated[float, Field(gt=0)] = 600
+    """How long a run waits for a worker to start, and on a cluster that it joins for free resources."""
+    train: TrainingWorker = TrainingWorker()
+    """What a training worker takes, if it is not what other workers take."""
+    score: ScoringWorker = ScoringWorker()
+    """What a worker without a GPU takes that computes scores beside workers with one, and how many a node has."""
+    max_attempts: Positive = 3
+    """Number of nodes that a task must fail on (all nodes, if there are fewer) before it is quarantined and reported;
+    on a single node, its number of attempts. Failures that are the node's fault do not count."""
+    scratch: str | None = None
+    """A folder that all nodes see, for checkpoints of a training whose run directory is in an object store. null: this
+    user's cache, if all training workers are on this machine."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 600
+    """A worker is killed, and its task requeued, if its job sends no heartbeat for this long."""
 
 
 NAME_FORM = "letters, digits, dots, hyphens and underscores that begins with a letter or a digit"
@@ -26,9 +198,6 @@ def _or_one_mapping(schema: dict[str, Any]) -> None:
     mapping = {"type": "object"}
     del schema["type"], schema["items"]
     schema["anyOf"] = [mapping, {"type": "array", "items": mapping}]
-
-
-TrackerName = Literal["mlflow", "wandb", "tensorboard"]
 
 
 class Config(Section):
@@ -62,7 +231,7 @@ class Config(Section):
     """What tables and figures show."""
     cluster: Cluster = Cluster()
     """Where the work runs. Changes no result."""
-    track: list[TrackerName] = []
+    track: list[Literal["mlflow", "wandb", "tensorboard"]] = []
     """Experiment trackers that follow sessions; their own environment variables say where to. Changes no result."""
 
     @property
@@ -72,7 +241,7 @@ class Config(Section):
 
     @field_validator("track")
     @classmethod
-    def _trackers_are_named_once(cls, track: list[TrackerName]) -> list[TrackerName]:
+    def _trackers_are_named_once(cls, track: list[str]) -> list[str]:
         if len(set(track)) < len(track):
             raise ValueError("must be a list that names each tracker once")
         return track

@@ -32,11 +32,7 @@ Override = str | tuple[str, Any]
 
 
 def find(name: str) -> Path:
-    """The file that `name` means: a path, a run directory, or the name of a config that taugrid ships.
-
-    Raises:
-        UserError: if there is no such file.
-    """
+    """The file that `name` means: a path, a run directory, or the name of a shipped config; else `UserError`."""
     path = Path(name)
     if is_url(name) or path.is_dir():
         root, storage = open_place(name, "CONFIG")
@@ -64,7 +60,8 @@ def _is_yaml(name: str) -> bool:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file, without keys that begin with `USER_PREFIX`; `UserError` if it is none."""
     try:
-        text = _bytes(path).decode("utf-8")
+        root, storage = open_place(str(path.parent), "CONFIG") if is_url(str(path)) else (path.parent, LOCAL)
+        text = storage.read(root / path.name).decode("utf-8")
         values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
     except UnicodeDecodeError:
         raise UserError(f"can't read {path}: it is not text, so no config") from None
@@ -86,14 +83,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the key {key!r} appears twice; remove one of them")
     return dict(pairs)
-
-
-def _bytes(path: Path) -> bytes:
-    """The content of a file, or of the config of a run directory in an object store."""
-    if not is_url(str(path)):
-        return LOCAL.read(path)
-    root, storage = open_place(str(path.parent), "CONFIG")
-    return storage.read(root / path.name)
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,11 +153,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
-    """A config with assignments applied, validated, and seeds filled in.
-
-    Args:
-        given: its name or content.
-        assignments: applied in their order.
+    """A config with assignments applied in their order, validated, and complete: with seeds, and with absolute paths.
 
     Raises:
         UserError: for a missing file, bad syntax, an unknown key or a bad value.
@@ -182,11 +167,7 @@ def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
     if path is not None and path.name == CONFIG_NAME:
         _follow_seed(values, merged)
     assigned = ", ".join(each if isinstance(each, str) else each[0] for each in assignments)
-    validated = validate(Config, merged, f"{path or 'config'}{assigned and f' with --set {assigned}'}")
-    config = _with_absolute_paths(_with_references_root(validated))
-    return config.model_copy(
-        update={"train": _with_seed(config.train, config.seed), "sample": _with_seed(config.sample, config.seed)}
-    )
+    return _completed(validate(Config, merged, f"{path or 'config'}{assigned and f' with --set {assigned}'}"))
 
 
 def _refuse_overruled(merged: Mapping[str, Any], assignments: Sequence[Override]) -> None:
@@ -211,17 +192,12 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
             merged[section]["seed"] = None
 
 
-def _with_references_root(config: Config) -> Config:
-    """Give the reference the root of `data` if both are the same data set and only `data` has a root."""
-    data, reference = config.data, config.evaluate.reference
-    if not isinstance(reference, Data) or reference.name != data.name or reference.root is not None:
-        return config
-    evaluate = config.evaluate.model_copy(update={"reference": reference.model_copy(update={"root": data.root})})
-    return config.model_copy(update={"evaluate": evaluate})
+def _completed(config: Config) -> Config:
+    """`config` with what it leaves to others, so that config.json means the same everywhere.
 
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Models and references as absolute paths, so that config.json means the same in every working directory."""
+    Paths of models, labels and the reference become absolute, seeds are the config's, and a reference that is another
+    split of `data` has its root.
+    """
     absolute: dict[str, Callable[[Any], Any]] = {
         "model.checkpoint": _absolute_model,
         "model.weights": _absolute,
@@ -236,17 +212,25 @@ def _with_absolute_paths(config: Config) -> Config:
         return [absolute[key](value) for value in values] if key in absolute else values
 
     grid = [with_values(mapping, with_absolute) for mapping in config.grid]
-    source = config.model
-    paths = {key: absolute[f"model.{key}"](getattr(source, key)) for key in ("checkpoint", "weights", "guide", "vae")}
-    model = source.model_copy(update=paths)
-    evaluate, reference = config.evaluate, config.evaluate.reference
-    if isinstance(reference, str) and Path(reference).expanduser().exists():  # else a data set's name
-        evaluate = evaluate.model_copy(update={"reference": _absolute(reference)})
-    sample, labels = config.sample, config.sample.labels
+    paths = {key: absolute[f"model.{key}"](getattr(config.model, key)) for key in MODEL_PATHS}
+    data, reference, labels = config.data, config.evaluate.reference, config.sample.labels
+    if isinstance(reference, Data):
+        if reference.name == data.name and reference.root is None:
+            reference = reference.model_copy(update={"root": data.root})
+    elif reference is not None and Path(reference).expanduser().exists():  # else a data set's name
+        reference = _absolute(reference)
     if isinstance(labels, LabelColumn):
         labels = labels.model_copy(update={"parquet": _absolute(labels.parquet)})
-        sample = sample.model_copy(update={"labels": labels})
-    return config.model_copy(update={"grid": grid, "model": model, "evaluate": evaluate, "sample": sample})
+    sections = {
+        "model": config.model.model_copy(update=paths),
+        "train": _with_seed(config.train, config.seed),
+        "sample": _with_seed(config.sample, config.seed).model_copy(update={"labels": labels}),
+        "evaluate": config.evaluate.model_copy(update={"reference": reference}),
+    }
+    return config.model_copy(update={"grid": grid, **sections})
+
+
+MODEL_PATHS = ("checkpoint", "weights", "guide", "vae")
 
 
 def _absolute_model(path: Any) -> Any:

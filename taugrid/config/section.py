@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -58,7 +58,10 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 """A number such as 2e-4, which is text in YAML 1.1."""
 
 
-def _mistaken_for_numbers(given: Any, made: Any, keys: "Keys" = ()) -> Iterator[tuple["Keys", Any, str]]:
+Keys = tuple[str, ...]
+
+
+def _mistaken_for_numbers(given: Any, made: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any, str]]:
     """The keys and values of texts and booleans that pydantic made numbers of, or booleans of anything else."""
     if isinstance(given, Mapping) and isinstance(made, Section):
         for key, value in given.items():
@@ -72,19 +75,13 @@ def _mistaken_for_numbers(given: Any, made: Any, keys: "Keys" = ()) -> Iterator[
             yield keys, given, "true or false" if isinstance(made, bool) else "a number"
 
 
-Schema = Mapping[str, Any]
-"""A JSON schema, or a part of one."""
-Keys = tuple[str, ...]
-
-
-def explain(error: ValidationError, cls: type[BaseModel]) -> str:
+def explain(error: ValidationError, cls: type[Section]) -> str:
     """All mistakes, joined by semicolons: each key with what pydantic or a validator says of it, and its value."""
-    schema = cls.model_json_schema()
     messages: dict[Keys, str] = {}
     for mistake in error.errors(include_url=False):
-        keys, node = _walk(mistake["loc"], schema)
+        keys, section = _walk(mistake["loc"], cls)
         if mistake["type"] == "extra_forbidden":
-            keys, known = (*keys, str(mistake["loc"][-1])), list(_section(node, schema))
+            keys, known = (*keys, str(mistake["loc"][-1])), list(section.model_fields if section else ())
             hint = did_you_mean(keys[-1], known, f"known keys: {', '.join(known)}")
             messages[keys] = f"unknown key {'.'.join(keys)!r} ({hint})"
             continue
@@ -100,26 +97,24 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> str:
     return "; ".join(text for keys, text in messages.items() if keys not in inner)
 
 
-def _walk(location: Sequence[str | int], schema: Schema) -> tuple[Keys, Schema]:
-    """The keys and numbers of list items in a location, which also names branches of unions; the last key's schema."""
+def _walk(location: Sequence[str | int], cls: type[Section]) -> tuple[Keys, type[Section] | None]:
+    """The keys and numbers of list items in a location, which also names branches of unions; the last key's section."""
     keys: list[str] = []
-    node = schema
+    section: type[Section] | None = cls
     for part in location:
-        properties = _section(node, schema)
-        if isinstance(part, int) or part in properties:
+        if isinstance(part, int):
             keys.append(str(part))
-            node = properties.get(str(part), node)
-    return tuple(keys), node
+        elif section is not None and part in section.model_fields:
+            keys.append(part)
+            section = _section_in(section.model_fields[part].annotation)
+    return tuple(keys), section
 
 
-def _section(node: Schema, schema: Schema) -> Schema:
-    """The keys of the section that `node` is, or has as a branch, with their schemas; empty if it has none."""
-    for branch in node.get("anyOf", [node]):
-        target = schema["$defs"][branch["$ref"].rpartition("/")[2]] if "$ref" in branch else branch
-        if "properties" in target:
-            properties: Schema = target["properties"]
-            return properties
-    return {}
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a type is, or has as a branch; None if it has none."""
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _shown(value: Any) -> str:

@@ -4,15 +4,20 @@ diffusion.schedule: [linear, cosine]
 steps: [10, 100, 1000]
 zip: {train.steps: [1000, 2000], train.learning_rate: [2.0e-3, 1.0e-3]}
 exclude: [{schedule: cosine, steps: 1000}]
+
+And how a user selects some of them.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from taugrid.errors import UserError
-from taugrid.grids.names import in_yaml, plain_text, short_keys
-from taugrid.grids.selectors import fits, key_of
+from taugrid.grids.names import SHOWN, in_yaml, plain_text, short_keys, value_text
+from taugrid.words import listed
 
 ZIP, EXCLUDE = "zip", "exclude"
 Grid = Mapping[str, list[Any]]
@@ -31,13 +36,13 @@ def normalised(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _mappings(key: str, values: Any) -> list[Mapping[str, Any]]:
-    listed = [values] if isinstance(values, Mapping) else values
-    if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) and each for each in listed):
+    several = [values] if isinstance(values, Mapping) else values
+    if not isinstance(several, list) or not several or not all(isinstance(each, Mapping) and each for each in several):
         example = "{train.steps: [100, 200], steps: [10, 20]}" if key == ZIP else "[{schedule: cosine, steps: 1000}]"
         raise ValueError(f"{key} must be a mapping or a list of them, as in {key}: {example}")
-    for zipped in listed if key == ZIP else ():
+    for zipped in several if key == ZIP else ():
         _require_lists(zipped)
-    return listed
+    return several
 
 
 def _require_lists(mapping: Mapping[str, Any]) -> None:
@@ -98,16 +103,12 @@ def _product(mapping: Grid) -> Iterator[tuple[dict[str, Any], ...]]:
             if twice := [name for name in keys if name in named]:
                 raise UserError(f"grid: {twice[0]} is named twice, once in {ZIP}; remove one of them")
             named |= dict.fromkeys(keys)
-            axes.append(_zipped(keys))
+            lengths = {name: len(its) for name, its in keys.items()}
+            if len(set(lengths.values())) > 1:
+                counts = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+                raise UserError(f"grid.{ZIP}: its keys must have equally many values: {counts}")
+            axes.append([dict(zip(keys, its, strict=True)) for its in zip(*keys.values(), strict=True)])
     return itertools.product(*axes)
-
-
-def _zipped(keys: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    lengths = {key: len(values) for key, values in keys.items()}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{key} has {count}" for key, count in lengths.items())
-        raise UserError(f"grid.{ZIP}: its keys must have equally many values: {counts}")
-    return [dict(zip(keys, values, strict=True)) for values in zip(*keys.values(), strict=True)]
 
 
 def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[str]) -> set[int]:
@@ -133,3 +134,108 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
             raise UserError(f"grid.{EXCLUDE}: {in_yaml(exclusion)} fits no point ({available}); correct or remove it")
         excluded |= fitting
     return excluded
+
+
+# Selectors: `steps=50,schedule=cosine`, or a name as `names` makes it ("schedule=cosine · S=50 eta=0")
+
+MAX_NAMED = 6
+"""How many values or names a message lists."""
+
+AS_IN_TABLES = {"σ̂": "sigma_hat", "η": "eta"}
+"""How tables print a value and a key, and how a config writes it."""
+
+_CONDITION = re.compile(
+    r"""(?P<key>[\w.]+)\s*=\s*(?P<value>"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,·"'\[\]{}]+)(?:[\s,·]+|$)"""
+)
+
+
+def is_selector(text: str) -> bool:
+    return "=" in text
+
+
+def parse(text: str) -> list[tuple[str, str]]:
+    """The keys in a selector, as they are written, and the values that they must have; `UserError` if it is none."""
+    found, place = [], 0
+    text = text.strip()
+    while place < len(text):
+        match = _CONDITION.match(text, place)
+        if match is None:
+            raise UserError(
+                f"{text!r} can't be read from {text[place:]!r} on; write key=value,key=value, as in "
+                "steps=50,schedule=cosine, and values with spaces or commas in quotes"
+            )
+        found.append((match["key"], _unquoted(match["value"])))
+        place = match.end()
+    return found
+
+
+def key_of(name: str, short: Mapping[str, str]) -> str | None:
+    """The grid key that a user calls `name`: the key itself, its short form, or S and N; None if there is none.
+
+    `short`: key -> its short form (`names.short_keys`), for every key that can be meant.
+    """
+    name = AS_IN_TABLES.get(name, name)
+    if name in short:
+        return name
+    by_short = {**{end: key for key, end in short.items()}, **{shown: key for key, shown in SHOWN.items()}}
+    key = by_short.get(name)
+    return key if key in short else None
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether a key's value is the one that is wanted: as in a config, as text, or as the end of a path."""
+    if not isinstance(wanted, str):
+        return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
+    if isinstance(value, str):
+        written = (wanted, AS_IN_TABLES.get(wanted), f"diffusers:{wanted}Scheduler")
+        return value in written or ("/" in value and value.endswith(f"/{wanted}"))
+    if isinstance(value, bool) or value is None:
+        return wanted.lower() == plain_text(value)
+    if isinstance(value, int | float):
+        return _number(wanted) == value
+    return wanted in (plain_text(value), _unquoted(value_text(value))) or _from_yaml(wanted) == value
+
+
+def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> list[int]:
+    """The places in `points`, key -> value of each, that the selector `text` fits; `short` as in `key_of`.
+
+    Raises:
+        UserError: if it can't be read, names an unknown key, or fits nothing; it says which values there are.
+    """
+    left = list(range(len(points)))
+    for name, wanted in parse(text):
+        key = key_of(name, short)
+        options = [point.get("sampler_options") or {} for point in points]  # tables write each as a key
+        if key is None and not any(name in its for its in options):
+            keys = listed([*short.values()], MAX_NAMED)
+            raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}")
+        found = [its.get(name) for its in options] if key is None else [point.get(key) for point in points]
+        before, left = left, [place for place in left if fits(found[place], wanted)]
+        if not left:
+            values = dict.fromkeys(value_text(found[place]) for place in before)
+            others = (
+                k for k in short if k.endswith(f".{name}") and any(fits(points[p].get(k), wanted) for p in before)
+            )
+            hint = f"; did you mean {other}={wanted}?" if (other := next(others, None)) else ""
+            raise UserError(
+                f"{text!r} fits no cell: there, {name} is {listed([*values], MAX_NAMED)}, not {wanted}{hint}"
+            )
+    return left
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _from_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None

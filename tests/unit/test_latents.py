@@ -18,7 +18,7 @@ from taugrid import config
 from taugrid.errors import MissingInput, NotFinite, Stopped, UserError
 from taugrid.images import to_pictures, to_uint8
 from taugrid.orchestrator.plan.cells import Plan
-from taugrid.orchestrator.plan.devices import weights_bytes
+from taugrid.orchestrator.plan.conditions import weights_bytes
 from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.run import Run

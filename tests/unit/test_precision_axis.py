@@ -14,7 +14,7 @@ from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import COLUMNS
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-from taugrid.orchestrator.plan.devices import require_no_gpu
+from taugrid.orchestrator.plan.conditions import require_no_gpu
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir

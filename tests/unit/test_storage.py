@@ -439,7 +439,6 @@ def test_opening_is_tried_again_wherever_something_is_written(tmp_path, monkeypa
     """After an error ended the run, too: a disk that is busy would lose its last events."""
     monkeypatch.setattr(retries, "over", threading.Event())
     retries.over.set()
-    retries.prepare()
     storage, path = LocalStorage(), tmp_path / "new" / "file"
     put(storage, tmp_path / "finished", b"x")
 

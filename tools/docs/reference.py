@@ -19,7 +19,7 @@ import yaml
 import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, SIGMA_KEYS, Section
 from taugrid.config.experiment import Config
-from taugrid.config.section import Schema, either
+from taugrid.config.section import either
 from taugrid.errors import Exit
 from taugrid.eval.tables import by_label, differences, long_form, reconstruction
 from taugrid.eval.tables.ablation.effects import Effect
@@ -34,6 +34,7 @@ from taugrid.registry.metrics import METRICS, OF_SAMPLING, MetricSettings
 
 FOLDER = Path(__file__).parents[2] / "docs/reference"
 MEANINGS = yaml.safe_load(Path(__file__).with_name("meanings.yaml").read_text())
+Schema = Mapping[str, Any]
 MADE = "<!-- Made from the code by tools/docs/reference.py: `make docs` writes it again. -->"
 WIDTH = 120
 
