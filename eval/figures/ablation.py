@@ -39,9 +39,8 @@ from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import with_floors
+from taugrid.eval.tables.pivots import Table, with_floors
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import Layout
 from taugrid.registry.metrics import MetricColumn
 

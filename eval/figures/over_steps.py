@@ -35,9 +35,8 @@ from taugrid.eval.figures.drawing import (
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import NO_FLOORS, Floors, pivot_tables, with_floors
+from taugrid.eval.tables.pivots import NO_FLOORS, Floors, Table, pivot_tables, with_floors
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn

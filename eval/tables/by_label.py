@@ -19,7 +19,7 @@ from taugrid.eval.tables.long_form import (
     with_notes,
     write_files,
 )
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
 from taugrid.words import counted, listed
 
 FIRST = ("cell", "settings", "label", "class", "num_samples", "num_reference")

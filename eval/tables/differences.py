@@ -34,8 +34,7 @@ from taugrid.eval.tables.long_form import (
     with_notes,
     write_files,
 )
-from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table, pivot_tables
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES
 from taugrid.grids.names import PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements

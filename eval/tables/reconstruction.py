@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from taugrid.eval.tables.long_form import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
 from taugrid.registry.metrics import MetricColumn
 
 RECONSTRUCTION_COLUMNS = (

@@ -18,9 +18,9 @@ from rich.text import Text
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MISSING, Entry
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID, as_csv, as_json, has_values, with_notes, write_files
+from taugrid.eval.tables.pivots import Table
 from taugrid.eval.tables.quality import MetricTables, QualityTable, legend, sizes
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import Table
 
 SIUNITX = (
     "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"

@@ -18,7 +18,7 @@ from taugrid.eval.tables.ablation.seeds import LEVEL, Averaged, alike_over_seeds
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.eval.tables.long_form import Row
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
 from taugrid.registry.metrics import MetricColumn
 
 Cells = tuple[str, str]
