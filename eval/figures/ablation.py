@@ -15,22 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from taugrid.eval.figures.drawing import (
-    CHARACTER_WIDTH,
-    PANELS_ACROSS,
-    Styles,
-    legend_name,
-    make_panels,
-    make_room,
-    mark_numbers,
-    mark_values,
-    name_parts,
-    panels_figure,
-    plain_style,
-    row_styles,
-    say_if_empty,
-    x_offsets,
-)
+from taugrid.eval.figures import drawing
+from taugrid.eval.figures.drawing import Styles, legend_name
 from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
 from taugrid.eval.tables.ablation.effects import CONDITIONAL_ON_SEED, Effect, short_key_names
@@ -90,12 +76,12 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
     names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
     logs = sorted({math.log(cost.evaluations) for cost in costs})
     spread = min([MAX_SPREAD, *(SPREAD * (right - left) for left, right in pairwise(logs))]) if len(labels) > 1 else 0.0
-    with plain_style():
-        figure, (left, right) = make_panels(1, 2)
+    with drawing.plain_style():
+        figure, (left, right) = drawing.make_panels(1, 2)
         left.set_yscale("log" if is_log else "linear")
-        styles = row_styles(names, row_keys, list(np.linspace(-spread / 2, spread / 2, len(labels))))
+        styles = drawing.row_styles(names, row_keys, spread)
         _draw_costs(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        exact = row_styles(names, row_keys, [0.0] * len(labels))
+        exact = drawing.row_styles(names, row_keys, spread=0.0)
         _draw_costs(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
         timed = [(cost.seconds, cost) for cost in costs if cost.seconds is not None]
         for place, (seconds, cost) in enumerate(sorted(timed, key=lambda pair: pair[0])):
@@ -108,16 +94,16 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
                 fontsize=7,
                 color=look.colour,
             )
-            name_parts(look, [text])
+            drawing.name_parts(look, [text])
         left.set_xlabel("network evaluations per image")
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(metric.heading)
         if is_log:
-            mark_values(left)
-        mark_numbers(left, sorted({cost.evaluations for cost in costs}))
-        mark_numbers(right)
+            drawing.mark_values(left)
+        drawing.mark_numbers(left, sorted({cost.evaluations for cost in costs}))
+        drawing.mark_numbers(right)
         figure.supxlabel(textwrap.fill(named(COSTS_CAPTION, metric), COSTS_CAPTION_WIDTH), fontsize=9)
-        make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
+        drawing.make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
         handles = [
             Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
             for look in styles.values()
@@ -156,7 +142,7 @@ def _draw_costs(
             linestyle="",
             capsize=2.0,
         )
-        name_parts(look, drawn.get_children())
+        drawing.name_parts(look, drawn.get_children())
     for group in dict.fromkeys(cost.comparable_by for cost in shown):
         best = sorted(
             (places[cost.cell], cost.value) for cost in shown if cost.comparable_by == group and is_best(cost)
@@ -177,8 +163,8 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
     values = dict.fromkeys((effect.key, effect.value) for effect in effects)
     groups = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
     heights = [len(group) + 2.4 for group in groups]
-    width = 7.2 + CHARACTER_WIDTH * max(0, *(len(_effect_label(effect)) - MAX_LABEL for effect in rows))
-    with plain_style():
+    width = 7.2 + drawing.CHARACTER_WIDTH * max(0, *(len(_effect_label(effect)) - MAX_LABEL for effect in rows))
+    with drawing.plain_style():
         figure = Figure(figsize=(width, 0.8 + EFFECT_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
@@ -194,7 +180,7 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
         )
         figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
-        say_if_empty(figure, "no effect has an interval")
+        drawing.say_if_empty(figure, "no effect has an interval")
     return figure
 
 
@@ -245,9 +231,9 @@ def per_key_figures(
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
         draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
-        styles = row_styles(names, tables[0].row_keys, x_offsets(len(names)))
-        figure = panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
-        make_room(figure, names.values())
+        styles = drawing.row_styles(names, tables[0].row_keys)
+        figure = drawing.panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
+        drawing.make_room(figure, names.values())
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 
 
@@ -276,10 +262,10 @@ def heat_maps(
 
 
 def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
-    across = min(len(tables), PANELS_ACROSS)
+    across = min(len(tables), drawing.PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
     rows, columns = tables[0].values.shape
-    with plain_style():
+    with drawing.plain_style():
         size = (1.6 + across * (1.0 + 0.75 * columns), 0.5 + down * (1.0 + 0.42 * rows))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine())
         panels = list(figure.subplots(down, across, squeeze=False).flat)

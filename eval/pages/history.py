@@ -137,7 +137,7 @@ def trend_figure(
         for steps, rows in shown.astype({"steps": "Int64"}).groupby("steps", dropna=False)
     ]
     lines = list(dict.fromkeys(shown["line"]))
-    styles = drawing.ordered_styles({line: line for line in lines}, drawing.x_offsets(len(lines)))
+    styles = drawing.ordered_styles({line: line for line in lines})
     has_place = bool((shown["of_value"].dropna() > 0).all())
     draw = partial(_draw_trend, nights=nights, links=links)
     return drawing.panels_figure(panels, draw, styles, "linear", metric, "log" if has_place else "linear")
