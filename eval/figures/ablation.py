@@ -19,8 +19,15 @@ from taugrid.eval.figures import drawing
 from taugrid.eval.figures.drawing import Styles, legend_name
 from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
-from taugrid.eval.tables.ablation.effects import CONDITIONAL_ON_SEED, Effect, short_key_names
-from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE, KEY_SEPARATOR
+from taugrid.eval.tables.ablation.effects import (
+    CONDITIONAL_ON_SEED,
+    EACH_CELL,
+    EACH_S,
+    EVERYWHERE,
+    KEY_SEPARATOR,
+    Effect,
+    short_key_names,
+)
 from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name, short_samplers
