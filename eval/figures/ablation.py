@@ -73,10 +73,7 @@ def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collectio
 
 
 def costs_figure(costs: Sequence[Cost]) -> Figure:
-    """A metric against network evaluations and device seconds: filled points are Pareto-optimal, and a line joins them.
-
-    All axes are logarithmic, but for values that may be 0 or less.
-    """
+    """A metric against network evaluations and seconds of devices; Pareto-optimal points are filled and joined."""
     metric, is_log = costs[0].metric, all(cost.value > 0 for cost in costs)
     labels = dict.fromkeys(map(_setting, costs))
     row_keys = [name for name in costs[0].settings if name != "S"]
@@ -161,8 +158,7 @@ def _draw_costs(
 def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
     """A forest plot: a panel for each value of a key, a row for each effect on `metric` with its 95 % interval.
 
-    Filled and blue if p (Holm) is below `LEVEL`. Single cells come first: an average over them can hide that they
-    differ in sign.
+    Single cells come first: an average over them can hide that they differ in sign.
     """
     scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(effects) <= MAX_EFFECTS else (EACH_S, EVERYWHERE)
     rows = [effect for scope in scopes for effect in effects if effect.scope == scope]
@@ -223,11 +219,7 @@ def _effect_label(effect: Effect) -> str:
 def per_key_figures(
     table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
 ) -> Iterator[tuple[str, Figure]]:
-    """Name and figure for each key of the effects on a metric.
-
-    There is a panel for each value of the key, and a line for each combination of the other settings: means over
-    replicates with their errors.
-    """
+    """Name and figure of each ablated key: a panel for each value, a line for each combination of other settings."""
     settings = table.arranged(Layout()).settings
     for key, short in short_key_names(effects).items():
         keys = key.split(KEY_SEPARATOR)

@@ -112,9 +112,8 @@ def quality_figure(
     """A metric against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
     There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
-    differ in is in all of them, for comparison. `protocols` has the rows' protocols by
-    hash: cells that can't be compared don't share a panel. Cells without a value, or with an FID of 0 or less, which
-    has no logarithm, are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
+    differ in is in all of them. Cells that can't be compared by their `protocols` share no panel. Values that have no
+    logarithm are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
     """
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
     for column in ("spacing", "clip"):

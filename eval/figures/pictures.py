@@ -41,10 +41,7 @@ def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "
 
 
 def consistency(images: Mapping[int, ImageArray], path: Path) -> None:
-    """A row for each S, ascending, and a column for each x_T: the paper's figure 5.
-
-    Image i of every S comes from the x_T of sample i.
-    """
+    """A row for each S, ascending, and a column for each x_T, that of sample i in column i: the paper's figure 5."""
     steps = sorted(images)
     _write_rows([images[s] for s in steps], [f"S = {s}" for s in steps], path, corner="sample")
 
@@ -68,8 +65,7 @@ def interpolations(rows: ImageArray, path: Path) -> None:
 def interpolation_grid(images: ImageArray, path: Path) -> None:
     """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3.
 
-    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2: down the column is the way from the first row's x_T to the
-    last's.
+    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2; down the columns is the way from the first row to the last.
     """
     down, across = images.shape[:2]
     if down != across:
@@ -95,10 +91,7 @@ def before_and_after(before: ImageArray | None, after: ImageArray | None, path: 
 
 
 def pairs(before: ImageArray, after: ImageArray, labels: Sequence[str], path: Path) -> None:
-    """A row for each pair of images, named by `labels`: A, B and the size of their difference.
-
-    The largest difference of all rows is white; the title says the factor.
-    """
+    """A row for each pair of images, named by `labels`: A, B and the size of their difference, the largest white."""
     distance = np.abs(after.astype(np.int16) - before)
     factor = 255 / max(1, int(distance.max()))
     scaled = np.rint(distance * factor).astype(np.uint8)
@@ -149,8 +142,7 @@ def _write(
 ) -> None:
     """Write blocks of one size at their (row, column), with row labels on the left, column titles above, a `gap` apart.
 
-    A column is as wide as its block or the widest title, whichever is wider. `corner` is the unit of the titles. Rows
-    that are `gone` are said to be missing.
+    `corner` is the unit of the titles; rows that are `gone` are said to be missing.
     """
     font = label_font()
     top = MARGIN + FONT_SIZE if title else 0

@@ -138,8 +138,7 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss against the step, both logarithmic: the logged values in light, their running mean in dark.
 
-    Args:
-        curves: the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
+    `curves` are the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
     """
     styles = drawing.ordered_styles({name: legend_name(name) for name in curves})
     with drawing.plain_style():

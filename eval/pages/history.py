@@ -120,10 +120,9 @@ def trend_figure(
 ) -> Figure:
     """A metric over nights: a panel for each S, a line for each other setting, bars of ±1 standard error.
 
-    A line breaks where a night lacks the cell. The baseline's value plus the accepted loss is a band of the line's
-    colour. A vertical line marks the first night that was compared with a newly accepted baseline. The marks on the
-    horizontal axis are the verdicts on the nights, and lead to `links` in an SVG. `history` has the columns of
-    history.parquet, `lights` all nights in their order.
+    The baseline's value plus the accepted loss is a band of the line's colour; a vertical line marks the first night
+    with a new baseline. The marks on the horizontal axis are the verdicts, and lead to `links` in an SVG. `history` has
+    the columns of history.parquet, `lights` all nights in their order.
     """
     nights = dict(list(lights.items())[-MAX_NIGHTS:])
     shown = history[history["night"].isin(nights) & (history["metric"] == metric.name)].copy()

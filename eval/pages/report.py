@@ -113,10 +113,7 @@ def run_html(name: str, directory: str, state: str, quality: QualityTable) -> st
 
 
 def _shading(quality: QualityTable, section: MetricTables) -> Callable[[float], str]:
-    """A function from a value to its shade, `NO_SHADE` for a missing value, or if all values are equal.
-
-    It is logarithmic if all values of the metric are positive, since FIDs span decades.
-    """
+    """A function from a value to its shade, logarithmic if all values of the metric are positive: FIDs span decades."""
     metric = section.metric
     values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
     finite = values[np.isfinite(values)]
@@ -258,18 +255,11 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
     if not found.every:
         return None
     tables = [
-        {
-            "heading": f"{metric.heading}: {table.title}",
-            "heads": table.heads,
-            "at": table.at,
-            "rows": list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS],
-            "left_out": max(0, len(table.rows) - MAX_EFFECTS),
-        }
+        (f"{metric.heading}: {table.title}", table, list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS])
         for metric in found.by_metric
         for table in effect_tables(found, metric)
     ]
-    explained = [line.replace("`", "") for line in found.about]
-    return {"about": explained, "notes": found.notes, "tables": tables}
+    return {"about": [line.replace("`", "") for line in found.about], "notes": found.notes, "tables": tables}
 
 
 def _measured_as(quality: QualityTable) -> str:

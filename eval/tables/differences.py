@@ -88,10 +88,8 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID, or another metric that has a standard error.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
-    along each other setting that has separate tables (eval/tables/pivots.py).
-
-    Neighbours are in one table, or in two that differ in one setting. Cells that `pair` refuses, for instance without
-    common noise, are left out. `rows` are in the order of the grid, which is also the order along those other settings.
+    along each other setting that has separate tables (eval/tables/pivots.py), in the order of `rows`. Cells that `pair`
+    refuses, for instance without common noise, are left out.
 
     Raises:
         ValueError: if a cell does not have as many influences as samples.
@@ -238,10 +236,7 @@ def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) 
 
 
 def _others(row_a: Row, row_b: Row) -> str:
-    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any.
-
-    A setting that a sampler ignores does not differ. Network evaluations do if S does not say so.
-    """
+    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
     columns = {*row_a, *row_b}
     keys = sorted((columns & SETTINGS) | set(axes(columns)))
     idle = [key for key in IGNORABLE if None in (row_a.get(key), row_b.get(key))]
@@ -328,10 +323,7 @@ def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
 
 
 def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = FID) -> None:
-    """Write differences.{csv,md}: numbers are float64 with NaN for None, S and N integers, `joined` is boolean.
-
-    The Markdown has a section for each metric, with a list for each pivot and direction, and each note once.
-    """
+    """Write differences.{csv,md}: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
     numbers = [name for metric in compared(rows) for name in _columns(metric)]
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys([*DIFFERENCE_COLUMNS, *numbers])}
     floats = {"eta_a", "eta_b", *_columns(FID), *numbers}

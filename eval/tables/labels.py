@@ -114,10 +114,7 @@ def row_note(group: pd.DataFrame, column: str) -> str:
 
 
 def settings_in(columns: Sequence[str]) -> list[str]:
-    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
-
-    The options of a sampler follow it.
-    """
+    """The settings among the columns of quality.csv besides eta, S and N: the grid's keys in its order, then others."""
     keys = sorted(axes(columns), key=columns.index)
     options = [key for key in keys if key == OPTIONS]
     return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]

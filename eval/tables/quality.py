@@ -105,10 +105,7 @@ class QualityTable:
 
     @property
     def judged_by(self) -> MetricColumn:
-        """The metric that decides: FID or, if it has no errors here, the first distance of `evaluate.metrics` that has.
-
-        Without FID, the first of `evaluate.metrics` that has errors; without errors, the first score.
-        """
+        """The metric that decides: FID or, if it has no errors here, the first of `evaluate.metrics` that has."""
         return self.metrics[0]
 
     @property
