@@ -172,7 +172,27 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
             title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
-            _draw_effects(panel, group, textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH))
+            title = textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH)
+            panel.set_title(title, loc="left", parse_math=False)
+            panel.axvline(0, color="#555555", linewidth=0.8)
+            panel.grid(visible=False, axis="y")
+            for place, effect in enumerate(group):
+                colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
+                panel.errorbar(
+                    [effect.effect],
+                    [place],
+                    xerr=None if effect.low is None else effect.effect - effect.low,
+                    fmt="o" if effect.scope == EACH_CELL else "D",
+                    markersize=5,
+                    color=colour,
+                    markerfacecolor=colour if effect.is_significant else "white",
+                    capsize=2.5,
+                )
+            cells = sum(effect.scope == EACH_CELL for effect in group)
+            if 0 < cells < len(group):
+                panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
+            panel.set_yticks(range(len(group)), [_effect_label(effect).replace("$", r"\$") for effect in group])
+            panel.set_ylim(len(group) - 0.4, -0.6)
             panel.tick_params(labelbottom=True)
         over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
         over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
@@ -185,29 +205,6 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
         drawing.say_if_empty(figure, "no effect has an interval")
     return figure
-
-
-def _draw_effects(panel: Axes, rows: Sequence[Effect], title: str) -> None:
-    panel.set_title(title, loc="left", parse_math=False)
-    panel.axvline(0, color="#555555", linewidth=0.8)
-    panel.grid(visible=False, axis="y")
-    for place, effect in enumerate(rows):
-        colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
-        panel.errorbar(
-            [effect.effect],
-            [place],
-            xerr=None if effect.low is None else effect.effect - effect.low,
-            fmt="o" if effect.scope == EACH_CELL else "D",
-            markersize=5,
-            color=colour,
-            markerfacecolor=colour if effect.is_significant else "white",
-            capsize=2.5,
-        )
-    cells = sum(effect.scope == EACH_CELL for effect in rows)
-    if 0 < cells < len(rows):
-        panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
-    panel.set_yticks(range(len(rows)), [_effect_label(effect).replace("$", r"\$") for effect in rows])
-    panel.set_ylim(len(rows) - 0.4, -0.6)
 
 
 def _effect_label(effect: Effect) -> str:
@@ -261,41 +258,36 @@ def heat_maps(
 
 
 def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
+    def as_numbers(labels: pd.Index) -> pd.Index:
+        return pd.Index([float(label) for label in labels])
+
     across = min(len(tables), drawing.PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
     rows, columns = tables[0].values.shape
+    is_higher_better = tables[0].metric.higher_is_better
+    colours = "viridis" if is_higher_better else "viridis_r"
     with drawing.plain_style():
         size = (1.6 + across * (1.0 + 0.75 * columns), 0.5 + down * (1.0 + 0.42 * rows))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine())
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for panel in panels[len(tables) :]:
             panel.remove()
-        used = panels[: len(tables)]
-        images = [_draw_map(panel, table, norm) for panel, table in zip(used, tables, strict=True)]
-        bar = figure.colorbar(images[0], ax=used, label=tables[0].metric.heading)  # all share `norm`
+        for panel, table in zip(panels, tables, strict=False):
+            values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
+            image = panel.imshow(values.to_numpy(), norm=norm, cmap=colours, aspect="auto")
+            panel.grid(visible=False)
+            panel.set_title(table.label, parse_math=False)
+            panel.set_xlabel(table.column_key)
+            panel.set_ylabel(table.row_keys[0])
+            panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
+            panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
+            for (row, column), value in np.ndenumerate(values.to_numpy()):
+                if math.isfinite(value):
+                    shade = norm(value)  # masked if its logarithm does not exist
+                    dark = shade is not np.ma.masked and (shade < 0.5) == is_higher_better
+                    panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
+                               color="white" if dark else "black")  # fmt: skip
+        bar = figure.colorbar(image, ax=panels[: len(tables)], label=tables[0].metric.heading)  # all share `norm`
         bar.ax.yaxis.set_minor_formatter("{x:g}")
         bar.ax.yaxis.set_major_formatter("{x:g}")
     return figure
-
-
-def _draw_map(panel: Axes, table: Table, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
-    def as_numbers(labels: pd.Index) -> pd.Index:
-        return pd.Index([float(label) for label in labels])
-
-    values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
-    image = panel.imshow(
-        values.to_numpy(), norm=norm, cmap="viridis" if table.metric.higher_is_better else "viridis_r", aspect="auto"
-    )
-    panel.grid(visible=False)
-    panel.set_title(table.label, parse_math=False)
-    panel.set_xlabel(table.column_key)
-    panel.set_ylabel(table.row_keys[0])
-    panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
-    panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
-    for (row, column), value in np.ndenumerate(values.to_numpy()):
-        if math.isfinite(value):
-            shade = norm(value)  # masked if its logarithm does not exist
-            dark = shade is not np.ma.masked and (shade < 0.5) == table.metric.higher_is_better
-            panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
-                       color="white" if dark else "black")  # fmt: skip
-    return image
