@@ -52,19 +52,14 @@ class PageFacts:
     planned: int
     """The number of cells in the grid; replicates count as one."""
     quality: QualityTable
-    """The quality table, without rows if none is written."""
-    differences: Sequence[Mapping[str, Any]]
-    """Rows of differences.csv, with None for empty fields."""
-    effects: Sequence[Mapping[str, Any]]
-    """Rows of effects.csv, with None for empty fields."""
-    published: Sequence[Mapping[str, Any]]
-    """Rows of published.csv."""
+    differences: Sequence[Row]
+    """Rows of differences.csv, as `effects` and `published` of theirs, with None for empty fields."""
+    effects: Sequence[Row]
+    published: Sequence[Row]
     costs: Sequence[Cost]
-    """The costs of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     by_label: LabelTable
-    """by_label.json; without rows if nothing is scored by label."""
     losses: Mapping[str, pd.DataFrame]
     """Logs of trainings, by the name of the model."""
     first_images: Callable[[str], NDArray[np.uint8] | None]
@@ -74,7 +69,7 @@ class PageFacts:
     pictures: Sequence[tuple[PagePicture, bytes]]
     """Figures without their data, and their PNG files."""
     made: Sequence[str]
-    """When, by which version, on what and from what the run was made, as far as this is recorded."""
+    """When, by which version, on what and from what the run was made."""
     provenance: Mapping[str, Any]
     config: str
     """The config as YAML, from which the run can be repeated."""

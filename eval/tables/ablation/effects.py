@@ -35,7 +35,6 @@ EVERYWHERE, EACH_S, EACH_CELL = "all", "S", "cell"
 SCOPES = {EVERYWHERE: "averaged over all cells", EACH_S: "averaged at each S", EACH_CELL: "cell by cell"}
 """Scope -> its title. A metric's comparisons in a scope are one family of Holm's correction."""
 KEY_SEPARATOR = " & "
-"""Joins keys, or values, that always change together."""
 IGNORED = ("eta", *IGNORABLE)  # by some samplers
 FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shared", "low", "high", "p", "p_holm"})
 
@@ -102,25 +101,28 @@ class Effect:
     settings: str = ""
     """The other settings of the cells; empty if averaged over all, unless it must be said what is equal in them."""
     mean_base: float
-    """The mean of the metric in cells with `base`; `effect` is that of the others minus this."""
+    """The mean of the metric in cells with `base`."""
     mean_value: float
     effect: float
+    """mean_value - mean_base."""
     se_sampling: float | None
     """The standard error of drawing these samples of these networks; None if the metric has none."""
     replicates: int
     """The number of trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
     over: str
-    """The source of variation of the 95 % interval and `p`: `training`, `sampling seed` or `sampling`."""
+    """The source of variation of `low`, `high` and `p`: `training`, `sampling seed` or `sampling`."""
     low: float | None
+    """The lower end of the 95 % interval."""
     high: float | None
     p: float | None
     p_holm: float | None = None
     """`p`, corrected for the number of comparisons of the scope."""
     pairs: int
+    """The number of paired differences that were averaged."""
     note: str = ""
     se_shared: float | None = None
-    """That of the sampling noise that all replicates share, which the interval includes: 0 if each has its own; None if
-    it is unknown, as for metrics without `se_sampling`, or without replicates."""
+    """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
+    noise of its own; None if it is unknown, as for metrics without `se_sampling`, or without replicates."""
 
     @property
     def is_significant(self) -> bool:
@@ -197,9 +199,7 @@ def effects(
     for keys in ablated(grid.labels[list(grid.varying)], base):
         labels = [KEY_SEPARATOR.join(filter(None, its)) for its in grid.labels[list(keys)].itertuples(index=False)]
         first = _base_label(grid, keys, labels, base)
-        for value in dict.fromkeys(labels):
-            if not value or value == first:
-                continue
+        for value in [label for label in dict.fromkeys(labels) if label not in ("", first)]:
             found = _between_samplers(grid, labels, (first, value), base) if "sampler" in keys else grid
             pairs, unpaired = _pairs(found, keys, labels, first, value)
             for scope, settings, part in _scopes(pairs, found, keys):
