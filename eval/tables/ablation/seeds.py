@@ -255,8 +255,9 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     scores = [column for column in score_columns() if column.name in frame]
     firsts, errors, spreads, members = [], {}, {}, {}
     for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False):
-        group, first = frame.loc[part.index], plain.loc[part.index[0]].copy()
-        cell = first["cell"]
+        places = list(part.index)
+        group, first = frame.loc[places], plain.loc[places[0]].copy()
+        cell = group["cell"].iloc[0]
         scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
         members[cell] = tuple(
             Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in scored.iterrows()
@@ -264,8 +265,8 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
         means: dict[str, MeanOverSeeds] = {}
         for column in scores:
             # Each value of the first seed counts once, with the mean over the other.
-            values = group.groupby(seeds[0], sort=False)[column.name].mean().dropna().to_numpy(dtype=np.float64)
-            mean = mean_over_seeds(values if len(values) else np.array([math.nan]))
+            by_seed = group.groupby(seeds[0], sort=False)[column.name].mean().dropna()
+            mean = mean_over_seeds(np.array(by_seed if len(by_seed) else [math.nan], dtype=np.float64))
             first[column.name], means[column.name] = mean.mean, mean
             if column.error is not None and column.error in frame:
                 first[column.error] = mean.se
