@@ -18,7 +18,7 @@ from test_differences import cell as row_of
 import taugrid
 from taugrid.config import Config, validate
 from taugrid.eval.figures.ablation import costs_figure, effects_figure, per_key_figures
-from taugrid.eval.figures.drawing import SAMPLER_COLOURS
+from taugrid.eval.figures.drawing import SAMPLER_COLOURS, row_styles
 from taugrid.eval.figures.over_steps import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN
 from taugrid.eval.tables.ablation.cost import costs
@@ -189,6 +189,13 @@ def test_the_figure_is_over_steps_evaluations_or_seconds_with_a_line_for_each_sa
     looks = [(bar.lines[0].get_color(), bar.lines[0].get_linestyle()) for bar in panel.containers]
     black, orange, blue, *_ = SAMPLER_COLOURS
     assert looks == [(black, "-"), (black, "--"), (orange, "-"), (blue, "-")]
+
+
+def test_a_single_row_of_sigma_hat_has_the_colour_of_its_sampler():
+    names = {("ddim", "0.0"): "first", ("ddim", "σ̂"): "second", ("heun", ""): "third"}
+    black, orange, *_ = SAMPLER_COLOURS
+    found = {look.name: look.colour for look in row_styles(names, ["sampler", "eta"]).values()}
+    assert found == {"first": black, "second": black, "third": orange}
 
 
 def test_long_names_of_samplers_stay_within_the_figures():
