@@ -80,14 +80,9 @@ def _text(name: str) -> str:
 
 
 def board_html(document: Mapping[str, Any], live: bool) -> str:
-    """The page of a board: the cells of many runs, to filter, sort and compare.
+    """The page of a board: the cells of many runs, to filter, sort and compare; a `ValueError` if there is a NaN.
 
-    Args:
-        document: as orchestrator/board/document.py makes it: plain JSON.
-        live: whether the page asks for newer documents and paired differences where it came from.
-
-    Raises:
-        ValueError: if the document has NaN or infinity, which no browser reads.
+    `document` is as orchestrator/board/document.py makes it. A `live` page asks for newer ones and paired differences.
     """
     text = json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
     styles, loads = ("report.css", "history.css", "board.css"), "img-src 'self' file: data:; connect-src 'self'"

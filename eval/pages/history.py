@@ -45,13 +45,10 @@ EXPLAINED = (
 def history_html(
     name: str, nights: Sequence[NightLine], rows: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]
 ) -> str:
-    """The page of a history.
+    """The page of a history of `nights`: the complete ones, oldest first, and after them the unfinished ones.
 
-    Args:
-        name: the name of the history.
-        nights: the complete nights, oldest first, and after them the unfinished ones.
-        rows: the rows of history.parquet, with None for empty fields.
-        files: night -> "report" or "summary" -> the file's path relative to the page.
+    `rows` are those of history.parquet, with None for empty fields; `files` are night -> "report" or "summary" -> the
+    file's path relative to the page.
     """
     complete = [night for night in nights if night.verdict != UNFINISHED]
     links = {night: {kind: quote(path) for kind, path in paths.items()} for night, paths in files.items()}

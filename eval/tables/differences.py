@@ -93,7 +93,6 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
 
     Raises:
         ValueError: if a cell does not have as many influences as samples.
-        KeyError: if a cell has no pairing, or a protocol is missing.
     """
     names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
@@ -112,10 +111,7 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
 
 
 def _lines(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """A setting, a heading, and scored cells that differ in that setting: along S, along eta, along others in `order`.
-
-    Adjacent ones are neighbours.
-    """
+    """A setting, a heading, and neighbours: scored cells along S, along eta, and along other settings in `order`."""
     for table in pivots:
         yield from (("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
         yield from (("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
@@ -140,7 +136,6 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
     Raises:
         ValueError: if a cell has no FID and no other metric has a standard error, or if a cell has not as many
             influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
-        KeyError: if a cell has no pairing, or a protocol is missing.
     """
     metrics = _compared(row_a, row_b)
     if not metrics:
@@ -211,11 +206,7 @@ def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
 
 
 def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Paired:
-    """The standard error of a difference between two cells.
-
-    Raises:
-        ValueError: if a cell does not have as many influences as samples.
-    """
+    """The standard error of a difference between two cells; a `ValueError` if influences are not of their N."""
     a, b = row_a["cell"], row_b["cell"]
     for row in (row_a, row_b):
         phi = evidence.influences.get(row["cell"])

@@ -67,8 +67,7 @@ def eta_in_words(eta: str) -> str:
 def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
     """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
 
-    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it, in a row or
-    above the table.
+    What a sampler ignores is empty; in place of eta it has its name, unless that is `beside` it in a row or above.
     """
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))

@@ -82,14 +82,10 @@ def axes(columns: Iterable[str]) -> list[str]:
 
 
 def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """A row per cell, sorted by its settings.
+    """A row per cell, sorted by its settings; a `KeyError` if a row lacks one of `COLUMNS`.
 
-    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter.
-    Integers stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes
-    JSON.
-
-    Raises:
-        KeyError: if a row lacks one of `COLUMNS`.
+    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter. Integers
+    stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes JSON.
     """
     given = {key for row in rows for key in row}
     others = axes(given)

@@ -178,8 +178,7 @@ class Table:
 class Arrangement:
     """Puts cells into the tables of a layout: one table, unless N, protocols or the layout keep cells apart.
 
-    Values of grid keys are in the order in which the frame first has them, S and eta ascending. A setting that
-    is determined by eta gets a note instead of a level in the rows.
+    Values of grid keys are in the order of the frame, S and eta ascending. What eta determines gets a note.
     """
 
     def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
@@ -194,11 +193,7 @@ class Arrangement:
         self._notes = _protocol_notes(means.frame, protocols)
 
     def tables(self, metric: MetricColumn) -> list[Table]:
-        """The tables of a metric with its errors, replicates averaged.
-
-        Raises:
-            ValueError: if two cells belong at the same position.
-        """
+        """The tables of a metric with its errors, replicates averaged. Two cells at one place are a `ValueError`."""
         ready, columns = self.ready, self.layout.columns
         if metric.name == EXACT and (ready["sampler"] == DEFAULT).any():
             ready = ready[ready["sampler"] == DEFAULT]  # no other sampler has a closed form
@@ -238,10 +233,8 @@ def pivot_tables(
 
     A sampling setting that is determined by the row gets a note instead of separate tables: in the paper only sigma_hat
     clips. Settings that make another model, and N, always get separate tables. If these still mix protocols that can't
-    be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it.
-
-    Raises:
-        ValueError: if two cells belong at the same position.
+    be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it. Two
+    cells at one place are a `ValueError`.
     """
     if frame.empty:
         return []

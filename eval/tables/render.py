@@ -156,8 +156,7 @@ class LazyRenderable:
 def to_console(quality: QualityTable) -> LazyRenderable:
     """The tables of every metric, for `rich` to print; notes and the star's meaning are below the first.
 
-    A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
-    it is split by its columns.
+    A table wider than 80 characters, or than the terminal, gets its errors below the values, and else is split.
     """
     first, *others = quality.sections
 

@@ -115,14 +115,10 @@ def columns(tables: Sequence[Table]) -> list[Contenders]:
 def look(
     groups: Sequence[Contenders], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
 ) -> Decided:
-    """Compare the cells of each group with its best.
+    """Compare the cells of each group with its best; `groups` are those that earlier looks left undecided.
 
-    Args:
-        groups: those that earlier looks left undecided.
-        rows: the rows of quality.csv, by cell, all of one N.
-        evidence: of `metric`, with influences of all cells in `groups`, which share their noise.
-        metric: what is compared.
-        looks: the largest possible number of looks, known before the first.
+    `rows` are those of quality.csv by cell, all of one N. `evidence` has the influences on `metric` of all cells in
+    `groups`, which share their noise. `looks` is their largest possible number, known before the first.
     """
     found = Decided([], set())
     if not groups:

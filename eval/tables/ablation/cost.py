@@ -62,10 +62,7 @@ class Cost:
 
 
 def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]:
-    """The cost of every scored cell, in the order of the grid; replicates are averaged.
-
-    `train_seconds` has the seconds on devices, by cell, of models that were trained here.
-    """
+    """The cost of every scored cell, in the order of the grid; `train_seconds` is by cell, of models trained here."""
     if not table.rows:
         return []
     shown, metric = table.frame, table.judged_by

@@ -286,9 +286,8 @@ def alike_over_seeds(
 ) -> set[str]:
     """The settings, of `others`, whose difference from the best of their column chance among the seeds explains.
 
-    The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best. `values` are the
-    scores by cell; `shared`, called with the pairs of cells of each seed, returns the standard error of the noise that
-    all seeds share.
+    The test is Student's t paired by seed, 95 % jointly for all that are as good as the best. `values` are the scores
+    by cell; `shared` maps the pairs of cells of each seed to the standard error of the noise that all seeds share.
     """
     parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
     tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
