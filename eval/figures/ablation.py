@@ -15,33 +15,25 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from taugrid.eval.figures.drawing import (
-    CHARACTER_WIDTH,
-    PANELS_ACROSS,
-    Styles,
-    legend_name,
-    make_panels,
-    make_room,
-    mark_numbers,
-    mark_values,
-    name_parts,
-    panels_figure,
-    plain_style,
-    row_styles,
-    say_if_empty,
-    x_offsets,
-)
+from taugrid.eval.figures import drawing
+from taugrid.eval.figures.drawing import Styles, legend_name
 from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
 from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
-from taugrid.eval.tables.ablation.effects import CONDITIONAL_ON_SEED, Effect, short_key_names
-from taugrid.eval.tables.ablation.pairing import EACH_CELL, EACH_S, EVERYWHERE, KEY_SEPARATOR
+from taugrid.eval.tables.ablation.effects import (
+    CONDITIONAL_ON_SEED,
+    EACH_CELL,
+    EACH_S,
+    EVERYWHERE,
+    KEY_SEPARATOR,
+    Effect,
+    short_key_names,
+)
 from taugrid.eval.tables.ablation.seeds import LEVEL
 from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import with_floors
+from taugrid.eval.tables.pivots import Table, with_floors
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import Layout
 from taugrid.registry.metrics import MetricColumn
 
@@ -81,22 +73,19 @@ def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collectio
 
 
 def costs_figure(costs: Sequence[Cost]) -> Figure:
-    """A metric against network evaluations and device seconds: filled points are Pareto-optimal, and a line joins them.
-
-    All axes are logarithmic, but for values that may be 0 or less.
-    """
+    """A metric against network evaluations and seconds of devices; Pareto-optimal points are filled and joined."""
     metric, is_log = costs[0].metric, all(cost.value > 0 for cost in costs)
     labels = dict.fromkeys(map(_setting, costs))
     row_keys = [name for name in costs[0].settings if name != "S"]
     names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
     logs = sorted({math.log(cost.evaluations) for cost in costs})
     spread = min([MAX_SPREAD, *(SPREAD * (right - left) for left, right in pairwise(logs))]) if len(labels) > 1 else 0.0
-    with plain_style():
-        figure, (left, right) = make_panels(1, 2)
+    with drawing.plain_style():
+        figure, (left, right) = drawing.make_panels(1, 2)
         left.set_yscale("log" if is_log else "linear")
-        styles = row_styles(names, row_keys, list(np.linspace(-spread / 2, spread / 2, len(labels))))
+        styles = drawing.row_styles(names, row_keys, spread)
         _draw_costs(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        exact = row_styles(names, row_keys, [0.0] * len(labels))
+        exact = drawing.row_styles(names, row_keys, spread=0.0)
         _draw_costs(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
         timed = [(cost.seconds, cost) for cost in costs if cost.seconds is not None]
         for place, (seconds, cost) in enumerate(sorted(timed, key=lambda pair: pair[0])):
@@ -109,16 +98,16 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
                 fontsize=7,
                 color=look.colour,
             )
-            name_parts(look, [text])
+            drawing.name_parts(look, [text])
         left.set_xlabel("network evaluations per image")
         right.set_xlabel(f"device seconds per {IMAGES:,} images")
         left.set_ylabel(metric.heading)
         if is_log:
-            mark_values(left)
-        mark_numbers(left, sorted({cost.evaluations for cost in costs}))
-        mark_numbers(right)
+            drawing.mark_values(left)
+        drawing.mark_numbers(left, sorted({cost.evaluations for cost in costs}))
+        drawing.mark_numbers(right)
         figure.supxlabel(textwrap.fill(named(COSTS_CAPTION, metric), COSTS_CAPTION_WIDTH), fontsize=9)
-        make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
+        drawing.make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
         handles = [
             Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
             for look in styles.values()
@@ -157,7 +146,7 @@ def _draw_costs(
             linestyle="",
             capsize=2.0,
         )
-        name_parts(look, drawn.get_children())
+        drawing.name_parts(look, drawn.get_children())
     for group in dict.fromkeys(cost.comparable_by for cost in shown):
         best = sorted(
             (places[cost.cell], cost.value) for cost in shown if cost.comparable_by == group and is_best(cost)
@@ -169,8 +158,7 @@ def _draw_costs(
 def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
     """A forest plot: a panel for each value of a key, a row for each effect on `metric` with its 95 % interval.
 
-    Filled and blue if p (Holm) is below `LEVEL`. Single cells come first: an average over them can hide that they
-    differ in sign.
+    Single cells come first: an average over them can hide that they differ in sign.
     """
     scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(effects) <= MAX_EFFECTS else (EACH_S, EVERYWHERE)
     rows = [effect for scope in scopes for effect in effects if effect.scope == scope]
@@ -178,13 +166,33 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
     values = dict.fromkeys((effect.key, effect.value) for effect in effects)
     groups = [[effect for effect in rows if (effect.key, effect.value) == value] for value in values]
     heights = [len(group) + 2.4 for group in groups]
-    width = 7.2 + CHARACTER_WIDTH * max(0, *(len(_effect_label(effect)) - MAX_LABEL for effect in rows))
-    with plain_style():
+    width = 7.2 + drawing.CHARACTER_WIDTH * max(0, *(len(_effect_label(effect)) - MAX_LABEL for effect in rows))
+    with drawing.plain_style():
         figure = Figure(figsize=(width, 0.8 + EFFECT_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
             title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
-            _draw_effects(panel, group, textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH))
+            title = textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH)
+            panel.set_title(title, loc="left", parse_math=False)
+            panel.axvline(0, color="#555555", linewidth=0.8)
+            panel.grid(visible=False, axis="y")
+            for place, effect in enumerate(group):
+                colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
+                panel.errorbar(
+                    [effect.effect],
+                    [place],
+                    xerr=None if effect.low is None else effect.effect - effect.low,
+                    fmt="o" if effect.scope == EACH_CELL else "D",
+                    markersize=5,
+                    color=colour,
+                    markerfacecolor=colour if effect.is_significant else "white",
+                    capsize=2.5,
+                )
+            cells = sum(effect.scope == EACH_CELL for effect in group)
+            if 0 < cells < len(group):
+                panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
+            panel.set_yticks(range(len(group)), [_effect_label(effect).replace("$", r"\$") for effect in group])
+            panel.set_ylim(len(group) - 0.4, -0.6)
             panel.tick_params(labelbottom=True)
         over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
         over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
@@ -195,31 +203,8 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
         )
         figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
-        say_if_empty(figure, "no effect has an interval")
+        drawing.say_if_empty(figure, "no effect has an interval")
     return figure
-
-
-def _draw_effects(panel: Axes, rows: Sequence[Effect], title: str) -> None:
-    panel.set_title(title, loc="left", parse_math=False)
-    panel.axvline(0, color="#555555", linewidth=0.8)
-    panel.grid(visible=False, axis="y")
-    for place, effect in enumerate(rows):
-        colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
-        panel.errorbar(
-            [effect.effect],
-            [place],
-            xerr=None if effect.low is None else effect.effect - effect.low,
-            fmt="o" if effect.scope == EACH_CELL else "D",
-            markersize=5,
-            color=colour,
-            markerfacecolor=colour if effect.is_significant else "white",
-            capsize=2.5,
-        )
-    cells = sum(effect.scope == EACH_CELL for effect in rows)
-    if 0 < cells < len(rows):
-        panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
-    panel.set_yticks(range(len(rows)), [_effect_label(effect).replace("$", r"\$") for effect in rows])
-    panel.set_ylim(len(rows) - 0.4, -0.6)
 
 
 def _effect_label(effect: Effect) -> str:
@@ -231,11 +216,7 @@ def _effect_label(effect: Effect) -> str:
 def per_key_figures(
     table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
 ) -> Iterator[tuple[str, Figure]]:
-    """Name and figure for each key of the effects on a metric.
-
-    There is a panel for each value of the key, and a line for each combination of the other settings: means over
-    replicates with their errors.
-    """
+    """Name and figure of each ablated key: a panel for each value, a line for each combination of other settings."""
     settings = table.arranged(Layout()).settings
     for key, short in short_key_names(effects).items():
         keys = key.split(KEY_SEPARATOR)
@@ -246,9 +227,9 @@ def per_key_figures(
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
         draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
-        styles = row_styles(names, tables[0].row_keys, x_offsets(len(names)))
-        figure = panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
-        make_room(figure, names.values())
+        styles = drawing.row_styles(names, tables[0].row_keys)
+        figure = drawing.panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
+        drawing.make_room(figure, names.values())
         yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
 
 
@@ -277,41 +258,36 @@ def heat_maps(
 
 
 def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
-    across = min(len(tables), PANELS_ACROSS)
+    def as_numbers(labels: pd.Index) -> pd.Index:
+        return pd.Index([float(label) for label in labels])
+
+    across = min(len(tables), drawing.PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
     rows, columns = tables[0].values.shape
-    with plain_style():
+    is_higher_better = tables[0].metric.higher_is_better
+    colours = "viridis" if is_higher_better else "viridis_r"
+    with drawing.plain_style():
         size = (1.6 + across * (1.0 + 0.75 * columns), 0.5 + down * (1.0 + 0.42 * rows))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine())
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for panel in panels[len(tables) :]:
             panel.remove()
-        used = panels[: len(tables)]
-        images = [_draw_map(panel, table, norm) for panel, table in zip(used, tables, strict=True)]
-        bar = figure.colorbar(images[0], ax=used, label=tables[0].metric.heading)  # all share `norm`
+        for panel, table in zip(panels, tables, strict=False):
+            values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
+            image = panel.imshow(values.to_numpy(), norm=norm, cmap=colours, aspect="auto")
+            panel.grid(visible=False)
+            panel.set_title(table.label, parse_math=False)
+            panel.set_xlabel(table.column_key)
+            panel.set_ylabel(table.row_keys[0])
+            panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
+            panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
+            for (row, column), value in np.ndenumerate(values.to_numpy()):
+                if math.isfinite(value):
+                    shade = norm(value)  # masked if its logarithm does not exist
+                    dark = shade is not np.ma.masked and (shade < 0.5) == is_higher_better
+                    panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
+                               color="white" if dark else "black")  # fmt: skip
+        bar = figure.colorbar(image, ax=panels[: len(tables)], label=tables[0].metric.heading)  # all share `norm`
         bar.ax.yaxis.set_minor_formatter("{x:g}")
         bar.ax.yaxis.set_major_formatter("{x:g}")
     return figure
-
-
-def _draw_map(panel: Axes, table: Table, norm: Normalize):  # type: ignore[no-untyped-def]  # matplotlib's image
-    def as_numbers(labels: pd.Index) -> pd.Index:
-        return pd.Index([float(label) for label in labels])
-
-    values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
-    image = panel.imshow(
-        values.to_numpy(), norm=norm, cmap="viridis" if table.metric.higher_is_better else "viridis_r", aspect="auto"
-    )
-    panel.grid(visible=False)
-    panel.set_title(table.label, parse_math=False)
-    panel.set_xlabel(table.column_key)
-    panel.set_ylabel(table.row_keys[0])
-    panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
-    panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
-    for (row, column), value in np.ndenumerate(values.to_numpy()):
-        if math.isfinite(value):
-            shade = norm(value)  # masked if its logarithm does not exist
-            dark = shade is not np.ma.masked and (shade < 0.5) == table.metric.higher_is_better
-            panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
-                       color="white" if dark else "black")  # fmt: skip
-    return image

@@ -31,6 +31,7 @@ STYLE: dict[str, Any] = {
 
 SAMPLER_COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
 """The Okabe-Ito palette without yellow, which is too light for a line: samplers have no order."""
+GREY = "#555555"
 SIGMA_HAT_COLOUR = "#d55e00"
 """Vermilion of the Okabe-Ito palette, distinct from viridis in every common kind of colour vision."""
 SAMPLER_DASHES = ("-", "--", "-.")
@@ -148,40 +149,42 @@ def panels_figure(
     return figure
 
 
-def ordered_styles(names: Mapping[str, str], x_offsets: Sequence[float]) -> dict[str, LineStyle]:
-    """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend."""
+def ordered_styles(names: Mapping[str, str], spread: float = DODGE, others: int = 0) -> dict[str, LineStyle]:
+    """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend.
+
+    The points of one S are spread over the share `spread` of the axis, also those of `others` behind them.
+    """
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
+    count = len(names) + others
+    offsets = spread * np.linspace(-0.5, 0.5, count) if count > 1 else np.zeros(1)
     return {
-        label: LineStyle(name, x_offsets[i], tuple(shades[i]), MARKERS[i % len(MARKERS)], "-", f"line-{i}")
+        label: LineStyle(name, float(offsets[i]), tuple(shades[i]), MARKERS[i % len(MARKERS)], "-", f"line-{i}")
         for i, (label, name) in enumerate(names.items())
     }
 
 
 def row_styles(
-    names: Mapping[tuple[str, ...], str], row_keys: Sequence[str], x_offsets: Sequence[float]
+    names: Mapping[tuple[str, ...], str], row_keys: Sequence[str], spread: float = DODGE
 ) -> dict[str, LineStyle]:
     """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead.
 
-    If a single row has sigma_hat, it is dashed, in a colour of its own.
+    If a single row has sigma_hat, it comes last, dashed, in a colour of its own.
     """
     hats = [label for label in names if SIGMA_HAT in label]
     special = hats if len(hats) == 1 else []
-    styles = ordered_styles({" ".join(label): name for label, name in names.items() if label not in special}, x_offsets)
+    usual = [label for label in names if label not in special]
+    styles = ordered_styles({" ".join(label): names[label] for label in usual}, spread, len(special))
     for label in special:
-        styles[" ".join(label)] = LineStyle(names[label], x_offsets[-1], SIGMA_HAT_COLOUR, "X", "--", "line-hat")
+        offset = spread / 2 if len(names) > 1 else 0.0
+        styles[" ".join(label)] = LineStyle(names[label], offset, SIGMA_HAT_COLOUR, "X", "--", "line-hat")
     if "sampler" in row_keys:
         lines: dict[str, int] = {}  # of each sampler
-        for (key, look), label in zip(styles.items(), names, strict=True):
+        for (key, look), label in zip(styles.items(), [*usual, *special], strict=True):
             sampler = label[row_keys.index("sampler")]
             lines[sampler] = lines.get(sampler, -1) + 1
             place, dashes = list(lines).index(sampler) % len(SAMPLER_COLOURS), SAMPLER_DASHES[lines[sampler] % 3]
             styles[key] = look._replace(colour=SAMPLER_COLOURS[place], dashes=dashes)
     return styles
-
-
-def x_offsets(count: int) -> list[float]:
-    """Offsets for `count` points of one S, as shares of the axis, so that no point hides another."""
-    return list(DODGE * np.linspace(-0.5, 0.5, count)) if count > 1 else [0.0] * count
 
 
 def legend_name(label: str) -> str:

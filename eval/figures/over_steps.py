@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,36 +11,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from taugrid.eval.figures.drawing import (
-    TITLE_WIDTH,
-    LineStyle,
-    Styles,
-    Values,
-    draw_line,
-    has_place,
-    legend,
-    legend_name,
-    make_panels,
-    make_room,
-    mark_numbers,
-    mark_values,
-    name_parts,
-    ordered_styles,
-    panels_figure,
-    plain_style,
-    row_styles,
-    say_if_empty,
-    x_offsets,
-)
+from taugrid.eval.figures import drawing
+from taugrid.eval.figures.drawing import GREY, Styles, Values, legend_name
 from taugrid.eval.tables.ablation.cost import IMAGES
 from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import NO_FLOORS, Floors, pivot_tables, with_floors
+from taugrid.eval.tables.pivots import NO_FLOORS, Floors, Table, pivot_tables, with_floors
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
+
+LABELS = {
+    "steps": "sampling steps $S$",
+    "evaluations": "network evaluations per image",
+    "seconds": f"device seconds per {IMAGES:,} images",
+}
+"""Value of `report.x` -> the axis in words, with its unit."""
+FAR = 4
+"""A floor is far below values that are more than this many times as large."""
 
 
 class Along(NamedTuple):
@@ -69,12 +58,6 @@ class Along(NamedTuple):
         return np.array([self.places.get(cell, math.nan) for cell in table.cells.iloc[row]])
 
 
-LABELS = {
-    "steps": "sampling steps $S$",
-    "evaluations": "network evaluations per image",
-    "seconds": f"device seconds per {IMAGES:,} images",
-}
-"""Value of `report.x` -> the axis in words, with its unit."""
 OVER_STEPS = Along(LABELS["steps"])
 
 
@@ -86,14 +69,19 @@ def draw_over_steps(
     `published` has others' values by cell: they are dotted. The floor is dashed, but only written where it has no place
     on the axis, or is so far below all values that their differences would vanish.
     """
-    lines = [textwrap.fill(line, TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
+    lines = [textwrap.fill(line, drawing.TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(axis.label)
-    span = _mark(panel, table, axis)
+    every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
+    places = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
+    drawing.mark_numbers(panel, () if axis.is_measured else places)
+    extent = math.log(places[-1] / places[0])
+    margin = 0.06 * extent or math.log(2)
+    panel.set_xlim(places[0] * math.exp(-margin), places[-1] * math.exp(margin))
     if table.floor is not None:
         floor, text, across = table.floor.mean, f"real against real: {table.floor_value}", panel.get_yaxis_transform()
         is_far = panel.get_yscale() == "log" and floor * FAR < np.nanmin(table.values.to_numpy(), initial=np.inf)
-        if has_place(np.array(floor), panel.get_yscale()) and not is_far:
+        if drawing.has_place(np.array(floor), panel.get_yscale()) and not is_far:
             panel.axhline(floor, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
         else:
             floor, text, across = 0.01, f"{text}, below this axis", panel.transAxes
@@ -101,33 +89,16 @@ def draw_over_steps(
     for place, label in enumerate(table.labels):
         look, value, error = styles[" ".join(label)], table.values.iloc[place], table.errors.iloc[place]
         at = axis.at(table, place)
-        shown = has_place(value.to_numpy(), panel.get_yscale()) & np.isfinite(at)
+        shown = drawing.has_place(value.to_numpy(), panel.get_yscale()) & np.isfinite(at)
         if not shown.any():
             continue
-        positions = at[shown] * math.exp(span * look.x_offset)
-        draw_line(panel, positions, value.to_numpy()[shown], error.to_numpy()[shown], look)
+        positions = at[shown] * math.exp((extent + 2 * margin) * look.x_offset)
+        drawing.draw_line(panel, positions, value.to_numpy()[shown], error.to_numpy()[shown], look)
         cells = table.cells.iloc[place] if published else ()
         if beside := [(x, published[cell]) for x, cell in zip(at, cells, strict=False) if cell in published]:
             (line,) = panel.plot(*np.array(beside).T, ":", color=look.colour, marker=look.marker, markersize=5)
             line.set_markerfacecolor("white")
-            name_parts(look, [line])
-
-
-def _mark(panel: Axes, table: Table, axis: Along) -> float:
-    """Mark the places, and fit the axis to them. Returns log(right / left)."""
-    every = np.concatenate([axis.at(table, row) for row in range(len(table.values))])
-    at = np.unique(every[np.isfinite(every)]).tolist() or [1.0]
-    mark_numbers(panel, () if axis.is_measured else at)
-    extent = math.log(at[-1] / at[0])
-    margin = 0.06 * extent or math.log(2)
-    panel.set_xlim(at[0] * math.exp(-margin), at[-1] * math.exp(margin))
-    return extent + 2 * margin
-
-
-GREY = "#555555"
-"""Of the floor."""
-FAR = 4
-"""A floor is far below values that are more than this many times as large."""
+            drawing.name_parts(look, [line])
 
 
 def quality_figure(
@@ -141,18 +112,32 @@ def quality_figure(
     """A metric against S, or what `report.x` names, with bars of ±1 standard error: a panel for each pivot.
 
     There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
-    differ in is in all of them, for comparison. `protocols` has the rows' protocols by
-    hash: cells that can't be compared don't share a panel. Cells without a value, or with an FID of 0 or less, which
-    has no logarithm, are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
+    differ in is in all of them. Cells that can't be compared by their `protocols` share no panel. Values that have no
+    logarithm are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
     """
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
-    pivots = with_floors(pivot_tables(_in_every_panel(frame), metric, protocols, [*rows, "eta"]), floors)
-    labels = dict.fromkeys(label for table in pivots for label in table.labels)
-    styles = _sampler_styles(labels, rows) if rows else _eta_styles({eta for (eta,) in labels})
+    for column in ("spacing", "clip"):
+        values, empty = frame[column].dropna().unique(), frame[frame[column].isna()]
+        if len(values) > 1 and len(empty):
+            repeated = (empty.assign(**{column: value}) for value in values)
+            frame = pd.concat([frame.dropna(subset=[column]), *repeated], ignore_index=True)
+    pivots = with_floors(pivot_tables(frame, metric, protocols, [*rows, "eta"]), floors)
+    names = {label: "" for table in pivots for label in table.labels}
+    if not rows:  # from dark to light in the order of eta, like a scale; samplers without eta follow, and sigma_hat
+
+        def place(label: tuple[str, ...]) -> tuple[bool, bool, float, str]:
+            eta = label[0]
+            return eta == SIGMA_HAT, not is_number(eta), float(eta) if is_number(eta) else 0.0, eta
+
+        names = dict.fromkeys(sorted(names, key=place), "")
+    for *sampler, eta in names:
+        of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta == SIGMA_HAT else legend_name(eta)
+        names[*sampler, eta] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
+    styles = drawing.row_styles(names, [*rows, "eta"])
     draw = partial(draw_over_steps, axis=Along.of(frame, x), published=published)
-    figure = panels_figure(pivots, draw, styles, "log", metric, scale_of(pivots))
+    figure = drawing.panels_figure(pivots, draw, styles, "log", metric, scale_of(pivots))
     if rows:
-        make_room(figure, [look.name for look in styles.values()])
+        drawing.make_room(figure, [look.name for look in styles.values()])
     return figure
 
 
@@ -162,49 +147,19 @@ def scale_of(tables: Sequence[Table]) -> str:
     return "log" if is_log else "linear"
 
 
-def _in_every_panel(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the rows of samplers that ignore spacing or clip repeated for each of its values."""
-    for column in ("spacing", "clip"):
-        values, empty = frame[column].dropna().unique(), frame[frame[column].isna()]
-        if len(values) > 1 and len(empty):
-            repeated = (empty.assign(**{column: value}) for value in values)
-            frame = pd.concat([frame.dropna(subset=[column]), *repeated], ignore_index=True)
-    return frame
-
-
-def _sampler_styles(labels: Iterable[tuple[str, ...]], row_keys: Sequence[str]) -> dict[str, LineStyle]:
-    """The style of each label: a sampler, perhaps its options, and eta, empty if it has none."""
-    names = {}
-    for *sampler, eta in labels:
-        of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta else ""
-        names[*sampler, eta] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
-    return row_styles(names, row_keys, x_offsets(len(names)))
-
-
-def _eta_styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Colours from dark to light in the order of eta, like a scale."""
-    distinct = set(labels)
-    numbers = sorted(filter(is_number, distinct), key=float)
-    names: dict[tuple[str, ...], str] = {(label,): rf"$\eta$ = {label}" for label in numbers}
-    names |= {(label,): legend_name(label) for label in sorted(distinct - {*numbers, SIGMA_HAT})}  # without eta
-    if SIGMA_HAT in distinct:
-        names[(SIGMA_HAT,)] = r"$\hat{\sigma}$"
-    return row_styles(names, ("eta",), x_offsets(len(names)))
-
-
 def reconstruction_figure(frame: pd.DataFrame) -> Figure:
     """The error of `reconstruction_frame` against S, both logarithmic: a line for each setting, bars of ±1 se."""
     table = reconstruction_table(frame)
     labels = [str(label) for label in table.values.index]
-    styles = ordered_styles({label: legend_name(label) for label in labels}, x_offsets(len(labels)))
-    with plain_style():
-        figure, (panel,) = make_panels(1, 1)
+    styles = drawing.ordered_styles({label: legend_name(label) for label in labels})
+    with drawing.plain_style():
+        figure, (panel,) = drawing.make_panels(1, 1)
         if labels:
             draw_over_steps(panel, table, styles)
         panel.set_ylabel(RECONSTRUCTION_ERROR.title)
-        mark_values(panel)
+        drawing.mark_values(panel)
         if len(labels) > 1:
             # Beside the panel, long names of settings would narrow it.
-            legend(figure, styles.values(), below=True)
-        say_if_empty(figure, "no error has been measured")
+            drawing.legend(figure, styles.values(), below=True)
+        drawing.say_if_empty(figure, "no error has been measured")
     return figure

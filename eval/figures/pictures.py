@@ -2,21 +2,15 @@
 
 Each is a PNG, put in place whole, with equal bytes for equal input, and grey if all images are, else RGB. Images are
 uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3); a `ValueError` says if there are none, or if they differ in n, H or W.
-
-Where the tiles stand and what is written beside them is kept as a text within the PNG. A page can take such a picture
-apart, and show the words in its own colours and to screen readers.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from taugrid.eval.tables.labels import eta_in_words, is_number
 from taugrid.storage import replacing
@@ -25,8 +19,6 @@ ImageArray = NDArray[np.uint8]
 EtaAndSteps = tuple[str, int]
 """The place of a cell in a grid of pictures: eta as in a config ("0.2" or "sigma_hat"), and S."""
 
-KEY = "taugrid-tiles"
-"""The text's key within a PNG."""
 TILE = 48
 """Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
 LARGEST_TILE = 96
@@ -36,43 +28,8 @@ NOT_THERE = "its images are not at hand"
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
-class Tiles(NamedTuple):
-    """A grid of tiles of one size, in pixels, and its labels."""
-
-    width: int
-    height: int
-    xs: list[int]
-    """The left edge of each column."""
-    ys: list[int]
-    """The top of each row."""
-    titles: list[str]
-    """The texts above the columns."""
-    labels: list[str]
-    """The texts beside the rows."""
-    corner: str
-    """The unit of the titles, such as "sample"; empty if they name it themselves."""
-
-    def rows(self, picture: Image.Image) -> list[list[Image.Image]]:
-        return [[picture.crop((x, y, x + self.width, y + self.height)) for x in self.xs] for y in self.ys]
-
-
-def tiles_of(picture: Image.Image) -> Tiles | None:
-    """The layout that a PNG has; None if it has none that this version knows, as those of others."""
-    text = picture.info.get(KEY)
-    try:
-        return None if text is None else Tiles(**json.loads(text))
-    except (ValueError, TypeError):
-        return None
-
-
-Tiled = tuple[Image.Image, Tiles]
-"""A picture and its layout."""
-
-
 def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "") -> None:
     """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
-
-    `title` is written above them, if there is one.
 
     n, H and W are the same in every cell, and image i of each cell has the same sample index.
     """
@@ -80,25 +37,20 @@ def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "
     etas = sorted({eta for eta, _ in images}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = sorted({steps for _, steps in images})
     blocks = {(etas.index(eta), steps.index(s)): _block(array) for (eta, s), array in images.items()}
-    labels = list(map(eta_in_words, etas))
-    _save(_grid(blocks, labels, [f"S = {s}" for s in steps], BLOCK_GAP, title=title), path)
+    _write(blocks, list(map(eta_in_words, etas)), [f"S = {s}" for s in steps], path, gap=BLOCK_GAP, title=title)
 
 
 def consistency(images: Mapping[int, ImageArray], path: Path) -> None:
-    """A row for each S, ascending, and a column for each x_T: the paper's figure 5.
-
-    Image i of every S comes from the x_T of sample i.
-    """
+    """A row for each S, ascending, and a column for each x_T, that of sample i in column i: the paper's figure 5."""
     steps = sorted(images)
-    rows = [images[s] for s in steps]
-    _save(_rows(rows, [f"S = {s}" for s in steps], _indices(rows), corner="sample"), path)
+    _write_rows([images[s] for s in steps], [f"S = {s}" for s in steps], path, corner="sample")
 
 
 def reconstructions(originals: ImageArray, rebuilt: Mapping[int, ImageArray], path: Path) -> None:
     """The original images, and below them, in the same order, what encoding and decoding with S steps makes of them."""
     steps = sorted(rebuilt)
-    rows = [originals, *(rebuilt[s] for s in steps)]
-    _save(_rows(rows, ["original", *(f"S = {s}" for s in steps)], _indices(rows), corner="image"), path)
+    labels = ["original", *(f"S = {s}" for s in steps)]
+    _write_rows([originals, *(rebuilt[s] for s in steps)], labels, path, corner="image")
 
 
 def interpolations(rows: ImageArray, path: Path) -> None:
@@ -107,66 +59,44 @@ def interpolations(rows: ImageArray, path: Path) -> None:
     `rows` are (r, k, H, W) or (r, k, H, W, 3), k >= 2; row i leads from sample 2 i to sample 2 i + 1 in equal parts.
     """
     labels = [f"{2 * i} → {2 * i + 1}" for i in range(len(rows))]
-    _save(_rows(list(rows), labels, _fractions(rows.shape[1])), path)
+    _write_rows(list(rows), labels, path, _fractions(rows.shape[1]))
 
 
 def interpolation_grid(images: ImageArray, path: Path) -> None:
     """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3.
 
-    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2: down the column is the way from the first row's x_T to the
-    last's.
+    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2; down the columns is the way from the first row to the last.
     """
     down, across = images.shape[:2]
     if down != across:
         raise ValueError(f"a grid of two pairs must have as many rows as columns, not {down} x {across}")
     fractions = _fractions(across)
-    _save(_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], fractions), path)
+    _write_rows(list(images), ["0 → 1", *fractions[1:-1], "2 → 3"], path, fractions)
 
 
 def classes(rows: Mapping[str, ImageArray], path: Path, title: str) -> None:
     """A row for each class, by its name, with as many images of it as every row has."""
     count = min(map(len, rows.values()))
-    shown = [images[:count] for images in rows.values()]
-    _save(_rows(shown, list(rows), _indices(shown), title=title), path)
+    _write_rows([images[:count] for images in rows.values()], list(rows), path, title=title)
 
 
 def before_and_after(before: ImageArray | None, after: ImageArray | None, path: Path) -> None:
-    """The baseline's images, and below them tonight's of the same indices. A row that is None is labelled as gone."""
-    existing = {label: images for label, images in zip(SIDES, (before, after), strict=True) if images is not None}
-    count = min(map(len, existing.values()), default=0)
-    shown = {label: images[:count] for label, images in existing.items()}
-    _check_sizes(shown.values())
-    blank = np.full_like(next(iter(shown.values())), 255)
-    canvas, tiles = _rows([shown.get(label, blank) for label in SIDES], SIDES, _indices([blank]), corner="sample")
-    draw = ImageDraw.Draw(canvas)
-    for label, y in zip(SIDES, tiles.ys, strict=True):
-        if label not in shown:
-            draw.text((tiles.xs[0], y + tiles.height / 2), NOT_THERE, fill="black", font=label_font(), anchor="lm")
-    _save((canvas, tiles), path)
+    """The baseline's images, and below them tonight's of the same indices. A row that is None is said to be gone."""
+    there = [images for images in (before, after) if images is not None]
+    count = min(map(len, there))
+    blank = np.full_like(there[0][:count], 255)
+    rows = [blank if images is None else images[:count] for images in (before, after)]
+    gone = [i for i, images in enumerate((before, after)) if images is None]
+    _write_rows(rows, SIDES, path, corner="sample", gone=gone)
 
 
 def pairs(before: ImageArray, after: ImageArray, labels: Sequence[str], path: Path) -> None:
-    """A row for each pair of images, named by `labels`: A, B and the size of their difference.
-
-    The largest difference of all rows is white; the title says the factor.
-    """
+    """A row for each pair of images, named by `labels`: A, B and the size of their difference, the largest white."""
     distance = np.abs(after.astype(np.int16) - before)
     factor = 255 / max(1, int(distance.max()))
     scaled = np.rint(distance * factor).astype(np.uint8)
     rows = [np.stack(row) for row in zip(before, after, scaled, strict=True)]
-    _save(_rows(rows, labels, ["A", "B (new)", f"|B - A| x {factor:.3g}"]), path)
-
-
-def _rows(
-    rows: Sequence[ImageArray], labels: Sequence[str], titles: Sequence[str], corner: str = "", title: str = ""
-) -> Tiled:
-    _check_sizes(rows)
-    blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
-    return _grid(blocks, labels, titles, GAP, corner, title)
-
-
-def _indices(rows: Sequence[ImageArray]) -> list[str]:
-    return [str(index) for index in range(max(map(len, rows), default=0))]
+    _write_rows(rows, labels, path, ["A", "B (new)", f"|B - A| x {factor:.3g}"])
 
 
 def _fractions(count: int) -> list[str]:
@@ -185,17 +115,34 @@ def _check_sizes(arrays: Iterable[ImageArray]) -> None:
         )
 
 
-def _grid(
+def _write_rows(
+    rows: Sequence[ImageArray],
+    labels: Sequence[str],
+    path: Path,
+    titles: Sequence[str] = (),
+    corner: str = "",
+    title: str = "",
+    gone: Collection[int] = (),
+) -> None:
+    """A tile for each image, without `titles` under its index in its row."""
+    _check_sizes(rows)
+    blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
+    _write(blocks, labels, titles or [str(index) for index in range(len(rows[0]))], path, GAP, corner, title, gone)
+
+
+def _write(
     blocks: Mapping[tuple[int, int], Image.Image],
     labels: Sequence[str],
     titles: Sequence[str],
+    path: Path,
     gap: int,
     corner: str = "",
     title: str = "",
-) -> Tiled:
-    """Blocks of one size at their (row, column), with row labels on the left, column titles above, and `gap` between.
+    gone: Collection[int] = (),
+) -> None:
+    """Write blocks of one size at their (row, column), with row labels on the left, column titles above, a `gap` apart.
 
-    A column is as wide as its block or the widest title, whichever is wider. `corner` is the unit of the titles.
+    `corner` is the unit of the titles; rows that are `gone` are said to be missing.
     """
     font = label_font()
     top = MARGIN + FONT_SIZE if title else 0
@@ -216,7 +163,10 @@ def _grid(
         draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
     for (i, j), block in blocks.items():
         canvas.paste(block, (xs[j], ys[i]))
-    return canvas, Tiles(width, height, xs, ys, [*titles], [*labels], corner)
+    for i in gone:
+        draw.text((xs[0], ys[i] + height / 2), NOT_THERE, fill="black", font=font, anchor="lm")
+    with replacing(path) as temporary:
+        canvas.save(temporary, format="PNG", optimize=True)
 
 
 def _block(images: ImageArray) -> Image.Image:
@@ -244,11 +194,3 @@ def label_font() -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
-
-
-def _save(picture: Tiled, path: Path) -> None:
-    canvas, tiles = picture
-    info = PngInfo()
-    info.add_text(KEY, json.dumps(tiles._asdict()))
-    with replacing(path) as temporary:
-        canvas.save(temporary, format="PNG", optimize=True, pnginfo=info)

@@ -14,29 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from taugrid.eval.figures.drawing import (
-    PANELS_ACROSS,
-    TITLE_WIDTH,
-    Styles,
-    Values,
-    draw_line,
-    has_place,
-    legend,
-    legend_name,
-    make_panels,
-    mark_values,
-    name_parts,
-    ordered_styles,
-    panels_figure,
-    plain_style,
-    x_offsets,
-)
+from taugrid.eval.figures import drawing
+from taugrid.eval.figures.drawing import Styles, Values, legend_name
 from taugrid.eval.figures.over_steps import scale_of
 from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
-from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table, pivot_tables
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -78,11 +62,11 @@ def checkpoints_figure(
     pivots = pivot_tables(frame, metric, protocols)
     tables = _over_checkpoints(frame, order, pivots, best)
     lengths = sorted({steps for table in tables for steps in table.values.index})
-    styles = ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths}, x_offsets(len(lengths)))
-    figure = panels_figure(tables, _draw, styles, "linear", metric, scale_of(pivots))
+    styles = drawing.ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths})
+    figure = drawing.panels_figure(tables, _draw, styles, "linear", metric, scale_of(pivots))
     # Names of checkpoints are long, and below a panel they would take its height.
     longest = max(map(len, short_names(order)), default=0)
-    rows = math.ceil(len(tables) / PANELS_ACROSS)
+    rows = math.ceil(len(tables) / drawing.PANELS_ACROSS)
     figure.set_figheight(figure.get_figheight() + rows * CHARACTER_HEIGHT * min(longest, NAME_WIDTH))
     return figure
 
@@ -94,18 +78,8 @@ def training_steps(order: Sequence[str]) -> list[int] | None:
     return [int(match[2]) for match in matches] if is_one_training else None
 
 
-def _best_in_words(best: BestCheckpoint, order: Sequence[str]) -> str:
-    """The best checkpoint in words, such as "S = 10: best 1500 (≈ 1400, 1450)"."""
-    steps = training_steps(order)
-    shown = dict(zip(order, map(str, steps) if steps else short_names(order), strict=True))
-    alike = [shown[name] for name in best.alike if name in shown]
-    more = f" and {len(alike) - MAX_ALIKE} more" if len(alike) > MAX_ALIKE else ""
-    others = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
-    return f"S = {best.steps}: best {shown.get(best.checkpoint, best.checkpoint)}{others}"
-
-
 def _over_checkpoints(
-    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Table], best: Sequence[BestCheckpoint] = ()
+    frame: pd.DataFrame, order: Sequence[str], pivots: Sequence[Table], best: Sequence[BestCheckpoint]
 ) -> list[Ablation]:
     """An `Ablation` for each eta, over tables that differ only in the checkpoint."""
     shown = frame[frame[CHECKPOINT].isin(order)]
@@ -119,7 +93,13 @@ def _over_checkpoints(
                 heading = ", ".join(filter(None, [row, shared]))
                 value, error = table.values.at[label, steps], table.errors.at[label, steps]
                 points.append((heading, steps, checkpoint_of[cell], cell, value, error))
-    texts = {checkpoint.cell: _best_in_words(checkpoint, order) for checkpoint in best}
+    numbers, texts = training_steps(order), dict[str, str]()
+    names = dict(zip(order, map(str, numbers) if numbers else short_names(order), strict=True))
+    for one in best:  # such as "S = 10: best 1500 (≈ 1400, 1450)"
+        alike = [names[name] for name in one.alike if name in names]
+        more = f" and {len(alike) - MAX_ALIKE} more" if len(alike) > MAX_ALIKE else ""
+        others = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
+        texts[one.cell] = f"S = {one.steps}: best {names.get(one.checkpoint, one.checkpoint)}{others}"
     columns = ["heading", "steps", "checkpoint", "cell", "value", "error"]
     found = []
     for title, part in pd.DataFrame(points, columns=columns).groupby("heading", sort=False):
@@ -139,12 +119,12 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
     width = float(np.ptp(places)) if numbers else len(names)
     for steps in table.values.index:
         look, value = styles[str(steps)], table.values.loc[steps]
-        there = has_place(value.to_numpy(), panel.get_yscale())
+        there = drawing.has_place(value.to_numpy(), panel.get_yscale())
         if there.any():
             # Leave a gap for a missing value: a line would suggest that one checkpoint leads to the next.
             shown = value.where(there).to_numpy()
-            draw_line(panel, places + look.x_offset * width, shown, table.errors.loc[steps].to_numpy(), look)
-    title = [textwrap.fill(line, TITLE_WIDTH) for line in (table.heading, *table.best)]
+            drawing.draw_line(panel, places + look.x_offset * width, shown, table.errors.loc[steps].to_numpy(), look)
+    title = [textwrap.fill(line, drawing.TITLE_WIDTH) for line in (table.heading, *table.best)]
     panel.set_title("\n".join(title), parse_math=False)
     if numbers:
         panel.set_xlabel("training step")
@@ -158,22 +138,21 @@ def _draw(panel: Axes, table: Ablation, styles: Styles) -> None:
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss against the step, both logarithmic: the logged values in light, their running mean in dark.
 
-    Args:
-        curves: the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
+    `curves` are the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
     """
-    styles = ordered_styles({name: legend_name(name) for name in curves}, x_offsets(len(curves)))
-    with plain_style():
-        figure, (panel,) = make_panels(1, 1)
+    styles = drawing.ordered_styles({name: legend_name(name) for name in curves})
+    with drawing.plain_style():
+        figure, (panel,) = drawing.make_panels(1, 1)
         for name, log in curves.items():
             step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
             raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
             mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
-            name_parts(look, [*raw, *mean])
+            drawing.name_parts(look, [*raw, *mean])
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         panel.set_xlabel("training step")
         panel.set_ylabel("loss")
-        mark_values(panel)
-        legend(figure, styles.values(), below=True)
+        drawing.mark_values(panel)
+        drawing.legend(figure, styles.values(), below=True)
     return figure
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.pivots import Table
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.table import Table
 from taugrid.protocol import comparability_key
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -48,43 +48,29 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
             for at, entry in zip(pivot.values.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
-                    row = by_cell[entry.cell]
-                    name, key = row_name(zip(pivot.row_keys, labels, strict=True)), keys.get(row["protocol"], "unknown")
+                    name = row_name(zip(pivot.row_keys, labels, strict=True))
+                    key = keys.get(by_cell[entry.cell]["protocol"], "unknown")
                     cells.append(Measured(name, pivot, int(at), entry, key))
     return cells
 
 
-class Hero(NamedTuple):
-    """The number that a page begins with."""
+def hero(quality: QualityTable, cells: Sequence[Measured]) -> dict[str, str] | None:
+    """The number that a page begins with, of the best of `cells`, measured by the metric that decides.
 
-    cell: str
-    """The cell's id."""
-    steps: str
-    """Such as "10 steps"."""
-    value: str
-    """Such as "FID 13.2 ± 1.7"."""
-    place: str
-    about: str
-    """Its settings, and of how many cells it is the best."""
-
-
-def hero(quality: QualityTable) -> Hero | None:
-    """The best cell by the metric that decides; None without a score, or if not all scores can be compared."""
-    metric = quality.judged_by
-    cells = measured(quality, metric)
+    None without a score, or if not all scores can be compared.
+    """
     if len({cell.comparability_key for cell in cells}) != 1:
         return None
-    best = _best(cells)
-    steps = f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}"
+    best, metric = _best(cells), quality.judged_by
     kind = "setting" if quality.means.over else "scored cell"
-    of = f"the {_end(metric)} {metric.title} of {counted(len(cells), kind)}"
-    about = f"{best.line}, {of if len(cells) > 1 else f'the only {kind}'}."
-    value = f"{metric.title} {best.entry.shown}".partition(" (")[0]  # spreads and counts are in the table
-    return Hero(best.entry.cell, steps, value, best.place, about.lstrip(", "))
-
-
-def _end(metric: MetricColumn) -> str:
-    return "highest" if metric.higher_is_better else "lowest"
+    of = f"the {_end(metric)} {metric.title} of {counted(len(cells), kind)}" if len(cells) > 1 else f"the only {kind}"
+    return {
+        "cell": best.entry.cell,
+        "steps": f"{best.at} {'steps' if best.table.column_key == 'S' else 'network evaluations'}",
+        "value": f"{metric.title} {best.entry.shown}".partition(" (")[0],  # spreads and counts are in the table
+        "place": best.place,
+        "about": f"{best.line}, {of}.".lstrip(", "),
+    }
 
 
 def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> list[str]:
@@ -102,30 +88,28 @@ def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> 
     among = counted(len(cells), kind if len(cells) >= planned else f"scored {kind}")
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
     first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"
-    second = _other_end(cells, best)
-    return [f"{first}{_beside(best, cells)}.", *([second] if second else [])]
+    sentences = [f"{first}{_beside(best, cells)}."]
+    counts = {cell.at for cell in cells}
+    is_fewest = min(counts) < best.at
+    at = min(counts) if is_fewest else max(counts)
+    if at != best.at:
+        column = [cell for cell in cells if cell.at == at]
+        there, key = _best(column), best.table.column_key
+        end = f"the {'fewest' if is_fewest else 'most'} {'steps' if key == 'S' else key}"
+        value = f"it is {_end(metric)} with {there.line}: {there.entry.shown}"
+        if len(column) == 1:
+            value = f"it is {there.entry.shown} ({there.line})"
+        sentences.append(f"At {key} = {at}, {end}, {value}{_beside(there, column)}.")
+    return sentences
+
+
+def _end(metric: MetricColumn) -> str:
+    return "highest" if metric.higher_is_better else "lowest"
 
 
 def _best(cells: Sequence[Measured]) -> Measured:
     sign = -1 if cells[0].table.metric.higher_is_better else 1
     return min(cells, key=lambda cell: sign * cell.entry.number)
-
-
-def _other_end(cells: Sequence[Measured], best: Measured) -> str:
-    """A sentence on the best cell with the fewest steps, or with the most if the best of all has the fewest."""
-    counts = {cell.at for cell in cells}
-    fewest = min(counts) < best.at
-    at = min(counts) if fewest else max(counts)
-    if at == best.at:
-        return ""
-    column = [cell for cell in cells if cell.at == at]
-    best_there = _best(column)
-    key = best.table.column_key
-    end = f"the {'fewest' if fewest else 'most'} {'steps' if key == 'S' else key}"
-    it_is = "it is" if len(column) == 1 else f"it is {_end(best.table.metric)} with"
-    line, number = best_there.line, best_there.entry.shown
-    value = f"{number} ({line})" if len(column) == 1 else f"{line}: {number}"
-    return f"At {key} = {at}, {end}, {it_is} {value}{_beside(best_there, column)}."
 
 
 def _beside(best: Measured, cells: Sequence[Measured]) -> str:
@@ -138,9 +122,8 @@ def _beside(best: Measured, cells: Sequence[Measured]) -> str:
     alike = [cell.row for cell in column if INDISTINGUISHABLE in cell.entry.mark]
     if not alike:
         return ""
+    named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     if len(alike) > MAX_NAMED:
         named = counted(len(alike), "other row")
-    else:
-        named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
     there = "this S" if best.table.column_key == "S" else "this number of evaluations"
     return f"; at {there}, {named} can't be told apart from it"

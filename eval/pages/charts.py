@@ -71,19 +71,15 @@ def cost_chart(costs: Sequence[Cost]) -> Chart:
 
 def loss_chart(logs: Mapping[str, pd.DataFrame]) -> Chart:
     """The losses of the first `MAX_MODELS` models, from the columns `step` and `loss` of their logs, by name."""
-    shown = dict(list(logs.items())[:MAX_MODELS])
-    rows = [row for name, log in shown.items() for row in _losses(name, log)]
+    shown, rows = dict(list(logs.items())[:MAX_MODELS]), list[tuple[str, str, str]]()
+    for name, log in shown.items():
+        step = log["step"].to_numpy()
+        mean = running_mean(step, log["loss"].to_numpy())
+        targets = np.geomspace(max(1, step[0]), step[-1], MAX_POINTS)  # equally far apart on a logarithmic scale
+        places = sorted({min(int(np.searchsorted(step, target)), len(step) - 1) for target in targets})
+        rows += [(name, f"{step[i]:,}", f"{mean[i]:.4g}") for i in places]
     alt_text = "training loss against the step"
     return chart(losses_figure(shown), "loss", alt_text, ("model", "step", "loss (running mean)"), rows)
-
-
-def _losses(name: str, log: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The running mean at steps that are equally far apart on a logarithmic scale."""
-    step, loss = log["step"].to_numpy(), log["loss"].to_numpy()
-    mean = running_mean(step, loss)
-    targets = np.geomspace(max(1, step[0]), step[-1], MAX_POINTS) if len(step) else step
-    places = sorted({min(int(np.searchsorted(step, target)), len(step) - 1) for target in targets})
-    return [(name, f"{step[i]:,}", f"{mean[i]:.4g}") for i in places]
 
 
 def chart(figure: Figure, name: str, alt_text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:

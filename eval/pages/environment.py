@@ -1,9 +1,10 @@
-"""The templates of this folder, and the rules they are filled in by."""
+"""The templates of this folder, the rules they are filled in by, and the board's page."""
 
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,6 +18,16 @@ from taugrid.words import short_path
 TEMPLATES = "templates"
 ETA = re.compile(r"(?<![\w./-])eta(?=[ =:,)]|$)")
 """The key `eta` in labels, which pages write as η; paths and names such as S0010-eta0.2 stay."""
+BOARD_SCRIPTS = ("copy.js", "board.js", "board_table.js", "board_panel.js", "board_start.js")
+KEYS = {
+    "↑ ↓": "move to another cell",
+    "Page Up, Page Down, Home, End": "move further",
+    "Space": "pick the cell, or unpick it",
+    "Enter": "show its details and report; on a heading: sort",
+    "/": "filter by text",
+    "Esc": "close a menu",
+    "?": "show these keys",
+}
 
 
 @cache
@@ -46,10 +57,7 @@ def rendered(
     loads: str = "img-src data:",
     **values: Any,
 ) -> str:
-    """A whole page, with its style sheets, its scripts and a policy that allows these alone, and what it `loads`.
-
-    `loads` are directives for images and connections.
-    """
+    """A whole page, with a policy that allows its own styles and scripts alone, and the directives `loads`."""
     style, script = (Markup("").join(map(asset, names)) for names in (styles, scripts))
     policy = (
         f"default-src 'none'; {loads}; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -69,3 +77,13 @@ def _hash(text: str) -> str:
 
 def _text(name: str) -> str:
     return files(__package__).joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+
+
+def board_html(document: Mapping[str, Any], live: bool) -> str:
+    """The page of a board: the cells of many runs, to filter, sort and compare; a `ValueError` if there is a NaN.
+
+    `document` is as orchestrator/board/document.py makes it. A `live` page asks for newer ones and paired differences.
+    """
+    text = json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+    styles, loads = ("report.css", "history.css", "board.css"), "img-src 'self' file: data:; connect-src 'self'"
+    return rendered("board.html", styles, BOARD_SCRIPTS, loads, data=Markup(text), live=live, keys=KEYS.items())

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from taugrid.eval.figures.pictures import EtaAndSteps, tiles_of
+from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.labels import eta_in_words, is_number
 
 LARGE = 256
@@ -31,7 +31,7 @@ class ImageGrid(NamedTuple):
 
     title: str
     steps: tuple[int, ...]
-    rows: tuple[tuple[str, tuple[tuple[Markup, ...], ...]], ...]
+    rows: Sequence[tuple[str, Sequence[Sequence[Markup]]]]
     """Labels of eta, and the images of each S; none where the cell has no images."""
     per_cell: int
     """Images for each cell."""
@@ -47,20 +47,11 @@ class ImageGrid(NamedTuple):
         return sum(len(uri) + TAG_BYTES for _, cells in self.rows for images in cells for uri in images)
 
     @property
-    def same_noise(self) -> tuple[tuple[str, tuple[Markup, ...]], ...]:
+    def same_noise(self) -> list[tuple[str, Sequence[Markup]]]:
         """The images of eta = 0, by S: image n of each comes from one x_T (figure 5 of the paper). None for one S."""
         rows = (cells for label, cells in self.rows if label == DETERMINISTIC)
-        by_steps = tuple((f"S = {s}", images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images)
-        return by_steps if len(by_steps) > 1 else ()
-
-
-class TileTable(NamedTuple):
-    """A picture of tiles as a table, whose labels are text."""
-
-    corner: str
-    titles: list[str]
-    rows: list[tuple[str, list[Markup]]]
-    """Labels, and the tiles of the row."""
+        by_steps = [(f"S = {s}", images) for s, images in zip(self.steps, next(rows, ()), strict=False) if images]
+        return by_steps if len(by_steps) > 1 else []
 
 
 class PagePicture(NamedTuple):
@@ -72,18 +63,7 @@ class PagePicture(NamedTuple):
     alt_text: str
     """The text for screen readers."""
     data: Markup = Markup()
-    """The whole picture; empty if it is a table, or does not fit into the page."""
-    table: TileTable | None = None
-
-    @property
-    def size(self) -> int:
-        tiles = [] if self.table is None else [uri for _, row in self.table.rows for uri in row]
-        return sum(len(uri) + TAG_BYTES for uri in filter(None, [self.data, *tiles]))
-
-    def with_images(self, png: bytes) -> "PagePicture":
-        """The picture with the content of its file: as a table if the file has the positions of its tiles."""
-        table = _tile_table(png)
-        return self._replace(table=table, data=Markup() if table else data_uri(png))
+    """Its file as a URI; empty if it does not fit into the page."""
 
 
 def data_uri(png: bytes) -> Markup:
@@ -101,34 +81,25 @@ def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget:
 
     `groups` have the images (n, H, W) or (n, H, W, 3) of each place by title, with equal n within a group.
     """
-    for side in (*([LARGE] if _fits_large(groups, budget) else []), *SIDES):
+    sides, arrays = [*SIDES], [images for cells in groups.values() for images in cells.values() if len(images)]
+    is_large = bool(arrays) and max(arrays[0].shape[1:3]) > SIDES[0] and len(arrays) * LARGE**2 <= budget
+    # Encoding all of them as large as this takes long: the first of each cell tell whether they fit well.
+    if is_large and sum(uri_bytes(_png(images[0], LARGE)) * len(images) for images in arrays) <= budget // 2:
+        sides.insert(0, LARGE)
+    for side in sides:
         encoded = {
             title: {place: [_png(image, side) for image in images] for place, images in cells.items()}
             for title, cells in groups.items()
         }
-        count = _fitting([pngs for cells in encoded.values() for pngs in _as_shown(cells)], budget)
-        if count:
+        shown: list[list[bytes]] = []
+        for cells in encoded.values():
+            again = [pngs for (eta, _), pngs in cells.items() if eta == "0"]  # `ImageGrid.same_noise` has them too
+            shown += [*cells.values(), *(again if len(again) > 1 else [])]
+        most = max(map(len, shown), default=0)
+        totals = np.cumsum([sum(uri_bytes(pngs[i]) for pngs in shown if i < len(pngs)) for i in range(most)])
+        if count := int(np.searchsorted(totals, budget, side="right")):
             return [_grid(title, cells, count, groups[title]) for title, cells in encoded.items()]
     return []
-
-
-def _fits_large(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> bool:
-    """Whether all images are larger and fit well, going by the first of each cell: encoding all would take long."""
-    cells = [images for places in groups.values() for images in places.values() if len(images)]
-    is_larger = bool(cells) and max(cells[0].shape[1:3]) > SIDES[0] and len(cells) * LARGE**2 <= budget
-    return is_larger and sum(uri_bytes(_png(images[0], LARGE)) * len(images) for images in cells) <= budget // 2
-
-
-def _as_shown(cells: Mapping[EtaAndSteps, Sequence[bytes]]) -> list[Sequence[bytes]]:
-    """The images of each cell, twice if the page has them twice (`ImageGrid.same_noise`)."""
-    again = [pngs for (eta, _), pngs in cells.items() if eta == "0"]
-    return [*cells.values(), *(again if len(again) > 1 else [])]
-
-
-def _fitting(cells: Sequence[Sequence[bytes]], budget: int) -> int:
-    most = max(map(len, cells), default=0)
-    totals = np.cumsum([sum(uri_bytes(pngs[i]) for pngs in cells if i < len(pngs)) for i in range(most)])
-    return int(np.searchsorted(totals, budget, side="right"))
 
 
 def _grid(
@@ -140,9 +111,7 @@ def _grid(
     etas = sorted({eta for eta, _ in cells}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = tuple(sorted({steps for _, steps in cells}))
     shown = {eta: eta_in_words(str(float(eta)) if is_number(eta) else eta) for eta in etas}
-    rows = tuple(
-        (shown[eta], tuple(tuple(map(data_uri, cells.get((eta, s), ())[:count])) for s in steps)) for eta in etas
-    )
+    rows = [(shown[eta], [[*map(data_uri, cells.get((eta, s), ())[:count])] for s in steps]) for eta in etas]
     first = next(iter(images.values()))
     return ImageGrid(title, steps, rows, min(count, len(first)), max(first.shape[1:3]) <= PIXELATED)
 
@@ -153,22 +122,6 @@ def _png(image: NDArray[np.uint8], side: int) -> bytes:
         factor = max(1, min(side, SIDES[0]) // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _encoded(picture)
-
-
-def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _tile_table(png: bytes) -> TileTable | None:
-    """The tiles of a picture; None if its file lacks their positions, or is damaged."""
-    try:
-        with Image.open(io.BytesIO(png)) as whole:
-            if (tiles := tiles_of(whole)) is None:
-                return None
-            rows = [[data_uri(_encoded(tile)) for tile in row] for row in tiles.rows(whole)]
-    except (OSError, SyntaxError):
-        return None  # a browser shows what is left of it
-    return TileTable(tiles.corner, tiles.titles, list(zip(tiles.labels, rows, strict=True)))

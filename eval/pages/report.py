@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import Measured, answer, hero, measured
 from taugrid.eval.pages.environment import asset, environment, rendered
-from taugrid.eval.pages.pictures import ImageGrid, PagePicture, grids
+from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
 from taugrid.eval.tables.ablation.cost import Cost, named
 from taugrid.eval.tables.ablation.effects import Effects, effect_tables
 from taugrid.eval.tables.by_label import LabelTable
@@ -23,7 +23,6 @@ from taugrid.eval.tables.long_form import FID, Row
 from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_table
 from taugrid.eval.tables.render import section_latex, section_markdown
-from taugrid.eval.tables.table import Table
 from taugrid.protocol import ProtocolFields, dotted, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
@@ -41,9 +40,7 @@ MAX_DIFFERENCES = 400
 MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
 MAX_VALUES = 4
-"""Values of a protocol's field that its row names. The rest are counted; quality.json has all of them."""
-MAX_LIST_LENGTH = 4
-"""Numbers of a list that are written out."""
+"""Values of a protocol's field that its row names, and numbers of a list that are written out."""
 SHADES = 8
 """Shades of a table from the best value, 0, to the worst."""
 NO_SHADE = "none"
@@ -55,19 +52,14 @@ class PageFacts:
     planned: int
     """The number of cells in the grid; replicates count as one."""
     quality: QualityTable
-    """The quality table, without rows if none is written."""
-    differences: Sequence[Mapping[str, Any]]
-    """Rows of differences.csv, with None for empty fields."""
-    effects: Sequence[Mapping[str, Any]]
-    """Rows of effects.csv, with None for empty fields."""
-    published: Sequence[Mapping[str, Any]]
-    """Rows of published.csv."""
+    differences: Sequence[Row]
+    """Rows of differences.csv, as `effects` and `published` of theirs, with None for empty fields."""
+    effects: Sequence[Row]
+    published: Sequence[Row]
     costs: Sequence[Cost]
-    """The costs of the scored cells; a single one is not shown."""
     reconstruction: Mapping[str, Any]
     """reconstruction.json; empty if there is none."""
     by_label: LabelTable
-    """by_label.json; without rows if nothing is scored by label."""
     losses: Mapping[str, pd.DataFrame]
     """Logs of trainings, by the name of the model."""
     first_images: Callable[[str], NDArray[np.uint8] | None]
@@ -77,37 +69,27 @@ class PageFacts:
     pictures: Sequence[tuple[PagePicture, bytes]]
     """Figures without their data, and their PNG files."""
     made: Sequence[str]
-    """When, by which version, on what and from what the run was made, as far as this is recorded."""
+    """When, by which version, on what and from what the run was made."""
     provenance: Mapping[str, Any]
     config: str
     """The config as YAML, from which the run can be repeated."""
     warnings: Sequence[str]
 
 
-class ShadedMetric(NamedTuple):
-    metric: MetricColumn
-    tables: Sequence[Table]
-    shade: Callable[[float], str]
-    legend: list[str]
-    markdown: str
-    """As in tables/quality.md; empty if it is too long to be copied, as `latex`."""
-    latex: str
-    """As in tables/quality.tex."""
-
-
 def report_html(facts: PageFacts) -> str:
     """The page, below `LARGEST` bytes: images that would make it larger are reduced or left out."""
-    page = _content(facts)
+    page = _content(facts) | _images(facts, [picture for picture, _ in facts.pictures], [], None)
     room = LARGEST - len(_rendered(page).encode())
-    pictures = list(_fitting(facts.pictures, room // 2))
-    room -= sum(picture.size for picture in pictures)
-    images = facts.first_images(page["hero"].cell) if page["hero"] else None
+    pictures, budget = list[PagePicture](), room // 2
+    for picture, png in facts.pictures:
+        size = uri_bytes(png)
+        pictures.append(picture._replace(data=data_uri(png)) if size <= budget else picture)
+        budget -= size if size <= budget else 0
+    room -= sum(uri_bytes(png) for shown, (_, png) in zip(pictures, facts.pictures, strict=True) if shown.data)
+    images = facts.first_images(page["hero"]["cell"]) if page["hero"] else None
     mosaic = next(iter(grids({"": {("", 0): images}}, room // 4)), None) if images is not None else None
     room -= mosaic.size if mosaic else 0
-    shown = grids(facts.samples, room)
-    in_pictures = _in_pictures(facts, shown)
-    found = {"pictures": _by_title(pictures), "grids": shown, "in_pictures": in_pictures, "mosaic": mosaic}
-    return _rendered(page | found)
+    return _rendered(page | _images(facts, pictures, grids(facts.samples, room), mosaic))
 
 
 def run_html(name: str, directory: str, state: str, quality: QualityTable) -> str:
@@ -126,10 +108,7 @@ def run_html(name: str, directory: str, state: str, quality: QualityTable) -> st
 
 
 def _shading(quality: QualityTable, section: MetricTables) -> Callable[[float], str]:
-    """A function from a value to its shade, `NO_SHADE` for a missing value, or if all values are equal.
-
-    It is logarithmic if all values of the metric are positive, since FIDs span decades.
-    """
+    """A function from a value to its shade, logarithmic if all values of the metric are positive: FIDs span decades."""
     metric = section.metric
     values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
     finite = values[np.isfinite(values)]
@@ -150,61 +129,55 @@ def _rendered(page: Mapping[str, Any]) -> str:
     return rendered("report.html", ("tables.css", "report.css"), **page)
 
 
-def _in_pictures(facts: PageFacts, shown: Sequence[ImageGrid]) -> str:
-    """The contents of the section of pictures, such as "Consistency, interpolation"; empty without any."""
-    parts = {
+def _images(
+    facts: PageFacts, pictures: Sequence[PagePicture], shown: Sequence[ImageGrid], mosaic: ImageGrid | None
+) -> dict[str, Any]:
+    """The page's images, and the heading of its section of pictures, such as "Consistency, interpolation"."""
+    by_title: dict[str, list[PagePicture]] = {}
+    for picture in pictures:
+        by_title.setdefault(picture.title, []).append(picture)
+    kinds = {
         "classes": False,
         "consistency": any(grid.same_noise for grid in shown),
         "reconstruction": bool(facts.reconstruction.get("rows")),
         "interpolation": False,
     }
-    files = [picture.file for picture, _ in facts.pictures]
-    shown_parts = (part for part, is_shown in parts.items() if is_shown or any(file.startswith(part) for file in files))
-    return ", ".join(shown_parts).capitalize()
-
-
-def _by_title(pictures: Sequence[PagePicture]) -> dict[str, list[PagePicture]]:
-    groups: dict[str, list[PagePicture]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.title, []).append(picture)
-    return groups
-
-
-def _fitting(pictures: Sequence[tuple[PagePicture, bytes]], budget: int) -> Iterator[PagePicture]:
-    for picture, png in pictures:
-        filled = picture.with_images(png)
-        fits = filled.size <= budget
-        budget -= filled.size if fits else 0
-        yield filled if fits else picture
+    there = [kind for kind, is_there in kinds.items() if is_there or any(p.file.startswith(kind) for p in pictures)]
+    return {"pictures": by_title, "grids": shown, "in_pictures": ", ".join(there).capitalize(), "mosaic": mosaic}
 
 
 def _content(facts: PageFacts) -> dict[str, Any]:
-    quality = facts.quality
+    """All of the page but its images."""
+    quality, document = facts.quality, facts.reconstruction
     cells = measured(quality, quality.judged_by)
-    no_grids: list[ImageGrid] = []
+    reconstruction = None
+    if document.get("rows"):
+        table = reconstruction_table(reconstruction_frame(document["rows"]))
+        reconstruction = {
+            "heading": RECONSTRUCTION_ERROR.heading,
+            "steps": table.columns,
+            "rows": list(zip(table.labels, table.entries, strict=True)),
+            "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
+        }
     return {
         "name": facts.name,
         "made": facts.made,
-        "hero": hero(quality) if cells else None,
+        "hero": hero(quality, cells),
         "answer": answer(cells, facts.planned, bool(quality.means.over)),
-        "measured_as": protocol_line(quality) if quality.rows else "",
+        "measured_as": _measured_as(quality) if quality.rows else "",
         "metrics": list(_tables(quality)) if quality.rows else [],
         **_charts(facts, cells),
-        "mosaic": None,
         "along": ALONG[quality.layout.x],
         "published": facts.published,
         "differences": differences(facts.differences, quality.judged_by),
         "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
         "by_label": facts.by_label.pivots if facts.by_label.rows else [],
         "about_labels": facts.by_label.notes,
-        "reconstruction": _reconstruction(facts.reconstruction),
-        "protocol": protocol_rows(quality.protocols),
+        "reconstruction": reconstruction,
+        "protocol": _protocol_rows(quality.protocols),
         "provenance": facts.provenance,
         "config": facts.config,
         "warnings": warnings(facts),
-        "pictures": _by_title([picture for picture, _ in facts.pictures]),
-        "grids": no_grids,
-        "in_pictures": _in_pictures(facts, no_grids),
     }
 
 
@@ -228,29 +201,22 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
-def _tables(quality: QualityTable) -> Iterator[ShadedMetric]:
+def _tables(quality: QualityTable) -> Iterator[dict[str, Any]]:
+    """What the page shows of each metric: tables, shades, explanations, and texts unless they are too long to copy."""
     for section in quality.sections:
         shade = _shading(quality, section)
         entries = (entry for table in section.tables for row in table.entries for entry in row)
         meaning = ["The best of a column is bold."] if section.has_best else []
         if any(shade(entry.number) != NO_SHADE for entry in entries):
             meaning.append("Shades go from the best value (blue) to the worst (orange).")
-        about = list(filter(None, [section.means, *section.legend, " ".join(meaning)]))
-        texts = section_markdown(section), section_latex(quality, section)
-        copied = (text if len(text) <= MAX_COPIED else "" for text in texts)
-        yield ShadedMetric(section.metric, section.tables, shade, about, *copied)
-
-
-def _reconstruction(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not document.get("rows"):
-        return None
-    table = reconstruction_table(reconstruction_frame(document["rows"]))
-    return {
-        "heading": RECONSTRUCTION_ERROR.heading,
-        "steps": table.columns,
-        "rows": list(zip(table.labels, table.entries, strict=True)),
-        "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
-    }
+        texts = {"markdown": section_markdown(section), "latex": section_latex(quality, section)}
+        yield {
+            "metric": section.metric,
+            "tables": section.tables,
+            "shade": shade,
+            "legend": list(filter(None, [section.means, *section.legend, " ".join(meaning)])),
+            **{kind: text if len(text) <= MAX_COPIED else "" for kind, text in texts.items()},
+        }
 
 
 def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
@@ -284,47 +250,38 @@ def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, A
     if not found.every:
         return None
     tables = [
-        {
-            "heading": f"{metric.heading}: {table.title}",
-            "heads": table.heads,
-            "at": table.at,
-            "rows": list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS],
-            "left_out": max(0, len(table.rows) - MAX_EFFECTS),
-        }
+        (f"{metric.heading}: {table.title}", table, list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS])
         for metric in found.by_metric
         for table in effect_tables(found, metric)
     ]
-    explained = [line.replace("`", "") for line in found.about]
-    return {"about": explained, "notes": found.notes, "tables": tables}
+    return {"about": [line.replace("`", "") for line in found.about], "notes": found.notes, "tables": tables}
 
 
-def protocol_line(quality: QualityTable) -> str:
+def _measured_as(quality: QualityTable) -> str:
     """N, the reference and the extractor, whether published FIDs have a different one, and which metric decides."""
     spelled = (quality.protocols.get(name, {}) for name in quality.frame["protocol"])
     names = {protocol["extractor"]["name"] for protocol in spelled if "extractor" in protocol}
     is_other = bool(names) and INCEPTION not in names
-    about = quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
-    return "; ".join(filter(None, [about, quality.about_judge]))
+    scored = quality.scored_as + (", not Inception: not comparable with published FIDs" if is_other else "")
+    return "; ".join(filter(None, [scored, quality.about_judge]))
 
 
-def protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each field in dotted form and its distinct values, such as ("versions.torch", ("2.9.1",))."""
+def _protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, list[str]]]:
+    """Each field in dotted form and its distinct values, such as ("versions.torch", ["2.9.1"])."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and len(value) > MAX_VALUES:
+            return f"{value[0]}, {value[1]}, …, {value[-1]} ({len(value)} values)"
+        if isinstance(value, list):
+            return ", ".join(map(str, value))
+        return shortened(value) if isinstance(value, str) else json.dumps(value)
+
     values: dict[str, dict[str, None]] = {}
     for protocol in protocols.values():
         for name, value in dotted(protocol):
-            values.setdefault(name, {})[_shown(value)] = None
-    return [
-        (name, (*list(distinct)[:MAX_VALUES], *([f"{more} more"] if (more := len(distinct) - MAX_VALUES) > 0 else [])))
-        for name, distinct in values.items()
-    ]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) > MAX_LIST_LENGTH:
-        return f"{value[0]}, {value[1]}, …, {value[-1]} ({len(value)} values)"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return shortened(value) if isinstance(value, str) else json.dumps(value)
+            values.setdefault(name, {})[text(value)] = None
+    more = {name: [f"{len(its) - MAX_VALUES} more"] if len(its) > MAX_VALUES else [] for name, its in values.items()}
+    return [(name, [*list(its)[:MAX_VALUES], *more[name]]) for name, its in values.items()]
 
 
 def warnings(facts: PageFacts) -> list[str]:

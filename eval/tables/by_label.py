@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from taugrid.eval.tables.long_form import (
@@ -19,18 +18,16 @@ from taugrid.eval.tables.long_form import (
     with_notes,
     write_files,
 )
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
+from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, listed
 
 FIRST = ("cell", "settings", "label", "class", "num_samples", "num_reference")
 """The first columns of by_label.csv. Those of quality.csv follow for the metrics that some label has."""
-
 SHOWN = 20
 """Labels that a table shows: of more, the worst."""
-
 NAMED = 5
 """Classes that a note names."""
-
 ABOUT = (
     "each label's images alone, against the reference's images of that label; N is a label's share of the cell's, so "
     "compare these numbers with each other and not with the cell's own"
@@ -71,9 +68,7 @@ class LabelTable:
     @cached_property
     def frame(self) -> pd.DataFrame:
         known = [name for column in score_columns() for name in column.names]
-        frame = pd.DataFrame(list(self.rows))
-        for name in ("num_samples", "num_reference"):
-            frame[name] = frame[name].astype("int64")
+        frame = pd.DataFrame(list(self.rows)).astype({"num_samples": "int64", "num_reference": "int64"})
         return frame[[*FIRST, *(name for name in dict.fromkeys(known) if has_values(frame, name))]]
 
     @cached_property
@@ -81,20 +76,19 @@ class LabelTable:
         """A table for each metric: rows of cells, columns of classes."""
         return [self._pivot(metric) for metric in shown_columns(self.frame.columns, self.asked)]
 
-    def _pivot(self, metric: Any) -> Table:
-        values, errors = (self._wide(name) for name in (metric.name, metric.error))
+    def _pivot(self, metric: MetricColumn) -> Table:
+        cells, classes = (list(dict.fromkeys(self.frame[key])) for key in ("settings", "class"))
+        numbers = self.frame.reindex(columns=["settings", "class", metric.name, str(metric.error)])
+        values, errors = (
+            numbers.pivot(index="settings", columns="class", values=name).reindex(index=cells, columns=classes)
+            for name in (metric.name, str(metric.error))
+        )
         notes: tuple[str, ...] = ()
-        if len(values.columns) > SHOWN:
+        if len(classes) > SHOWN:
             worst = values.mean().sort_values(ascending=metric.higher_is_better).index[:SHOWN]
-            notes = (f"the {SHOWN} worst of {counted(len(values.columns), 'class', 'classes')}; by_label.csv has all",)
+            notes = (f"the {SHOWN} worst of {counted(len(classes), 'class', 'classes')}; by_label.csv has all",)
             values, errors = values[worst], errors[worst]
         return Table(metric, {}, values, errors, notes, row_keys=("cell",), column_key="class")
-
-    def _wide(self, name: str | None) -> pd.DataFrame:
-        """A column of numbers by cell and class; NaN where there is none."""
-        frame = self.frame if name in self.frame else self.frame.assign(**{str(name): np.nan})
-        cells, classes = (list(dict.fromkeys(frame[key])) for key in ("settings", "class"))
-        return frame.pivot(index="settings", columns="class", values=str(name)).reindex(index=cells, columns=classes)
 
     @property
     def markdown(self) -> str:
@@ -108,10 +102,5 @@ class LabelTable:
 def write_by_label(table: LabelTable, folder: Path) -> None:
     """Write by_label.{csv,json,md} into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_files(
-        folder,
-        "by_label",
-        csv=as_csv(table.frame),
-        json=as_json({"rows": table.frame.to_dict("records"), "notes": list(table.notes)}),
-        md=with_notes(table.markdown, table.notes),
-    )
+    json = as_json({"rows": table.frame.to_dict("records"), "notes": list(table.notes)})
+    write_files(folder, "by_label", csv=as_csv(table.frame), json=json, md=with_notes(table.markdown, table.notes))

@@ -34,8 +34,7 @@ from taugrid.eval.tables.long_form import (
     with_notes,
     write_files,
 )
-from taugrid.eval.tables.pivots import pivot_tables
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table, pivot_tables
 from taugrid.grids.axes import EVALUATIONS, NOT_AXES
 from taugrid.grids.names import PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
@@ -50,8 +49,7 @@ the heading that their tables share, `others` what differs besides S and eta. `d
 an error is missing or what was joined. Checkpoints have their short names.
 
 For each of `OTHER_METRICS` that has a standard error in some row, `PARTS` follow with its name before them: kid_a,
-kid_b, kid_difference, kid_se, kid_z. They are columns and not rows, so that a row stays a pair of cells, and a reader
-who counts or filters rows never mixes metrics."""
+kid_b, kid_difference, kid_se, kid_z. So a row stays a pair of cells, and who counts rows never mixes metrics."""
 OTHER_METRICS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
 
@@ -64,7 +62,7 @@ class Evidence:
     """Facts for comparisons that rows lack: by cell or, for protocols, by the short hash in the rows."""
 
     influences: Mapping[str, Array]
-    """phi (N,) of each cell's samples in the order of their indices. A cell without standard error has none."""
+    """phi (N,) of each cell's samples in the order of their indices; none of a cell without standard error."""
     pairings: Mapping[str, Hashable]
     """Equal for cells whose samples start from the same x_T, that is, with the same seed and image shape."""
     protocols: Mapping[str, ProtocolFields]
@@ -74,10 +72,8 @@ class Evidence:
     """Column of quality.csv -> the influences of that metric, by cell; the fields above are FID's."""
 
     def of(self, column: str) -> "Evidence":
-        """The evidence for differences of another metric, by its column in quality.csv."""
-        if column == FID.name:
-            return self
-        return replace(self, influences=self.others.get(column, {}), reasons={})
+        """The evidence for differences of a metric, by its column in quality.csv."""
+        return self if column == FID.name else replace(self, influences=self.others.get(column, {}), reasons={})
 
 
 class Paired(NamedTuple):
@@ -88,24 +84,15 @@ class Paired(NamedTuple):
     note: str
 
 
-Line = tuple[str, str, list[str]]
-"""A setting, a heading, and scored cells that differ in that setting, in its order: adjacent ones are neighbours."""
-
-
 def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]:
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID, or another metric that has a standard error.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
-    along each other setting that has separate tables (eval/tables/pivots.py).
-
-    Neighbours are in one table, or in two that differ in one setting. Along eta, a setting such as clip therefore
-    differs only if it follows from the row. Cells that `pair` refuses, for instance without common noise, are left out.
-
-    `rows` are in the order of the grid, which is also the order along those other settings.
+    along each other setting that has separate tables (eval/tables/pivots.py), in the order of `rows`. Cells that `pair`
+    refuses, for instance without common noise, are left out.
 
     Raises:
         ValueError: if a cell does not have as many influences as samples.
-        KeyError: if a cell has no pairing, or a protocol is missing.
     """
     names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
@@ -117,21 +104,17 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": heading}
-        for along, heading, cells in (*_within(pivots), *_between(pivots, list(by_cell)))
+        for along, heading, cells in _lines(pivots, list(by_cell))
         for a, b in pairwise(cells)
         if _compared(by_cell[a], by_cell[b]) and not _obstacles(by_cell[a], by_cell[b], evidence)
     ]
 
 
-def _within(pivots: Sequence[Table]) -> Iterator[Line]:
-    """Lines along S and along eta."""
+def _lines(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """A setting, a heading, and neighbours: scored cells along S, along eta, and along other settings in `order`."""
     for table in pivots:
         yield from (("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
         yield from (("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
-
-
-def _between(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[Line]:
-    """Lines along each other setting, with its cells in `order`."""
     places = {cell: place for place, cell in enumerate(order)}
     for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
@@ -153,17 +136,18 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
     Raises:
         ValueError: if a cell has no FID and no other metric has a standard error, or if a cell has not as many
             influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
-        KeyError: if a cell has no pairing, or a protocol is missing.
     """
-    compared = _compared(row_a, row_b)
-    if not compared:
+    metrics = _compared(row_a, row_b)
+    if not metrics:
         lacking = row_a if _number(row_a, FID.name) is None else row_b
         raise ValueError(f"cell {lacking['cell']} has no FID")
     obstacles = _obstacles(row_a, row_b, evidence)
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
         raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
-    of_fid, note = _difference(FID, row_a, row_b, evidence)
+    parts = {metric: _difference(metric, row_a, row_b, evidence) for metric in dict.fromkeys([FID, *metrics])}
+    named = {metric: dict(zip(_columns(metric), parts[metric][0], strict=True)) for metric in parts}
+    note = parts[FID][1]
     return {
         "cell_a": row_a["cell"],
         "cell_b": row_b["cell"],
@@ -172,23 +156,21 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
         **{f"{key}_a": row_a[key] for key in ("steps", "eta", "sigma")},
         **{f"{key}_b": row_b[key] for key in ("steps", "eta", "sigma")},
         "others": _others(row_a, row_b),
-        "fid_a": of_fid["a"],
-        "fid_b": of_fid["b"],
-        "difference": of_fid["difference"],
-        "se": of_fid["se"],
-        "z": of_fid["z"],
+        **named.pop(FID),
         "num_samples": min(row_a["num_samples"], row_b["num_samples"]),
         "protocol_a": row_a["protocol"],
         "protocol_b": row_b["protocol"],
         "joined": bool(obstacles),
         "note": "; ".join(filter(None, [*(f"joined although {obstacle}" for obstacle in obstacles), note])),
-        **{
-            f"{metric.name}_{part}": value
-            for metric in compared
-            if metric != FID
-            for part, value in _difference(metric, row_a, row_b, evidence.of(metric.name))[0].items()
-        },
+        **{name: value for columns in named.values() for name, value in columns.items()},
     }
+
+
+def _columns(metric: MetricColumn) -> list[str]:
+    """The columns of a metric's `PARTS` in differences.csv."""
+    if metric == FID:
+        return ["fid_a", "fid_b", "difference", "se", "z"]
+    return [f"{metric.name}_{part}" for part in PARTS]
 
 
 def _number(row: Row, column: str) -> float | None:
@@ -205,14 +187,13 @@ def _compared(*rows: Row) -> list[MetricColumn]:
 
 def _difference(
     metric: MetricColumn, row_a: Row, row_b: Row, evidence: Evidence
-) -> tuple[dict[str, float | None], str]:
+) -> tuple[tuple[float | None, ...], str]:
     """`PARTS` of a row, and why an error is missing; the difference is b - a, None if one of them is missing."""
     a, b = _number(row_a, metric.name), _number(row_b, metric.name)
-    paired = Paired(None, None, "")
-    if a is not None and b is not None:
-        paired = paired_error(b - a, row_a, row_b, evidence)
-    difference = None if a is None or b is None else b - a
-    return {"a": a, "b": b, "difference": difference, "se": paired.se, "z": paired.z}, paired.note
+    if a is None or b is None:
+        return (a, b, None, None, None), ""
+    paired = paired_error(b - a, row_a, row_b, evidence.of(metric.name))
+    return (a, b, b - a, paired.se, paired.z), paired.note
 
 
 def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
@@ -225,11 +206,7 @@ def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
 
 
 def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Paired:
-    """The standard error of a difference between two cells.
-
-    Raises:
-        ValueError: if a cell does not have as many influences as samples.
-    """
+    """The standard error of a difference between two cells; a `ValueError` if influences are not of their N."""
     a, b = row_a["cell"], row_b["cell"]
     for row in (row_a, row_b):
         phi = evidence.influences.get(row["cell"])
@@ -250,10 +227,7 @@ def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) 
 
 
 def _others(row_a: Row, row_b: Row) -> str:
-    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any.
-
-    A setting that a sampler ignores does not differ. Network evaluations do if S does not say so.
-    """
+    """The differing settings besides S and eta, such as "clip: none -> x0_and_eps"; a model by its keys, if any."""
     columns = {*row_a, *row_b}
     keys = sorted((columns & SETTINGS) | set(axes(columns)))
     idle = [key for key in IGNORABLE if None in (row_a.get(key), row_b.get(key))]
@@ -284,21 +258,18 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColu
             names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
             groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
     sign = -1 if metric.higher_is_better else 1
-    own = evidence.of(metric.name)
     found: list[BestCheckpoint] = []
     for group in [group for group in groups.values() if len(group) > 1]:
         best = min(group, key=lambda row: sign * float(row[metric.name]))
         alike = []
         for row in group:
-            if row is not best and not _obstacles(best, row, own):  # the same protocol and noise
-                parts, _ = _difference(metric, best, row, own)
-                if parts["se"] is not None and (parts["z"] is None or abs(parts["z"]) < Z_95):
+            if row is not best and not _obstacles(best, row, evidence):  # the same protocol and noise
+                (*_, se, z), _ = _difference(metric, best, row, evidence)
+                if se is not None and (z is None or abs(z) < Z_95):
                     alike.append(str(row[CHECKPOINT]))
         found.append(BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), tuple(alike)))
     return found
 
-
-_FLOATS = frozenset({"eta_a", "eta_b", "fid_a", "fid_b", "difference", "se", "z"})
 
 _ABOUT = (
     "Each value is the {title} of the second cell minus that of the first, ± one paired standard error: sample n of "
@@ -315,13 +286,6 @@ _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
 HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
 
 
-def differences_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """A table of `DIFFERENCE_COLUMNS`: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
-    others = [f"{metric.name}_{part}" for metric in compared(rows) if metric != FID for part in PARTS]
-    columns = {name: [row.get(name) for row in rows] for name in (*DIFFERENCE_COLUMNS, *others)}
-    return pd.DataFrame({name: series(values, name in {*_FLOATS, *others}) for name, values in columns.items()})
-
-
 def about(metric: MetricColumn) -> str:
     """What the differences of a metric and their errors are."""
     without = "does not include" if metric.unbiased else f"includes neither the bias of {metric.title} nor"
@@ -336,29 +300,31 @@ def compared(rows: Sequence[Row], first: MetricColumn = FID) -> list[MetricColum
 
 def parts_by_metric(row: Row) -> dict[str, dict[str, float | None]]:
     """Metric -> its `PARTS`, of each metric with a difference in a row."""
-    own = {"difference", "se", "z"}
     return {
-        metric.name: {part: row[part if metric == FID and part in own else f"{metric.name}_{part}"] for part in PARTS}
+        metric.name: {part: row[column] for part, column in zip(PARTS, _columns(metric), strict=True)}
         for metric in compared([row])
     }
 
 
 def differences_of(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
     """The rows with a difference of `metric`, which is under the names of FID's: difference, se, z. None is empty."""
-    if metric == FID:
-        return [row for row in rows if row["difference"] is not None]
-    names = {part: f"{metric.name}_{part}" for part in ("difference", "se", "z")}
-    there = (row for row in rows if row.get(names["difference"]) is not None)
-    return [{**row, **{part: row[name] for part, name in names.items()}} for row in there]
+    _, _, difference, se, z = _columns(metric)
+    there = (row for row in rows if row.get(difference) is not None)
+    return [{**row, "difference": row[difference], "se": row[se], "z": row[z]} for row in there]
 
 
-def differences_markdown(rows: Sequence[Row], first: MetricColumn = FID) -> str:
-    """A section for each metric: a list for each pivot and direction. Notes on missing errors come last, each once."""
+def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = FID) -> None:
+    """Write differences.{csv,md}: numbers are float64 with NaN for None, S and N integers, `joined` is boolean."""
+    numbers = [name for metric in compared(rows) for name in _columns(metric)]
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys([*DIFFERENCE_COLUMNS, *numbers])}
+    floats = {"eta_a", "eta_b", *_columns(FID), *numbers}
+    frame = pd.DataFrame({name: series(values, name in floats) for name, values in columns.items()})
     blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
     for metric in compared(rows, first):
         said = f"The same for {metric.heading}." if blocks else about(metric)
         blocks += [f"# Differences of {metric.title}", said, *_lists(differences_of(rows, metric))]
-    return with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
+    text = with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
+    write_files(folder, "differences", csv=as_csv(frame), md=text)
 
 
 def _lists(rows: Sequence[Row]) -> list[str]:
@@ -388,10 +354,6 @@ def with_short_keys(rows: Sequence[Row]) -> list[Row]:
         {**row, **{name: _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS}}
         for row in rows
     ]
-
-
-def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = FID) -> None:
-    write_files(folder, "differences", csv=as_csv(differences_frame(rows)), md=differences_markdown(rows, first))
 
 
 def difference_line(row: Row) -> str:

@@ -67,8 +67,7 @@ def eta_in_words(eta: str) -> str:
 def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
     """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
 
-    What a sampler ignores is empty. In place of eta it has the sampler's name, unless that is `beside` it, in a row or
-    above the table.
+    What a sampler ignores is empty; in place of eta it has its name, unless that is `beside` it in a row or above.
     """
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
@@ -114,10 +113,7 @@ def row_note(group: pd.DataFrame, column: str) -> str:
 
 
 def settings_in(columns: Sequence[str]) -> list[str]:
-    """The settings among the columns of quality.csv besides eta, S and N: keys of the grid in its order, then others.
-
-    The options of a sampler follow it.
-    """
+    """The settings among the columns of quality.csv besides eta, S and N: the grid's keys in its order, then others."""
     keys = sorted(axes(columns), key=columns.index)
     options = [key for key in keys if key == OPTIONS]
     return [*(key for key in keys if key != OPTIONS), OTHERS[0], *options, *OTHERS[1:]]

@@ -82,14 +82,10 @@ def axes(columns: Iterable[str]) -> list[str]:
 
 
 def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """A row per cell, sorted by its settings.
+    """A row per cell, sorted by its settings; a `KeyError` if a row lacks one of `COLUMNS`.
 
-    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter.
-    Integers stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes
-    JSON.
-
-    Raises:
-        KeyError: if a row lacks one of `COLUMNS`.
+    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter. Integers
+    stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes JSON.
     """
     given = {key for row in rows for key in row}
     others = axes(given)
@@ -110,10 +106,7 @@ def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def in_grid_order(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """The long form of `rows`, which stay in the order of the grid; so do the columns of its keys, behind the others.
-
-    For tables and figures, which show the values of a key in the config's order.
-    """
+    """The long form of `rows`, which stay in the order of the grid, as do its keys in columns behind the others."""
     frame = long_form(rows)
     of_grid = set(axes(frame.columns))
     keys = list(dict.fromkeys(key for row in rows for key in row if key in of_grid))
@@ -175,9 +168,8 @@ def with_notes(text: str, notes: Sequence[str]) -> str:
 
 
 class JoinedRows(NamedTuple):
-    """Notes and marks for rows that were joined although their protocols differ."""
-
     notes: list[str]
+    """On rows that were joined although their protocols differ."""
     cells: frozenset[str]
     """Cells whose comparability key differs from most; tables mark them."""
 
@@ -187,12 +179,8 @@ def joined_rows(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) ->
 
     Rows of different N are compared separately, because tables and figures never join them. `protocols` are by the
     rows' `protocol`.
-
-    Raises:
-        KeyError: if a row's protocol is missing.
     """
-    notes: list[str] = []
-    cells: set[str] = set()
+    notes, cells = list[str](), set[str]()
     for size in sorted({row["num_samples"] for row in rows}):
         spelled = {row["cell"]: protocols[row["protocol"]] for row in rows if row["num_samples"] == size}
         details = []

@@ -1,4 +1,4 @@
-"""The quality table pivoted as in the DDIM paper: rows of eta, columns of S.
+"""Tables of a metric, as in the DDIM paper: rows of eta, columns of S.
 
 `Arrangement` makes one table for all models, with a row for each setting and eta: tables and pages show it.
 `pivot_tables` makes a table for each combination of settings: differences and figures compare the cells of one such
@@ -8,15 +8,16 @@ protocols by short hash.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.tables.ablation.seeds import Averaged
-from taugrid.eval.tables.entries import MISSING
+from taugrid.eval.tables.entries import MEANINGS, MISSING, Entry, shown_number, write_mean
 from taugrid.eval.tables.labels import (
     IGNORABLE,
     OPTIONS,
@@ -29,39 +30,170 @@ from taugrid.eval.tables.labels import (
     short_columns,
 )
 from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, as_text, axes
-from taugrid.eval.tables.table import Table
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.grids.names import SHOWN, of_model
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
 from taugrid.registry.samplers import DEFAULT
+from taugrid.words import markdown_table
 
 Floors = Mapping[int, Mapping[str, Floor]]
 """N -> column of a metric -> its floor."""
 NO_FLOORS: Floors = {}
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of one metric. The index has the row labels, with a level for each setting."""
+
+    metric: MetricColumn
+    settings: Mapping[str, str]
+    """The settings that distinguish this table from others, checkpoints by short names. Empty if it is the only one."""
+    values: pd.DataFrame
+    """float64 with NaN where a value is missing; `errors`, `cells` and `spreads` are shaped like it."""
+    errors: pd.DataFrame
+    notes: tuple[str, ...]
+    """Lines on other differences between rows."""
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """The ids of cells, NaN where there is none."""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """Cell id -> the mark after its value."""
+    row_keys: tuple[str, ...] = ("η",)
+    """The short names of the settings in the levels of the index."""
+    column_key: str = "S"
+    """The short name of the setting in the columns."""
+    spreads: pd.DataFrame | None = None
+    """Standard deviations between replicates; None without replicates."""
+    fewer: Mapping[str, int] = field(default_factory=dict)
+    """Cell id -> its number of replicates, for cells that have fewer than others."""
+    num_samples: int = 0
+    """N of its cells."""
+    floor: Floor | None = None
+    """The metric of real images against real images at this N, if it is known."""
+
+    @cached_property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The index: for each row, its label at each level."""
+        return [label if isinstance(label, tuple) else (label,) for label in self.values.index]
+
+    @property
+    def columns(self) -> list[str]:
+        return [str(column) for column in self.values.columns]
+
+    @property
+    def row_headings(self) -> list[str]:
+        """The headings of the columns of row labels; the last also has the columns' key: "η \\ S"."""
+        *others, last = self.row_keys
+        return [*others, f"{last} \\ {self.column_key}" if last else self.column_key]
+
+    @property
+    def _best(self) -> "pd.Series[Any]":
+        """The best value of each column; NaN where nothing competes: one value, or one of several samplers alone."""
+        best, competing = self.values.max() if self.metric.higher_is_better else self.values.min(), self.values.count()
+        if "sampler" in self.row_keys:
+            samplers = self.values.index.get_level_values(self.row_keys.index("sampler"))
+            if samplers.nunique() > 1:
+                competing = self.values.notna().groupby(samplers).any().sum()
+        return best.where(competing > 1)
+
+    @cached_property
+    def entries(self) -> list[list[Entry]]:
+        """Each row as text."""
+        scale, empty = self.metric.scale, self.values * math.nan
+        values, errors = self.values * scale, self.errors * scale
+        spreads = empty if self.spreads is None else self.spreads * scale
+        cells = self.cells.reindex(index=values.index, columns=values.columns)
+        best_values = self._best * scale
+        numbers = (part.to_numpy().tolist() for part in (values, errors, spreads, cells))
+        return [
+            [
+                Entry(
+                    *write_mean(value, error, spread, self.fewer.get(cell)),
+                    best=value == best_value,
+                    mark=self.marks.get(cell, "") if math.isfinite(value) else "",
+                    number=value,
+                    cell=cell if isinstance(cell, str) else "",
+                )
+                for value, error, spread, cell, best_value in zip(*row, best_values, strict=True)
+            ]
+            for row in zip(*numbers, strict=True)
+        ]
+
+    @property
+    def has_best(self) -> bool:
+        return any(entry.best for row in self.entries for entry in row)
+
+    @property
+    def floor_value(self) -> str:
+        """The floor with its standard deviation over draws, as text; empty if none is known."""
+        scale, floor = self.metric.scale, self.floor
+        return shown_number(scale * floor.mean, scale * floor.spread) if floor else ""
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """Explains each mark of its entries."""
+        test, untested = f"the paired difference of {self.metric.title}", ""
+        if self.spreads is not None:
+            test = "Student's t for differences paired by seed"
+        if self.spreads is not None or self.metric.sampling_error == self.metric.error:
+            untested = " (values without ± are not tested)"
+        seen = {mark for row in self.entries for entry in row for mark in entry.mark}
+        return {mark: m.format(test=test, untested=untested) for mark, m in MEANINGS.items() if mark in seen}
+
+    @property
+    def markdown(self) -> str:
+        lines = [
+            [*labels, *(f"{f'**{e.shown}**' if e.best else e.shown} {e.mark}".rstrip() for e in row)]
+            for labels, row in zip(self.labels, self.entries, strict=True)
+        ]
+        columns = "l" * len(self.row_keys) + "r" * len(self.columns)
+        return markdown_table([*self.row_headings, *self.columns], columns, lines)
+
+    @property
+    def short_settings(self) -> dict[str, str]:
+        names = short_columns(self.settings)
+        return {names[column]: value for column, value in self.settings.items()}
+
+    @property
+    def label(self) -> str:
+        """The settings as names write them, such as "schedule=linear clip=x0"."""
+        return " ".join(f"{name}={value}" for name, value in self.short_settings.items())
+
+    @property
+    def heading(self) -> str:
+        """The settings under their full names, such as "diffusion.schedule = linear, clip = x0"."""
+        return self.heading_without("")
+
+    def heading_without(self, left_out: str) -> str:
+        """The heading that is common to tables that differ only in this setting."""
+        return ", ".join(f"{setting} = {value}" for setting, value in self.settings.items() if setting != left_out)
+
+    def against_best(self) -> Iterator[tuple[str, list[str]]]:
+        """The best cell of each column with all others that are not as good, if there are any."""
+        for (_, column), (_, cells), best in zip(self.values.items(), self.cells.items(), self._best, strict=True):
+            if math.isfinite(best) and (others := list(cells[column.notna() & (column != best)])):
+                yield cells[column == best].iloc[0], others
+
+
 class Arrangement:
     """Puts cells into the tables of a layout: one table, unless N, protocols or the layout keep cells apart.
 
-    Values of grid keys are in the order in which the frame first has them, S and eta ascending. A setting that
-    is determined by eta gets a note instead of a level in the rows.
+    Values of grid keys are in the order of the frame, S and eta ascending. What eta determines gets a note.
     """
 
     def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
         self.means, self.layout = means, layout
-        self.ready = prepared(means.frame, protocols)
-        self.implied, self.table_keys = _determined_by_eta(self.ready), _incomparable(self.ready)
-        self.settings = [name for name in _varying(self.ready) if name not in (*self.implied, *self.table_keys)]
+        self.ready = ready = prepared(means.frame, protocols)
+        names = [name for name in (*axes(ready.columns), *OTHERS) if not of_model(name) and name != "sampler"]
+        varying = [name for name in names if not _determined(ready, name, [])]
+        self.implied = [name for name in varying if _determined(ready, name, ["sigma", "eta"])]  # in the paper, clip
+        self.table_keys = _incomparable(ready)
+        self.settings = [name for name in _varying(ready) if name not in (*self.implied, *self.table_keys)]
         """The settings in the rows of the usual table, besides eta."""
-        self._notes = protocol_notes(means.frame, protocols)
+        self._notes = _protocol_notes(means.frame, protocols)
 
     def tables(self, metric: MetricColumn) -> list[Table]:
-        """The tables of a metric with its errors, replicates averaged.
-
-        Raises:
-            ValueError: if two cells belong at the same position.
-        """
+        """The tables of a metric with its errors, replicates averaged. Two cells at one place are a `ValueError`."""
         ready, columns = self.ready, self.layout.columns
         if metric.name == EXACT and (ready["sampler"] == DEFAULT).any():
             ready = ready[ready["sampler"] == DEFAULT]  # no other sampler has a closed form
@@ -85,10 +217,7 @@ class Arrangement:
                 (rows, columns),
                 settings={name: labelled(group, name).iloc[0] or MISSING for name in table_keys if name != OPTIONS}
                 | {name: text for name in table_keys if name == OPTIONS and (text := labelled(group, name).iloc[0])},
-                notes=(
-                    *(row_note(group, name) for name in self.implied),
-                    *self._notes.get(group["protocol"].iloc[0], []),
-                ),
+                notes=_notes(group, self.implied, self._notes),
             )
             for group in _groups(ready, [*table_keys, "sigma"] if "eta" in table_keys else table_keys)
         ]
@@ -104,39 +233,37 @@ def pivot_tables(
 
     A sampling setting that is determined by the row gets a note instead of separate tables: in the paper only sigma_hat
     clips. Settings that make another model, and N, always get separate tables. If these still mix protocols that can't
-    be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it.
-
-    Raises:
-        ValueError: if two cells belong at the same position.
+    be compared, each gets its own table: the setting "protocol" is its `comparability_key`, and a note explains it. Two
+    cells at one place are a `ValueError`.
     """
     if frame.empty:
         return []
-    notes_by_key = protocol_notes(frame, protocols)
-    ready = prepared(frame, protocols)
+    ready, of_protocols = prepared(frame, protocols), _protocol_notes(frame, protocols)
     table_keys, implied = _separate(ready, rows)
-    return [
-        _pivot(
-            group,
-            metric,
-            None,
-            (rows, "steps"),
-            settings={column: _setting(group[column].iloc[0], column) for column in table_keys},
-            notes=(*(row_note(group, column) for column in implied), *notes_by_key.get(group["protocol"].iloc[0], [])),
+    tables = []
+    for group in _groups(ready, table_keys):
+        first = {name: group[name].iloc[0] for name in table_keys}
+        settings = {
+            name: MISSING if name in IGNORABLE and pd.isna(value) else as_text(value) for name, value in first.items()
+        }
+        tables.append(
+            _pivot(group, metric, None, (rows, "steps"), settings, notes=_notes(group, implied, of_protocols))
         )
-        for group in _groups(ready, table_keys)
-    ]
+    return tables
 
 
 def with_floors(tables: Iterable[Table], floors: Floors) -> list[Table]:
     return [replace(table, floor=floors.get(table.num_samples, {}).get(table.metric.name)) for table in tables]
 
 
-def _setting(value: Any, column: str) -> str:
-    return MISSING if column in IGNORABLE and pd.isna(value) else as_text(value)
-
-
 def _groups(frame: pd.DataFrame, table_keys: Sequence[str]) -> list[pd.DataFrame]:
     return [group for _, group in frame.groupby(list(table_keys), sort=False, dropna=False)] if table_keys else [frame]
+
+
+def _notes(group: pd.DataFrame, implied: Sequence[str], of_protocols: Mapping[str, str]) -> tuple[str, ...]:
+    """What a table doesn't say: settings that follow from its rows, and how its protocol differs from others."""
+    protocol = of_protocols.get(group["protocol"].iloc[0])
+    return (*(row_note(group, name) for name in implied), *([protocol] if protocol else []))
 
 
 def _pivot(
@@ -203,7 +330,7 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     return pd.Series([ranks[key] for key in keys], index=group.index)
 
 
-def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, list[str]]:
+def _protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, str]:
     """Comparability key -> how it differs from others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
     for _, group in frame.groupby("num_samples"):
@@ -212,7 +339,7 @@ def protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields])
             for value, keys in by_value.items():
                 for key in keys:
                     particular[key].append(f"{name} {value}")
-    return {key: [f"protocol: {', '.join(fields)}"] for key, fields in particular.items()}
+    return {key: f"protocol: {', '.join(fields)}" for key, fields in particular.items()}
 
 
 def _determined(frame: pd.DataFrame, column: str, given: Sequence[str]) -> bool:
@@ -245,12 +372,6 @@ def _varying(frame: pd.DataFrame) -> list[str]:
     """The settings that vary, besides eta, S and N."""
     varying = [name for name in settings_in(list(frame.columns)) if not _determined(frame, name, [])]
     return varying if _determined(frame, "model", varying) else [*varying, "model"]
-
-
-def _determined_by_eta(frame: pd.DataFrame) -> list[str]:
-    """The settings that vary, and only with eta: in the paper, only sigma_hat clips."""
-    names = [name for name in (*axes(frame.columns), *OTHERS) if not of_model(name) and name != "sampler"]
-    return [n for n in names if not _determined(frame, n, []) and _determined(frame, n, ["sigma", "eta"])]
 
 
 def _incomparable(frame: pd.DataFrame) -> list[str]:

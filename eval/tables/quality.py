@@ -14,8 +14,7 @@ from taugrid.eval.tables.ablation.seeds import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns
-from taugrid.eval.tables.pivots import Arrangement, Floors, with_floors
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Arrangement, Floors, Table, with_floors
 from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import METRICS, MetricColumn
@@ -106,10 +105,7 @@ class QualityTable:
 
     @property
     def judged_by(self) -> MetricColumn:
-        """The metric that decides: FID or, if it has no errors here, the first distance of `evaluate.metrics` that has.
-
-        Without FID, the first of `evaluate.metrics` that has errors; without errors, the first score.
-        """
+        """The metric that decides: FID or, if it has no errors here, the first of `evaluate.metrics` that has."""
         return self.metrics[0]
 
     @property
@@ -131,15 +127,21 @@ class QualityTable:
         return {}
 
     def section(self, metric: MetricColumn) -> "MetricTables":
-        """The tables of a metric with marks."""
-        if metric.name not in self._sections:
-            self._sections[metric.name] = self._section(metric)
-        return self._sections[metric.name]
-
-    def _section(self, metric: MetricColumn) -> "MetricTables":
-        arranged = with_floors(self._arranged.tables(metric), self.floors)
-        tables = [replace(table, notes=(*table.notes, *table.about_floor)) for table in arranged]
-        alike = self._alike(metric, tables)
+        """The tables of a metric with marks and floors."""
+        if metric.name in self._sections:
+            return self._sections[metric.name]
+        tables = with_floors(self._arranged.tables(metric), self.floors)
+        for i, table in enumerate(tables):
+            if table.floor is not None:
+                value = f"{metric.title} {table.floor_value}"
+                about = f"floor: {value} of {table.floor.in_words} ± their standard deviation"
+                tables[i] = replace(table, notes=(*table.notes, about))
+        by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
+        if self.recorded is not None and metric.name in self.recorded:
+            alike = self.recorded[metric.name]
+        else:
+            found = (indistinguishable(table, self.means, by_cell, evidence) for table in tables if by_cell)
+            alike = frozenset().union(*found)
         marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
             groups = self.means.members.items()
@@ -147,15 +149,9 @@ class QualityTable:
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
         error_means = f"± is {metric.error_means}." if has_values(self.frame, metric.error) else ""
         caption = "" if self.frame.empty else self.means.caption()
-        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
-
-    def _alike(self, metric: MetricColumn, tables: Sequence[Table]) -> Set[str]:
-        """Cells that can't be distinguished from the best of their column (ablation/alike.py)."""
-        if self.recorded is not None and metric.name in self.recorded:
-            return self.recorded[metric.name]
-        by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
-        found = (indistinguishable(table, self.means, by_cell, evidence) for table in tables if by_cell)
-        return frozenset().union(*found)
+        marked = [replace(table, marks=marks) for table in tables]
+        self._sections[metric.name] = MetricTables(metric, marked, caption, error_means, alike)
+        return self._sections[metric.name]
 
     def arranged(self, layout: Layout) -> Arrangement:
         return self._arranged if layout == self.layout else Arrangement(self.means, self.used_protocols, layout)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from taugrid.eval.tables.long_form import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
 from taugrid.registry.metrics import MetricColumn
 
 RECONSTRUCTION_COLUMNS = (
@@ -33,9 +33,6 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     `mse` is the mean over images of the squared error per dimension on [0, 1], `mse_se` its standard error, `mse_8bit`
     the same after the reconstruction was clipped and rounded to 8 bits; all are float64 with NaN for None.
     `network_evaluations` are per image, both ways together. A list as the value of an axis becomes its JSON.
-
-    Raises:
-        KeyError: if a row lacks one of `RECONSTRUCTION_COLUMNS`.
     """
     axes = sorted({key for row in rows for key in row} - set(RECONSTRUCTION_COLUMNS))
     order = [*axes, "model", "weights", "spacing", "num_images", "steps"]
@@ -48,11 +45,8 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 def reconstruction_table(frame: pd.DataFrame) -> Table:
     """`mse` times `SCALE`, and its error, as in the paper: columns of S, and a row for each setting that differs.
 
-    A row's label says what sets it apart ("spacing = linear"), or "Error" if it is the only one. A model that no other
-    column tells apart is named by its id. What all rows have in common is in the notes.
-
-    Raises:
-        ValueError: if two rows belong in the same place.
+    A row's label says what sets it apart ("spacing = linear"). A model that no other column tells apart is named by its
+    id. What all rows have in common is in the notes. Two rows in the same place are a `ValueError`.
     """
     axes = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS]
     settings = [*axes, "weights", "spacing", "num_images"]
@@ -95,15 +89,8 @@ def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
 def write_reconstruction(
     rows: Sequence[Mapping[str, object]], folder: Path, about: str, notes: Sequence[str] = ()
 ) -> None:
-    """Write reconstruction.{csv,json,md} into `folder`.
-
-    `about` is a sentence on the images: data set, split, and whether the network was trained on them.
-    """
+    """Write reconstruction.{csv,json,md} into `folder`; `about` is a sentence on the images."""
     table = reconstruction_frame(rows)
-    write_files(
-        folder,
-        "reconstruction",
-        csv=as_csv(table),
-        json=as_json({"about": about, "rows": table.to_dict("records"), "notes": list(notes)}),
-        md=with_notes(reconstruction_markdown(table, about), notes),
-    )
+    text = with_notes(reconstruction_markdown(table, about), notes)
+    json = as_json({"about": about, "rows": table.to_dict("records"), "notes": list(notes)})
+    write_files(folder, "reconstruction", csv=as_csv(table), json=json, md=text)

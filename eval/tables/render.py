@@ -1,7 +1,6 @@
 """The quality table as text: csv, json, Markdown and LaTeX in files, and drawn in a terminal.
 
 In a terminal, the best of a column is bold, or marked with a star in a log, a pipe and where there are no colours.
-eval/pages shows the same entries in HTML.
 """
 
 import re
@@ -18,9 +17,9 @@ from rich.text import Text
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MISSING, Entry
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID, as_csv, as_json, has_values, with_notes, write_files
+from taugrid.eval.tables.pivots import Table
 from taugrid.eval.tables.quality import MetricTables, QualityTable, legend, sizes
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import Table
 
 SIUNITX = (
     "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
@@ -35,8 +34,7 @@ _TEX |= {character: f"${character}$" for character in "|<>"}  # the old font enc
 _TEX |= {INDISTINGUISHABLE: r"$\approx$", JOINED: r"$\ddagger$"}
 
 CONSOLE_WIDTH = 80
-"""The largest width of tables, in characters, which rich also assumes if there is no terminal. A narrower terminal gets
-narrower tables."""
+"""The largest width of tables, in characters, which rich also assumes if there is no terminal."""
 MAX_ROWS = 60
 """Rows in all tables of further metrics. With more, they are left out, or the first would scroll off the screen."""
 MIN_LABEL_WIDTH = 10
@@ -55,14 +53,9 @@ def write_quality(table: QualityTable, folder: Path, stem: str = "quality") -> N
     floors = {str(n): {name: floor._asdict() for name, floor in by_name.items()} for n, by_name in table.floors.items()}
     document |= {"floors": floors} if floors else {}
     folder.mkdir(parents=True, exist_ok=True)
-    write_files(
-        folder,
-        stem,
-        csv=as_csv(table.long),
-        json=as_json(document),
-        md=with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes),
-        tex="".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table),
-    )
+    text = with_notes(f"{table.about}\n\n{to_markdown(table)}", table.notes)
+    tex = "".join(f"% {' '.join(line.split())}\n" for line in (table.about, *table.notes)) + to_latex(table)
+    write_files(folder, stem, csv=as_csv(table.long), json=as_json(document), md=text, tex=tex)
 
 
 def to_markdown(table: QualityTable) -> str:
@@ -91,9 +84,8 @@ def section_latex(table: QualityTable, section: MetricTables, siunitx: bool = Fa
         means = section.caption or (f"± is {metric.error_means}" if each.errors.notna().any(axis=None) else "")
         number = f"N = {sizes(table.frame)}" if "num_samples" not in each.settings else ""
         marks = (line.rstrip(".") for line in legend([each]))
-        texts.append(
-            _latex(each, [metric.heading, each.label, number, means.rstrip("."), *each.notes, *marks], siunitx)
-        )
+        caption = [metric.heading, each.label, number, means.rstrip("."), *each.notes, *marks]
+        texts.append(_latex(each, caption, siunitx))
     return "\n".join(texts)
 
 
@@ -164,8 +156,7 @@ class LazyRenderable:
 def to_console(quality: QualityTable) -> LazyRenderable:
     """The tables of every metric, for `rich` to print; notes and the star's meaning are below the first.
 
-    A table wider than 80 characters, or than the terminal, gets its errors below the values; if it is still too wide,
-    it is split by its columns.
+    A table wider than 80 characters, or than the terminal, gets its errors below the values, and else is split.
     """
     first, *others = quality.sections
 
@@ -223,8 +214,10 @@ def _console_tables(pivot: Table, bold: bool, width: int) -> Iterator[RichTable]
     for separator in (" ", "\n"):  # errors beside the values; below them if even folded labels leave too little room
         columns = [_aligned(head, column, separator) for head, *column in zip(pivot.columns, *rows, strict=True)]
         widths = [gap + len(column[0]) for column in columns]
-        left = width - sum(widths) - gaps if separator == " " else width
-        label_widths = _fit_widths(lengths, min(width // 2, left))
+        left = min(width // 2, width - sum(widths) - gaps if separator == " " else width)
+        label_widths = list(lengths)
+        while sum(label_widths) > left and max(label_widths) > MIN_LABEL_WIDTH:
+            label_widths[label_widths.index(max(label_widths))] -= 1
         label_width_total = sum(label_widths) + gaps
         if label_width_total + sum(widths) <= width:
             break
@@ -253,14 +246,6 @@ def _folded(label: str, width: int) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
-
-
-def _fit_widths(lengths: Sequence[int], total: int) -> list[int]:
-    """Widths of labels whose sum is at most `total`: the longest are folded, but none below `MIN_LABEL_WIDTH`."""
-    widths = list(lengths)
-    while sum(widths) > total and max(widths) > MIN_LABEL_WIDTH:
-        widths[widths.index(max(widths))] -= 1
-    return widths
 
 
 def _aligned(head: str, column: Sequence[Entry], separator: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The board as one JSON document, which the page shows: columns, a row for each scored cell, and what may be compared.
 
-Its format is part of the page (eval/pages/board.py): both are of one version.
+Its format is part of the page (eval/pages/templates/board*.js): both are of one version.
 """
 
 import hashlib

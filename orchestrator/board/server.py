@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from taugrid.errors import UserError
-from taugrid.eval.pages.board import board_html
+from taugrid.eval.pages.environment import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
 

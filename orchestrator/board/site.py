@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from taugrid.errors import UserError
-from taugrid.eval.pages.board import board_html
+from taugrid.eval.pages.environment import board_html
 from taugrid.orchestrator.board.cells import strip
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow
 from taugrid.orchestrator.board.find import THREADS, Place

@@ -67,8 +67,7 @@ def write_night(night: Night, verdict: NightVerdict) -> None:
 def write_history(history: History) -> None:
     """Write history.parquet, the trend figure and the page from the verdicts of all complete nights."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
-    from taugrid.eval.figures.trend import judged_metrics, trend_figure
-    from taugrid.eval.pages.history import history_html
+    from taugrid.eval.pages.history import history_html, judged_metrics, trend_figure
 
     verdicts = history.verdicts()
     nights = [night_line(verdict) for verdict in verdicts]

@@ -15,7 +15,7 @@ from boards import board, run
 from PIL import Image
 from snapshots import recorded
 
-from taugrid.eval.pages.board import board_html
+from taugrid.eval.pages.environment import board_html
 from taugrid.eval.tables.entries import shown_number
 
 pytestmark = [pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium"), pytest.mark.long]

@@ -21,7 +21,6 @@ from test_tables import cell
 
 import taugrid
 from taugrid.config.load import load
-from taugrid.eval.figures.pictures import reconstructions
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.charts import quality_chart
 from taugrid.eval.pages.pictures import PagePicture, grids
@@ -203,19 +202,6 @@ def test_small_images_are_enlarged_pixel_by_pixel_so_that_paper_shows_them_sharp
     image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     [grid] = grids({"": {("0", 10): image[None]}}, 10**6)
     assert (pixels(grid.rows[0][1][0][0]) == image.repeat(12, 0).repeat(12, 1)).all()
-
-
-def test_a_picture_of_tiles_is_a_table_in_the_page_so_that_its_words_are_not_black_in_the_dark(tmp_path):
-    originals = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
-    png = tmp_path / "reconstructions.png"
-    reconstructions(originals, {10: 255 - originals}, png)
-    shown = (PagePicture(png.name, "Reconstructions", "", "held-out images"), png.read_bytes())
-    page = Parsed(report_html(findings(samples={}, pictures=[shown])))
-    [table] = page.all("table", **{"class": "images rows"})
-    recorded("".join(table["text"].split()))
-    images = {e["alt"]: e["src"] for e in page.all("img")}
-    assert list(images)[::5] == ["original, image 0", "S = 10, image 2"]
-    assert (pixels(images["S = 10, image 2"]) == (255 - originals[2]).repeat(6, 0).repeat(6, 1)).all()
 
 
 def test_texts_of_a_config_are_escaped():

@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from taugrid.eval.figures.trend import judged_metrics, trend_figure
+from taugrid.eval.pages.history import judged_metrics, trend_figure
 from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.registry.metrics import COLUMNS
 

@@ -1,9 +1,8 @@
 """Finds cells that can't be distinguished from the best of their column, by the influences of the samples.
 
 Runs that sample more images of undecided cells alone look again at growing N (`look`). That would make a false
-difference ever more likely, so the level of 5 % is shared among the looks: each has 5 % / their largest number. Within
-a look, the limit holds jointly for all pairs that are still compared, in every column. So at most 5 % of procedures
-tell any two cells apart in the wrong order (docs/decisions.md).
+difference ever more likely, so each look has 5 % / their largest number, jointly for all pairs that are still compared,
+in every column: at most 5 % of procedures tell any two cells apart in the wrong order (docs/decisions.md).
 """
 
 import math
@@ -18,7 +17,7 @@ from taugrid.eval.tables.ablation.seeds import LEVEL, Averaged, alike_over_seeds
 from taugrid.eval.tables.differences import Evidence, paired_error
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.eval.tables.long_form import Row
-from taugrid.eval.tables.table import Table
+from taugrid.eval.tables.pivots import Table
 from taugrid.registry.metrics import MetricColumn
 
 Cells = tuple[str, str]
@@ -34,12 +33,11 @@ def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], ev
 
     `table` has `means` as values. `rows` are those of quality.csv by cell, and `evidence` is of the table's metric.
     """
-    values = {cell: row.get(table.metric.name) for cell, row in rows.items()}
 
     def shared(parts: Sequence[Sequence[Cells]]) -> float:
         return (shared_sampling_error(parts, evidence) or 0.0) if evidence.influences else 0.0
 
-    alike: set[str] = set()
+    values, alike = {cell: row.get(table.metric.name) for cell, row in rows.items()}, set[str]()
     for best, others in table.against_best():
         if means.over:
             members = {cell: means.members[cell] for cell in others}
@@ -117,28 +115,22 @@ def columns(tables: Sequence[Table]) -> list[Contenders]:
 def look(
     groups: Sequence[Contenders], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
 ) -> Decided:
-    """Compare the cells of each group with its best.
+    """Compare the cells of each group with its best; `groups` are those that earlier looks left undecided.
 
-    Args:
-        groups: those that earlier looks left undecided.
-        rows: the rows of quality.csv, by cell, all of one N.
-        evidence: of `metric`, with influences of all cells in `groups`, which share their noise.
-        metric: what is compared.
-        looks: the largest possible number of looks, known before the first.
+    `rows` are those of quality.csv by cell, all of one N. `evidence` has the influences on `metric` of all cells in
+    `groups`, which share their noise. `looks` is their largest possible number, known before the first.
     """
-    if not groups:
-        return Decided([], set())
-    limit = _limit(groups, evidence, LEVEL / looks)
     found = Decided([], set())
+    if not groups:
+        return found
+    limit = _limit(groups, evidence, LEVEL / looks)
     sign = -1 if metric.higher_is_better else 1
     for group in groups:
         best = min(group, key=lambda cell: sign * float(rows[cell][metric.name]))
         undecided = []
-        for cell in group:
+        for cell in (cell for cell in group if cell != best):
             difference = float(rows[cell][metric.name]) - float(rows[best][metric.name])
             paired = paired_error(difference, rows[best], rows[cell], evidence)
-            if cell == best:
-                continue
             if paired.z is None:
                 found.same.add(cell)
             elif abs(paired.z) < limit:

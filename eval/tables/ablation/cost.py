@@ -4,7 +4,7 @@ A cell is Pareto-optimal if no cell that can be compared with it is better at no
 values of the table's `judged_by` decide, without regard to their errors.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.seeds import Averaged, averaged
+from taugrid.eval.tables.ablation.seeds import averaged
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.long_form import FID, as_csv, write_files
@@ -36,10 +36,9 @@ OF_CELLS = "± is one standard error of sampling."
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of cost.csv: a cell, or the mean over its replicates."""
+    """A row of cost.csv: a cell, or the mean over its replicates, under the id of the first."""
 
     cell: str
-    """The id; that of the first replicate for a mean."""
     settings: Mapping[str, str]
     """All settings that vary, S and eta, by short names."""
     comparable_by: tuple[object, ...]
@@ -49,7 +48,7 @@ class Cost:
     error: float
     """Its standard error; NaN if it has none."""
     fid: tuple[float, float]
-    """FID and its standard error; NaN if it has none."""
+    """FID and its standard error, as `value` and `error`."""
     evaluations: int
     """Network evaluations per image."""
     seconds: float | None
@@ -63,14 +62,10 @@ class Cost:
 
 
 def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]:
-    """The cost of every scored cell, in the order of the grid; replicates are averaged.
-
-    `train_seconds` has the seconds on devices, by cell, of models that were trained here.
-    """
+    """The cost of every scored cell, in the order of the grid; `train_seconds` is by cell, of models trained here."""
     if not table.rows:
         return []
-    shown = table.frame
-    metric = table.judged_by
+    shown, metric = table.frame, table.judged_by
     frame = shown[shown[metric.name].notna() & shown["network_evaluations"].notna()].reset_index(drop=True)
     if frame.empty:
         return []
@@ -82,16 +77,20 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     seconds = dict(zip(frame["cell"], frame["seconds"] / frame["num_samples"] * IMAGES, strict=True))
     rows = []
     for row, settings in zip(ready.to_dict("records"), labels.to_dict("records"), strict=True):
-        members = [member.cell for member in means.members[row["cell"]]]
-        of = {each: (float(row[each.name]), _error(means, each, row)) for each in (metric, FID)}
+        cell = row["cell"]
+        members = [member.cell for member in means.members[cell]]
+        fid, of_metric = (
+            (float(row[m.name]), float(means.errors[m.name][cell] if means.over else row.get(m.sampling_error, nan)))
+            for m in (FID, metric)
+        )
         cost = Cost(
-            cell=row["cell"],
+            cell=cell,
             settings={str(name): value for name, value in settings.items()},
             comparable_by=(row["num_samples"], row["protocol"]),
             metric=metric,
-            value=of[metric][0],
-            error=of[metric][1],
-            fid=of[FID],
+            value=of_metric[0],
+            error=of_metric[1],
+            fid=fid,
             evaluations=int(row["network_evaluations"]),
             seconds=_mean_of_known(seconds, members),
             train_seconds=_mean_of_known(train_seconds, members),
@@ -103,10 +102,6 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     by_seconds = pareto([(cost.comparable_by, cost.seconds, sign * cost.value) for cost in rows])
     marks = zip(rows, by_evaluations, by_seconds, strict=True)
     return [replace(cost, best_for_evaluations=a, best_for_seconds=b) for cost, a, b in marks]
-
-
-def _error(means: Averaged, metric: MetricColumn, row: Mapping[Hashable, Any]) -> float:
-    return float(means.errors[metric.name][row["cell"]] if means.over else row.get(metric.sampling_error, nan))
 
 
 def _mean_of_known(seconds: Mapping[str, float], cells: Sequence[str]) -> float | None:
@@ -131,7 +126,8 @@ def write_costs(costs: Sequence[Cost], folder: Path) -> None:
         {
             "cell": cost.cell,
             **cost.settings,
-            **dict(zip(("fid", "fid_se"), cost.fid, strict=True)),
+            "fid": cost.fid[0],
+            "fid_se": cost.fid[1],
             cost.metric.name: cost.value,
             cost.metric.sampling_error or f"{cost.metric.name}_se": cost.error,
             "evaluations_per_image": cost.evaluations,
@@ -165,7 +161,6 @@ def named(text: str, metric: MetricColumn) -> str:
 
 def costs_markdown(costs: Sequence[Cost]) -> str:
     headings, rows = costs_table(costs)
-    body = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows)
-    over = costs[0].over
-    about = named(ABOUT, costs[0].metric)
-    return f"# Cost beside quality\n\n{about} {OF_MEANS.format(over=over) if over else OF_CELLS}\n\n{body}\n"
+    body, over = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows), costs[0].over
+    about = f"{named(ABOUT, costs[0].metric)} {OF_MEANS.format(over=over) if over else OF_CELLS}"
+    return f"# Cost beside quality\n\n{about}\n\n{body}\n"

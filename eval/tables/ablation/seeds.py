@@ -2,7 +2,6 @@
 
 Tables show the mean of replicates, and the spread between them. `train.seed` makes trainings, `seed` makes samplings of
 one training. If both vary, a training counts with the mean of its samplings, and the spread is that between trainings.
-
 Arrays have the seeds, or the comparisons of one family, on their last axis.
 
 The best of a column is chosen by the same data, so it is best by luck too: of 20 equal cells, most tables would have
@@ -28,10 +27,8 @@ from taugrid.protocol import ProtocolFields, comparability_key
 
 LEVEL = 0.05
 """The significance level; intervals have the coverage 1 - LEVEL."""
-
 HALVINGS = 40
 """Halvings of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9."""
-
 DRAWS = 40_000
 """Simulated columns, which give a level of 5 % to 0.1 %."""
 DRAWS_AT_ONCE = 2_000
@@ -50,9 +47,9 @@ class MeanOverSeeds(NamedTuple):
     se: Any
     """sd / sqrt(n)."""
     half_width: Any
-    """Half the width of the 95 % interval."""
+    """Of the 95 % interval."""
     p: Any
-    """The two-sided p-value; NaN where nothing varies."""
+    """Two-sided; NaN where nothing varies."""
 
 
 def mean_over_seeds(differences: Array, shared: Array | float = 0.0) -> MeanOverSeeds:
@@ -101,9 +98,8 @@ def shared_error(of_mean: Array | float, of_each: Array) -> Any:
     With errors e_i of the seeds' own values, which covary by c on average, the variance of their mean is
     (mean(var e_i) + (n - 1) c) / n. The spread between seeds misses c, which is returned as its root.
 
-    Args:
-        of_mean: (...), the standard error over sampling of the mean over seeds.
-        of_each: (..., n), those of each seed's own value. A single seed shares nothing.
+    `of_mean` (...) is the standard error over sampling of the mean over seeds, `of_each` (..., n) those of each seed's
+    own value. A single seed shares nothing.
     """
     n = of_each.shape[-1]
     if n < 2:
@@ -206,36 +202,30 @@ class Averaged(NamedTuple):
     """The seed key that `errors` are over; empty without replicates."""
 
     @property
-    def most(self) -> int:
-        """The largest number of distinct values of `over` in a group."""
-        return max(map(self.count, self.members), default=0)
+    def counts(self) -> dict[str, int]:
+        """Id -> the number of distinct values of `over` in its group; empty without replicates."""
+        members = self.members if self.over else {}
+        return {cell: len({member.seeds[0] for member in its}) for cell, its in members.items()}
 
-    def count(self, cell: str) -> int:
-        """The number of distinct values of `over` in the group of `cell`."""
-        return len({member.seeds[0] for member in self.members[cell]})
+    @property
+    def most(self) -> int:
+        return max(self.counts.values(), default=0)
 
     @property
     def fewer(self) -> dict[str, int]:
         """Id -> its count, for groups with fewer replicates than the largest."""
-        counts = {cell: self.count(cell) for cell in self.members} if self.over else {}
-        return {cell: count for cell, count in counts.items() if 0 < count < self.most}
-
-    @property
-    def shares_noise(self) -> bool:
-        """Whether trainings of some group were sampled with the same seed, so that their noise is not independent."""
-        if self.over != TRAINING:
-            return False
-        groups = [{member.seeds for member in members} for members in self.members.values()]
-        return any(len({seeds[1:] for seeds in group}) < len(group) for group in groups)
+        return {cell: count for cell, count in self.counts.items() if 0 < count < self.most}
 
     def caption(self) -> str:
         """Explains a value and the numbers after it; empty without replicates."""
         if not self.over:
             return ""
-        unit = UNITS[self.over]
+        unit, groups = UNITS[self.over], [{member.seeds for member in members} for members in self.members.values()]
         uneven = ", or of n where it says so" if self.fewer else ""
         single = f" A single {unit} has no ±, and no difference from it is tested." if 1 in self.fewer.values() else ""
-        shared = " The noise of the sampling seed that they share is not in it." if self.shares_noise else ""
+        # Trainings that were sampled with the same seed share its noise.
+        is_shared = self.over == TRAINING and any(len({its[1:] for its in group}) < len(group) for group in groups)
+        shared = " The noise of the sampling seed that they share is not in it." if is_shared else ""
         return (
             f"Each value is the mean of {self.most} {unit}s ({self.over}){uneven}, ± its standard error, that is, the "
             f"standard deviation between {unit}s (in brackets) over the square root of their number.{shared}{single}"
@@ -257,29 +247,35 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     if not seeds:
         single = {cell: (Replicate(cell, ()),) for cell in frame["cell"]}
         return Averaged(plain, pd.DataFrame(), pd.DataFrame(), single, "")
-    groups = _groups(frame, protocols)
+    settings = [name for name in axes(frame.columns) if name not in SEEDS]
+    settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
+    settings += ["model"] if TRAINING not in seeds else []
+    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
     scores = [column for column in score_columns() if column.name in frame]
     firsts, errors, spreads, members = [], {}, {}, {}
-    for place in groups:
-        group = frame.loc[place]
+    for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False):
+        places = list(part.index)
+        group, first = frame.loc[places], plain.loc[places[0]].copy()
         cell = group["cell"].iloc[0]
         scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
         members[cell] = tuple(
             Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in scored.iterrows()
         )
-        first = plain.loc[place[0]].copy()
-        by_score = {column.name: mean_over_seeds(_values(group, column.name, seeds)) for column in scores}
+        means: dict[str, MeanOverSeeds] = {}
         for column in scores:
-            first[column.name] = by_score[column.name].mean
+            # Each value of the first seed counts once, with the mean over the other.
+            by_seed = group.groupby(seeds[0], sort=False)[column.name].mean().dropna()
+            mean = mean_over_seeds(np.array(by_seed if len(by_seed) else [math.nan], dtype=np.float64))
+            first[column.name], means[column.name] = mean.mean, mean
             if column.error is not None and column.error in frame:
-                first[column.error] = by_score[column.name].se
-        errors[cell] = {name: value.se for name, value in by_score.items()}
-        spreads[cell] = {name: value.sd for name, value in by_score.items()}
+                first[column.error] = mean.se
+        errors[cell] = {name: over_seeds.se for name, over_seeds in means.items()}
+        spreads[cell] = {name: over_seeds.sd for name, over_seeds in means.items()}
         firsts.append(first)
-    means = pd.DataFrame(firsts).reset_index(drop=True).astype(plain.dtypes.to_dict())
-    return Averaged(
-        means, pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index"), members, seeds[0]
-    )
+    averages = pd.DataFrame(firsts).reset_index(drop=True).astype(plain.dtypes.to_dict())
+    standard_errors, deviations = pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index")
+    return Averaged(averages, standard_errors, deviations, members, seeds[0])
 
 
 def alike_over_seeds(
@@ -290,9 +286,8 @@ def alike_over_seeds(
 ) -> set[str]:
     """The settings, of `others`, whose difference from the best of their column chance among the seeds explains.
 
-    The test is Student's t paired by seed, 95 % jointly for all settings that are as good as the best. `values` are the
-    scores by cell; `shared`, called with the pairs of cells of each seed, returns the standard error of the noise that
-    all seeds share.
+    The test is Student's t paired by seed, 95 % jointly for all that are as good as the best. `values` are the scores
+    by cell; `shared` maps the pairs of cells of each seed to the standard error of the noise that all seeds share.
     """
     parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
     tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
@@ -319,20 +314,3 @@ def _by_first_seed(
         if all(score is not None and math.isfinite(score) for score in scores):
             pairs[member.seeds[0]].append(pair)
     return list(pairs.values())
-
-
-def _groups(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> list[list[int]]:
-    """The places in the frame of each group's rows."""
-    settings = [name for name in axes(frame.columns) if name not in SEEDS]
-    settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
-    if TRAINING not in varying_seeds(frame):
-        settings.append("model")
-    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
-    keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
-    return [list(part.index) for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False)]
-
-
-def _values(group: pd.DataFrame, column: str, seeds: list[str]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """A score of each value of the first seed that has one, averaged over the other; NaN if there is none."""
-    by_seed = group.groupby(seeds[0], sort=False)[column].mean().dropna()
-    return np.array(by_seed if len(by_seed) else [math.nan], dtype=np.float64)

@@ -87,10 +87,9 @@ class Counterpart(NamedTuple):
 def quality_counterparts(
     rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
 ) -> list[Counterpart]:
-    """The rows of quality.csv that have a counterpart in table 1 or 3, in their order.
+    """The rows of quality.csv with a counterpart in table 1 or 3, by the reference's data set, S, and eta or sigma_hat.
 
-    A counterpart has the reference's data set, S, and eta or sigma_hat; what else differs is listed, not refused. Rows
-    without an FID, of a different sampler, or of another process, have none. `networks` are by the rows' `model`.
+    What else differs is listed, but another sampler or process has none. `networks` are by the rows' `model`.
     """
     counterparts = []
     for row in rows:
@@ -113,7 +112,14 @@ def reconstruction_counterparts(rows: Iterable[Row], encoded: Iterable[EncodedIm
         if (number := _published("reconstruction", place)) is not None:
             note = "the table names neither its spacing nor how many images it took"
             unknown = {"sigma": "eta", "eta": "0.0", "note": note}
-            counterparts.append(_counterpart("mse", number | unknown, row, _encoding_differs(row, images, number)))
+            differs = [SOURCE_TIME]
+            spacings = ("quadratic", "linear")
+            times = [_times_differ(row["spacing"], images.tau, spacing, row["steps"]) for spacing in spacings]
+            differs += times[0] if all(times) else []
+            if row["num_images"] != TEST_IMAGES:
+                differs.append(f"{row['num_images']:,} of the {TEST_IMAGES:,} test images")
+            differs += _network_differs(images.network, dataset_facts(number["dataset"]), row["weights"])
+            counterparts.append(_counterpart("mse", number | unknown, row, differs))
     return counterparts
 
 
@@ -161,15 +167,6 @@ def _cell_differs(
     yield from _network_differs(network, dataset, protocol["weights"])
 
 
-def _encoding_differs(row: Row, encoded: EncodedImages, number: Mapping[str, str]) -> Iterator[str]:
-    yield SOURCE_TIME
-    times = [_times_differ(row["spacing"], encoded.tau, spacing, row["steps"]) for spacing in ("quadratic", "linear")]
-    yield from times[0] if all(times) else []
-    if row["num_images"] != TEST_IMAGES:
-        yield f"{row['num_images']:,} of the {TEST_IMAGES:,} test images"
-    yield from _network_differs(encoded.network, dataset_facts(number["dataset"]), row["weights"])
-
-
 def _times_differ(spacing: str, ours: Sequence[float], theirs: str, steps: int) -> list[str]:
     published = tau(theirs, steps, TIMESTEPS)
     if tuple(ours) == published:
@@ -207,7 +204,6 @@ def dataset_facts(name: str) -> dict[str, str]:
 
 
 def write_published(counterparts: Sequence[Counterpart], folder: Path, stem: str) -> None:
-    """Write `stem`.{csv,md} into `folder`, each atomically."""
     write_files(folder, stem, csv=as_csv(published_frame(counterparts)), md=published_markdown(counterparts))
 
 
@@ -220,10 +216,11 @@ def published_frame(counterparts: Sequence[Counterpart]) -> pd.DataFrame:
     """A row for each counterpart. `difference` is the run's number minus the published one."""
     columns = list(Counterpart._fields)
     columns.insert(columns.index("differs"), "difference")
-    rows = []
-    for one in counterparts:
-        changed = {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
-        rows.append(one._asdict() | changed)
+    rows = [
+        one._asdict()
+        | {"published": float(one.published), "difference": one.difference, "differs": "; ".join(one.differs)}
+        for one in counterparts
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -233,9 +230,8 @@ def published_markdown(counterparts: Sequence[Counterpart]) -> str:
     for table, dataset in dict.fromkeys((one.table, one.dataset) for one in counterparts):
         members = [one for one in counterparts if (one.table, one.dataset) == (table, dataset)]
         shared = [text for text in members[0].differs if all(text in one.differs for one in members)]
-        blocks.append(
-            f"### Table {table}, {dataset}: {'FID' if members[0].metric == 'fid' else 'reconstruction error'}"
-        )
+        of = "FID" if members[0].metric == "fid" else "reconstruction error"
+        blocks.append(f"### Table {table}, {dataset}: {of}")
         if shared:
             blocks.append(f"Unlike the paper, in every row: {'; '.join(shared)}.")
         elif not any(one.differs for one in members):
