@@ -20,7 +20,7 @@ from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Guidance, Wrapped

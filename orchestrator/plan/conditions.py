@@ -14,13 +14,12 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.words import beside, listed
 from taugrid.workers import schedules
-from taugrid.workers.conditions.column import Column
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import Column, LabelRule
 from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 
 ReadColumn = Callable[[LabelColumn], Column]
-"""Like `workers.conditions.column.read_column`."""
+"""Like `workers.conditions.read_column`."""
 
 
 def label_rule(settings: Sample, conditions: Conditions | None, network: str, read: ReadColumn) -> LabelRule | None:

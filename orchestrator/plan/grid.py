@@ -53,8 +53,7 @@ from taugrid.orchestrator.plan.sections import (
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT
 from taugrid.words import counted, did_you_mean
-from taugrid.workers.conditions.column import read_column
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule, read_column
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process

@@ -23,7 +23,7 @@ from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
-from taugrid.workers.conditions.column import Column, read_column
+from taugrid.workers.conditions import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.network import custom_process

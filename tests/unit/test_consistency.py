@@ -22,7 +22,7 @@ from taugrid.images import to_uint8
 from taugrid.orchestrator.work.ode import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import log_snr_key

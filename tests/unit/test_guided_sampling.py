@@ -21,7 +21,7 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import guidance_of, inside
+from taugrid.workers.conditions import guidance_of, inside
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity

@@ -20,7 +20,7 @@ from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, ddpm_path, edm_path, flow_path, judge
 from taugrid.workers import schedules
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion import noise, oracle, process, processes, schedule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Guidance
