@@ -1,4 +1,5 @@
-"""diffusers' networks: UNet2DModel built, averaged over training, saved as a pipeline; all that a folder holds loaded.
+"""diffusers' networks: UNet2DModel built, averaged over training, saved as a pipeline; all that a folder holds loaded,
+VAEs included, which decode.
 
 UNet2DModel is imported in half the time, because each worker imports it before its first image: diffusers imports parts
 of SciPy for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector
@@ -9,24 +10,29 @@ import copy
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taugrid.config import Diffusion, Unet
 from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
 from taugrid.storage import Storage
 from taugrid.words import listed
-from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.arithmetic import cast_weights, without_tf32
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import written
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
 
 with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
     from diffusers import UNet2DModel as UNet2DModel
@@ -47,7 +53,7 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int], has_null_label: bo
     return built
 
 
-def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
+def ema_start(unet: nn.Module) -> dict[str, Tensor]:
     """The average before the first step: a copy of the network's parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
 
@@ -58,7 +64,7 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
 
 @torch.no_grad()
-def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
+def ema_update(ema: dict[str, Tensor], unet: nn.Module, decay: float) -> None:
     """Update the average in place: decay times the old value, plus (1 - decay) times the parameters."""
     torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
 
@@ -171,3 +177,31 @@ def _require_tensors(private: Path, file: Path) -> None:
         raise WorkerRefusal(
             f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
         ) from error
+
+
+def load_vae(saved: SavedNetwork, device: str, how: Policy) -> nn.Module:
+    """The half of a saved VAE that decodes, on `device`; raises the errors of `load_unet`."""
+    vae = read_saved(saved)
+    for name in ("encoder", "quant_conv"):
+        setattr(vae, name, None)
+    module: nn.Module = vae.to(device=device, memory_format=getattr(torch, how.layout)).eval()
+    return module
+
+
+def decoding(module: nn.Module, vae: Vae, how: Policy, size: int) -> "Decode":
+    """A function that decodes at most `size` latents, (B, C, H, W) float32, computing as `how` says.
+
+    Where `how.pads`, zeros fill up fewer, so that libraries choose the same kernels for them.
+    """
+
+    @torch.inference_mode()
+    def decode(latents: Tensor) -> Tensor:
+        z = latents / vae.scaling_factor + vae.shift_factor
+        if how.pads and len(z) < size:
+            z = torch.cat([z, z.new_zeros(size - len(z), *z.shape[1:])])
+        half = nullcontext() if how.autocast is None else torch.autocast(z.device.type, getattr(torch, how.autocast))
+        with without_tf32(), half:
+            pictures: Tensor = module.decode(z, return_dict=False)[0]  # type: ignore[operator]
+        return pictures[: len(latents)].float()
+
+    return decode
