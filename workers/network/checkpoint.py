@@ -195,7 +195,7 @@ def _read(path: str, folder: Path, commit: str | None) -> Checkpoint:
         )
     config, index = _json(unet / "config.json"), _index(folder)
     _check_components(path, index)
-    kind = _check_network(path, unet, config)
+    kind = _check_network(unet, config)
     weights = weights_file(unet)
     digest = weights_sha256(weights)
     _check_whole("model.checkpoint", weights, config, kind)
@@ -322,60 +322,42 @@ def _check_components(path: str, components: dict[str, Any]) -> None:
         for name, library in components.items()
         if not name.startswith("_") and name not in known and isinstance(library, list) and any(library)
     ]
-    if prompts := [name for name in others if name.startswith(("text_encoder", "tokenizer", "bert", "caption"))]:
-        raise UserError(
-            f"model.checkpoint: {path} takes prompts ({listed(prompts, MAX_NAMED)}), which taugrid does not support yet"
-        )
     if others:
         raise UserError(
             f"model.checkpoint: {path} has {listed(others, MAX_NAMED)}, but taugrid only samples pipelines of a "
-            "network, a scheduler and, for latents, a VAE"
+            "network, a scheduler and, for latents, a VAE (none of prompts)"
         )
 
 
-def _check_network(path: str, unet: Path, config: dict[str, Any]) -> str:
-    """Diffusers' name of the network's class; `UserError` if taugrid can't sample it."""
+def _check_network(folder: Path, config: dict[str, Any]) -> str:
+    """Diffusers' name of the class of the network in a folder; `UserError` if taugrid can't sample it."""
     kind = NETWORKS.get(str(config.get("_class_name")))
     if kind is None:
         raise UserError(
-            f"model.checkpoint: {unet} holds a {config.get('_class_name')}, but taugrid loads {UNET} and {DIT}"
+            f"model.checkpoint: {folder} holds a {config.get('_class_name')}, but taugrid loads {UNET} and {DIT}"
         )
-    for key in ("sample_size", "in_channels", "out_channels", *(("num_embeds_ada_norm",) if kind == DIT else ())):
-        if config.get(key) is None:
-            raise UserError(f"model.checkpoint: {unet / 'config.json'} has no {key!r}, so the images' shape is unknown")
-        _check_counts(unet / "config.json", key, config[key])
-    channels = (config["in_channels"], config["out_channels"])
-    if channels[0] != channels[1] and (kind, channels[1]) != (DIT, 2 * channels[0]):
-        reason = "learned variance" if channels[1] == 2 * channels[0] else "a condition, or another output"
-        raise UserError(
-            f"model.checkpoint: {path} has {channels[0]} channels in and {channels[1]} out ({reason}?), but taugrid "
-            "only samples networks that predict noise alone"
-        )
-    if (embedded := config.get("class_embed_type")) is not None:
-        raise UserError(
-            f"model.checkpoint: {path} takes its condition as {embedded} (class_embed_type), but taugrid passes class "
-            "labels to networks with num_class_embeds alone"
-        )
-    if config.get("num_class_embeds") is not None:
-        _check_counts(unet / "config.json", "num_class_embeds", config["num_class_embeds"])
-        if config.get("null_label") not in (None, config["num_class_embeds"] - 1):
+    required = {"sample_size", "in_channels", "out_channels", *(("num_embeds_ada_norm",) if kind == DIT else ())}
+    for key in (*sorted(required), "num_class_embeds"):
+        value = config.get(key)
+        counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
+        if (value is not None or key in required) and not all(type(each) is int and each > 0 for each in counts):
+            wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
             raise UserError(
-                f"model.checkpoint: {unet / 'config.json'}: null_label must be num_class_embeds - 1 = "
-                f"{config['num_class_embeds'] - 1}, not {json.dumps(config['null_label'])}"
+                f"model.checkpoint: {folder / CONFIG_FILE}: {key} must be {wanted}, not {json.dumps(value)}"
             )
-    if config.get("time_embedding_type") == "fourier":
-        raise UserError(
-            f"model.checkpoint: {path} needs noise levels (time_embedding_type: fourier), but taugrid passes time steps"
-        )
+    inputs, outputs, rows = config["in_channels"], config["out_channels"], config.get("num_class_embeds")
+    embedded, null_label = config.get("class_embed_type"), config.get("null_label")
+    unsupported = {
+        f"out_channels: {outputs} with in_channels: {inputs}": outputs != inputs
+        and (kind, outputs) != (DIT, 2 * inputs),
+        f"class_embed_type: {embedded}": embedded is not None,  # labels are passed to num_class_embeds alone
+        f"null_label: {null_label} with num_class_embeds: {rows}": rows is not None
+        and null_label not in (None, rows - 1),
+        "time_embedding_type: fourier": config.get("time_embedding_type") == "fourier",  # of noise levels
+    }
+    if refused := [setting for setting, refuse in unsupported.items() if refuse]:
+        raise UserError(f"model.checkpoint: taugrid can't honour {', '.join(refused)} in {folder / CONFIG_FILE}")
     return kind
-
-
-def _check_counts(path: Path, key: str, value: Any) -> None:
-    """Refuse a value that is not a number of pixels, channels or classes; `sample_size` may be [height, width]."""
-    counts = value if key == "sample_size" and isinstance(value, list) and len(value) == 2 else [value]
-    if not all(type(count) is int and count > 0 for count in counts):
-        wanted = "a whole number, or [height, width]" if key == "sample_size" else "a whole number"
-        raise UserError(f"model.checkpoint: {path}: {key} must be {wanted}, not {json.dumps(value)}")
 
 
 def weights_file(folder: Path, storage: Storage = LOCAL) -> Path:
