@@ -20,18 +20,14 @@ from taugrid.workers.diffusion.variational import require_densities
 
 
 def l_gamma(eps_predicted: Tensor, eps: Tensor, gamma: Tensor | float) -> Tensor:
-    """Each image's term of eq. 5: gamma times the squared error of its predicted noise, averaged over its d dimensions.
+    """Each image's term of eq. 5, (B,): gamma times the squared error of its noise, averaged over its d dimensions.
 
     With gamma = 1 it is DDPM's L_simple. Eq. 5 and Theorem 1 sum over dimensions: their L_gamma is d times the sum over
-    t of this loss's expectation. The factor d is the same for all t.
+    t of this loss's expectation. The factor d is the same for all t. The caller takes the mean over images, because it
+    knows the global batch.
 
-    Args:
-        eps_predicted: (B, ...) eps_theta(x_t, t).
-        eps: like `eps_predicted`, the noise in x_t.
-        gamma: (B,) the weight of each image's time, in any floating point, or one number for all.
-
-    Returns:
-        (B,) losses in the dtype of `eps`. The caller takes the mean over images, because it knows the global batch.
+    `eps_predicted` is eps_theta(x_t, t), (B, ...), like `eps`, the noise in x_t; `gamma`, (B,) in any floating point,
+    is the weight of each image's time, or one number for all. The losses have the dtype of `eps`.
     """
     error = mean_square(eps_predicted, eps)
     return error * (gamma.to(error) if isinstance(gamma, Tensor) else gamma)
