@@ -197,15 +197,12 @@ def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: 
         )
     alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
-        if not _is_close(network(x, t, *others), output):
-            raise CustomCodeError(
-                f"the network of {name} returned two different outputs for the same x and t: is dropout still on? "
-                "taugrid calls eval() only on an nn.Module that the function returns"
-            )
+        other_class, or_label = (" and of another class", "or label ") if labels else ("", "")
         raise CustomCodeError(
-            f"the network of {name} predicts something different for an image alone than in a batch with an image at a "
-            f"different time{' and of another class' if labels else ''}: is batch norm in training mode, or one t "
-            f"{'or label ' if labels else ''}used for all images?"
+            f"the network of {name} predicts something different for an image when it is called again, or alone than "
+            f"in a batch with an image at a different time{other_class}: is dropout on, batch norm in training mode, "
+            f"or one t {or_label}used for all images? taugrid calls eval() only on an nn.Module that the function "
+            "returns"
         )
     return output
 

@@ -57,52 +57,32 @@ def sample_batch(
     def noise(key: int, draw: int = 0) -> "Tensor":
         return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
 
+    clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
     denoise = Denoise(
-        model,
-        process,
-        clip=settings.clip or "none",
-        clip_range=settings.clip_range or 1.0,
-        condition=condition,
-        guidance=spec.guidance,
-        guide=guide,
+        model, process, clip=clip, clip_range=clip_range, condition=condition, guidance=spec.guidance, guide=guide
     )
-    x_T, sampler, visited = noise(0), find(settings.sampler), path(process, spec.tau)
+    name = settings.sampler
+    x_T, sampler, visited = noise(0), find(name), path(process, spec.tau)
     if (scale := process.first_scale(visited[0])) != 1:
         x_T = scale * x_T
     with torch.no_grad():
         x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
-    _require_images(x0, x_T, settings.sampler)
-    _require_calls(denoise, spec)
-    return x0.detach()  # a sampler may have enabled gradients
-
-
-def _require_calls(denoise: Denoise, spec: SamplingSpec) -> None:
-    """Raise `SamplerFault` unless a sampler called the network, and was guided, as often as was planned."""
-    sampler, planned = spec.settings.sampler, 0 if spec.guidance is None else spec.guidance.calls
-    if denoise.calls != (promised := spec.nfe - planned):
+    wanted = f"{tuple(x_T.shape)} {x_T.dtype}"
+    found = f"{tuple(x0.shape)} {x0.dtype}" if isinstance(x0, torch.Tensor) else type(x0).__name__
+    if found != wanted:
         raise SamplerFault(
-            f"the sampler {sampler} calls the network {denoise.calls} times for a batch, but its "
-            f"`evaluations` returns {promised}; state the number with `evaluations`, a method of the class or "
-            "an attribute of the function: evaluations(settings, process)"
+            f"`sample` of the sampler {name} returns {found}, but must return images like its x: {wanted}"
         )
-    if denoise.guided_calls != planned:
+    guided = 0 if spec.guidance is None else spec.guidance.calls
+    if denoise.calls != (promised := spec.nfe - guided):
         raise SamplerFault(
-            f"{denoise.guided_calls} calls of the sampler {sampler} are in sample.guidance_interval, but {planned} of "
+            f"the sampler {name} calls the network {denoise.calls} times for a batch, but its `evaluations` returns "
+            f"{promised}; state the number with `evaluations`, a method of the class or an attribute of the function: "
+            "evaluations(settings, process)"
+        )
+    if denoise.guided_calls != guided:
+        raise SamplerFault(
+            f"{denoise.guided_calls} calls of the sampler {name} are in sample.guidance_interval, but {guided} of "
             "the times that it was planned with: it must call the network at the same times for every batch"
         )
-
-
-def _require_images(x0: object, x_T: "Tensor", sampler: str) -> None:
-    """Raise `SamplerFault` unless a sampler returned a tensor like `x_T`."""
-    import torch
-
-    if not isinstance(x0, torch.Tensor):
-        found = type(x0).__name__
-    elif (x0.shape, x0.dtype) != (x_T.shape, x_T.dtype):
-        found = f"{tuple(x0.shape)} {x0.dtype}"
-    else:
-        return
-    raise SamplerFault(
-        f"`sample` of the sampler {sampler} returns {found}, but must return images like its x: "
-        f"{tuple(x_T.shape)} {x_T.dtype}"
-    )
+    return x0.detach()  # a sampler may have enabled gradients

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
 
-
 MOST_SIGNAL = 0.5
 """alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
 
@@ -70,10 +69,9 @@ class Sampler(ABC):
     """The packages whose code computes its steps; their versions are part of the protocol."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The times that it visits, in increasing order: in 1..T, or above 0. The last one need not be the process's.
+        """The times that it visits, increasing, in 1..T or above 0; the last need not be the process's.
 
-        Raises:
-            ValueError: if `settings` allow no such times.
+        `ValueError` if `settings` allow no such times.
         """
         asked = settings.steps, settings.steps_offset or 0, settings.shift or 1.0
         spacing = settings.spacing
@@ -133,10 +131,7 @@ class Sampler(ABC):
 
 
 def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
-    """Decorates a function like `Sampler.sample`, which becomes a sampler.
-
-    `description`: the attributes and methods in which it differs from `Sampler`.
-    """
+    """Makes the decorated function a sampler: its `sample`, with the attributes and methods of `description`."""
 
     def described(function: Callable[..., "Tensor"]) -> Sampler:
         its = {"sample": staticmethod(function), "__doc__": function.__doc__, **description}
@@ -158,11 +153,9 @@ def find(name: str) -> Sampler:
         found = find_object(f"{entry.module}:{entry.attr}")
     except (ValueError, CustomCodeError) as error:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
-    its = found() if isinstance(found, type) else _of_function(found, name)
+    its = found() if isinstance(found, type) else _of_function(found)
     if not isinstance(its, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(its).__name__}, not a taugrid.workers.samplers Sampler")
-    if isinstance(its.keys, str):
-        raise UserError(f"sample.sampler: the keys of {name} must be a set of names, such as {{'eta'}}, not a text")
     if unknown := sorted(map(str, set(its.keys) - set(SAMPLER_KEYS))):
         raise UserError(
             f"sample.sampler: {name} declares unknown keys: {', '.join(unknown)}; known: {', '.join(SAMPLER_KEYS)}"
@@ -170,17 +163,12 @@ def find(name: str) -> Sampler:
     return its
 
 
-def _of_function(function: Any, name: str) -> Any:
+def _of_function(function: Any) -> Any:
     """A `Sampler` whose `sample` is a function; its attributes `keys`, `options` and `evaluations` count."""
     if not callable(function):
         return function
     attributes = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
     if hasattr(function, "evaluations"):
-        if not callable(function.evaluations):
-            raise UserError(
-                f"sample.sampler: `evaluations` of {name} must be a function of settings and process, such as lambda "
-                f"settings, process: 2 * settings.steps, not {function.evaluations!r}"
-            )
         attributes["evaluations"] = staticmethod(function.evaluations)
     return sampler(**{"keys": KEYS_OF_A_FUNCTION, **attributes})(function)
 
