@@ -39,7 +39,7 @@ from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.description import Case, describe_samplers, honoured
+from taugrid.workers.samplers.description import describe_samplers, honoured
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode
@@ -161,7 +161,7 @@ def _settings(
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"), sampler=given.sampler)
     require_decoder_keys(given, Identity(shape))
     resolved = sample_section(given, {})
-    [described], _ = describe_samplers([Case(resolved, process)])
+    [described], _ = describe_samplers([(resolved, process)])
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

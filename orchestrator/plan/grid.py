@@ -60,7 +60,6 @@ from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
 from taugrid.workers.samplers.description import (
     SAMPLE_DEFAULTS,
-    Case,
     SamplerDescription,
     TrySampler,
     describe_sampler,
@@ -157,7 +156,7 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
-    cases = [Case(at.settings, at.model.diffusion) for at in placed]
+    cases = [(at.settings, at.model.diffusion) for at in placed]
     descriptions, modules = describe_samplers(cases, lookups.try_sampler)
     planned = [
         _planned(config, at, dict.fromkeys(keys), described, lookups)
