@@ -116,14 +116,10 @@ def __getattr__(name: str) -> type[Diffusers]:
 def run(
     scheduler: Any, steps: int, x: "Tensor", output: Callable[["Tensor", float], "Tensor"], noise: Noise
 ) -> "Tensor":
-    """x_0 from x_T, (B, C, H, W), by the loop of diffusers' pipelines.
+    """x_0 from x_T, `x`, (B, C, H, W) standard normal, by the loop of diffusers' pipelines, in S = `steps`.
 
-    Args:
-        scheduler: an instance of one of `ADAPTED`.
-        steps: S.
-        x: x_T, standard normal.
-        output: called with x and the network's time, returns what the network predicts, in the scheduler's terms.
-        noise: at each key, the first draw of the scheduler is draw 0, the next one draw 1.
+    `scheduler` is an instance of one of `ADAPTED`. `output`, called with x and the network's time, returns what the
+    network predicts, in the scheduler's terms. At each key, the scheduler's first draw of `noise` is draw 0.
     """
     draws: Counter[int] = Counter()
     with _ONE_AT_A_TIME:
