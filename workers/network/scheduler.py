@@ -114,10 +114,7 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
     Raises:
         UserError: if its process is not known, or it asks for something that taugrid can't honour.
     """
-    for key in ("_class_name", "beta_schedule"):
-        if not isinstance(values.get(key), str | None):
-            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
-    name = values.get("_class_name", "DDPMScheduler")
+    name = str(values.get("_class_name", "DDPMScheduler"))
     if name in CONTINUOUS:
         return _continuous(CONTINUOUS[name], values, path)
     if name not in SCHEDULERS:
@@ -131,7 +128,8 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
         "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
         "timestep_type": values.get("timestep_type") == "continuous",  # the network takes log sigma
         "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
-        "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
+        "beta_schedule": values.get("trained_betas") is None
+        and str(values.get("beta_schedule", "linear")) not in SCHEDULES,
     }
     refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
     if refused:
@@ -171,7 +169,7 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
         "set_alpha_to_one": scheduler["set_alpha_to_one"],
     }
     by_name = {
-        "schedule": SCHEDULES.get(scheduler["beta_schedule"], "linear"),
+        "schedule": SCHEDULES.get(str(scheduler["beta_schedule"]), "linear"),
         "beta_start": scheduler["beta_start"],
         "beta_end": scheduler["beta_end"],
     }

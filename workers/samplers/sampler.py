@@ -92,15 +92,9 @@ class Sampler(ABC):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `ValueError` if `sample.sampler_options` can't be used."""
-        if not (unknown := sorted(options.keys() - self.options.keys())):
-            return
-        if not self.options:
-            raise ValueError(
-                f"it has no options; remove {', '.join(unknown)} or, for other samplers of the grid, write it there: "
-                f"grid: [{{sampler: [...]}}, {{sampler: [...], sampler_options: [{{{unknown[0]}: ...}}]}}]"
-            )
-        hint = did_you_mean(unknown[0], self.options, f"known: {', '.join(self.options)}")
-        raise ValueError(f"it has no option {unknown[0]} ({hint})")
+        if unknown := sorted(options.keys() - self.options.keys()):
+            hint = did_you_mean(unknown[0], self.options, f"known: {', '.join(self.options) or 'none'}")
+            raise ValueError(f"it has no option {unknown[0]} ({hint})")
 
     def remark(self, settings: Sample) -> str | None:
         """What a plan should say of these settings."""
