@@ -38,8 +38,8 @@ from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import describe_samplers, honoured
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode

@@ -25,8 +25,7 @@ from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.sampler import require_code
+from taugrid.workers.samplers.sampler import SamplingSpec, require_code, sample_batch
 
 if TYPE_CHECKING:
     from taugrid.workers.accelerator.transfer import ImageTransfer

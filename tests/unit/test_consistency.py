@@ -27,8 +27,7 @@ from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import log_snr_key
 from taugrid.workers.diffusion.processes import DiscreteEDM
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "sketched"),

@@ -28,7 +28,7 @@ from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian
 from taugrid.workers.diffusion.processes import EDM, DiscreteVP
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

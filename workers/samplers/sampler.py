@@ -1,24 +1,31 @@
-"""The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
+"""The interface of samplers, and what runs one on a batch and holds it to its word.
+
+The driver asks taugrid's own samplers too, so torch is imported only when one samples.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from taugrid.config import Sample
+from taugrid.config import Diffusion, Sample
 from taugrid.config.sample import SAMPLER_KEYS, Spacing
-from taugrid.errors import CustomCodeError, UserError, last_line
+from taugrid.errors import CustomCodeError, SamplerFault, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
 from taugrid.words import did_you_mean
+from taugrid.workers import schedules
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
-from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName
+from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.denoiser import Denoise, Guidance
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName, path
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from taugrid.workers.diffusion.denoiser import Denoiser
 
 KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
@@ -207,3 +214,75 @@ def _spaced(process: Process, spacing: Spacing, steps: int, steps_offset: int, s
 def _told(process: Process, tau: tuple[float, ...], types: tuple[type, ...]) -> tuple[float, ...]:
     """The network's times at `tau`, from the last."""
     return tuple(process.at(t).time for t in reversed(tau))
+
+
+class SamplingSpec(NamedTuple):
+    """Everything besides the network, the seed included, that determines an image."""
+
+    decoder: Decoder
+    diffusion: Diffusion
+    """Resolved."""
+    settings: Sample
+    """Resolved: no key is null."""
+    tau: tuple[float, ...]
+    """Increasing times in 1..T."""
+    nfe: int
+    """Network evaluations per image, as the sampler promises; a guided call is two."""
+    guidance: Guidance | None = None
+
+
+def sample_batch(
+    model: "Denoiser",
+    indices: "Tensor",
+    spec: SamplingSpec,
+    condition: "Tensor | None" = None,
+    guide: "Denoiser | None" = None,
+) -> "Tensor":
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
+
+    `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
+    asks for; None: the network guides itself.
+
+    Raises:
+        SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
+    """
+    import torch
+
+    from taugrid.workers.diffusion.noise import normal
+
+    settings, process, shape = spec.settings, schedules.process(spec.diffusion), spec.decoder.network_shape
+    seed = settings.seed
+    assert seed is not None
+
+    def noise(key: int, draw: int = 0) -> "Tensor":
+        return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
+
+    clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
+    denoise = Denoise(
+        model, process, clip=clip, clip_range=clip_range, condition=condition, guidance=spec.guidance, guide=guide
+    )
+    name = settings.sampler
+    x_T, sampler, visited = noise(0), find(name), path(process, spec.tau)
+    if (scale := process.first_scale(visited[0])) != 1:
+        x_T = scale * x_T
+    with torch.no_grad():
+        x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
+    wanted = f"{tuple(x_T.shape)} {x_T.dtype}"
+    found = f"{tuple(x0.shape)} {x0.dtype}" if isinstance(x0, torch.Tensor) else type(x0).__name__
+    if found != wanted:
+        raise SamplerFault(
+            f"`sample` of the sampler {name} returns {found}, but must return images like its x: {wanted}"
+        )
+    guided = 0 if spec.guidance is None else spec.guidance.calls
+    if denoise.calls != (promised := spec.nfe - guided):
+        raise SamplerFault(
+            f"the sampler {name} calls the network {denoise.calls} times for a batch, but its `evaluations` returns "
+            f"{promised}; state the number with `evaluations`, a method of the class or an attribute of the function: "
+            "evaluations(settings, process)"
+        )
+    if denoise.guided_calls != guided:
+        raise SamplerFault(
+            f"{denoise.guided_calls} calls of the sampler {name} are in sample.guidance_interval, but {guided} of "
+            "the times that it was planned with: it must call the network at the same times for every batch"
+        )
+    return x0.detach()  # a sampler may have enabled gradients

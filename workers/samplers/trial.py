@@ -23,9 +23,8 @@ from taugrid.workers import schedules
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.process import Point, Process, predict_eps
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, SamplerDescription, Tried, describe_sampler, honoured
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch
 
 SHAPE = (1, 8, 8)
 """Pixels that fill a CPU's vectors: torch computes a remainder in another way, and powers then differ in a bit."""
