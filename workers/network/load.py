@@ -27,10 +27,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
     Raises:
         ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
-        OSError: if a file can't be read.
-        WorkerRefusal: if the weights in a folder do not fit its config.json.
-        CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see
-            `custom.checked`.
+        WorkerRefusal, CustomCodeError: see `unet.load_unet` and `custom.load`.
     """
     how = how or policy(kind_of(device))
     if isinstance(network, SavedNetwork):

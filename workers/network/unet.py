@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from taugrid.config import Diffusion, Unet
 from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
-from taugrid.storage import Storage
 from taugrid.words import listed
 from taugrid.workers.accelerator.arithmetic import cast_weights, without_tf32
 from taugrid.workers.accelerator.policy import Policy
@@ -123,23 +122,18 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
 
 def read_saved(saved: SavedNetwork) -> Any:
     """The module of diffusers in a folder, in float32 on the CPU; raises the errors of `load_unet`."""
-    folder = Path(saved.folder)
+    folder, settings = Path(saved.folder), dict[str, Any]()
+    file = folder / CONFIG_FILE
     with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
-        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
+        try:
+            settings = json.loads(saved.storage.read(file))
+            actual = config_sha256(settings)
+        except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
+            actual = "no config"
+        require_same(file, actual, saved.config_sha256)
+        settings.pop("null_label", None)  # diffusers would warn of a key that it does not know
+        weights.with_name(CONFIG_FILE).write_text(json.dumps(settings))
         return _from_folder(weights.parent, folder, saved.kind)
-
-
-def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """What diffusers reads of a config.json with the settings that the driver read; ContentMismatch if they differ."""
-    settings: dict[str, Any] = {}
-    try:
-        settings = json.loads(storage.read(file))
-        actual = config_sha256(settings)
-    except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
-        actual = "no config"
-    require_same(file, actual, sha256)
-    settings.pop("null_label", None)  # diffusers would warn of a key that it does not know
-    return json.dumps(settings).encode()
 
 
 def _from_folder(private: Path, folder: Path, kind: str) -> Any:
@@ -149,7 +143,13 @@ def _from_folder(private: Path, folder: Path, kind: str) -> Any:
     file = folder / weights_file(private).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
-        _require_tensors(private / file.name, file)
+        try:
+            torch.load(private / file.name, map_location="meta", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise WorkerRefusal(
+                f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use "
+                "safetensors"
+            ) from error
     try:
         network, info = getattr(diffusers, kind).from_pretrained(
             private,
@@ -168,15 +168,6 @@ def _from_folder(private: Path, folder: Path, kind: str) -> Any:
     if faults:
         raise WorkerRefusal(f"{file} does not fit the config.json next to it ({'; '.join(faults)})")
     return network
-
-
-def _require_tensors(private: Path, file: Path) -> None:
-    try:
-        torch.load(private, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise WorkerRefusal(
-            f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
-        ) from error
 
 
 def load_vae(saved: SavedNetwork, device: str, how: Policy) -> nn.Module:
