@@ -50,8 +50,7 @@ class LabelRule:
         - `random`: each class with a probability of 1 / K up to K / 2^64, by a word of (seed, n).
         - a list of classes is repeated; of a column, sample n has row n.
 
-        Raises:
-            MissingInput: if the rule's column is gone.
+        `MissingInput` if the rule's column is gone.
         """
         if self.said == "balanced":
             return _by_blocks(indices, self.classes, self.seed, lambda words: np.argsort(words, axis=1, kind="stable"))

@@ -70,9 +70,7 @@ def source_of(modules: Iterable[str]) -> SourceCode:
     Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
     followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
     is not detected.
-
-    Raises:
-        CustomCodeError: if one of `modules` can't be found, or has no file.
+    `CustomCodeError` if one of `modules` can't be found, or has no file.
     """
     waiting = {name: _file_of(name) for name in modules}
     contents: dict[str, tuple[Path, bytes]] = {}

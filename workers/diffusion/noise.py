@@ -47,9 +47,7 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
     x_T; in training, the step. Each `domain`, a purpose, is a separate stream. The Box-Muller transform is computed in
     float64 from words that are the same everywhere, so devices whose libraries differ in float64's last digits agree
     after rounding to float32, except for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) = 6.76.
-
-    Raises:
-        ValueError: unless `time` is in [0, 2^32).
+    `ValueError` unless `time` is in [0, 2^32).
     """
     dims, device = math.prod(shape), indices.device
     if device.type in WITHOUT_FLOAT64:
@@ -108,9 +106,7 @@ def words(seed: int, domain: str, a: Tensor, b: Tensor | int, blocks: int) -> Te
 
     Lane e % 4 of the block with counter (e // 4, b, a mod 2^32, a div 2^32) is word e of the stream of `seed` and
     `domain`.
-
-    Raises:
-        ValueError: if `b` is a number that is not in [0, 2^32).
+    `ValueError` if `b` is a number that is not in [0, 2^32).
     """
     if isinstance(b, int):
         if not 0 <= b <= MASK:

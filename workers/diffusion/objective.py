@@ -53,9 +53,7 @@ def theorem1_weights(
     and at all other t the one of p(x_0 | x_t) = N(f(x_t), sigma_t^2 I); and the gamma returned, float64 with 0 at 0,
     for squared errors summed over dimensions. `tau` are strictly increasing times in 1..T that end at T; all of them
     for eq. 11.
-
-    Raises:
-        ValueError: for any other tau, for a sigma_t that is not above 0 or too large for eq. 7, and if alpha_T is 0.
+    `ValueError` for any other tau, for a sigma_t that is not above 0 or too large for eq. 7, and if alpha_T is 0.
     """
     require_densities(alpha_bar, tau, sigma)
     T = len(alpha_bar) - 1
@@ -72,8 +70,7 @@ def theorem1_weights(
 def require_densities(alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma: NDArray[np.float64]) -> None:
     """Check that eqs. 7, 10 and 52 to 57 have densities, so that J_sigma is finite; arguments as in `theorem1_weights`.
 
-    Raises:
-        ValueError: for any other tau, for a sigma_t that is not above 0, and if alpha_T is 0.
+    `ValueError` for any other tau, for a sigma_t that is not above 0, and if alpha_T is 0.
     """
     T = len(alpha_bar) - 1
     if any(t <= s for s, t in pairwise([0, *tau])) or not tau or tau[-1] != T:
@@ -127,9 +124,7 @@ def j_sigma(
     like it, that x_t is made of, and `prediction` what `network` predicts, which is called at every t in 1..T.
     `alpha_bar`, `tau` and `sigma` are as in `theorem1_weights`. What is returned, (B,) in nats and in the dtype of
     `x0`, estimates J_sigma without bias by its mean over images and noise.
-
-    Raises:
-        ValueError: see `theorem1_weights`.
+    `ValueError` as of `theorem1_weights`.
     """
     require_densities(alpha_bar, tau, sigma)
     process, T, time_after = DiscreteVP(alpha_bar), len(alpha_bar) - 1, dict(pairwise(tau))

@@ -31,8 +31,7 @@ def times(
     - `time_uniform`: T / S, 2 T / S, ..., T.
     - all others are `tau`.
 
-    Raises:
-        ValueError: see `tau`; for log-SNR spacings if alpha is 0 at T.
+    `ValueError` as of `tau`; for log-SNR spacings if alpha is 0 at T.
     """
     T = len(alpha_bar) - 1
     if spacing == "time_uniform" and 1 <= steps <= T:

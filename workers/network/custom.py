@@ -58,8 +58,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
 def make(name: str, weights: str | None) -> Any:
     """What the function `name` returns for the path `weights`: an `nn.Module`, or any function of x and t.
 
-    Raises:
-        CustomCodeError: if there is no such function, it takes other arguments, or it returns something not callable.
+    `CustomCodeError` if there is no such function, it takes other arguments, or it returns something not callable.
     """
     function = find(name)
     if isinstance(function, nn.Module) or not callable(function):
@@ -139,9 +138,7 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label).
 
     None: it is a function of x and t. Flow maps have two `times`, t and r.
-
-    Raises:
-        CustomCodeError: if it can be called with one more argument alone and says no classes, or says impossible ones.
+    `CustomCodeError` if it can be called with one more argument alone and says no classes, or says impossible ones.
     """
     classes, null_label = (getattr(made, key, None) for key in ("num_classes", "null_label"))
     takes_labels = _takes(made, times + 2)
@@ -303,9 +300,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
     converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
     mistake. With `sample.precision: bf16` and the like, the type of autocast or of x is what was asked for.
-
-    Raises:
-        CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
+    `CustomCodeError` if it is not a tensor, or its shape, dtype or device is wrong.
     """
     device = x.device.type
     of_autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

@@ -45,8 +45,7 @@ def describe(
 def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:
     """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width).
 
-    Raises:
-        UserError: if fields are missing or unknown: the JSON may come from elsewhere.
+    `UserError` if fields are missing or unknown: the JSON may come from elsewhere.
     """
     try:
         files = tuple(SourceFile(*file) for file in fields["files"])

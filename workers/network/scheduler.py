@@ -111,8 +111,7 @@ BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs !
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
     """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults.
 
-    Raises:
-        UserError: if its process is not known, or it asks for something that taugrid can't honour.
+    `UserError` if its process is not known, or it asks for something that taugrid can't honour.
     """
     name = str(values.get("_class_name", "DDPMScheduler"))
     if name in CONTINUOUS:

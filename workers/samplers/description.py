@@ -85,9 +85,7 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     """What the custom sampler `name` says of `cases`, after another process has tried it with each on two tiny images.
 
     A `module:function` is looked up in the current folder and on Python's path.
-
-    Raises:
-        UserError: if it can't be used, or not with these settings.
+    `UserError` if it can't be used, or not with these settings.
     """
     points = [canonical_json({"sample": _given(sample), "diffusion": _given(diffusion)}) for sample, diffusion in cases]
     distinct = dict.fromkeys(points)
@@ -110,9 +108,7 @@ def describe_samplers(
     """What the sampler of each case says of it, and the user's source files that workers import.
 
     `trial` asks custom ones.
-
-    Raises:
-        UserError: if a sampler can't be used, or not with these settings.
+    `UserError` if a sampler can't be used, or not with these settings.
     """
     custom: dict[str, list[Case]] = defaultdict(list)
     for settings, diffusion in cases:
@@ -130,8 +126,7 @@ def describe_samplers(
 def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescription:
     """What the sampler of `settings`, which this process imports, says of a case.
 
-    Raises:
-        UserError: if it can't be used with these settings.
+    `UserError` if it can't be used with these settings.
     """
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)

@@ -146,8 +146,7 @@ def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
 def find(name: str) -> Sampler:
     """The sampler of that name, imported; errors of a custom one's own code pass through.
 
-    Raises:
-        UserError: if there is none, or it is not a sampler.
+    `UserError` if there is none, or it is not a sampler.
     """
     try:
         entry = samplers.entry(name)
@@ -242,9 +241,7 @@ def sample_batch(
 
     `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
     asks for; None: the network guides itself.
-
-    Raises:
-        SamplerFault: if the sampler returns something else, or does not call the network as often as it says.
+    `SamplerFault` if the sampler returns something else, or does not call the network as often as it says.
     """
     import torch
 
