@@ -19,13 +19,11 @@ from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Decoder
-from taugrid.workers.diffusion.denoiser import Denoise, Guidance
+from taugrid.workers.diffusion.denoiser import Denoise, Denoiser, Guidance
 from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName, path
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from taugrid.workers.diffusion.denoiser import Denoiser
 
 KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
@@ -231,11 +229,11 @@ class SamplingSpec(NamedTuple):
 
 
 def sample_batch(
-    model: "Denoiser",
+    model: Denoiser,
     indices: "Tensor",
     spec: SamplingSpec,
     condition: "Tensor | None" = None,
-    guide: "Denoiser | None" = None,
+    guide: Denoiser | None = None,
 ) -> "Tensor":
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
