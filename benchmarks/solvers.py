@@ -19,7 +19,7 @@ from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.network.unet import build_unet
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 SAMPLERS = ("ddim", "dpm++2m", "dpm++3m", "unipc", "heun")
 

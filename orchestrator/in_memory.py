@@ -33,15 +33,13 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.accelerator.memory import OomCounter
 from taugrid.workers.accelerator.policy import kind_of, lacks
-from taugrid.workers.conditions.column import read_column
-from taugrid.workers.conditions.guidance import guidance_of, inside
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule, guidance_of, inside, read_column
 from taugrid.workers.device import Device, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.description import Case, describe_samplers, honoured
+from taugrid.workers.samplers.description import describe_samplers, honoured
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.decoder import Decode
@@ -163,7 +161,7 @@ def _settings(
     process = diffusion_section(validate(Diffusion, diffusion, "diffusion"), sampler=given.sampler)
     require_decoder_keys(given, Identity(shape))
     resolved = sample_section(given, {})
-    [described], _ = describe_samplers([Case(resolved, process)])
+    [described], _ = describe_samplers([(resolved, process)])
     resolved = honoured(resolved, described.keys)
     points = list(map(schedules.process(process).told, described.times))
     guided = len(inside(resolved.guidance_interval, points)) if resolved.is_guided else 0

@@ -202,7 +202,7 @@ class Device:
         """
         if not isinstance(decoder, Vae):
             return as_function(decoder)
-        from taugrid.workers.network.vae import decoding, load_vae
+        from taugrid.workers.network.unet import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)

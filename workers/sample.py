@@ -20,13 +20,12 @@ from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
 from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.sampler import require_code
+from taugrid.workers.samplers.sampler import SamplingSpec, require_code, sample_batch
 
 if TYPE_CHECKING:
     from taugrid.workers.accelerator.transfer import ImageTransfer

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from taugrid.config import Diffusion, LossWeights
 from taugrid.workers.diffusion import schedule
 from taugrid.workers.diffusion.forward import sigma_hat
+from taugrid.workers.diffusion.objective import theorem1_sigma, theorem1_weights
 from taugrid.workers.diffusion.process import Process
 from taugrid.workers.diffusion.processes import EDM, DiscreteEDM, DiscreteVP, Flow
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
 
 @lru_cache(maxsize=16)

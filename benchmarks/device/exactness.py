@@ -11,7 +11,7 @@ from taugrid.workers.accelerator.hardware import libraries
 from taugrid.workers.device import set_up
 from taugrid.workers.diffusion.noise import normal, words
 from taugrid.workers.diffusion.process import Point
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.sampler import sample_batch
 
 SEED = 20
 DIGESTS = "from benchmarks.device import exactness, setting; print(*exactness.digests(setting.Setting('{}', {})))"

@@ -24,7 +24,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.sample import sample_shard
-from taugrid.workers.samplers.batch import sample_batch
+from taugrid.workers.samplers.sampler import sample_batch
 from taugrid.workers.training import loop
 from taugrid.workers.training.batches import Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import new_state

@@ -13,8 +13,7 @@ from taugrid.hashing import SourceFile, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import guidance_of, inside
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule, guidance_of, inside
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point

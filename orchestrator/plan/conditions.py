@@ -16,15 +16,14 @@ from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.words import beside, listed
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.policy import lacks
-from taugrid.workers.conditions.column import Column
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import Column, LabelRule
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.network.checkpoint import parameters, weights_file
 
 ReadColumn = Callable[[LabelColumn], Column]
-"""Like `workers.conditions.column.read_column`."""
+"""Like `workers.conditions.read_column`."""
 
 
 def label_rule(settings: Sample, conditions: Conditions | None, network: str, read: ReadColumn) -> LabelRule | None:

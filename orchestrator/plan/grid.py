@@ -53,15 +53,13 @@ from taugrid.orchestrator.plan.sections import (
 from taugrid.orchestrator.plan.sources import Absent, Custom, Loaded, ModelSource, Oracle, Trained
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT
 from taugrid.words import counted, did_you_mean
-from taugrid.workers.conditions.column import read_column
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule, read_column
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae
 from taugrid.workers.samplers.description import (
     SAMPLE_DEFAULTS,
-    Case,
     SamplerDescription,
     TrySampler,
     describe_sampler,
@@ -139,7 +137,7 @@ def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> P
     every = (point for mapping in mappings for point in points(mapping, Sample.model_fields))
     placed = [_placed(config, point, lookups) for point in every]
     _require_one_prediction(config, placed)
-    cases = [Case(at.settings, at.model.diffusion) for at in placed]
+    cases = [(at.settings, at.model.diffusion) for at in placed]
     descriptions, modules = describe_samplers(cases, lookups.try_sampler)
     planned = [
         _planned(config, at, keys, described, lookups) for at, described in zip(placed, descriptions, strict=True)

@@ -15,7 +15,7 @@ from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracl
 from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.registry.samplers import DEFAULT, SAMPLERS
 from taugrid.words import with_controls
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint

@@ -23,7 +23,7 @@ from taugrid.orchestrator.plan.trust import WITHOUT_CODE
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import read_json, write_json
-from taugrid.workers.conditions.column import Column, read_column
+from taugrid.workers.conditions import Column, read_column
 from taugrid.workers.data.load import content_fingerprint
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.network import custom_process
@@ -117,7 +117,7 @@ class ModelRecords(Paths):
                 if cell["settings"].get("sampler") == name:
                     keys |= set(cell["sampler"]["keys"])
                     recorded[_case(cell["settings"], diffusions[cell["model"]])] = cell["sampler"]
-        wanted = [_case(honoured(case.settings, keys).recorded, case.diffusion.recorded) for case in cases]
+        wanted = [_case(honoured(settings, keys).recorded, diffusion.recorded) for settings, diffusion in cases]
         if not recorded.keys() >= set(wanted):
             if ":" not in name:  # an installed package's code is not the config's
                 return try_sampler(name, cases)

@@ -16,7 +16,7 @@ from taugrid.orchestrator.task import NOTHING, Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.sample import SampleJob
 
 

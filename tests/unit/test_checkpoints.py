@@ -240,7 +240,6 @@ def test_all_forms_of_folders_are_read(pipeline, saved, tmp_path):
     ({}, {"in_channels": "1"}), ({}, {"in_channels": [1, 1]}), ({}, {"out_channels": True}),
     ({}, {"class_embed_type": "identity"}), ({}, {"num_class_embeds": "ten"}),
     ({}, {"num_class_embeds": 11, "null_label": 3}), ({}, {"time_embedding_type": "fourier"}),
-    ({}, {"in_channels": 3, "out_channels": 3}),
 ])  # fmt: skip
 def test_networks_that_can_not_be_sampled_are_one_line(pipeline, index, unet):
     folder = pipeline()

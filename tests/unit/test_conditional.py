@@ -32,7 +32,7 @@ from taugrid.storage import LOCAL
 from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
 from taugrid.workers.accelerator.policy import policy
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.gaussian import Classes, Gaussian, gaussian

@@ -22,13 +22,12 @@ from taugrid.images import to_uint8
 from taugrid.orchestrator.work.ode import require_ode_cells
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import log_snr_key
 from taugrid.workers.diffusion.processes import DiscreteEDM
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "sketched"),

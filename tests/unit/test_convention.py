@@ -13,7 +13,7 @@ from taugrid.jobs import Conditions
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.gaussian import gaussian
 from taugrid.workers.network import custom
-from taugrid.workers.network.convention import doubt, expected
+from taugrid.workers.network.custom import doubt, expected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

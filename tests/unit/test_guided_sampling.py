@@ -21,7 +21,7 @@ from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.sections import diffusion_section
 from taugrid.storage import LocalStorage
 from taugrid.workers import schedules
-from taugrid.workers.conditions.guidance import guidance_of, inside
+from taugrid.workers.conditions import guidance_of, inside
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian
 from taugrid.workers.diffusion.decoder import Identity
@@ -29,8 +29,8 @@ from taugrid.workers.diffusion.denoiser import Denoise, Guidance
 from taugrid.workers.diffusion.oracle import gaussian_eps
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.sample import SampleJob, sample_shard
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler, honoured
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 
 PINNED = {"balanced": [7, 8, 5, 0, 3, 9, 6, 1, 4, 2, 5, 1, 9], "random": [5, 9, 9, 6, 9, 4, 8, 1, 3, 8, 4, 1, 6]}
 

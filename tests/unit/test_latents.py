@@ -31,8 +31,7 @@ from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_network
-from taugrid.workers.network.unet import read_saved
-from taugrid.workers.network.vae import load_vae
+from taugrid.workers.network.unet import load_vae, read_saved
 from taugrid.workers.sample import run as run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -306,7 +305,7 @@ def test_a_vae_in_true_float32_beside_a_network_in_tf32(ldm, monkeypatch):
         module.post_quant_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
         return module
 
-    monkeypatch.setattr("taugrid.workers.network.vae.load_vae", watched)
+    monkeypatch.setattr("taugrid.workers.network.unet.load_vae", watched)
     decode = Device("cpu").decoder(vae_of(ldm[0]), settings_of())
     with arithmetic.restored():
         arithmetic.configure(policy("cuda", "tf32"))

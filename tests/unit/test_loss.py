@@ -6,8 +6,8 @@ import torch
 
 from taugrid import config
 from taugrid.workers import schedules
+from taugrid.workers.diffusion.objective import theorem1_sigma, theorem1_weights
 from taugrid.workers.diffusion.process import diffuse, velocity
-from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 from taugrid.workers.training.batches import Loss, TrainingBatch
 
 ALPHA_BAR = schedules.alpha_bar(config.DIFFUSION_DEFAULTS)

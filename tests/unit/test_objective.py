@@ -20,10 +20,9 @@ from numpy.polynomial.hermite_e import hermegauss
 from snapshots import raises
 
 from taugrid.workers.diffusion.forward import generative, posterior, sigma_hat
-from taugrid.workers.diffusion.objective import j_sigma, l_gamma
+from taugrid.workers.diffusion.objective import j_sigma, l_gamma, theorem1_sigma, theorem1_weights
 from taugrid.workers.diffusion.schedule import alpha_bar
 from taugrid.workers.diffusion.timesteps import tau
-from taugrid.workers.diffusion.variational import theorem1_sigma, theorem1_weights
 
 D = 2
 DATA = np.array([[0.8, -0.3], [-0.5, 0.4]])

@@ -13,8 +13,8 @@ from taugrid.config import Diffusion, Sample
 from taugrid.orchestrator.plan.sections import diffusion_section, sample_section
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import describe_sampler, honoured
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -37,7 +37,7 @@ from taugrid.workers.device import Device
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 from taugrid.workers.ode import interpolate_cell, reconstruct_shard
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
 

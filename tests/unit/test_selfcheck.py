@@ -20,7 +20,7 @@ from taugrid.eval import selfcheck
 from taugrid.eval.metrics import frechet, statistics
 from taugrid.eval.selfcheck import CellSettings, ddpm_path, edm_path, flow_path, judge
 from taugrid.workers import schedules
-from taugrid.workers.conditions.labels import LabelRule
+from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion import noise, oracle, process, processes, schedule
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Guidance
@@ -28,7 +28,7 @@ from taugrid.workers.diffusion.gaussian import Gaussian, classes, draw, gaussian
 from taugrid.workers.diffusion.processes import EDM, DiscreteVP
 from taugrid.workers.diffusion.timesteps import tau
 from taugrid.workers.samplers import ddim
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
+from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

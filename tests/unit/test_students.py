@@ -21,9 +21,8 @@ from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, FromTimes, Guidance, Wrapped
 from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
-from taugrid.workers.samplers.sampler import find, with_defaults
+from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch, with_defaults
 from taugrid.workers.samplers.students import boundary
 
 pytestmark = [

@@ -29,9 +29,6 @@ TIMEOUT_SECONDS = 600.0
 PATIENCE_SECONDS = 15.0
 """After so long a trial is announced: torch alone takes some seconds to import."""
 
-MAX_REASON_LENGTH = 200
-"""Characters of an exception's text that are shown."""
-
 
 def find_module(name: str) -> ModuleType:
     """The module of that name, imported; CustomCodeError if there is none. The module's own errors pass through."""
@@ -58,18 +55,14 @@ def find(name: str) -> Any:
 def ask(
     function: str, arguments: Mapping[str, Any], subject: str, trial: str, limit: float = math.inf
 ) -> dict[str, Any]:
-    """The fields of the dataclass that `function` (`package.module:name`) returns when another process calls it.
+    """The fields of the dataclass that taugrid's `function` (`package.module:name`) returns, called by another process.
 
-    Args:
-        function: a function of taugrid that describes a user's code.
-        arguments: its keyword arguments, which JSON must be able to hold.
-        subject: what is described, for errors.
-        trial: what `subject` has to do in that process, for errors: "be loaded".
-        limit: the seconds that it may take, at most `TIMEOUT_SECONDS`.
+    `arguments` are its keyword arguments, which JSON must be able to hold. Errors say that `subject` can't be used, or
+    that it took more than `limit` seconds, at most `TIMEOUT_SECONDS`, to do what `trial` says: "be loaded".
 
     Raises:
-        CustomCodeError: if it fails or takes longer than `limit`. The last line of stderr and, on a line of its own,
-            the command that shows the whole traceback.
+        CustomCodeError: if it fails or takes longer. The last line of stderr and, on a line of its own, the command
+            that shows the whole traceback.
     """
     # -P: a user's file named like an installed package must not be imported in its place.
     command, given = ["-P", "-m", "taugrid.workers.custom.describe", function], json.dumps(arguments)
@@ -77,7 +70,13 @@ def ask(
     pipe, limit = subprocess.PIPE, min(limit, TIMEOUT_SECONDS)
     with subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
-            stdout, stderr = _waited_for(process, given, subject, trial, limit)
+            try:
+                stdout, stderr = process.communicate(given, timeout=min(PATIENCE_SECONDS, limit))
+            except subprocess.TimeoutExpired:
+                if limit <= PATIENCE_SECONDS:
+                    raise
+                print(f"waiting up to {limit:.0f} seconds for {subject} to {trial}", file=sys.stderr)
+                stdout, stderr = process.communicate(timeout=limit - PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             raise CustomCodeError(
                 f"{subject} took more than {limit:.0f} seconds to {trial}; to watch it, run: {shown}"
@@ -92,19 +91,6 @@ def ask(
     return answer
 
 
-def _waited_for(
-    process: "subprocess.Popen[str]", given: str, subject: str, trial: str, limit: float
-) -> tuple[str, str]:
-    """Its stdout and stderr. A trial that takes long says so, once."""
-    try:
-        return process.communicate(given, timeout=min(PATIENCE_SECONDS, limit))
-    except subprocess.TimeoutExpired:
-        if limit <= PATIENCE_SECONDS:
-            raise
-    print(f"waiting up to {limit:.0f} seconds for {subject} to {trial}", file=sys.stderr)
-    return process.communicate(timeout=limit - PATIENCE_SECONDS)
-
-
 def main() -> None:
     """The main function of the other process: print the fields as JSON or, on stderr, a traceback and the error."""
     function, *given = sys.argv[1:]
@@ -115,7 +101,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         text = joined_lines(error)
-        sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:MAX_REASON_LENGTH]}")
+        sys.exit(text if isinstance(error, CustomCodeError) else f"{type(error).__name__}: {text[:200]}")
     print(f"\n{ANSWER}{json.dumps(fields)}")
 
 

@@ -58,7 +58,9 @@ class SourceCode:
     def require(self, sha256: str, files: Iterable[SourceFile], subject: str) -> None:
         """Raise `ContentMismatch`, naming the file that differs, unless this is the planned source."""
         if sha256 != self.sha256:
-            differing = "; ".join(differences(files, self.files))
+            planned = {file.module: file.sha256 for file in files}
+            changed = [file for file in self.files if planned.get(file.module, file.sha256) != file.sha256]
+            differing = "; ".join(f"{file.path} differs" for file in changed)
             require_same(f"the source code of {subject}{differing and f' ({differing})'}", self.sha256, sha256)
 
 
@@ -68,9 +70,7 @@ def source_of(modules: Iterable[str]) -> SourceCode:
     Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
     followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
     is not detected.
-
-    Raises:
-        CustomCodeError: if one of `modules` can't be found, or has no file.
+    `CustomCodeError` if one of `modules` can't be found, or has no file.
     """
     waiting = {name: _file_of(name) for name in modules}
     contents: dict[str, tuple[Path, bytes]] = {}
@@ -177,17 +177,6 @@ def _spec(name: str) -> ModuleSpec | None:
             return None
         spec = PathFinder.find_spec(".".join([top, *parts[: i + 1]]), spec.submodule_search_locations)
     return spec
-
-
-def differences(before: Iterable[SourceFile], now: Iterable[SourceFile]) -> list[str]:
-    """The differences between two lists of source files, a phrase for each; empty if one of the lists is empty."""
-    old, new = {file.module: file for file in before}, {file.module: file for file in now}
-    if not old or not new:
-        return []
-    changed = [new[name].path for name in sorted(old.keys() & new.keys()) if old[name].sha256 != new[name].sha256]
-    lines = [f"{path} differs" for path in changed]
-    lines += [f"{old[name].path} is no longer imported" for name in sorted(old.keys() - new.keys())]
-    return lines + [f"{new[name].path} is imported as well" for name in sorted(new.keys() - old.keys())]
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,12 @@ class Decoder(Protocol):
 class Identity:
     """The decoder of networks that sample pixels."""
 
-    shape: tuple[int, int, int]
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the network sees."""
-        return self.shape
+    network_shape: tuple[int, int, int]
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a picture."""
-        return self.shape
+        """That of the network."""
+        return self.network_shape
 
     def __call__(self, x0: "Tensor", /) -> "Tensor":
         """`x0` itself."""
@@ -95,8 +90,7 @@ class Vae:
     @property
     def recorded(self) -> dict[str, Any]:
         """As JSON, see `restored`."""
-        saved = {"folder": self.saved.folder, "weights_sha256": self.saved.weights_sha256}
-        saved |= {"config_sha256": self.saved.config_sha256, "kind": self.saved.kind}
+        saved = {key: getattr(self.saved, key) for key in ("folder", "weights_sha256", "config_sha256", "kind")}
         shapes = {"network_shape": list(self.network_shape), "picture_shape": list(self.picture_shape)}
         factors = {"scaling_factor": self.scaling_factor, "shift_factor": self.shift_factor}
         commit = {} if self.commit is None else {"commit": self.commit}

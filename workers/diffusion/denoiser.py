@@ -25,15 +25,12 @@ class Denoiser(Protocol):
 
 
 class Wrapped:
-    """A Denoiser that wraps another one.
+    """A Denoiser that wraps another one, which gets points and conditions unchanged.
 
-    `around` is called with (`call`, x) and returns the output for x; `call(x)` is the wrapped network's output. Points
-    and conditions are passed to the network unchanged.
+    `around` is called with (`call`, x) and returns the output for x; `call(x)` is the wrapped network's output.
     """
 
-    def __init__(
-        self, network: Denoiser, around: Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], "Tensor"]
-    ) -> None:
+    def __init__(self, network: Denoiser, around: "Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]") -> None:
         self._network, self._around = network, around
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
@@ -68,10 +65,8 @@ class FromTimes:
 class Guidance(NamedTuple):
     """How a cell's predictions are led away from weaker ones (Ho & Salimans 2022; Karras et al. 2024).
 
-        guided = p_0 + g (p - p_0)
-
-    p is what the network predicts, and p_0 what it predicts without labels (classifier-free guidance), or what another
-    network predicts (autoguidance). It travels with jobs.
+    The guided one is p_0 + g (p - p_0): p is what the network predicts, and p_0 what it predicts without labels
+    (classifier-free guidance), or what another network predicts (autoguidance). It travels with jobs.
     """
 
     scale: float
@@ -125,10 +120,7 @@ class Denoise:
     def output(self, x: "Tensor", at: Point) -> "Tensor":
         """What the network itself returns for x, which is scaled as it expects, at a point, guided; nothing is clipped.
 
-        A guided call is two calls of one batch each, the labelled one first.
-
-        Raises:
-            SamplerFault: at the path's last point.
+        A guided call is two calls of one batch each, the labelled one first. `SamplerFault` at the path's last point.
         """
         import torch
 

@@ -33,11 +33,7 @@ def markov_step(alpha_t: float, alpha_prev: float) -> Conditional:
 
 
 def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
-    """q_sigma(x_{t-1} | x_t, x_0), eq. 7, for any sigma that keeps the root real.
-
-    Raises:
-        ValueError: unless sigma^2 <= 1 - alpha_prev.
-    """
+    """q_sigma(x_{t-1} | x_t, x_0), eq. 7, for any sigma that keeps the root real; else `ValueError`."""
     from_state = math.sqrt(_kept(alpha_prev, sigma) / (1 - alpha_t))
     return Conditional(math.sqrt(alpha_prev) - from_state * math.sqrt(alpha_t), from_state, sigma**2)
 
@@ -47,9 +43,6 @@ def generative(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
 
     For t > 1 it is eq. 7, and at t = 1, where `alpha_prev` is 1, N(f(x_1), sigma_1^2 I) for any sigma_1. The paper's
     sampler adds no noise there, because eq. 16 makes sigma_1 0.
-
-    Raises:
-        ValueError: for t > 1, unless sigma^2 <= 1 - alpha_prev.
     """
     return Conditional(1.0, 0.0, sigma**2) if alpha_prev == 1 else posterior(alpha_t, alpha_prev, sigma)
 
@@ -60,9 +53,7 @@ def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional
     Given x_0, x_t and x_{t-1} have covariance sqrt((1 - alpha_t) (1 - alpha_prev - sigma^2)). The regression of x_t on
     x_{t-1} is this covariance divided by x_{t-1}'s variance, 1 - alpha_prev. With sigma = 0 the step is deterministic.
     With alpha_prev = 1 the state is x_0 itself and the limit depends on the path; eq. 4 is returned, with from_state 0.
-
-    Raises:
-        ValueError: unless sigma^2 <= 1 - alpha_prev.
+    As `posterior` it raises `ValueError`.
     """
     kept = _kept(alpha_prev, sigma)
     if alpha_prev == 1:

@@ -170,11 +170,9 @@ def sampled(
     That eps is sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m). In the basis of Sigma's eigenvectors, each step is
     x -> gain x + shift m + noise z in each direction separately. Without signal, x0 is m and eps is x.
 
-    Args:
-        data: what the images are drawn from.
-        levels: alpha_bar from the first point of a path to its last; see `Point.scale` for other processes than DDPM's.
-        eta: the scale of eq. 16, or `sigma_hat`: eta = 1 with the larger noise, and none in the last step.
-        variance_at_first: of x_T over its point's scale.
+    `levels` are alpha_bar from the first point of a path to its last (`Point.scale` is for other processes than
+    DDPM's). `eta` `sigma_hat` is eta = 1 with the larger noise, and none in the last step. `variance_at_first` is that
+    of x_T over its point's scale.
     """
     m = data.eigenvectors.T @ data.mean
     mean, variance = np.zeros_like(m), variance_at_first * np.ones_like(m)
@@ -193,11 +191,7 @@ def sampled(
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """The squared Frechet distance |m_a - m_b|^2 + sum (sqrt(l_a) - sqrt(l_b))^2 for equal eigenvectors.
-
-    Raises:
-        ValueError: if the eigenvectors differ.
-    """
+    """|m_a - m_b|^2 + sum (sqrt(l_a) - sqrt(l_b))^2: the squared Frechet distance for equal eigenvectors."""
     if not np.array_equal(a.eigenvectors, b.eigenvectors):
         raise ValueError("the closed forms need Gaussians with the same eigenvectors")
     return float(np.square(a.mean - b.mean).sum() + np.square(np.sqrt(a.eigenvalues) - np.sqrt(b.eigenvalues)).sum())

@@ -10,18 +10,12 @@ PARALLEL = 1e-7
 
 
 def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
-    """Spherical interpolation, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
+    """(k, *shape) points from a to b, eq. 67: sin((1 - u) theta) / sin(theta) a + sin(u theta) / sin(theta) b.
 
-    theta is the angle between a and b. Points between two standard normals then have a norm like theirs, unlike the
-    middle of a straight line, and the network was trained on no other norms at T.
-
-    Args:
-        a: (*shape) floating point. If it is parallel to b there is no arc, and the straight line is used.
-        b: like `a`.
-        fractions: (k,) in [0, 1], u.
-
-    Returns:
-        (k, *shape), from a at u = 0 to b at u = 1.
+    `a` and `b` are (*shape) floating point, u the `fractions`, (k,) in [0, 1], and theta the angle between a and b.
+    Points between two standard normals then have a norm like theirs, unlike the middle of a straight line, and the
+    network was trained on no other norms at T. Where a and b are parallel there is no arc, and the straight line is
+    used.
     """
     x, y = in_float64(a).flatten(), in_float64(b).flatten()
     theta = torch.arccos((torch.dot(x, y) / (x.norm() * y.norm())).clamp(-1, 1))
@@ -33,25 +27,18 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
 
 
 def rows(x_T: Tensor, steps: int) -> Tensor:
-    """Points between x_T 0 and 1, between 2 and 3, and so on, figure 6.
+    """(r, k, *shape): k = `steps` points between x_T 0 and 1, ends included, between 2 and 3, and so on, figure 6.
 
-    Args:
-        x_T: (2 r, *shape).
-        steps: k, points of each row, including its ends.
-
-    Returns:
-        (r, k, *shape).
+    `x_T` is (2 r, *shape).
     """
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
     return torch.stack([slerp(a, b, u) for a, b in zip(x_T[0::2], x_T[1::2], strict=True)])
 
 
 def square(x_T: Tensor, steps: int) -> Tensor:
-    """Points within two pairs and then across, appendix D.5: (k, k, *shape), corners x_T 0, 1 (above), 2, 3 (below).
+    """(k, k, *shape) points within two pairs and then across, appendix D.5: corners x_T 0, 1 (above), 2, 3 (below).
 
-    Args:
-        x_T: (4, *shape).
-        steps: k.
+    `x_T` is (4, *shape), and k = `steps`.
     """
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
     above, below = slerp(x_T[0], x_T[1], u), slerp(x_T[2], x_T[3], u)

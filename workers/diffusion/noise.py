@@ -41,25 +41,13 @@ class TrainingDraws(NamedTuple):
 
 
 def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
-    """Standard normals for the samples `indices` at one time.
+    """(B, *shape) float32 standard normals for the samples `indices`, (B,) int64 >= 0, on their device.
 
-    Element e of a sample, in C order, depends only on (domain, seed, index, time, e). The Box-Muller transform is
-    computed in float64 from words that are the same everywhere, so devices whose libraries differ in float64's last
-    digits agree after rounding to float32, except for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) =
-    6.76.
-
-    Args:
-        seed: any integer.
-        indices: (B,) int64 >= 0.
-        time: t in 1..T, or 0 for x_T; in training, the step. Below 2^32.
-        shape: the shape of one sample.
-        domain: names the purpose; each domain is a separate stream.
-
-    Returns:
-        (B, *shape) float32 on the device of `indices`.
-
-    Raises:
-        ValueError: if `time` is out of range.
+    Element e of a sample, in C order, depends only on (domain, seed, index, time, e). `time` is t in 1..T, or 0 for
+    x_T; in training, the step. Each `domain`, a purpose, is a separate stream. The Box-Muller transform is computed in
+    float64 from words that are the same everywhere, so devices whose libraries differ in float64's last digits agree
+    after rounding to float32, except for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) = 6.76.
+    `ValueError` unless `time` is in [0, 2^32).
     """
     dims, device = math.prod(shape), indices.device
     if device.type in WITHOUT_FLOAT64:
@@ -77,12 +65,8 @@ def training_draws(
     """The image, time and flip for each of the `positions`, (B,) int64, in the global batch of a training step.
 
     The noise for them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the time at
-    position 2k + 1 is T + 1 - t, where t is the time at 2k, as in the released code of the DDIM paper.
-
-    Without `timesteps`, the same words give uniform numbers in (0, 1) as times, and 1 - t in antithetic pairs.
-
-    Raises:
-        ValueError: if `step` is not in [0, 2^32).
+    position 2k + 1 is T + 1 - t, where t is the time at 2k, as in the released code of the DDIM paper. Without
+    `timesteps`, the same words give uniform numbers in (0, 1) as times, and 1 - t in antithetic pairs.
     """
     w = words(seed, "train", positions, step, blocks=2).unbind(dim=1)
     t = _times(w[2], w[3], timesteps)
@@ -110,31 +94,19 @@ def _times(high: Tensor, low: Tensor, timesteps: int | None) -> Tensor:
 
 
 def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:
-    """floor(w n / 2^64) for the 64-bit w = (`high`, `low`): uniform in [0, n) up to n / 2^64.
+    """floor(w n / 2^64) for the 64-bit w = (`high`, `low`), int64 words in [0, 2^32): uniform in [0, n) up to n / 2^64.
 
-    Args:
-        high: int64 words in [0, 2^32).
-        low: like `high`.
-        n: at most 2^31, so that the products fit int64.
+    n is at most 2^31, so that the products fit int64.
     """
     return (high * n + (low * n >> 32)) >> 32
 
 
 def words(seed: int, domain: str, a: Tensor, b: Tensor | int, blocks: int) -> Tensor:
-    """Raw random words: lane e % 4 of the block with counter (e // 4, b, a mod 2^32, a div 2^32) is word e.
+    """(B, 4 * blocks) random words, int64 in [0, 2^32), on the device of `a`, (B,) int64 >= 0; `b` is a number or (B,).
 
-    Args:
-        seed: any integer.
-        domain: the stream's name.
-        a: (B,) int64 >= 0.
-        b: one number or (B,) int64, in [0, 2^32).
-        blocks: blocks of four words for each element of `a`.
-
-    Returns:
-        (B, 4 * blocks) int64 in [0, 2^32), on the device of `a`.
-
-    Raises:
-        ValueError: if `b` is a number out of range.
+    Lane e % 4 of the block with counter (e // 4, b, a mod 2^32, a div 2^32) is word e of the stream of `seed` and
+    `domain`.
+    `ValueError` if `b` is a number that is not in [0, 2^32).
     """
     if isinstance(b, int):
         if not 0 <= b <= MASK:

@@ -22,15 +22,9 @@ def gaussian_eps(
 ) -> Denoiser:
     """eps(x, t) = sqrt(1 - a) (a Sigma + (1 - a) I)^-1 (x - sqrt(a) m), a = alpha_bar[t], in Sigma's eigenbasis.
 
-    Args:
-        data: N(m, Sigma) over C * H * W pixels; or classes N(m + o, Sigma), whose eps is that of N(m, Sigma) at
-            x - sqrt(a) o. The condition are then labels (B,), int64, the null label among them.
-        alpha_bar: (T + 1,) with `alpha_bar[0] == 1`.
-        device: where x will be.
-        dtype: the type of x and of the computation.
-
-    Returns:
-        A Denoiser for the points of the process with these `alpha_bar`.
+    `data` are N(m, Sigma) over C * H * W pixels; or classes N(m + o, Sigma), whose eps is that of N(m, Sigma) at x -
+    sqrt(a) o: the condition are then labels (B,), int64, the null label among them. The Denoiser is for the points of
+    the process with these `alpha_bar`, (T + 1,) with 1 at 0, and for x on `device`; it computes in `dtype`, that of x.
     """
     base = data.base if isinstance(data, Classes) else data
     vectors = torch.tensor(base.eigenvectors, dtype=dtype, device=device)

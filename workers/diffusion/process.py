@@ -72,11 +72,7 @@ class Process(ABC):
 
     @abstractmethod
     def spaced(self, spacing: "Spaced", steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
-        """The times to visit in S = `steps` steps, increasing, without time 0.
-
-        Raises:
-            ValueError: if it has no such spacing, or the spacing no such times.
-        """
+        """The times to visit in S = `steps` steps, increasing, without time 0; `ValueError` if there are none such."""
 
     @abstractmethod
     def at(self, t: float) -> Point:
@@ -157,11 +153,7 @@ def log_snr_key(log_snr: float) -> int:
 
 
 def distinct_keys(process: Process, times: tuple[float, ...]) -> tuple[float, ...]:
-    """`times`, if no two of their points share a noise key.
-
-    Raises:
-        ValueError: if two do: they are so close that they would have the same noise.
-    """
+    """`times`; `ValueError` if two of their points share a noise key: they would have the same noise."""
     keys = [process.at(t).key for t in times]
     for (before, key), (after, next_key) in pairwise(zip(times, keys, strict=True)):
         if key >= next_key:
@@ -187,22 +179,16 @@ def network_time(t: Time) -> Time:
 
 
 def diffuse(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Tensor":
-    """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4.
+    """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4, of `x0` and `eps`, (B, ...) floating point.
 
-    Args:
-        x0: (B, ...) images, floating point.
-        eps: shaped like `x0`, standard normal.
-        alpha_bar_t: (B,) one value for each image, float64 to keep 1 - alpha_t exact, or one number for all.
+    `alpha_bar_t` is (B,), in float64 to keep 1 - alpha_t exact, or one number for all.
     """
     signal, noise = _scales(alpha_bar_t, x0)
     return signal * x0 + noise * eps
 
 
 def predict_x0(x_t: "Tensor", eps: "Tensor", at: "Tensor | float | Point") -> "Tensor":
-    """f(x_t) = (x_t - sqrt(1 - alpha_t) eps) / sqrt(alpha_t), eq. 9.
-
-    Shapes are as in `diffuse`; `at` is the paper's alpha_t, as there, or a point.
-    """
+    """f(x_t) = (x_t - sqrt(1 - alpha_t) eps) / sqrt(alpha_t), eq. 9; `at` is alpha_t as in `diffuse`, or a point."""
     signal, noise = _scales(at, x_t)
     return (x_t - noise * eps) / signal
 
@@ -223,10 +209,7 @@ def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", pre
     """The x0 and eps that a network's `output` for `x_t` implies; shapes and `at` as in `predict_x0`.
 
     Only `epsilon` divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t).
-    A `velocity` is that of alpha = 1 - t, sigma = t.
-
-    Raises:
-        ValueError: for an unknown `prediction`.
+    A `velocity` is that of alpha = 1 - t, sigma = t. `ValueError` for an unknown `prediction`.
     """
     if prediction == "epsilon":
         return Prediction(predict_x0(x_t, output, at), output)
@@ -246,9 +229,7 @@ def clipped(prediction: Prediction, x: "Tensor", at: Point, clip: str, clip_rang
 
     `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
     does by default. `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
-
-    Raises:
-        ValueError: for an unknown `clip`.
+    `ValueError` for an unknown `clip`.
     """
     if clip == "none":
         return prediction

@@ -117,11 +117,7 @@ class EDM(Process):
     def __init__(
         self, sigma_min: float, sigma_max: float, rho: float, sigma_data: float, prediction: PredictionType = "edm"
     ) -> None:
-        """Paths lead from `sigma_max` to `sigma_min` and then to 0.
-
-        Raises:
-            ValueError: unless sigma_min < sigma_max.
-        """
+        """Paths lead from `sigma_max` to `sigma_min` and then to 0; `ValueError` unless sigma_min < sigma_max."""
         if sigma_max <= sigma_min:
             raise ValueError("sigma_max must be larger than sigma_min")
         self.last, self.prediction = sigma_max, prediction
@@ -130,17 +126,11 @@ class EDM(Process):
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
         """S noise levels from sigma_min to sigma_max; for S = 1, sigma_max alone.
 
-        - `karras`, and `linear`: sigma^(1/rho) in equal steps, eq. 5.
-        - `logsnr`: ln(sigma) in equal steps.
-
-        They have 12 digits: CPUs whose powers differ in the last bit then visit the same.
-
-        Raises:
-            ValueError: for another spacing, or if noise levels are too close.
+        `karras`, and `linear`: sigma^(1/rho) in equal steps, eq. 5; `logsnr`: ln(sigma) in equal steps. They have 12
+        digits: CPUs whose powers differ in the last bit then visit the same.
         """
         if spacing in ("karras", "linear"):
-            roots = np.linspace(self._first ** (1 / self._rho), self.last ** (1 / self._rho), steps)
-            levels = roots**self._rho
+            levels = np.linspace(self._first ** (1 / self._rho), self.last ** (1 / self._rho), steps) ** self._rho
         elif spacing == "logsnr":
             levels = np.exp(np.linspace(math.log(self._first), math.log(self.last), steps))
         else:
@@ -150,9 +140,7 @@ class EDM(Process):
 
     def at(self, t: float) -> Point:
         """The point at sigma = `t`."""
-        if t == 0:
-            return END
-        return point(t, t if self.prediction == "sample" else math.log(t) / 4)
+        return END if t == 0 else point(t, t if self.prediction == "sample" else math.log(t) / 4)
 
     def told(self, time: float) -> Point:
         """The point at which the network is told `time`, with a sigma that is off by no more than rounding."""
@@ -180,10 +168,9 @@ class EDM(Process):
     # difference (x0 - c_skip x) / c_out would lose digits where sigma is small.
 
     def drawn_time(self, drawn: "Tensor") -> "Tensor":
-        """sigma, log-normal: the inverse of the normal distribution at a uniform number.
+        """sigma, log-normal, by the inverse of the normal distribution.
 
-        ln sigma is a multiple of 2^-20, so that it does not depend on the last bits of `torch.special.ndtri`, which
-        are not the same on all devices.
+        ln sigma is a multiple of 2^-20: the last bits of `torch.special.ndtri` are not the same on all devices.
         """
         import torch
 
@@ -212,10 +199,9 @@ class DiscreteEDM(EDM):
     timesteps: int
 
     def __init__(self, timesteps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> None:
-        """Sigma is `sigma_min` at time 1, `sigma_max` at T = `timesteps`, and linear in t to the power 1 / `rho`.
+        """Sigma^(1 / `rho`) is linear in t, from `sigma_min` at time 1 to `sigma_max` at T = `timesteps`.
 
-        Raises:
-            ValueError: for T = 1, or if sigma does not grow, or so little that two times have one key.
+        `ValueError` for T = 1, or if sigma does not grow, or so little that two times have one key.
         """
         super().__init__(sigma_min, sigma_max, rho, sigma_data, "consistency")
         if timesteps < 2:
@@ -271,13 +257,9 @@ class Flow(Process):
         self.prediction, self._told_times = prediction, told_times
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
-        """S times up to 1.
+        """`time_uniform`, and `linear`: 1 / S, 2 / S, ..., 1, each moved to shift t / (1 + (shift - 1) t).
 
-        - `time_uniform`, and `linear`: 1 / S, 2 / S, ..., 1, each moved to shift t / (1 + (shift - 1) t) (Esser et al.
-          2024, eq. 23).
-
-        Raises:
-            ValueError: for another spacing, or if times are too close.
+        The shift is that of Esser et al. 2024, eq. 23.
         """
         if spacing not in ("time_uniform", "linear"):
             raise ValueError(no_spacing("flow", spacing, ("linear", "time_uniform")))

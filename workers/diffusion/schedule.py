@@ -24,11 +24,7 @@ def betas(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> 
     - `jsd`: 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015), so that alpha_t falls linearly, to exactly 0 at T;
       ignores `beta_start` and `beta_end`.
 
-    Returns:
-        (T,) float64; entry i is beta at time i + 1.
-
-    Raises:
-        ValueError: for an unknown schedule.
+    Entry i, of (T,) float64, is beta at time i + 1. `ValueError` for an unknown schedule.
     """
     T = timesteps
     if schedule == "linear":
@@ -50,11 +46,7 @@ def betas(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> 
 def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
     """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`; see `betas`.
 
-    Returns:
-        (T + 1,) float64, strictly decreasing and positive, except that `jsd` ends at exactly 0.
-
-    Raises:
-        ValueError: for an unknown schedule.
+    (T + 1,) float64, strictly decreasing and positive, except that `jsd` ends at exactly 0.
     """
     return products(betas(schedule, timesteps, beta_start, beta_end))
 
@@ -67,13 +59,8 @@ def products(betas: NDArray[np.float64]) -> NDArray[np.float64]:
 def rescaled_to_zero_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
     """`alpha_bar` with no signal left at T: Lin et al. 2024, algorithm 1.
 
-    sqrt(alpha_t), t = 1..T, is shifted to be 0 at T and scaled to keep its value at t = 1.
-
-    Returns:
-        (T + 1,) float64, like `alpha_bar`; 1 at t = 0, and exactly 0 at T.
-
-    Raises:
-        ValueError: for T = 1, where both can't hold.
+    sqrt(alpha_t), t = 1..T, is shifted to be 0 at T and scaled to keep its value at t = 1. (T + 1,) float64; 1 at t =
+    0, and exactly 0 at T. `ValueError` for T = 1, where both can't hold.
     """
     root = np.sqrt(alpha_bar[1:])
     if len(root) < 2:

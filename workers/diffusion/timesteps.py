@@ -1,6 +1,6 @@
 """The times tau in 1..T that a sampler visits: DDIM's, diffusers', ermongroup's, DPM-Solver's, EDM's, or a list."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -31,8 +31,7 @@ def times(
     - `time_uniform`: T / S, 2 T / S, ..., T.
     - all others are `tau`.
 
-    Raises:
-        ValueError: see `tau`; for log-SNR spacings if alpha is 0 at T.
+    `ValueError` as of `tau`; for log-SNR spacings if alpha is 0 at T.
     """
     T = len(alpha_bar) - 1
     if spacing == "time_uniform" and 1 <= steps <= T:
@@ -74,21 +73,34 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
     if not 1 <= S <= T:
         raise ValueError(f"{S} sampling steps can't be chosen from {T} time steps; steps must be in 1..{T}")
     if not isinstance(spacing, str):
-        return _listed(spacing, S, T)
+        if len(spacing) != S:
+            raise ValueError(f"the spacing lists {len(spacing)} times but steps is {S}; set steps to {len(spacing)}")
+        if outside := [t for t in spacing if not 1 <= t <= T]:
+            raise ValueError(f"the spacing lists time {outside[0]}; times must be in 1..{T}")
+        for before, after in pairwise(spacing):
+            if after <= before:
+                raise ValueError(f"the spacing lists {before} before {after}; list each time once, in increasing order")
+        return tuple(spacing)
     if spacing == "linear":
         return tuple(T * i // S for i in range(1, S + 1))
     if spacing == "quadratic":
         return tuple(max(i, T * i * i // (S * S)) for i in range(1, S + 1))
     if spacing == "leading":
-        return _leading(S, T, steps_offset)
+        found = tuple(1 + i * (T // S) + steps_offset for i in range(S))
+        if found[-1] > T:
+            raise ValueError(f"steps_offset {steps_offset} leads beyond T = {T} for {S} steps of spacing leading")
+        return found
     if spacing == "trailing":
-        return _trailing(S, T)
+        # Halves are rounded as diffusers' `np.round(np.arange(T, 0, -T / S))` happens to: the stride has the rounding
+        # error of `arange`. For some S, such as 61 with T = 1000, that has an entry too many near 0; not so here.
+        stride = T - (T - T / S)
+        return tuple(round(T - i * stride) for i in reversed(range(S)))
     if spacing == "linspace":
-        return _times_of(np.linspace(0, T - 1, S).round().astype(np.int64).tolist())
+        return tuple(1 + t for t in np.linspace(0, T - 1, S).round().astype(np.int64).tolist())
     if spacing == "ermongroup-uniform":
-        return _times_of(range(0, T, T // S))
+        return tuple(range(1, T + 1, T // S))
     if spacing == "ermongroup-quad":
-        return _times_of(int(s) for s in np.linspace(0, np.sqrt(T * 0.8), S) ** 2)
+        return tuple(1 + int(s) for s in np.linspace(0, np.sqrt(T * 0.8), S) ** 2)
     raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")
 
 
@@ -113,38 +125,3 @@ def remarks(
             f"{calls} network evaluations for each image, at {different} different times"
         )
     return lines
-
-
-def _times_of(indices: Iterable[int]) -> tuple[int, ...]:
-    """The paper's times, from indices that count from 0."""
-    return tuple(index + 1 for index in indices)
-
-
-def _leading(S: int, T: int, offset: int) -> tuple[int, ...]:
-    times = _times_of(i * (T // S) + offset for i in range(S))
-    if times[-1] > T:
-        raise ValueError(f"steps_offset {offset} leads beyond T = {T} for {S} steps of spacing leading")
-    return times
-
-
-def _trailing(S: int, T: int) -> tuple[int, ...]:
-    """round(T - i T/S), halves as diffusers' `np.round(np.arange(T, 0, -T / S))` happens to round them.
-
-    The stride therefore has the rounding error of `arange`. For some S, such as 61 with T = 1000, that `arange` has an
-    extra entry near 0, which diffusers treats as a time before the first. Here there are always S times.
-    """
-    stride = T - (T - T / S)
-    return tuple(round(T - i * stride) for i in reversed(range(S)))
-
-
-def _listed(times: Sequence[int], S: int, T: int) -> tuple[int, ...]:
-    """`times`, if they are a tau of length S in 1..T."""
-    if len(times) != S:
-        raise ValueError(f"the spacing lists {len(times)} times but steps is {S}; set steps to {len(times)}")
-    outside = [t for t in times if not 1 <= t <= T]
-    if outside:
-        raise ValueError(f"the spacing lists time {outside[0]}; times must be in 1..{T}")
-    for before, after in pairwise(times):
-        if after <= before:
-            raise ValueError(f"the spacing lists {before} before {after}; list each time once, in increasing order")
-    return tuple(times)

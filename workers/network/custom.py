@@ -1,6 +1,11 @@
-"""Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it."""
+"""Custom networks (`model.callable: package.module:function`): describes one by trying it, loads it, checks it.
+
+A network that expects another time, another input or another sign returns finite images of the right shape, and samples
+noise. Its error on a few images of `data` shows that (`doubt`).
+"""
 
 import inspect
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,13 +25,12 @@ from taugrid.workers.accelerator.policy import Policy, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
-from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, OfTimes
-from taugrid.workers.network.convention import doubt, expected
+from taugrid.workers.data.load import few_images, few_labels
+from taugrid.workers.diffusion.denoiser import Denoise, Denoiser, FromTimes, OfTimes
 
 TOLERANCE = 0.05
 """How far one image's prediction may move when it is computed again or in another batch, relative to the largest
 output. Rounding in half precision moves it by 0.01, dropout or batch norm in training mode by about 1."""
-
 
 MIXED_TYPES = re.compile(r"same d?type|should be the same|scalar type|mixed dtype|BFloat16")
 """Matches what torch says of a layer whose weights and input have different types."""
@@ -54,8 +58,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
 def make(name: str, weights: str | None) -> Any:
     """What the function `name` returns for the path `weights`: an `nn.Module`, or any function of x and t.
 
-    Raises:
-        CustomCodeError: if there is no such function, it takes other arguments, or it returns something not callable.
+    `CustomCodeError` if there is no such function, it takes other arguments, or it returns something not callable.
     """
     function = find(name)
     if isinstance(function, nn.Module) or not callable(function):
@@ -88,7 +91,7 @@ def describe(
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
     `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
-    (`convention.doubt`).
+    (`doubt`).
 
     Raises:
         CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
@@ -135,9 +138,7 @@ def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
     """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label).
 
     None: it is a function of x and t. Flow maps have two `times`, t and r.
-
-    Raises:
-        CustomCodeError: if it can be called with one more argument alone and says no classes, or says impossible ones.
+    `CustomCodeError` if it can be called with one more argument alone and says no classes, or says impossible ones.
     """
     classes, null_label = (getattr(made, key, None) for key in ("num_classes", "null_label"))
     takes_labels = _takes(made, times + 2)
@@ -193,15 +194,12 @@ def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: 
         )
     alone = torch.cat([network(*(each[i : i + 1] for each in (x, t, *others))) for i in range(len(x))])
     if not _is_close(alone, output):
-        if not _is_close(network(x, t, *others), output):
-            raise CustomCodeError(
-                f"the network of {name} returned two different outputs for the same x and t: is dropout still on? "
-                "taugrid calls eval() only on an nn.Module that the function returns"
-            )
+        other_class, or_label = (" and of another class", "or label ") if labels else ("", "")
         raise CustomCodeError(
-            f"the network of {name} predicts something different for an image alone than in a batch with an image at a "
-            f"different time{' and of another class' if labels else ''}: is batch norm in training mode, or one t "
-            f"{'or label ' if labels else ''}used for all images?"
+            f"the network of {name} predicts something different for an image when it is called again, or alone than "
+            f"in a batch with an image at a different time{other_class}: is dropout on, batch norm in training mode, "
+            f"or one t {or_label}used for all images? taugrid calls eval() only on an nn.Module that the function "
+            "returns"
         )
     return output
 
@@ -247,8 +245,8 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 def tensors(network: Any) -> dict[str, Any]:
     """The tensors that a network holds, by name, as far as they are visible from outside.
 
-    For an `nn.Module` that is its state. For any other function it is the tensors, and the state of the modules, that
-    its body names (in closures and among globals) or that are attributes of its object.
+    Of an `nn.Module` that is its state; of any other function the tensors, and the states of modules, that its body
+    names (in closures and among globals) or that are attributes of its object.
     """
     if isinstance(network, nn.Module):
         return network.state_dict()
@@ -267,9 +265,9 @@ def tensors(network: Any) -> dict[str, Any]:
 def for_inference(made: Any, name: str, device: str, how: Policy | None = None) -> OfTimes:
     """`made` as an `OfTimes` whose every output is `checked`.
 
-    A module is moved to `device`, set to evaluation mode and called in inference mode. Any other function is left
-    alone: it may need gradients, or choose its devices itself. Either is compiled by torch, and a module's weights are
-    cast, if `how` says so. Its memory format stays: not every network works with another one.
+    A module is moved to `device`, set to evaluation mode, called in inference mode, and its weights are cast, if `how`
+    says so. Any other function is left alone: it may need gradients, or choose its devices itself. The memory format
+    stays: not every network works with another one.
     """
     how = how or policy(kind_of(device))
     if how.weights is not None:
@@ -281,10 +279,7 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
         from taugrid.workers.accelerator.compiled import by_torch
 
         function = by_torch(function, how)
-    if not isinstance(made, nn.Module):
-        return lambda x, t, *labels: checked(function(x, t, *labels), x, name)
 
-    @torch.inference_mode()
     def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         try:
             return checked(function(x, t, *labels), x, name)
@@ -296,7 +291,7 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
                 "makes of t to x.dtype before its layers, or set sample.precision: bf16, which is autocast"
             ) from error
 
-    return network
+    return torch.inference_mode()(network) if isinstance(made, nn.Module) else network
 
 
 def checked(output: object, x: Tensor, name: str) -> Tensor:
@@ -305,9 +300,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
     converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
     mistake. With `sample.precision: bf16` and the like, the type of autocast or of x is what was asked for.
-
-    Raises:
-        CustomCodeError: if it is not a tensor, or its shape, dtype or device is wrong.
+    `CustomCodeError` if it is not a tensor, or its shape, dtype or device is wrong.
     """
     device = x.device.type
     of_autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -319,3 +312,74 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
         found = f"{tuple(output.shape)} {output.dtype} on {output.device}"
     wanted = f"{tuple(x.shape)} {torch.float32} on {x.device}"
     raise CustomCodeError(f"the network of {name} returned {found}, but must return one tensor, {wanted}")
+
+
+LEVELS = (0.5, 1.0, 2.0)
+"""Noise levels sigma / alpha, in standard deviations of the images. At much more noise no network does better than a
+guess, and at much less EDM's does well whatever it is told."""
+
+POOR = 1.1
+"""The mean error above which a network is doubted. A trained one of Fashion-MNIST has 0.13, and 1.2 to 4.4 if its
+output or its input is another process's. Told a wrong time it may see the noise, and has 0.24 to 0.35."""
+
+
+def expected(diffusion: Diffusion) -> str:
+    """How a network of a resolved `diffusion` is called, and what it returns, in a few words."""
+    predicts = diffusion.predicts
+    if diffusion.process == "flow":
+        scale = "" if diffusion.timesteps == 1 else f"{diffusion.timesteps} "
+        times = f"{scale}t, {scale}r" if predicts == "average_velocity" else f"{scale}t"
+        end = {"sample": "x_0", "average_velocity": "u"}.get(predicts, "eps - x_0")
+        return f"network(x, {times}) = {end} with t in [0, 1] and t = 0 at the image"
+    if diffusion.process == "edm":
+        sigma_data = f"with sigma_data {diffusion.sigma_data:g}"
+        return {
+            "sample": "network(x, sigma) = x_0",
+            "edm": f"network(c_in x, ln(sigma) / 4) = F {sigma_data}",
+            "v_prediction": f"network(c_in x, ln(sigma) / 4) = -F {sigma_data}",
+            "consistency": f"network(c_in x, 250 ln(sigma)) = F {sigma_data}",
+        }[predicts]
+    return f"network(x, index) = {predicts} with the index in 0..{(diffusion.timesteps or 1) - 1}"
+
+
+def doubt(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes: Conditions | None) -> str | None:
+    """A line that says how the network is called and its errors, if it does not denoise images of `data`; else None.
+
+    An error is the squared error of x_0 over that of the best linear estimate, which moves x towards the images' mean.
+    The mean alone would be too easy to beat: EDM's c_skip x does that with any network.
+
+    Images that are not here, and distilled networks, whose x_0 is the end of a path, are not judged. `network` is for
+    inference on the CPU, `diffusion` resolved.
+    """
+    channels, height, width = data.image_shape
+    count = min(64, max(4, 4096 // (channels * height * width)))
+    is_distilled = diffusion.predicts in ("consistency", "average_velocity")
+    if is_distilled or (pixels := few_images(data, count)) is None or pixels.min() == pixels.max():
+        return None
+    x0 = torch.from_numpy(pixels).float() / 127.5 - 1
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    process, variance, errors = schedules.process(diffusion), float(x0.var()), list[float]()
+    condition = None
+    if takes is not None and takes.null_label is not None:
+        condition = torch.full((len(x0),), takes.null_label)
+    elif takes is not None:
+        own = few_labels(data, len(x0))
+        condition = (torch.arange(len(x0)) if own is None else torch.from_numpy(own).long()) % takes.classes
+    denoise = Denoise(FromTimes(network), process, condition=condition)
+    for deviations in LEVELS:
+        level = deviations * math.sqrt(variance)  # or else the least that the process has
+        told = process.told_within([0, level])[-1:] or process.told_within([level, 1e9])[:1]
+        at = process.told(told[0])
+        try:
+            error = float((denoise(at.alpha * x0 + at.sigma * eps, at).x0 - x0).square().mean())
+        except Exception:  # user code may fail in any way where it is not called as it expects
+            error = math.nan
+        errors.append(error * (variance + at.ratio**2) / (variance * at.ratio**2))
+    if sum(errors) <= POOR * len(errors):
+        return None
+    levels, shown = (", ".join(f"{number:.2g}" for number in numbers) for numbers in (LEVELS, errors))
+    return (
+        f"the network of {name} does not denoise: called as {expected(diffusion)}, on images of {data.full_name} with "
+        f"noise of {levels} standard deviations, its squared error of x_0 is {shown} times that of a linear estimate; "
+        "is it trained, and is it to be called so?"
+    )

@@ -32,8 +32,8 @@ def describe(
         _require_file(path)
         checkpoint.refuse_pickle("model.weights", str(path))
     arguments: dict[str, Any] = {"name": name, "weights": path and str(path), "image_shape": image_shape}
-    sections = {"diffusion": diffusion, "data": data}  # short: errors show them
-    arguments |= {key: its and its.model_dump(mode="json", exclude_defaults=True) for key, its in sections.items()}
+    for key, section in (("diffusion", diffusion), ("data", data)):  # short: errors show them
+        arguments[key] = section and section.model_dump(mode="json", exclude_defaults=True)
     trial = "be loaded and to predict a few images on a CPU"
     try:
         fields = ask("taugrid.workers.network.custom:describe", arguments, f"model.callable: {name}", trial)
@@ -45,8 +45,7 @@ def describe(
 def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:
     """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width).
 
-    Raises:
-        UserError: if fields are missing or unknown: the JSON may come from elsewhere.
+    `UserError` if fields are missing or unknown: the JSON may come from elsewhere.
     """
     try:
         files = tuple(SourceFile(*file) for file in fields["files"])

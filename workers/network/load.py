@@ -27,10 +27,7 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
     Raises:
         ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
-        OSError: if a file can't be read.
-        WorkerRefusal: if the weights in a folder do not fit its config.json.
-        CustomCodeError: if a custom function returns no network. Calling it raises the same for a wrong output, see
-            `custom.checked`.
+        WorkerRefusal, CustomCodeError: see `unet.load_unet` and `custom.load`.
     """
     how = how or policy(kind_of(device))
     if isinstance(network, SavedNetwork):
@@ -55,9 +52,7 @@ def conditions_in_memory(made: Any, times: int = 1) -> Conditions | None:
     """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network.
 
     Flow maps have two `times`.
-
-    Raises:
-        CustomCodeError: if it is a transformer of latents, whose VAE is not with it.
+    `CustomCodeError` if it is a transformer of latents, whose VAE is not with it.
     """
     config: Any = getattr(made, "config", None)
     if hasattr(config, "num_embeds_ada_norm"):
@@ -73,9 +68,7 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
 
     If it takes labels (`conditions_in_memory`), they are its third argument. A module is in evaluation mode meanwhile,
     and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
-
-    Raises:
-        CustomCodeError: if `made` is not callable; calling it can raise the same.
+    `CustomCodeError` if `made` is not callable; calling it can raise the same.
     """
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")

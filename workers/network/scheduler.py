@@ -61,14 +61,10 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 class ContinuousScheduler(NamedTuple):
     """Schedulers of another process: its keys, and how their configs say them."""
 
-    fixed: Mapping[str, Any]
-    """Keys of `diffusion` that the class alone decides."""
-    keys: Mapping[str, str]
-    """Further keys of `diffusion`, with the scheduler's names of them."""
-    defaults: Mapping[str, Any]
-    """diffusers' defaults of the keys that a config may leave out."""
-    only: Mapping[str, Any]
-    """Keys with the one value that taugrid honours."""
+    fixed: Mapping[str, Any]  # keys of `diffusion` that the class alone decides
+    keys: Mapping[str, str]  # further ones, with the scheduler's names of them
+    defaults: Mapping[str, Any]  # diffusers', of the keys that a config may leave out
+    only: Mapping[str, Any]  # keys with the one value that taugrid honours
 
 
 _SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
@@ -111,13 +107,9 @@ BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs !
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
     """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults.
 
-    Raises:
-        UserError: if its process is not known, or it asks for something that taugrid can't honour.
+    `UserError` if its process is not known, or it asks for something that taugrid can't honour.
     """
-    for key in ("_class_name", "beta_schedule"):
-        if not isinstance(values.get(key), str | None):
-            raise UserError(f"model.checkpoint: {path}: {key} must be a name, not {json.dumps(values[key])}")
-    name = values.get("_class_name", "DDPMScheduler")
+    name = str(values.get("_class_name", "DDPMScheduler"))
     if name in CONTINUOUS:
         return _continuous(CONTINUOUS[name], values, path)
     if name not in SCHEDULERS:
@@ -131,7 +123,8 @@ def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[
         "use_flow_sigmas": bool(values.get("use_flow_sigmas")),
         "timestep_type": values.get("timestep_type") == "continuous",  # the network takes log sigma
         "predict_epsilon": values.get("predict_epsilon") is False and "prediction_type" not in values,
-        "beta_schedule": values.get("trained_betas") is None and values.get("beta_schedule", "linear") not in SCHEDULES,
+        "beta_schedule": values.get("trained_betas") is None
+        and str(values.get("beta_schedule", "linear")) not in SCHEDULES,
     }
     refused = [f"{key}: {values[key]}" for key, refuse in unsupported.items() if refuse]
     if refused:
@@ -171,7 +164,7 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
         "set_alpha_to_one": scheduler["set_alpha_to_one"],
     }
     by_name = {
-        "schedule": SCHEDULES.get(scheduler["beta_schedule"], "linear"),
+        "schedule": SCHEDULES.get(str(scheduler["beta_schedule"]), "linear"),
         "beta_start": scheduler["beta_start"],
         "beta_end": scheduler["beta_end"],
     }
@@ -184,25 +177,16 @@ def _diffusion(scheduler: dict[str, Any], path: Path) -> Diffusion:
             f"{where}: num_train_timesteps is {resolved.timesteps}, but there are {len(betas)} trained_betas"
         )
     beside = validate(Diffusion, _given(by_name), where)
-    if (named := _named_schedule(betas, beside)) is None:
-        return resolved
-    by_name = beside.model_dump(include=set(by_name)) | {"schedule": named}
-    return resolved.model_copy(update=by_name | {"trained_betas": None})
+    if beside.beta_start is not None and beside.beta_end is not None:
+        for name in schedule.SCHEDULES:  # `written` lists betas that diffusers has no name for
+            if np.array_equal(schedule.betas(name, len(betas), beside.beta_start, beside.beta_end), betas):
+                named = beside.model_dump(include=set(by_name)) | {"schedule": name, "trained_betas": None}
+                return resolved.model_copy(update=named)
+    return resolved
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _named_schedule(betas: list[float], beside: Diffusion) -> str | None:
-    """A schedule with these betas, if any: `_ddim_config` lists betas that diffusers has no name for."""
-    if beside.beta_start is None or beside.beta_end is None:
-        return None
-    for name in schedule.SCHEDULES:
-        named = schedule.betas(name, len(betas), beside.beta_start, beside.beta_end)
-        if np.array_equal(named, betas):
-            return name
-    return None
 
 
 def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -221,22 +205,14 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 def written(diffusion: Diffusion) -> tuple[str, dict[str, Any]]:
     """The class of diffusers' scheduler, and its arguments, for a resolved `diffusion` section.
 
-    DDPM's process: those of taugrid's DDIM.
+    Of DDPM's process, they are those of taugrid's DDIM: nothing is clipped, and `trailing` is its linear tau if S
+    divides T. A schedule that diffusers has no name for is given by its betas.
     """
     if diffusion.process == "flow":
         return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": diffusion.timesteps}
     if diffusion.process == "edm":
         theirs = {ours: name for name, ours in EDM_PREDICTIONS.items()}[diffusion.predicts]
         return "EDMEulerScheduler", {key: getattr(diffusion, key) for key in SIGMA_KEYS} | {"prediction_type": theirs}
-    return "DDIMScheduler", _ddim_config(diffusion)
-
-
-def _ddim_config(diffusion: Diffusion) -> dict[str, Any]:
-    """Arguments of diffusers' DDIMScheduler for the settings of taugrid's DDIM.
-
-    Nothing is clipped. `trailing` is taugrid's linear tau if S divides T. A schedule that diffusers has no name for is
-    given by its betas.
-    """
     assert diffusion.timesteps is not None
     betas: dict[str, Any] = {"beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end}
     if diffusion.trained_betas is not None:
@@ -246,7 +222,7 @@ def _ddim_config(diffusion: Diffusion) -> dict[str, Any]:
     else:
         assert diffusion.schedule is not None
         betas["trained_betas"] = schedule.betas(diffusion.schedule, diffusion.timesteps, **betas).tolist()
-    return {
+    return "DDIMScheduler", {
         "num_train_timesteps": diffusion.timesteps,
         **betas,
         "prediction_type": diffusion.prediction,

@@ -1,4 +1,5 @@
-"""diffusers' networks: UNet2DModel built, averaged over training, saved as a pipeline; all that a folder holds loaded.
+"""diffusers' networks: UNet2DModel built, averaged over training, saved as a pipeline; all that a folder holds loaded,
+VAEs included, which decode.
 
 UNet2DModel is imported in half the time, because each worker imports it before its first image: diffusers imports parts
 of SciPy for the noise levels of schedulers that never run here, and makes enough objects for Python's garbage collector
@@ -9,24 +10,28 @@ import copy
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taugrid.config import Diffusion, Unet
 from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
-from taugrid.storage import Storage
 from taugrid.words import listed
-from taugrid.workers.accelerator.arithmetic import cast_weights
+from taugrid.workers.accelerator.arithmetic import cast_weights, without_tf32
 from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
+from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.importing import imported_on_use, uncollected
 from taugrid.workers.network.checkpoint import CONFIG_FILE, MAX_NAMED, WEIGHTS_FILE, config_sha256, weights_file
 from taugrid.workers.network.scheduler import written
+
+if TYPE_CHECKING:
+    from taugrid.workers.diffusion.decoder import Decode
 
 with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
     from diffusers import UNet2DModel as UNet2DModel
@@ -47,7 +52,7 @@ def build_unet(unet: Unet, image_shape: tuple[int, int, int], has_null_label: bo
     return built
 
 
-def ema_start(unet: torch.nn.Module) -> dict[str, Tensor]:
+def ema_start(unet: nn.Module) -> dict[str, Tensor]:
     """The average before the first step: a copy of the network's parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
 
@@ -58,7 +63,7 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
 
 @torch.no_grad()
-def ema_update(ema: dict[str, Tensor], unet: torch.nn.Module, decay: float) -> None:
+def ema_update(ema: dict[str, Tensor], unet: nn.Module, decay: float) -> None:
     """Update the average in place: decay times the old value, plus (1 - decay) times the parameters."""
     torch._foreach_lerp_(list(ema.values()), list(unet.parameters()), 1 - decay)
 
@@ -117,23 +122,18 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
 
 def read_saved(saved: SavedNetwork) -> Any:
     """The module of diffusers in a folder, in float32 on the CPU; raises the errors of `load_unet`."""
-    folder = Path(saved.folder)
+    folder, settings = Path(saved.folder), dict[str, Any]()
+    file = folder / CONFIG_FILE
     with verified_copy(weights_file(folder, saved.storage), saved.weights_sha256, saved.storage) as weights:
-        weights.with_name(CONFIG_FILE).write_bytes(_config(folder / CONFIG_FILE, saved.config_sha256, saved.storage))
+        try:
+            settings = json.loads(saved.storage.read(file))
+            actual = config_sha256(settings)
+        except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
+            actual = "no config"
+        require_same(file, actual, saved.config_sha256)
+        settings.pop("null_label", None)  # diffusers would warn of a key that it does not know
+        weights.with_name(CONFIG_FILE).write_text(json.dumps(settings))
         return _from_folder(weights.parent, folder, saved.kind)
-
-
-def _config(file: Path, sha256: str, storage: Storage) -> bytes:
-    """What diffusers reads of a config.json with the settings that the driver read; ContentMismatch if they differ."""
-    settings: dict[str, Any] = {}
-    try:
-        settings = json.loads(storage.read(file))
-        actual = config_sha256(settings)
-    except (FileNotFoundError, ValueError, AttributeError):  # missing, no JSON, or no object
-        actual = "no config"
-    require_same(file, actual, sha256)
-    settings.pop("null_label", None)  # diffusers would warn of a key that it does not know
-    return json.dumps(settings).encode()
 
 
 def _from_folder(private: Path, folder: Path, kind: str) -> Any:
@@ -143,7 +143,13 @@ def _from_folder(private: Path, folder: Path, kind: str) -> Any:
     file = folder / weights_file(private).name
     is_pickled = file.name != WEIGHTS_FILE
     if is_pickled:
-        _require_tensors(private / file.name, file)
+        try:
+            torch.load(private / file.name, map_location="meta", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise WorkerRefusal(
+                f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use "
+                "safetensors"
+            ) from error
     try:
         network, info = getattr(diffusers, kind).from_pretrained(
             private,
@@ -164,10 +170,29 @@ def _from_folder(private: Path, folder: Path, kind: str) -> Any:
     return network
 
 
-def _require_tensors(private: Path, file: Path) -> None:
-    try:
-        torch.load(private, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise WorkerRefusal(
-            f"{file} is damaged or holds more than tensors, which could run code, so it was not opened; use safetensors"
-        ) from error
+def load_vae(saved: SavedNetwork, device: str, how: Policy) -> nn.Module:
+    """The half of a saved VAE that decodes, on `device`; raises the errors of `load_unet`."""
+    vae = read_saved(saved)
+    for name in ("encoder", "quant_conv"):
+        setattr(vae, name, None)
+    module: nn.Module = vae.to(device=device, memory_format=getattr(torch, how.layout)).eval()
+    return module
+
+
+def decoding(module: nn.Module, vae: Vae, how: Policy, size: int) -> "Decode":
+    """A function that decodes at most `size` latents, (B, C, H, W) float32, computing as `how` says.
+
+    Where `how.pads`, zeros fill up fewer, so that libraries choose the same kernels for them.
+    """
+
+    @torch.inference_mode()
+    def decode(latents: Tensor) -> Tensor:
+        z = latents / vae.scaling_factor + vae.shift_factor
+        if how.pads and len(z) < size:
+            z = torch.cat([z, z.new_zeros(size - len(z), *z.shape[1:])])
+        half = nullcontext() if how.autocast is None else torch.autocast(z.device.type, getattr(torch, how.autocast))
+        with without_tf32(), half:
+            pictures: Tensor = module.decode(z, return_dict=False)[0]  # type: ignore[operator]
+        return pictures[: len(latents)].float()
+
+    return decode

@@ -61,13 +61,8 @@ class SamplerDescription(NamedTuple):
         return cls(**{**fields, **{name: tuple(fields[name]) for name in ("keys", "tau", "times")}})
 
 
-class Case(NamedTuple):
-    """What a sampler is asked about."""
-
-    settings: Sample
-    """No key is null."""
-    diffusion: Diffusion
-    """Resolved."""
+Case = tuple[Sample, Diffusion]
+"""What a sampler is asked about: the sections as resolved."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,11 @@ class Tried:
     """What a custom sampler says of some cases, each of which it was tried with."""
 
     descriptions: Sequence[Mapping[str, Any]]
-    """For each case the fields of a `SamplerDescription`."""
+    """For each case the fields of a `SamplerDescription`; none with a refusal."""
     files: Sequence[SourceFile] = ()
     """The source files of its module and of what this imports."""
     refusal: str | None = None
-    """Why it can't be used; there are no descriptions then."""
+    """Why it can't be used."""
 
 
 TrySampler = Callable[[str, Sequence[Case]], Tried]
@@ -90,11 +85,9 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     """What the custom sampler `name` says of `cases`, after another process has tried it with each on two tiny images.
 
     A `module:function` is looked up in the current folder and on Python's path.
-
-    Raises:
-        UserError: if it can't be used, or not with these settings.
+    `UserError` if it can't be used, or not with these settings.
     """
-    points = [canonical_json({"sample": _given(each.settings), "diffusion": _given(each.diffusion)}) for each in cases]
+    points = [canonical_json({"sample": _given(sample), "diffusion": _given(diffusion)}) for sample, diffusion in cases]
     distinct = dict.fromkeys(points)
     arguments = {"name": name, "points": list(map(json.loads, distinct))}
     trial = "sample two images of 8 x 8 pixels on a CPU"
@@ -115,19 +108,17 @@ def describe_samplers(
     """What the sampler of each case says of it, and the user's source files that workers import.
 
     `trial` asks custom ones.
-
-    Raises:
-        UserError: if a sampler can't be used, or not with these settings.
+    `UserError` if a sampler can't be used, or not with these settings.
     """
     custom: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        if is_custom(case.settings.sampler):
-            custom[case.settings.sampler].append(case)
+    for settings, diffusion in cases:
+        if is_custom(settings.sampler):
+            custom[settings.sampler].append((settings, diffusion))
     tried = {name: trial(name, its) for name, its in custom.items()}
     answers = {name: map(SamplerDescription.restored, each.descriptions) for name, each in tried.items()}
     descriptions = [
-        next(answers[case.settings.sampler]) if case.settings.sampler in answers else describe_sampler(*case)
-        for case in cases
+        next(answers[settings.sampler]) if settings.sampler in answers else describe_sampler(settings, diffusion)
+        for settings, diffusion in cases
     ]
     return descriptions, frozenset(file for name, each in tried.items() if ":" in name for file in each.files)
 
@@ -135,8 +126,7 @@ def describe_samplers(
 def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescription:
     """What the sampler of `settings`, which this process imports, says of a case.
 
-    Raises:
-        UserError: if it can't be used with these settings.
+    `UserError` if it can't be used with these settings.
     """
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)
@@ -150,7 +140,12 @@ def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescripti
     settings = with_defaults(honoured(settings, sampler.keys), sampler)
     try:
         tau = tuple(sampler.tau(settings, process))
-        _check_tau(name, tau, process)
+        first, last = (1 if process.timesteps else math.ulp(0)), process.last  # times may repeat
+        numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
+        if not tau or not numbers or list(tau) != sorted(tau) or not first <= tau[0] <= tau[-1] <= last:
+            wanted = f"in 1..{last}" if process.timesteps else f"above 0 and up to {last:g}"
+            message = f"`tau` of {name} must return increasing numbers {wanted}, not {reprlib.repr(tau)}"
+            raise UserError(f"sample.sampler: {message}")
         evaluations = sampler.evaluations(settings, process)
         times = tuple(sampler.times(settings, process))
     except ValueError as error:
@@ -189,16 +184,6 @@ def _require_network(name: str, sampler: Sampler, process: Process) -> None:
 
 def _takes(sampler: Sampler, process: Process) -> bool:
     return process.prediction in sampler.predictions and process.name in sampler.processes
-
-
-def _check_tau(name: str, tau: Sequence[float], process: Process) -> None:
-    """Raise `UserError` unless a sampler's tau is as the interface says. Times may repeat."""
-    numbers = set(map(type, tau)) <= {int, float} and all(map(math.isfinite, tau))
-    first, last = (1 if process.timesteps else math.ulp(0)), process.last
-    if not tau or not numbers or list(tau) != sorted(tau) or not first <= tau[0] <= tau[-1] <= last:
-        wanted = f"in 1..{last}" if process.timesteps else f"above 0 and up to {last:g}"
-        message = f"`tau` of {name} must return increasing numbers {wanted}, not {reprlib.repr(tau)}"
-        raise UserError(f"sample.sampler: {message}")
 
 
 def honoured(settings: Sample, keys: Collection[str]) -> Sample:

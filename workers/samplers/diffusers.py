@@ -15,8 +15,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,47 +115,37 @@ def __getattr__(name: str) -> type[Diffusers]:
 def run(
     scheduler: Any, steps: int, x: "Tensor", output: Callable[["Tensor", float], "Tensor"], noise: Noise
 ) -> "Tensor":
-    """x_0 from x_T, (B, C, H, W), by the loop of diffusers' pipelines.
+    """x_0 from x_T, `x`, (B, C, H, W) standard normal, by the loop of diffusers' pipelines, in S = `steps`.
 
-    Args:
-        scheduler: an instance of one of `ADAPTED`.
-        steps: S.
-        x: x_T, standard normal.
-        output: called with x and the network's time, returns what the network predicts, in the scheduler's terms.
-        noise: at each key, the first draw of the scheduler is draw 0, the next one draw 1.
+    `scheduler` is an instance of one of `ADAPTED`. `output`, called with x and the network's time, returns what the
+    network predicts, in the scheduler's terms. At each key, the scheduler's first draw of `noise` is draw 0.
     """
     draws: Counter[int] = Counter()
     with _ONE_AT_A_TIME:
+        module = vars(sys.modules[type(scheduler).__module__])
+        before = module.get("randn_tensor")
         scheduler.set_timesteps(steps)
         x = x * float(scheduler.init_noise_sigma)
-        for t in scheduler.timesteps:
-            time: float = t.item()
+        try:
+            for t in scheduler.timesteps:
+                time: float = t.item()
 
-            def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
-                draws[key] += 1
-                return noise(key, draws[key] - 1).to(like["dtype"])
+                def draw(shape: Sequence[int], key: int = noise_key(time), **like: Any) -> "Tensor":
+                    draws[key] += 1
+                    return noise(key, draws[key] - 1).to(like["dtype"])
 
-            predicted = output(scheduler.scale_model_input(x, t), time)
-            with _noise_of(scheduler, draw):
+                predicted = output(scheduler.scale_model_input(x, t), time)
+                if before is not None:  # schedulers that draw do it by this function of their module
+                    module["randn_tensor"] = draw
                 x = scheduler.step(predicted, t, x, return_dict=False)[0]
+        finally:
+            if before is not None:
+                module["randn_tensor"] = before
     return x
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Held while a batch is sampled: a scheduler has a state, and `_noise_of` changes its module for all threads."""
-
-
-@contextmanager
-def _noise_of(scheduler: Any, draw: Callable[..., "Tensor"]) -> Iterator[None]:
-    """Within the block, the scheduler draws from `draw`: all draw by the function `randn_tensor` of their module."""
-    module = vars(sys.modules[type(scheduler).__module__])
-    if (before := module.get("randn_tensor")) is not None:
-        module["randn_tensor"] = draw
-    try:
-        yield
-    finally:
-        if before is not None:
-            module["randn_tensor"] = before
+"""Held while a batch is sampled: a scheduler has a state, and its module is changed for all threads."""
 
 
 @cache

@@ -1,28 +1,32 @@
-"""The interface of samplers. The driver asks taugrid's own too, so they import torch only in `Sampler.sample`."""
+"""The interface of samplers, and what runs one on a batch and holds it to its word.
+
+The driver asks taugrid's own samplers too, so torch is imported only when one samples.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from taugrid.config import Sample
+from taugrid.config import Diffusion, Sample
 from taugrid.config.sample import SAMPLER_KEYS, Spacing
-from taugrid.errors import CustomCodeError, UserError, last_line
+from taugrid.errors import CustomCodeError, SamplerFault, UserError, last_line
 from taugrid.hashing import json_sha256
 from taugrid.registry import samplers
 from taugrid.words import did_you_mean
+from taugrid.workers import schedules
 from taugrid.workers.content import require_same
 from taugrid.workers.custom.describe import find as find_object
 from taugrid.workers.custom.source import source_of
-from taugrid.workers.diffusion.denoiser import Denoise
-from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName
+from taugrid.workers.diffusion.decoder import Decoder
+from taugrid.workers.diffusion.denoiser import Denoise, Denoiser, Guidance
+from taugrid.workers.diffusion.process import Point, PredictionType, Process, ProcessName, path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEYS_OF_A_FUNCTION = frozenset({"spacing", "steps_offset"})
 """The `Sampler.keys` of a function that has no attribute `keys`."""
-
 
 MOST_SIGNAL = 0.5
 """alpha_bar at the first call, at most: x_T is noise, so a network that expects mostly signal there is misled."""
@@ -70,10 +74,9 @@ class Sampler(ABC):
     """The packages whose code computes its steps; their versions are part of the protocol."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The times that it visits, in increasing order: in 1..T, or above 0. The last one need not be the process's.
+        """The times that it visits, increasing, in 1..T or above 0; the last need not be the process's.
 
-        Raises:
-            ValueError: if `settings` allow no such times.
+        `ValueError` if `settings` allow no such times.
         """
         asked = settings.steps, settings.steps_offset or 0, settings.shift or 1.0
         spacing = settings.spacing
@@ -94,15 +97,9 @@ class Sampler(ABC):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `ValueError` if `sample.sampler_options` can't be used."""
-        if not (unknown := sorted(options.keys() - self.options.keys())):
-            return
-        if not self.options:
-            raise ValueError(
-                f"it has no options; remove {', '.join(unknown)} or, for other samplers of the grid, write it there: "
-                f"grid: [{{sampler: [...]}}, {{sampler: [...], sampler_options: [{{{unknown[0]}: ...}}]}}]"
-            )
-        hint = did_you_mean(unknown[0], self.options, f"known: {', '.join(self.options)}")
-        raise ValueError(f"it has no option {unknown[0]} ({hint})")
+        if unknown := sorted(options.keys() - self.options.keys()):
+            hint = did_you_mean(unknown[0], self.options, f"known: {', '.join(self.options) or 'none'}")
+            raise ValueError(f"it has no option {unknown[0]} ({hint})")
 
     def remark(self, settings: Sample) -> str | None:
         """What a plan should say of these settings."""
@@ -133,10 +130,7 @@ class Sampler(ABC):
 
 
 def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
-    """Decorates a function like `Sampler.sample`, which becomes a sampler.
-
-    `description`: the attributes and methods in which it differs from `Sampler`.
-    """
+    """Makes the decorated function a sampler: its `sample`, with the attributes and methods of `description`."""
 
     def described(function: Callable[..., "Tensor"]) -> Sampler:
         its = {"sample": staticmethod(function), "__doc__": function.__doc__, **description}
@@ -150,19 +144,16 @@ def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
 def find(name: str) -> Sampler:
     """The sampler of that name, imported; errors of a custom one's own code pass through.
 
-    Raises:
-        UserError: if there is none, or it is not a sampler.
+    `UserError` if there is none, or it is not a sampler.
     """
     try:
         entry = samplers.entry(name)
         found = find_object(f"{entry.module}:{entry.attr}")
     except (ValueError, CustomCodeError) as error:
         raise UserError(f"sample.sampler: {name}: {last_line(error)}") from error
-    its = found() if isinstance(found, type) else _of_function(found, name)
+    its = found() if isinstance(found, type) else _of_function(found)
     if not isinstance(its, Sampler):
         raise UserError(f"sample.sampler: {name} is {type(its).__name__}, not a taugrid.workers.samplers Sampler")
-    if isinstance(its.keys, str):
-        raise UserError(f"sample.sampler: the keys of {name} must be a set of names, such as {{'eta'}}, not a text")
     if unknown := sorted(map(str, set(its.keys) - set(SAMPLER_KEYS))):
         raise UserError(
             f"sample.sampler: {name} declares unknown keys: {', '.join(unknown)}; known: {', '.join(SAMPLER_KEYS)}"
@@ -170,17 +161,12 @@ def find(name: str) -> Sampler:
     return its
 
 
-def _of_function(function: Any, name: str) -> Any:
+def _of_function(function: Any) -> Any:
     """A `Sampler` whose `sample` is a function; its attributes `keys`, `options` and `evaluations` count."""
     if not callable(function):
         return function
     attributes = {key: getattr(function, key) for key in ("keys", "options") if hasattr(function, key)}
     if hasattr(function, "evaluations"):
-        if not callable(function.evaluations):
-            raise UserError(
-                f"sample.sampler: `evaluations` of {name} must be a function of settings and process, such as lambda "
-                f"settings, process: 2 * settings.steps, not {function.evaluations!r}"
-            )
         attributes["evaluations"] = staticmethod(function.evaluations)
     return sampler(**{"keys": KEYS_OF_A_FUNCTION, **attributes})(function)
 
@@ -225,3 +211,73 @@ def _spaced(process: Process, spacing: Spacing, steps: int, steps_offset: int, s
 def _told(process: Process, tau: tuple[float, ...], types: tuple[type, ...]) -> tuple[float, ...]:
     """The network's times at `tau`, from the last."""
     return tuple(process.at(t).time for t in reversed(tau))
+
+
+class SamplingSpec(NamedTuple):
+    """Everything besides the network, the seed included, that determines an image."""
+
+    decoder: Decoder
+    diffusion: Diffusion
+    """Resolved."""
+    settings: Sample
+    """Resolved: no key is null."""
+    tau: tuple[float, ...]
+    """Increasing times in 1..T."""
+    nfe: int
+    """Network evaluations per image, as the sampler promises; a guided call is two."""
+    guidance: Guidance | None = None
+
+
+def sample_batch(
+    model: Denoiser,
+    indices: "Tensor",
+    spec: SamplingSpec,
+    condition: "Tensor | None" = None,
+    guide: Denoiser | None = None,
+) -> "Tensor":
+    """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
+
+    `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
+    asks for; None: the network guides itself.
+    `SamplerFault` if the sampler returns something else, or does not call the network as often as it says.
+    """
+    import torch
+
+    from taugrid.workers.diffusion.noise import normal
+
+    settings, process, shape = spec.settings, schedules.process(spec.diffusion), spec.decoder.network_shape
+    seed = settings.seed
+    assert seed is not None
+
+    def noise(key: int, draw: int = 0) -> "Tensor":
+        return normal(seed, indices, key, shape, domain=f"sample/{draw}" if draw else "sample")
+
+    clip, clip_range = settings.clip or "none", settings.clip_range or 1.0
+    denoise = Denoise(
+        model, process, clip=clip, clip_range=clip_range, condition=condition, guidance=spec.guidance, guide=guide
+    )
+    name = settings.sampler
+    x_T, sampler, visited = noise(0), find(name), path(process, spec.tau)
+    if (scale := process.first_scale(visited[0])) != 1:
+        x_T = scale * x_T
+    with torch.no_grad():
+        x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
+    wanted = f"{tuple(x_T.shape)} {x_T.dtype}"
+    found = f"{tuple(x0.shape)} {x0.dtype}" if isinstance(x0, torch.Tensor) else type(x0).__name__
+    if found != wanted:
+        raise SamplerFault(
+            f"`sample` of the sampler {name} returns {found}, but must return images like its x: {wanted}"
+        )
+    guided = 0 if spec.guidance is None else spec.guidance.calls
+    if denoise.calls != (promised := spec.nfe - guided):
+        raise SamplerFault(
+            f"the sampler {name} calls the network {denoise.calls} times for a batch, but its `evaluations` returns "
+            f"{promised}; state the number with `evaluations`, a method of the class or an attribute of the function: "
+            "evaluations(settings, process)"
+        )
+    if denoise.guided_calls != guided:
+        raise SamplerFault(
+            f"{denoise.guided_calls} calls of the sampler {name} are in sample.guidance_interval, but {guided} of "
+            "the times that it was planned with: it must call the network at the same times for every batch"
+        )
+    return x0.detach()  # a sampler may have enabled gradients

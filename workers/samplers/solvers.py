@@ -23,7 +23,6 @@ import numpy as np
 
 from taugrid.config import Sample
 from taugrid.errors import UserError
-from taugrid.words import beside
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import Point, Process, path, predict_eps
 from taugrid.workers.samplers.sampler import Noise, Sampler, mostly_signal, sampler
@@ -36,11 +35,7 @@ if TYPE_CHECKING:
 
 
 def moving(self: Sampler, settings: Sample, process: Process) -> tuple[float, ...]:
-    """The times of the spacing.
-
-    Raises:
-        ValueError: if two points in a row are equal, or x should be mostly signal at the first.
-    """
+    """The times of the spacing; `ValueError` if two points in a row are equal, or x is mostly signal at the first."""
     found = Sampler.tau(self, settings, process)
     steps = zip(reversed(found), pairwise(path(process, found)), strict=True)
     stays = (f"has a step of length 0 at time {t:g}" for t, (a, b) in steps if (a.alpha, a.sigma) == (b.alpha, b.sigma))
@@ -133,17 +128,13 @@ def check_churn(self: Sampler, options: Mapping[str, Any]) -> None:
 
 
 def churning(self: Sampler, settings: Sample, process: Process) -> tuple[float, ...]:
-    """The noise levels of the spacing.
-
-    Raises:
-        UserError: if it should churn, but none is within S_min..S_max.
-    """
+    """The noise levels of the spacing; `UserError` if it should churn, but none is within S_min..S_max."""
     found, options = moving(self, settings, process), self.arguments(settings)
     if options["S_churn"] and all(churned(at, process, settings) is at for at in map(process.at, found)):
         least, most = options["S_min"], math.inf if options["S_max"] is None else options["S_max"]
         raise UserError(
             f"sample.sampler_options of edm-heun: none of the noise levels {found[0]:.3g} to {found[-1]:.3g} is "
-            f"within S_min {least:g} and S_max {most:g}; include the nearest, {beside(found, least, most)}"
+            f"within S_min {least:g} and S_max {most:g}"
         )
     return found
 

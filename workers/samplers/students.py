@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def times_or(usual: Callable[[int, int], Sequence[int]], settings: Sample, process: Process) -> tuple[float, ...]:
     """The times that `settings` list or, for the default spacing, `usual` of S and T.
 
-    Raises:
-        ValueError: for another spacing, too many steps, or a list that begins where x should be mostly signal.
+    `ValueError` for another spacing, too many steps, or a list that begins where x should be mostly signal.
     """
     S, T = settings.steps, process.timesteps
     assert T is not None, "only such a process has networks that these samplers take"
@@ -35,16 +34,13 @@ def times_or(usual: Callable[[int, int], Sequence[int]], settings: Sample, proce
     return found
 
 
-def times_of_consistency(self: Sampler, settings: Sample, process: Process) -> tuple[float, ...]:
-    """See `times_or`: by default those of diffusers, T, and down by T // S each."""
-    return times_or(lambda S, T: [T - i * (T // S) for i in reversed(range(S))], settings, process)
-
-
 @sampler(
     keys=frozenset({"spacing", "clip", "clip_range"}),
     processes=frozenset({"edm"}),
     predictions=frozenset({"consistency"}),
-    tau=times_of_consistency,
+    tau=lambda self, settings, process: times_or(  # by default those of diffusers: T, and down by T // S each
+        lambda S, T: [T - i * (T // S) for i in reversed(range(S))], settings, process
+    ),
     last_sigma=lambda self, settings, process: process.at(1).sigma,  # the least, where a consistency function leads to
 )
 def consistency(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":

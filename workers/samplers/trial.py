@@ -23,9 +23,8 @@ from taugrid.workers import schedules
 from taugrid.workers.custom.source import source_of
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.process import Point, Process, predict_eps
-from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, SamplerDescription, Tried, describe_sampler, honoured
-from taugrid.workers.samplers.sampler import find
+from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch
 
 SHAPE = (1, 8, 8)
 """Pixels that fill a CPU's vectors: torch computes a remainder in another way, and powers then differ in a bit."""
@@ -54,7 +53,15 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
     descriptions = []
     try:
         with _settings_kept(name):
-            _check_interface(name)
+            sampler = find(name)
+            try:
+                inspect.signature(sampler.sample).bind(*ARGUMENTS)
+                canonical_json(dict(sampler.options))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"sample.sampler: {name} must take sample({', '.join(ARGUMENTS)}) and have options that JSON can "
+                    f"hold, but: {error}"
+                ) from None
             for point in points:
                 settings = Sample.model_validate({**SAMPLE_DEFAULTS.model_dump(), **point["sample"], "sampler": name})
                 diffusion = Diffusion.model_validate({**DIFFUSION_DEFAULTS.model_dump(), **point["diffusion"]})
@@ -66,20 +73,6 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
     except UserError as error:
         return Tried((), refusal=str(error))
     return Tried(descriptions, source_of([samplers.entry(name).module]).files)
-
-
-def _check_interface(name: str) -> None:
-    sampler = find(name)
-    try:
-        inspect.signature(sampler.sample).bind(*ARGUMENTS)
-    except TypeError as error:
-        raise UserError(f"sample.sampler: {name} is called as sample({', '.join(ARGUMENTS)}), but: {error}") from None
-    try:
-        canonical_json(dict(sampler.options))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"sample.sampler: the options of {name} must be a dict from names to defaults that JSON can hold: {error}"
-        ) from None
 
 
 def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescription) -> tuple[float, ...]:
@@ -114,14 +107,9 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescr
             "0, alpha can be 0 at T, and times may repeat)"
         )
     if not torch.equal(torch.cat([images(0), images(1)]), both):
-        if not torch.equal(images(0, 1), both):
-            raise UserError(
-                f"sample.sampler: {name} returns two different results for the same x, so it keeps a state or draws "
-                "random numbers of its own; noise(key) is the only source of randomness"
-            )
         raise UserError(
-            f"sample.sampler: {name} makes another image of the same x alone than in a batch, so images would depend "
-            "on the batch; draw only with noise(key), and compute each from its own x (a mean, for one, over "
+            f"sample.sampler: {name} makes another image of the same x when it is called again or in another batch: "
+            "draw only with noise(key), keep no state, and compute each image from its own x (a mean, for one, over "
             "x.flatten(1), not over x)"
         )
     return called

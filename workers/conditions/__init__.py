@@ -1,1 +1,0 @@
-"""What a network is told besides x and t: class labels. Imports no torch."""
