@@ -30,8 +30,8 @@ from taugrid.run_id import RunId
 from taugrid.storage import write_json
 from taugrid.workers import ode
 from taugrid.workers.data import load as data
-from taugrid.workers.data.builtin import distribution
-from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.load import load_labels
+from taugrid.workers.data.published import distribution
 from taugrid.workers.device import Device
 from taugrid.workers.network.unet import build_unet
 from taugrid.workers.training import batches, loop

@@ -39,7 +39,7 @@ from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import LOCAL, replacing, upload_folder
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
-from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.load import load_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.labels import Labels, of_folders
-from taugrid.workers.data.load import root_of
-from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, decode_image
+from taugrid.workers.data.decoding import DecodedImage, EncodedDataset, EncodedImage, Reader, decode_image
+from taugrid.workers.data.load import Labels, of_folders, root_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""

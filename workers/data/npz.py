@@ -15,7 +15,7 @@ import numpy as np
 
 from taugrid.errors import DamagedFile, joined_lines
 from taugrid.images import MAX_PIXELS
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
+from taugrid.workers.data.decoding import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""

@@ -20,11 +20,16 @@ from taugrid.config import Data
 from taugrid.config.model import is_hub_id
 from taugrid.errors import DamagedFile, MissingInput, UserError, joined_lines
 from taugrid.workers import hub
-from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.decoding import (
+    IMAGES_AT_ONCE,
+    EncodedDataset,
+    EncodedImage,
+    Reader,
+    SourceError,
+    decode_image,
+)
 from taugrid.workers.data.folder import below, files, fits
-from taugrid.workers.data.labels import Labels
-from taugrid.workers.data.load import root_of
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode_image
+from taugrid.workers.data.load import Labels, root_of
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
 """How Hugging Face names the files of a split. A hash may follow."""

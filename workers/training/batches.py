@@ -8,8 +8,7 @@ from torch import Tensor
 from taugrid import config
 from taugrid.jobs import TrainingSpec
 from taugrid.workers import schedules
-from taugrid.workers.data.labels import load_known_labels
-from taugrid.workers.data.load import load_known_images
+from taugrid.workers.data.load import load_known_images, load_known_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.diffusion.objective import l_gamma, mean_square
 from taugrid.workers.diffusion.process import predicted
