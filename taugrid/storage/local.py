@@ -15,8 +15,7 @@ from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
-from taugrid.storage.inside import check_inside
-from taugrid.storage.protocol import ANY, Folders, Level, Stat
+from taugrid.storage.protocol import ANY, Folders, Level, Stat, check_inside
 
 MAX_READ_BYTES = 2**27
 """Of a file that is read whole: logs, records and pages are smaller, and a sparse file may claim to be of any size."""

@@ -5,7 +5,7 @@ must not be overwritten is created by one conditional request (`If-None-Match: *
 version that was read is replaced by one request with its ETag. obstore is imported with the first request.
 """
 
-import io
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +20,20 @@ from taugrid import retries
 from taugrid.errors import StoreError, UserError
 from taugrid.storage import appended, outages
 from taugrid.storage.files import is_same
-from taugrid.storage.inside import check_inside
-from taugrid.storage.protocol import ANY, Folders, Level, Stat
-from taugrid.storage.requests import LAST_SECONDS, SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
+from taugrid.storage.local import LocalStorage
+from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage, check_inside
+from taugrid.storage.requests import (
+    CREDENTIALS,
+    LAST_SECONDS,
+    SMALL_BYTES,
+    SMALL_SECONDS,
+    Bucket,
+    RangeFile,
+    ask,
+    bucket_here,
+    connected,
+    refusal_in,
+)
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -41,46 +54,6 @@ END_BYTES = 2**16
 
 MAX_PUT_BYTES = 2**32
 """S3 takes up to 5 GB in one request. Larger files are uploaded in parts, which can't have a condition."""
-
-
-class RangeFile(io.RawIOBase):
-    """An object, read by ranges, which all come from one version.
-
-    The first request fetches the end, where Parquet keeps its footer, and the size. A file of up to `END_BYTES` needs
-    no other request.
-    """
-
-    def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
-        self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        start = min(self._at, self._size)
-        stop = self._size if size is None or size < 0 else min(start + size, self._size)
-        self._at = stop
-        if stop <= start:
-            return b""
-        if start >= self._start:
-            return self._end[start - self._start : stop - self._start]
-        fetched = self._fetch(start, min(stop, self._start))
-        return fetched if stop <= self._start else fetched + self._end[: stop - self._start]
 
 
 @dataclass(frozen=True)
@@ -418,3 +391,47 @@ def _only(meta: "ObjectMeta") -> Any:
 
 def _is_wild(part: str) -> bool:
     return "*" in part or "[" in part
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a place by a scheme, such as s3://bucket/run, and not by a path."""
+    return _SCHEME.match(text) is not None
+
+
+def open_place(text: str, named: str) -> tuple[Path, Storage]:
+    """The root of a run directory and its storage. Sends no request to an object store yet.
+
+    Args:
+        text: a path, or s3://BUCKET/PREFIX, gs:// or az:// with a container in the bucket's place.
+        named: what the text is, for messages: an option or an argument.
+
+    Raises:
+        UserError: for a URL of an unknown scheme, without a bucket, or with a password in it.
+    """
+    if not is_url(text):
+        root = Path(text).absolute()
+        return root, LocalStorage(root)
+    scheme, rest = text.split(":", 1)
+    rest = rest.lstrip("/")
+    if "@" in rest or "?" in rest or "#" in rest:
+        where = CREDENTIALS.get(scheme, "the environment")
+        raise UserError(
+            f"{named}: a URL of a run directory is {scheme}://BUCKET/PREFIX, without a user, a password, a key or a "
+            f"query; credentials belong in {where}"
+        )
+    if scheme not in CREDENTIALS:
+        known = ", ".join(f"{name}://" for name in CREDENTIALS)
+        raise UserError(f"{named}: {scheme}:// can't hold a run directory; give a folder, or a URL with {known}")
+    bucket, *parts = [part for part in rest.split("/") if part] or [""]
+    if not bucket or {".", ".."} & {bucket, *parts}:
+        raise UserError(f"{named} {scheme}://{rest} is not {scheme}://BUCKET/PREFIX, without . and ..")
+    reached = bucket_here(scheme, bucket)
+    if reached.endpoint is not None and not re.match(r"https?://[^/@]+(/[^@]*)?$", reached.endpoint):
+        raise UserError(
+            f"the endpoint of {scheme}:// in the environment must be http://HOST:PORT or https://HOST, without a "
+            f"password; credentials belong in {CREDENTIALS[scheme]}"
+        )
+    if scheme == "az" and reached.account is None:
+        raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
+    root = Path(f"{scheme}:", bucket, *parts)
+    return root, ObjectStorage(reached, root)

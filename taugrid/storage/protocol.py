@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
+from taugrid.errors import UserError
+from taugrid.words import with_urls
+
 ANY: Final = "*"
 """A value of `commit`'s `if_version`: replace any version of the file."""
-
 
 Folders = Callable[[str], Mapping[str, str]]
 """A function: the name of a folder -> the names and versions (`Stat.version`) of files in it; none if it is missing."""
@@ -145,3 +147,21 @@ class Storage(Protocol):
 
     def local_folder(self, folder: Path) -> AbstractContextManager[Path]:
         """A local folder to write tables and figures to; they are in `folder` when the context ends."""
+
+
+def check_inside(path: Path, root: Path | None) -> None:
+    """Raise `UserError` if a path is not `root` or below it. None: any path may be used.
+
+    Every read, write and removal of a storage passes this check.
+    Files of a run directory name others: by ids, by numbers, by names of extractors. Whoever made the directory may
+    have written anything there.
+    """
+    if root is None:
+        return
+    inner, whole = str(path), str(root).rstrip("/")
+    if inner == whole or (inner.startswith(f"{whole}/") and ".." not in inner[len(whole) :].split("/")):
+        return
+    raise UserError(
+        f"{with_urls(inner)} is outside {with_urls(str(root))}; its files name a wrong id or path, so do not use a "
+        "directory of unknown origin"
+    )

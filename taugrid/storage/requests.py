@@ -5,6 +5,7 @@ this process has just made. They also treat S3's 409 ("two writers at a time, tr
 """
 
 import errno
+import io
 import os
 import re
 import time
@@ -83,8 +84,15 @@ _MEANINGS = {
         errno.EFBIG,
         "the object store takes no file of this size at once; lower sample.shard_evaluations",
     ),
+    "NoCredentials": (errno.EACCES, "no credentials for the object store: set {variables}" + _WHERE),
+    "401": (errno.EACCES, _REFUSED),
+    "403": (
+        errno.EACCES,
+        "no permission for this (need: list, read, write, delete); check the rights of {variables}",
+    ),
+    "412": (errno.ESTALE, "it was changed while it was read"),
 }
-"""The error codes of S3 and Azure that a user can fix, with an errno and what to do."""
+"""What a user can fix, with an errno and what to do: by the error code of S3 and Azure or, without one, by status."""
 
 
 class Bucket(NamedTuple):
@@ -192,28 +200,15 @@ def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
     `tried` says how often and how long a request was repeated.
     """
     refusal = refusal_in(error)
-    variables = CREDENTIALS[scheme]
-    if refusal.code in _MEANINGS:
-        number, reason = _MEANINGS[refusal.code]
-        return StoreError(number, reason.format(variables=variables), url)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and refusal.code not in _MEANINGS:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    if refusal.code == "NoCredentials":
-        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}{_WHERE}", url)
-    if refusal.status == 412:
-        return StoreError(errno.ESTALE, "it was changed while it was read", url)
-    if refusal.status == 401:
-        return StoreError(errno.EACCES, _REFUSED.format(variables=variables), url)
-    if refusal.status == 403:
-        return StoreError(
-            errno.EACCES,
-            f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
-            url,
-        )
+    if (known := refusal.code if refusal.code in _MEANINGS else str(refusal.status)) in _MEANINGS:
+        number, reason = _MEANINGS[known]
+        return StoreError(number, reason.format(variables=CREDENTIALS[scheme]), url)
     if refusal.is_transient:
         return StoreError(errno.EHOSTUNREACH, f"{refusal.shown}, {tried}; check the endpoint", url)
-    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
-    return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
+    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code])) or type(error).__name__
+    return StoreError(errno.EPROTO, f"the object store refused this ({answer})", url)
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
@@ -253,3 +248,42 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     finally:
         if len(starts) > 1:
             outages.ended(bucket, answered)
+
+
+class RangeFile(io.RawIOBase):
+    """An object, read by ranges, which all come from one version.
+
+    The first request fetches the end, where Parquet keeps its footer, and the size: a small file needs no other.
+    """
+
+    def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
+        self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        start = min(self._at, self._size)
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        self._at = stop
+        if stop <= start:
+            return b""
+        if start >= self._start:
+            return self._end[start - self._start : stop - self._start]
+        fetched = self._fetch(start, min(stop, self._start))
+        return fetched if stop <= self._start else fetched + self._end[: stop - self._start]
