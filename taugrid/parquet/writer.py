@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from taugrid.errors import DamagedFile
 from taugrid.hashing import canonical_json
-from taugrid.parquet.reader import PartSummary, inspect
-from taugrid.parquet.seal import write_seal
+from taugrid.parquet.reader import PartSummary, inspect, write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
 
