@@ -30,13 +30,11 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import OomCounter
-from taugrid.workers.accelerator.policy import kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import Arithmetic, kind_of, lacks
 from taugrid.workers.conditions.column import read_column
 from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.device import Device, set_up, usual_device
+from taugrid.workers.device import Device, OomCounter, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
 from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process

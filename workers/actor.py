@@ -38,9 +38,8 @@ from taugrid.storage import LOCAL, Storage, outages
 from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
-from taugrid.workers.accelerator.arithmetic import configure
+from taugrid.workers.accelerator.arithmetic import configure, kind_of
 from taugrid.workers.accelerator.hardware import about_broken, libraries, processor, start_gpu
-from taugrid.workers.accelerator.policy import kind_of
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 

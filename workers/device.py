@@ -1,25 +1,30 @@
-"""The device that a process computes on, set up in the same way for sampling, evaluation and training.
+"""The device that a process computes on: its arithmetic, its memory, and what is kept there from job to job.
 
 Torch is imported when a device is set up, not with this module: the driver must not import it.
 """
 
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import Stopped
+from taugrid.errors import SilentFallback, Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
+from taugrid.storage import Storage
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, OomCounter, release_memory
-from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
-from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +50,9 @@ COMPILING = "compiling"
 
 MIN_HEARTBEAT_SECONDS = 1.0
 """Heartbeats that follow the last one sooner are not sent: a job may call `Device.heartbeat` as often as it likes."""
+
+RowGroup = tuple[NDArray[np.int64], NDArray[np.uint8]]
+"""Consecutive indices (B,) and their images (B, C, H, W), as `parquet.read_images` yields them of a file."""
 
 L = TypeVar("L")
 
@@ -126,6 +134,122 @@ class ComputeLock:
         if getattr(self._thread, "holds_it", False):
             self._thread.holds_it = False
             self._lock.release()
+
+
+class LRUCache:
+    """The most recently used values. An old value is dropped before a new one is loaded: both may not fit."""
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        if key not in self._values:
+            while len(self._values) >= self._max_size:
+                self._values.popitem(last=False)
+            self._values[key] = load()
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def clear(self) -> None:
+        self._values.clear()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+
+def count_ooms(device: str) -> int:
+    """How often torch has found a GPU's memory used up in this process, whoever caught its error. 0: no GPU.
+
+    It counts before it throws OutOfMemoryError (`num_ooms` in c10/cuda/CUDACachingAllocator.cpp); not with CUDA's own
+    allocator (cudaMallocAsync), nor what a library reserves past torch.
+    """
+    if device.partition(":")[0] != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
+
+
+class OomCounter:
+    """Notices that memory of a device ran out while something was computed, although nothing was raised.
+
+    cuDNN does not fail then: torch catches the error, takes the next kernel and remembers it for as long as the process
+    lives (`run_single_conv` in ATen's native/cudnn/Conv_v8.cpp). So bits would depend on what else was in memory.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """What happened so far does not count: nothing will be computed that it could have changed."""
+        self._forgotten = count_ooms(self._device)
+
+    @property
+    def any(self) -> bool:
+        return count_ooms(self._device) > self._forgotten
+
+    def require_none(self) -> None:
+        """Raise `SilentFallback` if there was one."""
+        if self.any:
+            raise SilentFallback(
+                "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
+            )
+
+
+def release_memory(device: str) -> None:
+    """Return unreferenced memory to the device (`cuda`, `cuda:1`, ...), for other processes too."""
+    import torch
+
+    gc.collect()
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        with torch.cuda.device(device):  # else torch would set up the first GPU for it
+            torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
+
+
+def row_groups(start: int, counts: Sequence[int], batches: Sequence[NDArray[np.uint8]]) -> list[RowGroup]:
+    """The images from number `start` on, in groups of these sizes; they come in batches of any sizes."""
+    images, ends = np.concatenate(batches), np.cumsum(counts)[:-1]
+    index = np.arange(start, start + len(images))
+    return list(zip(np.split(index, ends), np.split(images, ends), strict=True))
+
+
+class LastSampled:
+    """The last shards that a worker sampled, by path, as far as they fit into `max_bytes`: their features need no
+    file to be read and no PNG decoded. May be used by threads."""
+
+    max_bytes = 64 * 2**20
+    """In host memory: 21,000 images of 3 x 32 x 32. A node may have a hundred workers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[str, tuple[bytes, list[RowGroup]]] = OrderedDict()
+
+    def add(self, path: str, digest: bytes, groups: list[RowGroup]) -> None:
+        """Keep what a committed file holds. `digest`: the SHA-256 of its seal."""
+        with self._lock:
+            self._shards[path] = digest, groups
+            self._shards.move_to_end(path)
+            while sum(images.nbytes for _, groups in self._shards.values() for _, images in groups) > self.max_bytes:
+                self._shards.popitem(last=False)
+
+    def take(self, path: str, storage: Storage) -> list[RowGroup] | None:
+        """Remove and return a shard, if the file in place is the one that was written here, by its seal; else None."""
+        with self._lock:
+            sampled = self._shards.pop(path, None)
+        is_same = sampled is not None and parquet.file_end(Path(path), storage)[0].digest == sampled[0]
+        return sampled[1] if sampled is not None and is_same else None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._shards.clear()
 
 
 class Device:

@@ -18,10 +18,9 @@ from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
-from taugrid.workers import pixels
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.conditions.labels import LabelRule
-from taugrid.workers.device import Device, beating
+from taugrid.workers.device import Device, beating, row_groups
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
 from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
@@ -164,7 +163,8 @@ def sample_shard(
                 _require_finite(batch, job)
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
-                if first_new == job.start and batch.images[0].nbytes * (job.stop - job.start) <= pixels.MAX_BYTES:
+                shard_bytes = batch.images[0].nbytes * (job.stop - job.start)
+                if first_new == job.start and shard_bytes <= device.last_sampled.max_bytes:
                     sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
                 stop = batch.start + len(batch.images)
         except Stopped:
@@ -174,7 +174,7 @@ def sample_shard(
         writer.finish()
         created = part.commit_over(job.replaces)
     if sampled:
-        device.last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
+        device.last_sampled.add(job.path, part.digest, row_groups(job.start, writer.counts, sampled))
     return Result.of(part, created, clock.seconds, stop - first_new)
 
 

@@ -19,8 +19,7 @@ from taugrid.config.load import load
 from taugrid.config.sample import Compilation, Precision
 from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.policy import Policy, kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import Arithmetic, Policy, kind_of, lacks
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
-from taugrid.workers.accelerator.policy import lacks
+from taugrid.workers.accelerator.arithmetic import lacks
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.checkpoint import parameters, weights_file
 

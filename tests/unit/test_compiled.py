@@ -20,8 +20,7 @@ from torch._inductor.exc import InductorError
 from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
-from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, policy
 from taugrid.workers.device import Device
 from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference

@@ -16,9 +16,8 @@ from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result, smaller_batch
 from taugrid.orchestrator.dispatch.loop import fault_of
 from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
-from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.actor import Worker, run_in_memory
-from taugrid.workers.device import Device
+from taugrid.workers.device import Device, LRUCache, release_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

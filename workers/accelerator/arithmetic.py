@@ -1,17 +1,18 @@
 """How networks compute: in true float32, unless a cell's `sample.precision` asks for less.
 
-torch is imported when something is computed, not with this module: the driver must not import it.
+`policy` decides it for each kind of device: everything that lays out memory, sets a switch of torch or chooses a kernel
+asks there, and benchmarks/device measures it. torch is imported when something is computed, not with this module: the
+driver must not import it.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.diffusion.process import Point
 
@@ -21,8 +22,19 @@ if TYPE_CHECKING:
 
     from taugrid.workers.diffusion.denoiser import Denoiser
 
-AMPERE = (8, 0)
-"""The compute capability of the A100, the first NVIDIA architecture with TF32 and bf16."""
+HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
+"""Precisions whose layers compute in half precision -> torch's name of the type."""
+
+ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+"""torch's kernels for attention, as it names their switches."""
+
+SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
+"""Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
+cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
+"""
+
+AMPERE = "an NVIDIA GPU of the A100's generation or later"
+"""What TF32 and bf16 need."""
 
 REPEATABLE_COMPILER = "2.10"
 """The first torch whose compiler has the option `deterministic`. Of a reduction, older ones time up to seven kernels
@@ -34,6 +46,96 @@ SUMS = ("bf16", "fp16")
 ON_CPUS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
 """Variables by which libraries compute float32 differently whatever torch's switches say."""
+
+
+class Policy(NamedTuple):
+    """How a network is computed; every field changes its output in the last digits, or more."""
+
+    layout: Literal["channels_last", "contiguous_format"]
+    """torch's name of the memory format of weights and images."""
+    tf32: bool
+    """Whether float32 products and convolutions may round their factors to TF32."""
+    autocast: str | None
+    """torch's name of the type that the network is called under autocast to."""
+    weights: str | None
+    """torch's name of the type that weights and x are cast to; None: they stay in float32."""
+    attention: tuple[str, ...]
+    """The kernels that torch may choose from."""
+    compile: Compilation
+    pads: bool
+    """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
+
+
+def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
+    """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
+
+    channels_last: oneDNN on CPUs is faster with it. cuDNN's tensor cores in half precision need it; its kernels for
+    true float32 do not, and torch's GroupNorm copies such images there and back. MIOpen copies them at each
+    convolution unless PYTORCH_MIOPEN_SUGGEST_NHWC is set.
+
+    Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
+    that of flash attention, which is for half precision (torch's attention_backward.cu). cuDNN's has no such form.
+
+    In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
+    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
+    """
+    half = HALF.get(precision)
+    casts = precision == "bf16-weights"
+    attention = SAMPLING_ATTENTION
+    if trains and kind != "cpu":
+        attention = ("flash", "math") if kind == "cuda" and half else ("math",)
+    return Policy(
+        layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
+        tf32=precision == "tf32",
+        autocast=None if casts else half,
+        weights=half if casts else None,
+        attention=attention,
+        compile=compile,
+        pads=kind != "cpu" or compile != "none",
+    )
+
+
+class Need(NamedTuple):
+    """What a setting needs of a device that lacks it."""
+
+    setting: str
+    device: str
+    instead: str
+
+    def refused(self, because: str, way_out: str) -> str:
+        """The error message: why there is no such device, and how to get one."""
+        return f"{self.setting} needs {self.device}, and {because}; set {self.instead}, or {way_out}"
+
+
+def lacks(
+    kind: str,
+    precision: Precision,
+    is_ampere: bool = True,
+    section: str = "sample",
+    key: str = "precision",
+) -> Need | None:
+    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
+
+    `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
+    through float32, and leave a network uncompiled.
+    """
+    setting = f"{section}.{key}: {precision}"
+    has_fp16 = (section, key) == ("sample", "precision")
+    if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):
+        return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
+    if precision == "tf32" and kind != "cuda":
+        return Need(setting, AMPERE, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
+    return None
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device that torch names so, such as `cuda:1`: AMD's GPUs are `cuda` to torch too."""
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        return "rocm" if torch.version.hip is not None else kind
+    return kind
 
 
 class Arithmetic(NamedTuple):
@@ -178,7 +280,7 @@ def is_ampere(device: str) -> bool:
     """Whether a device that torch names so, where it is NVIDIA's, is of the generation of the A100 or later."""
     import torch
 
-    return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
+    return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:

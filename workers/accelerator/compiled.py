@@ -24,7 +24,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import Policy
+from taugrid.workers.accelerator.arithmetic import Policy
 from taugrid.workers.data.decoding import locked
 from taugrid.workers.diffusion.denoiser import Wrapped
 

@@ -20,8 +20,7 @@ from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
 from taugrid.storage import Storage
 from taugrid.words import listed
-from taugrid.workers.accelerator.arithmetic import cast_weights
-from taugrid.workers.accelerator.policy import Policy
+from taugrid.workers.accelerator.arithmetic import Policy, cast_weights
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
 from taugrid.workers.importing import imported_on_use, uncollected

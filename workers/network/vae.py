@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taugrid.jobs import SavedNetwork
-from taugrid.workers.accelerator.arithmetic import without_tf32
-from taugrid.workers.accelerator.policy import Policy
+from taugrid.workers.accelerator.arithmetic import Policy, without_tf32
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.network.unet import read_saved
 

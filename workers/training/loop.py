@@ -20,11 +20,9 @@ from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
-from taugrid.workers.accelerator.arithmetic import prepare_training
+from taugrid.workers.accelerator.arithmetic import kind_of, policy, prepare_training
 from taugrid.workers.accelerator.hardware import start_gpu
-from taugrid.workers.accelerator.memory import OomCounter
-from taugrid.workers.accelerator.policy import kind_of, policy
-from taugrid.workers.device import set_up
+from taugrid.workers.device import OomCounter, set_up
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
