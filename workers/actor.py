@@ -39,7 +39,7 @@ from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
 from taugrid.workers.accelerator.arithmetic import configure, kind_of
-from taugrid.workers.accelerator.hardware import about_broken, libraries, processor, start_gpu
+from taugrid.workers.accelerator.hardware import BROKEN_REMEDY, libraries, processor, start_gpu
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 
@@ -201,8 +201,7 @@ class Worker(HeartbeatActor):
         except Exception as error:
             if (fault := accelerator_error_in(error)) is None:
                 raise
-            words = last_line(fault)
-            self._broken = f"node {this_node()}: {type(fault).__name__}: {words}; {about_broken(words)}"
+            self._broken = f"node {this_node()}: {type(fault).__name__}: {last_line(fault)}; {BROKEN_REMEDY}"
             raise BrokenAccelerator(self._broken) from error
         finally:
             if self._broken is None and self._device is not None and self._device.shortages.any:
