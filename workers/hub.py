@@ -50,7 +50,7 @@ def snapshot(
         cause = (isinstance(error, FileNotFoundError) and error.__cause__) or error
         raise MissingInput(
             f"{key}: {identifier} is not a folder, and {constants.ENDPOINT} can't provide it ({type(cause).__name__}), "
-            f"nor can the cache {constants.HF_HUB_CACHE}; check its name and revision, set HF_TOKEN if it is private or "
-            "has terms to accept, or give a folder"
+            f"nor can the cache {constants.HF_HUB_CACHE}; check its name and revision, set HF_TOKEN if it is private "
+            "or has terms to accept, or give a folder"
         ) from error
     return Path(folder)
