@@ -1,7 +1,4 @@
-"""The actor that runs on each device and does every kind of work.
-
-One process does them all because extraction fills the gaps that sampling leaves on a device. Handing the device to
-another process would mean starting torch again each time.
+"""The actor that runs on each device and does every kind of work: extraction fills the gaps that sampling leaves.
 
 Torch is imported by the health check, not with this module: the driver only names the class and must not import torch.
 """
@@ -58,14 +55,11 @@ VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy
 
 
 class LastHeartbeat(NamedTuple):
-    number: int
-    """Heartbeats since the worker started."""
-    key: str
-    """The task that began to compute last. Files of an earlier one may still be written."""
+    number: int  # of heartbeats since the worker started
+    key: str  # of the task that began to compute last; files of an earlier one may still be written
     done: float
     of: float
-    doing: str = ""
-    """What it does that is no progress, such as `compiling`."""
+    doing: str = ""  # that is no progress, such as `compiling`
 
 
 class HeartbeatActor:
@@ -109,10 +103,7 @@ class HeartbeatActor:
 
     @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]
     def next_heartbeat(self, number: int, pause: float) -> LastHeartbeat:
-        """Wait at least `pause` seconds for a heartbeat other than the `number`-th, and return the last one.
-
-        Call it again only once it has returned: its concurrency group has one thread.
-        """
+        """Wait at least `pause` seconds for a heartbeat other than the `number`-th, and return the last one."""
         time.sleep(pause)
         with self._changed:
             self._changed.wait_for(lambda: self._last.number != number, timeout=HEARTBEAT_WAIT_SECONDS)
@@ -146,12 +137,16 @@ class Worker(HeartbeatActor):
 
         Raises:
             WorkerRefusal: if its node lacks a file, package or version that the driver has.
-            OSError: if it can't write to the run directory.
         """
         retries.prepare()
         node, node_id = self.locate()
         check_run_directory(probe, node)
-        installed = check_versions(probe, node)
+        installed = versions(VERSIONS)
+        for name, theirs in probe.versions.items():  # the build after a + may differ (CPU or GPU)
+            if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
+                raise WorkerRefusal(
+                    f"node {node} has {name} {own}, but the driver has {theirs}; install the same there"
+                )
         with self._guard_accelerator():
             device = self._set_up()
             check_device(device.name, node)
@@ -186,11 +181,8 @@ class Worker(HeartbeatActor):
 
     @contextmanager
     def _guard_accelerator(self) -> Iterator[None]:
-        """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before.
-
-        After a CUDA error every later call fails too. Some libraries wrap such errors in their own, so causes are
-        checked as well.
-        """
+        """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before: after a
+        CUDA error every later call fails too."""
         if self._broken is not None:
             raise BrokenAccelerator(self._broken)
         try:
@@ -208,11 +200,7 @@ class Worker(HeartbeatActor):
                 self._broken = f"node {this_node()}: {AFTER_SHORTAGE}"
 
     def _set_up(self) -> Device:
-        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs.
-
-        Raises:
-            DeviceUnusable: if Ray gave this worker a GPU that torch can't use (`start_gpu`).
-        """
+        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs."""
         if getattr(self._thread, "is_set_up", False):
             configure()
         else:
@@ -260,10 +248,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
 
 
 def _result_or_shortage(job: Job, device: Device) -> Result | Exception:
-    """The job's result, or its out-of-memory error, without the frames that hold what was computed so far.
-
-    After an error the caches are empty, and no other job computes.
-    """
+    """The job's result, or its out-of-memory error without the frames that hold memory; then the caches are empty."""
     try:
         result: Result = resolve_name(job.entry_point)(job, device)
         return result
@@ -299,15 +284,6 @@ def check_run_directory(probe: Probe, node: str) -> None:
             )
     finally:
         storage.delete(own)
-
-
-def check_versions(probe: Probe, node: str) -> dict[str, str]:
-    """The versions on this node, which must be the driver's; the build after a + may differ (CPU or GPU)."""
-    installed = versions(VERSIONS)
-    for name, theirs in probe.versions.items():
-        if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
-            raise WorkerRefusal(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
-    return installed
 
 
 def check_device(device: str, node: str) -> None:

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
-MAX_VAES = 2
-
-MAX_EXTRACTORS = 1
+MAX_VAES, MAX_EXTRACTORS = 2, 1
 
 COMPILE_PROCESSES = 4
 """Processes that torch's compiler starts in each worker that compiles: by itself one for each of up to 32 CPUs, and a
@@ -66,11 +64,7 @@ def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
 
 
 def set_up(threads: int | None = None) -> None:
-    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged).
-
-    Raises:
-        DeviceUnusable: if its environment makes libraries compute float32 differently.
-    """
+    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     workspace = "CUBLAS_WORKSPACE_CONFIG"  # 32 MiB, with which sums are repeatable (ATen's Context.cpp)
     os.environ.setdefault(workspace, ":4096:8")
     if threads is not None:  # a caller's process keeps its own
@@ -92,11 +86,8 @@ def usual_device() -> str:
 
 
 def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
-    """A function that calls another one, with a heartbeat before each of `calls` calls.
-
-    Heartbeats count the calls that the device has finished, and the host never runs far ahead of it
-    (`transfer.Submitted`).
-    """
+    """A function that calls another one, with a heartbeat before each of `calls` calls that says how many the device
+    has finished. The host never runs far ahead of it (`transfer.Submitted`)."""
     from taugrid.workers.accelerator import transfer
 
     submitted = transfer.Submitted(lambda finished: heartbeat(finished, calls))
@@ -136,37 +127,26 @@ class ComputeLock:
             self._lock.release()
 
 
-class LRUCache:
+class LRUCache(OrderedDict[Hashable, Any]):
     """The most recently used values. An old value is dropped before a new one is loaded: both may not fit."""
 
     def __init__(self, max_size: int) -> None:
+        super().__init__()
         self._max_size = max_size
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        if key not in self._values:
-            while len(self._values) >= self._max_size:
-                self._values.popitem(last=False)
-            self._values[key] = load()
-        self._values.move_to_end(key)
-        return self._values[key]
-
-    def clear(self) -> None:
-        self._values.clear()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._values
+    def loaded(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The value of `key`, which `load` returns if it is not kept."""
+        if key not in self:
+            while len(self) >= self._max_size:
+                self.popitem(last=False)
+            self[key] = load()
+        self.move_to_end(key)
+        return self[key]
 
 
 def count_ooms(device: str) -> int:
-    """How often torch has found a GPU's memory used up in this process, whoever caught its error. 0: no GPU.
-
-    It counts before it throws OutOfMemoryError (`num_ooms` in c10/cuda/CUDACachingAllocator.cpp); not with CUDA's own
-    allocator (cudaMallocAsync), nor what a library reserves past torch.
-    """
+    """How often torch has found a GPU's memory used up in this process, whoever caught its error (`num_ooms` in
+    c10/cuda/CUDACachingAllocator.cpp). 0: no GPU, or CUDA's own allocator (cudaMallocAsync)."""
     if device.partition(":")[0] != "cuda":
         return 0
     import torch
@@ -286,8 +266,6 @@ class Device:
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec.
-
         Raises:
             DeviceUnusable: if this device can't compute so.
         """
@@ -300,7 +278,7 @@ class Device:
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self.held_networks.get(key, load)
+        network: Denoiser = self.held_networks.loaded(key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
         return arithmetic.adapted(network, how, self.kind, first_call)
@@ -318,32 +296,24 @@ class Device:
         self._compiled.add((key, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
-        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`, which is
-        kept for the next job.
-
-        Raises:
-            DeviceUnusable: if this device can't compute so.
-        """
+        """What makes pictures of samples. A `Vae` is kept for the next job; `DeviceUnusable` as `network`."""
         if not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.network.vae import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
-        vae = self._vaes.get((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
+        vae = self._vaes.loaded((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
         return decoding(vae, decoder, how, min(settings.decode_batch, settings.batch_size))
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
-        loaded: L = self._extractors.get(spec, load)
+        loaded: L = self._extractors.loaded(spec, load)
         return loaded
 
     def computed(self) -> None:
-        """Note that a job has computed all that it will commit: another job may begin to compute.
-
-        Raises:
-            SilentFallback: if it must not be committed.
-        """
+        """Note that a job has computed all that it will commit: another may begin to compute. Raises `SilentFallback`
+        if it must not be committed."""
         self.shortages.require_none()
         self.compute_lock.release()
 
@@ -364,9 +334,8 @@ class Device:
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.
 
-        A job calls it between network calls and between blocks of reading, and never from a separate thread, which
-        would go on reporting while the job hangs. A worker that sends no heartbeat for `cluster.hang_seconds` is
-        killed.
+        Never from a thread of its own, which would go on while the job hangs: a worker that sends no heartbeat for
+        `cluster.hang_seconds` is killed.
         """
         self._progress = (done, of)
         self.alive()
@@ -386,11 +355,7 @@ class Device:
         self._last_heartbeat = time.monotonic()
 
     def alive(self) -> None:
-        """Send a heartbeat with unchanged progress; for loops that do not know it (`taugrid.workers.heartbeat`).
-
-        Raises:
-            Stopped: if the job must end.
-        """
+        """Send a heartbeat with unchanged progress (`taugrid.workers.heartbeat`). Raises `Stopped` if the job must end."""
         if self.stop_requested:
             raise Stopped
         now = time.monotonic()

@@ -52,10 +52,10 @@ def test_an_old_value_is_gone_before_a_new_one_is_loaded():
 
     at_once = []
     for key in "abcab":
-        kept.get(key, load)
+        kept.loaded(key, load)
     assert at_once == [0, 1, 1, 1, 1], "never a third beside two"
     before = len(at_once)
-    kept.get("b", load)
+    kept.loaded("b", load)
     assert len(at_once) == before
     kept.clear()
     assert not alive

@@ -190,7 +190,7 @@ def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
 def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
     """The defects: `if not freed` alone, `self._size` in place of `most_to_extract`, or no `require_none`."""
     device, tried = gpu(), []
-    device.held_networks.get("a network and its graphs", Thing)
+    device.held_networks.loaded("a network and its graphs", Thing)
 
     def extractor(x):
         tried.append(len(x))
