@@ -355,7 +355,7 @@ class Device:
         self._last_heartbeat = time.monotonic()
 
     def alive(self) -> None:
-        """Send a heartbeat with unchanged progress (`taugrid.workers.heartbeat`). Raises `Stopped` if the job must end."""
+        """Send a heartbeat with unchanged progress (`workers.heartbeat`). Raises `Stopped` if the job must end."""
         if self.stop_requested:
             raise Stopped
         now = time.monotonic()

@@ -17,16 +17,12 @@ if TYPE_CHECKING:
 PLAIN = Sample()
 """Of DDIM's own passes: float32."""
 
-
 BY_VAE = "; the VAE made them: set sample.vae_precision: float32 or, if it is that, check the VAE's weights"
 """What to do about pictures of latents that are not finite."""
 
 
 class Watched(Wrapped):
-    """A network that records whether all its outputs were finite.
-
-    The record stays on the device until it is read, so it makes no step wait.
-    """
+    """A network that records whether all its outputs were finite, on the device until it is read: no step waits."""
 
     def __init__(self, network: "Denoiser") -> None:
         super().__init__(network, self._noting)

@@ -81,10 +81,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
-    `mse_8bit` of the picture that is kept.
-
-    Raises:
-        NotFinite: if the network returns NaN or infinity.
+    `mse_8bit` of the picture that is kept. Raises `NotFinite` if the network returns NaN or infinity.
     """
     import torch
 
@@ -118,11 +115,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
 
 
 def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> Result:
-    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
-
-    Raises:
-        NotFinite: if the network returns NaN or infinity.
-    """
+    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
     import torch
 
     process = schedules.process(job.diffusion)
@@ -148,10 +141,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":
-    """The job's points between standard normals, (pairs k + k^2, C, H, W) float32 for k steps.
-
-    The ends are those of the samples 0, 1, 2, ...
-    """
+    """The job's points between the x_T of samples 0, 1, 2, ...: (pairs k + k^2, C, H, W) float32 for k steps."""
     import torch
 
     from taugrid.workers.diffusion import interpolation, noise

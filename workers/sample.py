@@ -59,12 +59,10 @@ class SampleJob(Job):
     """None: predictions are the network's."""
     guide: NetworkSpec | None = None
     """The second network. None: there is none, or the first one guides itself."""
-
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
     latents_of: str | None = None
-    """The file of a cell that has the same latents and keeps them, to be decoded here. If it can't be read, this job
-    samples them."""
+    """The file of a cell that keeps the same latents, to be decoded here. If it can't be read, they are sampled."""
     label_rule: LabelRule | None = None
     """The labels of its images. None: the network is unconditional."""
 
@@ -95,7 +93,10 @@ def run(job: SampleJob, device: Device) -> Result:
     networks = [device.network(spec, job.diffusion, Arithmetic.of(job.settings)) for spec in specs]
     result = sample_shard(job, networks[0], device, decode, *networks[1:])
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
-    return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
+    if not device.compile_seconds or calls < 2:
+        return result
+    # Rates, and so remaining times, come from a time as if the first call, which compiled, had taken as long as others.
+    return replace(result, seconds=(result.seconds - device.compile_seconds) * calls / (calls - 1))
 
 
 def kept_latents(job: SampleJob) -> "Latents | None":
@@ -114,16 +115,6 @@ def kept_latents(job: SampleJob) -> "Latents | None":
     return rows[job.start - part.start : job.stop - part.start].reshape(-1, *job.decoder.network_shape)
 
 
-def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> float:
-    """The time of a job as if its first network call, which compiled, had taken as long as the others.
-
-    Rates, and so remaining times, come from it. Of a job with one call nothing else is known.
-    """
-    if not compile_seconds or calls < 2:
-        return seconds
-    return (seconds - compile_seconds) * calls / (calls - 1)
-
-
 def sample_shard(
     job: SampleJob,
     model: "Denoiser | Latents",
@@ -134,10 +125,8 @@ def sample_shard(
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     `model` is the network, or the images' latents (stop - start, C, H, W), which are only decoded then. `decode` is the
-    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one.
-    `device.computed` is called when only the last batch must be encoded and the file written. If a heartbeat raises
-    `Stopped`, it commits the batches so far: a shorter file, from which the next job for this shard continues. What it
-    sampled is added to `device.last_sampled`, unless it continued another file.
+    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one. If a
+    heartbeat raises `Stopped`, it commits the batches so far: a shorter file, from which the next job continues.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
@@ -160,7 +149,12 @@ def sample_shard(
         try:
             loaded = decode or as_function(job.decoder)
             for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device)):
-                _require_finite(batch, job)
+                network_was_finite, images_are_finite = batch.flags.tolist()
+                if not network_was_finite:
+                    raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
+                if not images_are_finite:
+                    by = BY_VAE if isinstance(job.decoder, Vae) else ""
+                    raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
                 shard_bytes = batch.images[0].nbytes * (job.stop - job.start)
@@ -214,15 +208,6 @@ def _transfers(
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
         kept = x0 if settings.keep_latents else None
         yield images_to_host(images, finite, start, began, settings.rounding, kept)
-
-
-def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
-    network_was_finite, images_are_finite = batch.flags.tolist()
-    if not network_was_finite:
-        raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
-    if not images_are_finite:
-        by = BY_VAE if isinstance(job.decoder, Vae) else ""
-        raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:

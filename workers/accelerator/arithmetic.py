@@ -29,16 +29,14 @@ ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
 
 SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
-"""Those that torch may choose from where nothing is trained on a GPU. On an H100 or B200 it prefers cuDNN's, if the
-cuDNN found at run time is new enough (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp): bits would depend on it.
-"""
+"""Those that torch may choose from where nothing is trained on a GPU: whether it prefers cuDNN's depends on the cuDNN
+found at run time (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp)."""
 
 AMPERE = "an NVIDIA GPU of the A100's generation or later"
 """What TF32 and bf16 need."""
 
 REPEATABLE_COMPILER = "2.10"
-"""The first torch whose compiler has the option `deterministic`. Of a reduction, older ones time up to seven kernels
-that add in other orders (`_reduction_configs` in torch/_inductor/runtime/triton_heuristics.py)."""
+"""The first torch whose compiler has the option `deterministic`: older ones choose the order of sums by timing."""
 
 SUMS = ("bf16", "fp16")
 """Types for whose sums of products torch has a switch, as the switch names them."""
@@ -96,23 +94,18 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
 
 
 class Need(NamedTuple):
-    """What a setting needs of a device that lacks it."""
+    """A setting that a device lacks what it needs for, and values that it has."""
 
     setting: str
-    device: str
     instead: str
 
     def refused(self, because: str, way_out: str) -> str:
         """The error message: why there is no such device, and how to get one."""
-        return f"{self.setting} needs {self.device}, and {because}; set {self.instead}, or {way_out}"
+        return f"{self.setting} needs {AMPERE}, and {because}; set {self.instead}, or {way_out}"
 
 
 def lacks(
-    kind: str,
-    precision: Precision,
-    is_ampere: bool = True,
-    section: str = "sample",
-    key: str = "precision",
+    kind: str, precision: Precision, is_ampere: bool = True, section: str = "sample", key: str = "precision"
 ) -> Need | None:
     """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
 
@@ -122,9 +115,9 @@ def lacks(
     setting = f"{section}.{key}: {precision}"
     has_fp16 = (section, key) == ("sample", "precision")
     if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):
-        return Need(setting, AMPERE, "float32 or fp16" if has_fp16 else "float32")
+        return Need(setting, "float32 or fp16" if has_fp16 else "float32")
     if precision == "tf32" and kind != "cuda":
-        return Need(setting, AMPERE, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
+        return Need(setting, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
     return None
 
 
@@ -172,10 +165,9 @@ def require_float32(has_gpu: bool) -> None:
 def configure(how: Policy = CONFIGURED) -> None:
     """Make this process compute in true float32, or in TF32 where `how` says so, and the same every time.
 
-    A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
-    has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
-    both are set. The new ones are set where they are read, not from above: there no later setting reaches them. Sums in
-    half precision are as torch ships them.
+    A user's network or extractor can change these settings, so they are set for every job. torch has an old and a new
+    set of switches, and raises an error if they disagree, so both are set. The new ones are set where they are read,
+    not from above: there no later setting reaches them. Sums in half precision are as torch ships them.
     """
     import torch
 
@@ -284,11 +276,7 @@ def is_ampere(device: str) -> bool:
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:
-    """Set this process up for a job, and return how it computes on `device` (torch's name of it).
-
-    Raises:
-        DeviceUnusable: if the device does not have the precision, or what `compile` needs.
-    """
+    """Set this process up for a job, and return how it computes on `device`; `DeviceUnusable` as `require`."""
     require(precision, device, hardware, compile)
     how = policy(kind_of(device), precision, compile)
     configure(how)
@@ -298,8 +286,8 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
 def prepare_training(precision: Precision, device: str, hardware: str, compiles: bool = False) -> Policy:
     """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
 
-    In float32, torch warns in the log of an operation that it can't repeat. In half precision it raises RuntimeError:
-    flash attention's backward pass is repeatable only in this strict mode.
+    In float32, torch warns of an operation that it can't repeat. In half precision it raises RuntimeError: flash
+    attention's backward pass is repeatable only in this strict mode.
     """
     import torch
 
@@ -374,8 +362,8 @@ def adapted(
 def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None:
     """Cast the floating-point parameters of a module to torch's type `half`, in place.
 
-    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms, which torch computes with
-    float32 parameters in any type, and the children named in `but`.
+    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms and the children named in
+    `but`.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -392,8 +380,8 @@ def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None
 def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
     """`network`, always called with `batch_size` images: zeros fill up a smaller batch.
 
-    Else a batch that is cut short would be compiled again, or computed by other kernels of a library: on GPUs they are
-    chosen by the number of images, and an image would depend on where its shard ends.
+    Else a batch that is cut short would be compiled again, or computed by other kernels, and an image would depend on
+    where its shard ends.
     """
     import torch
 
