@@ -1,9 +1,8 @@
 """Append-only files on an object store, whose objects can't grow: the driver's events, logs and ledger.
 
-A file is a sequence of objects, its pieces. A session rewrites its last piece with every addition until the piece has
-`PIECE_BYTES`, and then begins a new one. The first piece has the file's name; the names of the next ones end in a
-number (events/0001.jsonl, events/0001.jsonl.000001). Readers join all pieces in the order of their names. A new session
-never rewrites pieces of an earlier one.
+A file is a sequence of objects, its pieces: events/0001.jsonl, events/0001.jsonl.000001 and so on. A session rewrites
+its last piece with every addition until the piece has `PIECE_BYTES`, and then begins a new one; it never rewrites
+pieces of an earlier session.
 """
 
 import time

@@ -23,10 +23,7 @@ def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, storage: Storage = LOCAL, once: bool = False) -> bool:
-    """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it.
-
-    `once` replaces no file: False is returned if one with other bytes is there.
-    """
+    """Write JSON whole or not at all; NaN is a ValueError. `once` replaces no file: False if another one is there."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with storage.temporary(path) as temporary:
         write_text(temporary, text)
@@ -71,13 +68,10 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
-    """Give a finished local folder its name in an object store.
+    """Give a finished local folder its name in an object store. OSError if a file with other bytes is there; it stays.
 
     `last`, a file in it, appears once all others are there, and is removed if one of them was replaced meanwhile: a
     later driver that finds no `last` sets the folder aside.
-
-    Raises:
-        OSError: if a file of the folder is there with other bytes; it is kept, and nothing after it is written.
     """
     files = {path.relative_to(finished): path for path in finished.rglob("*") if path.is_file()}
     versions = dict[Path, str]()

@@ -1,8 +1,8 @@
-"""Object stores: S3, Google Cloud Storage, Azure, and compatible stores.
+"""Object stores: S3, Google Cloud Storage, Azure, and compatible stores; and which place a URL or a path names.
 
-A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json; it never touches the disk. A file that
-must not be overwritten is created by one conditional request (`If-None-Match: *`). A file that is replaced only in the
-version that was read is replaced by one request with its ETag. obstore is imported with the first request.
+A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json. A file that must not be overwritten is
+created by one conditional request (`If-None-Match: *`), one that is replaced only in the version that was read by one
+with its ETag. obstore is imported with the first request.
 """
 
 import re
@@ -141,11 +141,9 @@ class ObjectStorage:
             return file.read(-1 if length is None else length)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name.
-
-        Any other 409 means that one is being written. If an answer was lost and the stored file has the same bytes,
-        the commit succeeded; but an empty file, which reserves a name, may just as well be another process's.
-        """
+        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name; any
+        other 409 that one is being written. If an answer was lost and the stored file has the same bytes, the commit
+        succeeded; but an empty file, which reserves a name, may just as well be another process's."""
         return self._put(path, finished, lambda: self._condition(path, if_version))
 
     def _put(self, path: Path, finished: Path, condition: Callable[[], Any]) -> bool:
@@ -320,10 +318,8 @@ class ObjectStorage:
         return {self._path(meta["path"]): meta for meta in self._listed(folder)}
 
     def _listed(self, folder: Path) -> Iterator["ObjectMeta"]:
-        """What is below a folder. After a page that failed, the listing goes on: of a hundred pages, one often fails.
-
-        A store that can't begin at `last` (Azurite) gives all pages again: those that are known are passed over.
-        """
+        """What is below a folder. After a page that failed, the listing goes on behind `last`; a store that can't begin
+        there (Azurite) gives all pages again, and those that are known are passed over."""
         pages, last = None, None
 
         def page() -> "Sequence[ObjectMeta]":
@@ -399,11 +395,8 @@ def is_url(text: str) -> bool:
 
 
 def open_place(text: str, named: str) -> tuple[Path, Storage]:
-    """The root of a run directory and its storage. Sends no request to an object store yet.
-
-    Args:
-        text: a path, or s3://BUCKET/PREFIX, gs:// or az:// with a container in the bucket's place.
-        named: what the text is, for messages: an option or an argument.
+    """The root of a run directory and its storage, by a path, or s3://BUCKET/PREFIX, gs://... or az://CONTAINER/PREFIX.
+    `named` is the option or argument, for messages. Sends no request to an object store yet.
 
     Raises:
         UserError: for a URL of an unknown scheme, without a bucket, or with a password in it.

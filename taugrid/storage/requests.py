@@ -1,7 +1,7 @@
 """Requests to an object store: which are tried again, and the messages of those that fail.
 
-obstore's own retries are off. They hide whether an answer was lost, after which a name that exists may be the one that
-this process has just made. They also treat S3's 409 ("two writers at a time, try again") as 412 ("exists").
+obstore's own retries are off: they hide whether an answer was lost, after which a name that exists may be the one that
+this process has just made, and treat S3's 409 ("two writers at a time, try again") as 412 ("exists").
 """
 
 import errno
@@ -105,16 +105,16 @@ class Bucket(NamedTuple):
     account: str | None
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """What obstore must be given to reach it."""
         address = "base_url" if self.scheme == "gs" else "endpoint"
         named = {address: self.endpoint, "region": self.region, "account_name": self.account}
         return {name: value for name, value in named.items() if value}
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is reached by HTTP, without encryption."""
-        return (self.endpoint or "").startswith("http://")
+    def client_options(self) -> dict[str, Any]:
+        """What obstore's HTTP client must be given."""
+        return {"allow_http": (self.endpoint or "").startswith("http://")}
 
 
 def bucket_here(scheme: str, name: str) -> Bucket:
@@ -134,22 +134,18 @@ def bucket_here(scheme: str, name: str) -> Bucket:
 
 @lru_cache(maxsize=16)
 def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
-    """The store of a bucket, with the credentials of this process's environment. Sends no request yet.
-
-    A request that takes longer than `seconds` fails.
-    """
+    """The store of a bucket, with the credentials of this process's environment. Sends no request yet; one that takes
+    longer than `seconds` will fail."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    shared: dict[str, Any] = {
-        "client_options": {
-            "allow_http": bucket.is_plain,
-            "timeout": f"{seconds}s",
-            "connect_timeout": f"{CONNECT_SECONDS}s",
-        },
-        "retry_config": {"max_retries": 0},
-    }
+    times = {"timeout": f"{seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
-    opened: ObjectStore = store(bucket.name, **bucket.options, **shared)
+    opened: ObjectStore = store(
+        bucket.name,
+        **bucket.options,
+        client_options=bucket.client_options | times,
+        retry_config={"max_retries": 0},
+    )
     return opened
 
 
@@ -158,7 +154,7 @@ def file_system(bucket: Bucket) -> Any:
     from obstore.fsspec import FsspecStore
 
     create: Any = FsspecStore  # its overloads want the scheme as a literal
-    return create(bucket.scheme, **bucket.options, client_options={"allow_http": bucket.is_plain})
+    return create(bucket.scheme, **bucket.options, client_options=bucket.client_options)
 
 
 class Refusal(NamedTuple):
@@ -195,10 +191,7 @@ def refusal_in(error: Exception) -> Refusal:
 
 
 def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
-    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature.
-
-    `tried` says how often and how long a request was repeated.
-    """
+    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
     refusal = refusal_in(error)
     if isinstance(error, FileNotFoundError) and refusal.code not in _MEANINGS:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
@@ -251,10 +244,8 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
 
 
 class RangeFile(io.RawIOBase):
-    """An object, read by ranges, which all come from one version.
-
-    The first request fetches the end, where Parquet keeps its footer, and the size: a small file needs no other.
-    """
+    """An object, read by ranges, which all come from one version. Its end, where Parquet keeps its footer, was fetched:
+    a small file needs no other request."""
 
     def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
         """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
