@@ -52,7 +52,6 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
 
     Raises:
         DamagedFile: if a check fails; the message says which.
-        FileNotFoundError, NotADirectoryError: if there is no such file.
         OSError: if it can't be read; its content may be intact.
     """
 
@@ -78,13 +77,8 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
 def read_images(
     path: Path, stop: int | None = None, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
-
-    A row group of more than `PIXELS_AT_ONCE` comes in parts. Threads decode large images (`threads.decode_each`).
-
-    Raises:
-        DamagedFile: if a checksum or an image is wrong.
-    """
+    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`. DamagedFile if a
+    checksum or an image is wrong. A row group of more than `PIXELS_AT_ONCE` comes in parts."""
     for index, pngs in read_encoded(path, stop, storage):
         decode = partial(decode_png, max_pixels=(pixels := num_pixels(pngs[0])))
         at_once = PIXELS_AT_ONCE // max(1, pixels)
@@ -162,10 +156,7 @@ def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[n
 def _in_pieces(
     file: pq.ParquetFile, size: int, columns: Sequence[str] | None, groups: Sequence[int] | None, limit: int
 ) -> pa.Table:
-    """Row groups of a file of `size` bytes; DamagedFile at the first piece that would exceed `limit`.
-
-    A dictionary stores a text once for all rows that have it.
-    """
+    """Row groups of a file of `size` bytes; DamagedFile at the first piece that would exceed `limit`."""
     pieces, left = [], limit
     rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES // size))
     for piece in file.iter_batches(rows, row_groups=groups, columns=columns):
@@ -176,12 +167,9 @@ def _in_pieces(
 
 
 def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.ParquetFile, int]:
-    """An open file and its bytes. What is fetched by ranges is fetched in as few as possible.
+    """An open file and its bytes. `columns` are those that will be read; none: all, which then hold no lists.
 
-    `columns` are those that will be read; none: all, which then hold no lists.
-
-    Raises:
-        DamagedFile: if one of them is not of a type that taugrid writes, or any claims what does not fit into the file.
+    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file.
     """
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
@@ -228,11 +216,8 @@ def _as_damaged_file(path: Path, prefix: str) -> Iterator[None]:
 
 
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
-    """The images 0 to `count` - 1, or as many as the files have: (n, H, W) or (n, H, W, 3), by index.
-
-    `paths` are in the order of their indices; no more are read than needed. Raises what `read_images` raises, also if
-    the images have more than `PIXELS_AT_ONCE` together.
-    """
+    """The images 0 to `count` - 1, or as many as the files, which are in order, have: (n, H, W) or (n, H, W, 3).
+    DamagedFile also if they have more than `PIXELS_AT_ONCE` together."""
     return to_pictures(decode_together(first_pngs(paths, count, storage)))
 
 
@@ -257,10 +242,8 @@ CHUNK_BYTES = 2**20
 
 
 def write_seal(path: Path) -> bytes:
-    """Insert `SEAL` and the SHA-256 of all other bytes before the footer; returns that SHA-256.
-
-    The file stays valid: the footer is found from the file's end, and its offsets point before the seal.
-    """
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, which is found from the file's end; returns
+    that SHA-256."""
     with retried(lambda: path.open("r+b")) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         footer = read_end(file).footer
@@ -275,10 +258,8 @@ class FileEnd(NamedTuple):
     """The facts that can be read from a file's end."""
 
     size: int
-    footer: int
-    """The offset of Parquet's footer; negative if this is not a complete Parquet file."""
-    digest: bytes | None
-    """The SHA-256 in the seal before the footer, which is not checked; None: there is no seal."""
+    footer: int  # its offset; negative if this is not a complete Parquet file
+    digest: bytes | None  # in the seal, which is not checked; None: there is no seal
 
 
 def read_end(file: IO[bytes]) -> FileEnd:

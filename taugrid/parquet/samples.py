@@ -52,11 +52,7 @@ class EncodingProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, images: NDArray[np.uint8]) -> list[bytes]:
-        """The PNG bytes of a (B, C, H, W) batch. Threads take turns.
-
-        Raises:
-            BrokenPipeError: if the process is gone. The next call starts another.
-        """
+        """The PNG bytes of a (B, C, H, W) batch. BrokenPipeError if the process is gone: the next call starts one."""
         with self._lock:
             try:
                 answer = self._ask(images)
@@ -101,10 +97,10 @@ encode_elsewhere = EncodingProcess()
 
 
 class SampleWriter:
-    """Encodes the images of one shard in threads, and writes them in order.
+    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing.
 
-    Row groups depend on the images alone, not on timing. With `launching`, another thread of this process launches the
-    work of a GPU, and small images are encoded in another process: Pillow needs Python's lock for most of their time.
+    With `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
+    process: Pillow needs Python's lock for most of their time.
     """
 
     def __init__(
@@ -135,10 +131,7 @@ class SampleWriter:
             threads.shutdown(cancel_futures=True)
 
     def append(self, images: NDArray[np.uint8], latents: NDArray[np.float32] | None = None) -> None:
-        """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept.
-
-        What failed in a thread is raised here, or by `finish`.
-        """
+        """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept. Raises what failed in a thread."""
         self._latents.extend(() if latents is None else np.array(latents))  # a copy: torch reuses pinned memory
         elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
         encode = encode_elsewhere if elsewhere else _encoded
