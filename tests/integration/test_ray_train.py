@@ -108,7 +108,7 @@ BY_TWO = """
 import os, pickle, sys
 from torch import distributed
 from taugrid.workers.training import checkpoints, loop, meeting
-from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.loop import Batches
 from taugrid.workers.training.log import Log
 
 spec = pickle.load(sys.stdin.buffer)

@@ -45,9 +45,9 @@ from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, save_pipeline
 from taugrid.workers.training import checkpoints, fit, loop, meeting
-from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
+from taugrid.workers.training.loop import Batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
