@@ -40,23 +40,15 @@ class SourceError(ValueError):
 
 
 class DecodedImage(NamedTuple):
-    """The pixels of an image, and the file or row that it comes from."""
-
-    name: str
-    pixels: NDArray[np.uint8]
-    """(C, H, W)."""
-    lossy: bool
-    """Whether it was stored with loss, as JPEG is."""
-    turned: bool = False
-    """Whether its EXIF data ask viewers to turn it. Pixels are as they are stored, as torch-fidelity reads them."""
+    name: str  # of the file or row that it comes from
+    pixels: NDArray[np.uint8]  # (C, H, W), as they are stored, as torch-fidelity reads them
+    lossy: bool  # stored with loss, as JPEG is
+    turned: bool = False  # its EXIF data ask viewers to turn it
 
 
 class EncodedImage(NamedTuple):
-    """The stored bytes of an image, and the file or row that they come from."""
-
-    name: str
-    data: bytes
-    """The bytes of a PNG, JPEG or WebP file."""
+    name: str  # of the file or row that it comes from
+    data: bytes  # of a PNG, JPEG or WebP file
 
 
 class Reader(NamedTuple):
@@ -78,12 +70,8 @@ class Reader(NamedTuple):
 
 
 def decode_image(image: EncodedImage) -> DecodedImage:
-    """The image in the bytes of a PNG or JPEG file.
-
-    Raises:
-        SourceError: unless it is 8-bit grey or RGB.
-        taugrid.errors.DamagedFile: if the bytes are not such a file, or only part of one.
-    """
+    """The image in the bytes of a PNG or JPEG file. Raises `SourceError` unless it is 8-bit grey or RGB, `DamagedFile`
+    if the bytes are not such a file, or only part of one."""
     name, data = image
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
@@ -108,25 +96,20 @@ class EncodedDataset(NamedTuple):
     """A data set whose images must be decoded."""
 
     root: Path
-    files: Sequence[Path]
-    """The files that the images are read from, below `root`. A changed file is recognised by its size or time."""
+    files: Sequence[Path]  # below `root`; a changed file is recognised by its size or time
     reader: Reader
 
 
 class Decoded(NamedTuple):
-    images: NDArray[np.uint8]
-    """(N, C, H, W), read-only."""
-    fingerprint: str
-    """`workers.data.load.fingerprint` of them."""
+    images: NDArray[np.uint8]  # (N, C, H, W), read-only
+    fingerprint: str  # `workers.data.load.fingerprint` of them
 
 
 def load_or_decode(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
 
-    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it.
-
-    Raises:
-        UserError: if a file is missing or damaged, an image does not fit, or the disk is too full.
+    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it. Raises
+    `UserError` if a file is missing or damaged, an image does not fit, or the disk is too full.
     """
     count = min(encoded.reader.num_images, data.limit or encoded.reader.num_images)
     try:
@@ -159,10 +142,7 @@ def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
 
     As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
     resized (bilinear, with antialiasing) until it just covers height x width, and its centre is cropped. Grey becomes
-    RGB if `shape` has 3 channels.
-
-    Raises:
-        taugrid.workers.data.picture.SourceError: if it is smaller, or RGB although `shape` is grey.
+    RGB if `shape` has 3 channels. Raises `SourceError` if it is smaller, or RGB although `shape` is grey.
     """
     channels, height, width = shape
     pixels = picture.pixels
@@ -175,20 +155,16 @@ def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
             "set a smaller shape, or remove the image"
         )
     if pixels.shape[1:] != (height, width):
-        pixels = _resized(pixels, height, width)
+        _, h, w = pixels.shape
+        new_h, new_w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
+        top, left = round((new_h - height) / 2), round((new_w - width) / 2)
+        whole = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+        resized = np.asarray(whole.resize((new_w, new_h), Image.Resampling.BILINEAR))
+        cropped = resized[top : top + height, left : left + width]
+        pixels = cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
     if len(pixels) < channels:
         pixels = np.repeat(pixels, channels, axis=0)
     return picture._replace(pixels=pixels)
-
-
-def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    _, h, w = pixels.shape
-    new_h, new_w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
-    top, left = round((new_h - height) / 2), round((new_w - width) / 2)
-    picture = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
-    resized = np.asarray(picture.resize((new_w, new_h), Image.Resampling.BILINEAR))
-    cropped = resized[top : top + height, left : left + width]
-    return cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
 
 
 @contextmanager

@@ -15,13 +15,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 
 def read(data: Data) -> EncodedDataset:
-    """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path.
-
-    Linked subfolders are not entered, and names that begin with a dot are skipped.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path; `UserError` if there are
+    none."""
     root = root_of(data) if data.split == "all" else root_of(data) / data.split
     paths = below(root, [f"*{ending}" for ending in EXTENSIONS])
     if paths:
@@ -34,10 +29,7 @@ def read(data: Data) -> EncodedDataset:
 
 def labels(data: Data) -> Labels:
     """The labels of the images of `read`: the classes are the folders directly below the split's, sorted by name.
-
-    Raises:
-        UserError: as `read`, and if an image is in none of them.
-    """
+    `UserError` if an image is in none of them."""
     found = read(data)
     parts = [path.relative_to(found.root).parts for path in found.files]
     loose = next((path for path, names in zip(found.files, parts, strict=True) if len(names) == 1), None)

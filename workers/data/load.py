@@ -41,19 +41,13 @@ class MissingImages(UserError):
 def load_images(data: Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order: (N, C, H, W) uint8, contiguous.
 
-    They are kept for the next call, so they are read-only. Images that had to be decoded are a memory-mapped file.
-
-    Raises:
-        UserError: if they are missing or damaged, saying how to get them.
+    They are kept for the next call, so they are read-only. Raises `UserError` if they are missing or damaged.
     """
     return decoded(data).images
 
 
 def few_images(data: Data, count: int) -> NDArray[np.uint8] | None:
-    """The first images of `load_images`, at most `count`, which alone are decoded; None if they are not here.
-
-    Nothing is downloaded.
-    """
+    """The first images of `load_images`, at most `count`, which alone are decoded; None if they are not here."""
     try:
         dataset = resolve_name(data.dataset.reader)(data.model_copy(update={"download": False}))
         if isinstance(dataset, EncodedDataset):
@@ -73,11 +67,8 @@ def few_labels(data: Data, count: int) -> NDArray[np.int32] | None:
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
-    """`load_images` on a worker, whose node may have other images; `sha256` is the driver's fingerprint.
-
-    Raises:
-        ContentMismatch: if they are missing or damaged on this node, or differ.
-    """
+    """`load_images` on a worker; `sha256` is the driver's fingerprint. Raises `ContentMismatch` if those of this node
+    are missing or damaged, or differ."""
     loaded = _on_this_node(decoded, data)
     # Decoded images are a file of this node: what counts is what is in it now.
     actual = fingerprint(loaded.images) if isinstance(loaded.images, np.memmap) else loaded.fingerprint
@@ -109,20 +100,13 @@ def _require_drivers(what: str, data: Data, actual: str, expected: str) -> None:
 
 
 def content_fingerprint(data: Data, of: Literal["images", "labels"] = "images") -> str:
-    """The `fingerprint` of `load_images`; raises the same errors. With a decoded cache it is read from there.
-
-    `of` labels: the SHA-256 of `load_labels`.
-    """
+    """The `fingerprint` of `load_images`, or the SHA-256 of `load_labels`; raises the same errors."""
     return load_labels(data).sha256 if of == "labels" else decoded(data).fingerprint
 
 
 def require_files(data: Data, has_labels: bool = False) -> None:
-    """Raise `UserError` if files of a data set are missing, as far as can be checked without decoding an image.
-
-    With `has_labels`, those of its labels too.
-
-    Nothing is downloaded: a data set with `data.download`, or that ships with taugrid, is not checked.
-    """
+    """Raise `UserError` if files of a data set, or of its labels, are missing, as far as that is known without decoding
+    or downloading: a data set with `data.download`, or that ships with taugrid, is not checked."""
     if "root" in data.dataset.keys and not data.download:
         resolve_name(data.dataset.reader)(data)
         if has_labels:
@@ -199,11 +183,7 @@ class Labels(NamedTuple):
 
 @lru_cache(maxsize=4)
 def load_labels(data: Data) -> Labels:
-    """The labels of the images that `data` names, as many as `load_images` gives.
-
-    Raises:
-        UserError: if the data set has none, or its files of labels are missing, damaged or unusable.
-    """
+    """The labels of the images that `data` names, as many as `load_images` gives; `UserError` if there are none."""
     if not data.dataset.labels:
         raise UserError(f"data: {without_labels(data)}")
     found: Labels = resolve_name(data.dataset.labels)(data)
@@ -215,21 +195,13 @@ def load_labels(data: Data) -> Labels:
         )
     kept = found.of_images[: data.limit]
     kept.flags.writeable = False
-    return Labels(kept, _distinct(found.classes))
-
-
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """ImageNet has two classes crane, a bird and a machine: crane (134) and crane (517)."""
-    times = Counter(names)
-    return tuple(name if times[name] == 1 else f"{name} ({label})" for label, name in enumerate(names))
+    times = Counter(found.classes)  # ImageNet has two classes crane, a bird and a machine
+    classes = (name if times[name] == 1 else f"{name} ({label})" for label, name in enumerate(found.classes))
+    return Labels(kept, tuple(classes))
 
 
 def load_known_labels(data: Data, sha256: str) -> Labels:
-    """`load_labels` on a worker, whose node may have other files; `sha256` is that of the driver's.
-
-    Raises:
-        ContentMismatch: if they are missing or damaged on this node, or differ.
-    """
+    """`load_labels` on a worker, with the driver's `sha256`. Raises `ContentMismatch` as `load_known_images`."""
     labels = _on_this_node(load_labels, data)
     _require_drivers("labels", data, labels.sha256, sha256)
     return labels

@@ -117,8 +117,8 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
 
 
 def whole_lines(log: Path, storage: Storage = LOCAL, end: int | None = None) -> list[dict[str, Any]]:
-    """The records in a log.jsonl, or in its last `end` bytes; none if there is no such file. What is no complete line of
-    JSON is skipped: a kill leaves half a line, a power loss may leave NULs."""
+    """The records in a log.jsonl, or in its last `end` bytes; none if there is no such file. What is no whole line is
+    skipped: a kill leaves half a line, a power loss may leave NULs."""
     try:
         start = 0 if end is None else max(0, storage.stat(log).size - end)
         data = storage.read(log, start, end)
