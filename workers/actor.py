@@ -114,8 +114,7 @@ class HeartbeatActor:
 class Probe:
     """What a worker's health check must find."""
 
-    path: str
-    """A file that the driver made in the run directory."""
+    path: str  # a file that the driver made in the run directory
     storage: Storage = LOCAL
     run_id: RunId | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))

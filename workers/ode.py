@@ -55,8 +55,7 @@ class ReconstructJob(OdeJob):
     start: int
     stop: int
     data: Data
-    data_sha256: str
-    """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
+    data_sha256: str  # SHA-256 of these images on the driver (`workers.data.load.fingerprint`)
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ class InterpolateJob(OdeJob):
     """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
 
     pairs: int
-    steps: int
-    """Number of points from one x_T to another, both included."""
+    steps: int  # number of points from one x_T to another, both included
     decoder: Decoder
     seed: int
 

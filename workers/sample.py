@@ -48,15 +48,13 @@ class SampleJob(Job):
     settings: Sample
     diffusion: Diffusion
     tau: tuple[float, ...]
-    nfe: int
-    """Network evaluations per image (NFE): a guided call is two."""
+    nfe: int  # network evaluations per image (NFE): a guided call is two
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
     from its start, so all others are sampled in the same batches as in an uninterrupted run."""
 
-    guidance: Guidance | None = None
-    """None: predictions are the network's."""
+    guidance: Guidance | None = None  # None: predictions are the network's
     guide: NetworkSpec | None = None
     """The second network. None: there is none, or the first one guides itself."""
     sampler_code: str | None = None

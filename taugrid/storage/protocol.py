@@ -18,8 +18,7 @@ Folders = Callable[[str], Mapping[str, str]]
 class Stat(NamedTuple):
     """A file, without its content."""
 
-    size: int
-    """Bytes."""
+    size: int  # bytes
     version: str
     """Changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
     modified: float
@@ -29,8 +28,7 @@ class Stat(NamedTuple):
 class Level(NamedTuple):
     """What is directly in a folder, by name."""
 
-    files: Mapping[str, Stat | None]
-    """None: `stat` says it, in a call of its own."""
+    files: Mapping[str, Stat | None]  # None: `stat` says it, in a call of its own
     folders: Sequence[str]
     unreadable: Sequence[str]
     """Neither files nor folders that can be reached: broken links, and what is behind a folder without rights."""

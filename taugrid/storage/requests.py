@@ -160,12 +160,9 @@ def file_system(bucket: Bucket) -> Any:
 class Refusal(NamedTuple):
     """Why a request failed."""
 
-    status: int | None
-    """The HTTP status; None if there was no answer."""
-    code: str
-    """S3's or Azure's name of the error; empty if there is none."""
-    is_transient: bool
-    """Whether the same request may succeed in a moment."""
+    status: int | None  # the HTTP status; None if there was no answer
+    code: str  # S3's or Azure's name of the error; empty if there is none
+    is_transient: bool  # whether the same request may succeed in a moment
 
     @property
     def shown(self) -> str:

@@ -49,16 +49,12 @@ ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
 class Policy(NamedTuple):
     """How a network is computed; every field changes its output in the last digits, or more."""
 
-    layout: Literal["channels_last", "contiguous_format"]
-    """torch's name of the memory format of weights and images."""
-    tf32: bool
-    """Whether float32 products and convolutions may round their factors to TF32."""
-    autocast: str | None
-    """torch's name of the type that the network is called under autocast to."""
+    layout: Literal["channels_last", "contiguous_format"]  # torch's name of the memory format of weights and images
+    tf32: bool  # whether float32 products and convolutions may round their factors to TF32
+    autocast: str | None  # torch's name of the type that the network is called under autocast to
     weights: str | None
     """torch's name of the type that weights and x are cast to; None: they stay in float32."""
-    attention: tuple[str, ...]
-    """The kernels that torch may choose from."""
+    attention: tuple[str, ...]  # the kernels that torch may choose from
     compile: Compilation
     pads: bool
     """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
@@ -67,12 +63,11 @@ class Policy(NamedTuple):
 def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
     """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
 
-    channels_last: oneDNN on CPUs is faster with it. cuDNN's tensor cores in half precision need it; its kernels for
-    true float32 do not, and torch's GroupNorm copies such images there and back. MIOpen copies them at each
-    convolution unless PYTORCH_MIOPEN_SUGGEST_NHWC is set.
+    channels_last: oneDNN on CPUs is faster with it, and cuDNN's tensor cores in half precision need it. In true float32
+    torch's GroupNorm copies such images there and back, and MIOpen does at each convolution.
 
     Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
-    that of flash attention, which is for half precision (torch's attention_backward.cu). cuDNN's has no such form.
+    that of flash attention, which is for half precision (torch's attention_backward.cu).
 
     In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
     smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
@@ -214,21 +209,21 @@ def without_tf32() -> Iterator[None]:
 def restored() -> Iterator[None]:
     """Leave this process's switches after the context as they were before: a caller's process has its own.
 
-    torch refuses to read float32's old switches where they disagree with the new ones, and its users are told to use
-    the new ones alone. So the new ones are read first, and made to agree within the context.
-
-    cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from above says otherwise (torch 2.13), and
-    no call sets that again. Where it does, they obey it afterwards too. Else they are TF32 of their own afterwards, and
-    `torch.backends.fp32_precision = "ieee"` no longer reaches them.
+    torch refuses to read float32's old switches where they disagree with the new ones. So the new ones are read first,
+    and made to agree within the context. cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from
+    above says otherwise (torch 2.13), and no call sets that again: where it does not, they are TF32 of their own
+    afterwards, and `torch.backends.fp32_precision = "ieee"` no longer reaches them.
     """
     import torch
 
     backends: Any = torch.backends
     cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
-    switches.append((matmul, "allow_fp16_accumulation"))
-    before = [(*switch, getattr(*switch)) for switch in switches]
-    before += [(matmul, *_reduced_sums(matmul, half)) for half in SUMS]
+    before = [(*switch, getattr(*switch)) for switch in [*switches, (matmul, "allow_fp16_accumulation")]]
+    for name in (f"allow_{half}_reduced_precision_reduction" for half in SUMS):
+        split = getattr(matmul, f"{name}_split_k", None)  # of newer versions, whose value covers split sums too
+        value = getattr(matmul, name)
+        before.append((matmul, name, value if split is None else (value, split)))
     attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
     precisions = []  # each place and what is set there itself, not from above
     for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
@@ -259,13 +254,6 @@ def restored() -> Iterator[None]:
             setattr(*switch)
         for kernel, on in attention.items():
             getattr(backends.cuda, f"enable_{kernel}_sdp")(on)
-
-
-def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
-    """The switch for sums of products in `half`, and its value, which in newer versions covers split sums too."""
-    name = f"allow_{half}_reduced_precision_reduction"
-    split = getattr(matmul, f"{name}_split_k", None)
-    return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
 
 
 def is_ampere(device: str) -> bool:

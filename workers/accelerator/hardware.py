@@ -75,13 +75,11 @@ def torchs_words(error: BaseException) -> str:
 @dataclass(frozen=True)
 class TorchFound:
     version: str
-    kind: str
-    """What it is built for: cuda, rocm or cpu."""
+    kind: str  # what it is built for: cuda, rocm or cpu
     libraries: Mapping[str, str] = field(default_factory=dict)
     gpus: list[tuple[str, int, int]] = field(default_factory=list)
     """Name, bytes of memory, and free bytes of each GPU that has computed something."""
-    error: str = ""
-    """Why it can't use a GPU, in its own words."""
+    error: str = ""  # why it can't use a GPU, in its own words
 
 
 def torch_found() -> TorchFound:

@@ -97,16 +97,12 @@ class Transfer:
 
 @dataclass
 class ImageTransfer(Transfer):
-    start: int
-    """The index of the first image."""
-    began: float
-    """The time at which its computation began, in seconds of `time.perf_counter`."""
-    pixels: Tensor
-    """(B, C, H, W) uint8, on the host."""
+    start: int  # the index of the first image
+    began: float  # the time at which its computation began, in seconds of `time.perf_counter`
+    pixels: Tensor  # (B, C, H, W) uint8, on the host
     flags: Tensor
     """(2,) bool, on the host: whether all outputs of the network were finite, and all values of the images."""
-    latents: Tensor | None = None
-    """(B, d) float32, on the host, where they are kept."""
+    latents: Tensor | None = None  # (B, d) float32, on the host, where they are kept
 
     @property
     def images(self) -> NDArray[np.uint8]:

@@ -45,16 +45,12 @@ DEVICE_BYTES = 4 * 2**30
 class TrainingBatch(NamedTuple):
     """One rank's part of a step's global batch."""
 
-    x_t: Tensor
-    """(B, C, H, W), the images with noise added to them, as the network gets them."""
+    x_t: Tensor  # (B, C, H, W), the images with noise added to them, as the network gets them
     t: Tensor
     """(B,) times of the process: int64 in 1..T, or float64 if it is continuous."""
-    x0: Tensor
-    """Shaped like `x_t`: the images in [-1, 1]."""
-    eps: Tensor
-    """Shaped like `x_t`: the noise."""
-    told: Tensor
-    """(B,) what the network is told."""
+    x0: Tensor  # shaped like `x_t`: the images in [-1, 1]
+    eps: Tensor  # shaped like `x_t`: the noise
+    told: Tensor  # (B,) what the network is told
     labels: Tensor | None = None
     """(B,) int64 in 0..K, where K is the null class. None: the network takes none."""
 
