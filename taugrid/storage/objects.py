@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from taugrid import retries
 from taugrid.errors import StoreError, UserError
-from taugrid.storage import appended, outages
-from taugrid.storage.files import is_same
+from taugrid.storage import outages
+from taugrid.storage.files import append, is_same, together
 from taugrid.storage.local import LocalStorage
 from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage, check_inside
 from taugrid.storage.requests import (
@@ -186,8 +186,8 @@ class ObjectStorage:
         return _only(meta)
 
     def append(self, path: Path, data: bytes, synced: bool = False) -> None:
-        """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
-        appended.append(self, path, data, self.rewrite_seconds)
+        """Rewrites the last piece of the file, or begins a new one (`storage.files`)."""
+        append(self, path, data, self.rewrite_seconds)
 
     def move(self, path: Path, target: Path) -> None:
         for old in list(self._below(path)) or [path]:
@@ -245,9 +245,7 @@ class ObjectStorage:
                 yield Path(scratch)
             finally:
                 files = [path for path in sorted(Path(scratch).rglob("*")) if path.is_file()]
-                for _ in appended.together(
-                    self, lambda path: self.commit(folder / path.relative_to(scratch), path, ANY), files
-                ):
+                for _ in together(self, lambda path: self.commit(folder / path.relative_to(scratch), path, ANY), files):
                     pass
 
     @property
