@@ -36,8 +36,8 @@ from taugrid.workers.conditions.guidance import guidance_of, inside
 from taugrid.workers.conditions.labels import LabelRule
 from taugrid.workers.device import Device, OomCounter, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
-from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process
+from taugrid.workers.sample import BY_VAE, Watched
 from taugrid.workers.samplers.batch import SamplingSpec, sample_batch
 from taugrid.workers.samplers.description import Case, describe_samplers, honoured
 

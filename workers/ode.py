@@ -21,7 +21,7 @@ from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, as_function
 from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.finite import Watched
+from taugrid.workers.sample import Watched
 from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:

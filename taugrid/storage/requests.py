@@ -86,10 +86,7 @@ _MEANINGS = {
     ),
     "NoCredentials": (errno.EACCES, "no credentials for the object store: set {variables}" + _WHERE),
     "401": (errno.EACCES, _REFUSED),
-    "403": (
-        errno.EACCES,
-        "no permission for this (need: list, read, write, delete); check the rights of {variables}",
-    ),
+    "403": (errno.EACCES, "no permission for this (need: list, read, write, delete); check the rights of {variables}"),
     "412": (errno.ESTALE, "it was changed while it was read"),
 }
 """What a user can fix, with an errno and what to do: by the error code of S3 and Azure or, without one, by status."""
@@ -141,10 +138,7 @@ def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
     times = {"timeout": f"{seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
     opened: ObjectStore = store(
-        bucket.name,
-        **bucket.options,
-        client_options=bucket.client_options | times,
-        retry_config={"max_retries": 0},
+        bucket.name, **bucket.options, client_options=bucket.client_options | times, retry_config={"max_retries": 0}
     )
     return opened
 
