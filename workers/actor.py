@@ -132,11 +132,7 @@ class Worker(HeartbeatActor):
         self._broken: str | None = None  # the accelerator's error
 
     def check_health(self, probe: Probe) -> WorkerInfo:
-        """The worker's node, device and versions, if it can do jobs.
-
-        Raises:
-            WorkerRefusal: if its node lacks a file, package or version that the driver has.
-        """
+        """The worker's node, device and versions; `WorkerRefusal` if it lacks a file or version that the driver has."""
         retries.prepare()
         node, node_id = self.locate()
         check_run_directory(probe, node)

@@ -1,7 +1,6 @@
 """Checks that a worker loads the content that the driver planned with: a node may hold other files of the same names.
 
-A file is read once, into a private copy that is hashed and that libraries open. Times of files decide nothing. Imports
-no torch.
+A file is read once, into a private copy that is hashed and that libraries open. Times of files decide nothing.
 """
 
 import hashlib
@@ -34,11 +33,7 @@ def require_same(what: str | Path, actual: str, expected: str) -> None:
 @contextmanager
 def verified_copy(path: Path, sha256: str, storage: Storage = LOCAL) -> Iterator[Path]:
     """A private copy of a file, of the same name and alone in its folder, whose bytes are those that were hashed.
-
-    Raises:
-        ContentMismatch: if there is no such file on this node, or its SHA-256 is not `sha256`.
-        OSError: if it can't be read, or the copy can't be written.
-    """
+    `ContentMismatch` if there is no such file on this node, or its SHA-256 is not `sha256`."""
     with ExitStack() as stack:
         if storage.on_disk:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taugrid-"))) / path.name

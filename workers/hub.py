@@ -18,16 +18,9 @@ def snapshot(
 ) -> Path:
     """The folder, named after its commit, with a repository's files that match one of the shell patterns `files`.
 
-    Args:
-        identifier: `org/name`, or `org/name@revision`.
-        files: patterns on paths within the repository. Files of a known commit are not downloaded again.
-        key: the key of the config, for messages.
-        commit: 40 hex digits; replaces the revision.
-        kind: `model` or `dataset`.
-        download: if False, only the cache is searched, and it may lack some of the files.
-
-    Raises:
-        MissingInput: if the files are not available; the message says why.
+    `identifier` is `org/name`, or `org/name@revision`, which `commit` (40 hex digits) replaces; `key` is that of the
+    config, for messages; `kind` is `model` or `dataset`. Without `download`, only the cache is searched, and it may
+    lack some of the files. Raises `MissingInput` if there are none.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars

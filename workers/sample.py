@@ -137,7 +137,6 @@ def sample_shard(
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
-        SamplerFault: see `sample_batch`.
         Stopped: if it is stopped before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, completed

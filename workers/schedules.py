@@ -36,11 +36,8 @@ def process(diffusion: Diffusion) -> Process:
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
-    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section of DDPM's process (no key is null).
-
-    Raises:
-        ValueError: if the betas should be rescaled to zero SNR but can't be.
-    """
+    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section of DDPM's process (no key is null). ValueError if the
+    betas should be rescaled to zero SNR but can't be."""
     if diffusion.trained_betas is not None:
         levels = schedule.products(np.array(diffusion.trained_betas))
     else:

@@ -221,9 +221,7 @@ class LocalStorage:
         self._check(path)
         return nullcontext(path)
 
-    def readable(self, path: Path) -> AbstractContextManager[Path]:
-        self._check(path)
-        return nullcontext(path)
+    readable = local_path
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:

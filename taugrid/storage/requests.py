@@ -196,12 +196,8 @@ def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
-    """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat.
-
-    Raises:
-        FileNotFoundError: if there is no such object.
-        StoreError: for any other error; its text says what to do.
-    """
+    """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat. Raises
+    FileNotFoundError if there is no such object, `StoreError` for any other error."""
     from obstore.exceptions import BaseError
 
     bucket = "/".join(url.split("/")[:3])

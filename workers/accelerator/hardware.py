@@ -42,12 +42,8 @@ BROKEN_REMEDY = (
 
 
 def start_gpu(who: str = "this worker") -> str:
-    """Start the GPU that Ray gave this process, which may see no other, and return its model.
-
-    Raises:
-        DeviceUnusable: if torch can't use it and a new process could not either; it names the ways out.
-        Exception: torch's error, if the accelerator is broken (`is_accelerator_error`).
-    """
+    """Start the GPU that Ray gave this process, which may see no other, and return its model. `DeviceUnusable` if torch
+    can't use it and a new process could not either; torch's error if the accelerator is broken."""
     import torch
 
     try:
@@ -110,11 +106,8 @@ def has_gpus() -> bool:
 
 
 def libraries(kind: str, modules: Path = Path("/sys/module")) -> dict[str, str]:
-    """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs.
-
-    `cuda` and `cudnn`, or `hip` and `miopen`, are those that torch loaded (91002 is cuDNN 9.10.2). `driver`: NVIDIA's
-    and AMD's modules tell their version; the amdgpu that is part of Linux has none.
-    """
+    """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs. `cuda` and
+    `cudnn`, or `hip` and `miopen`, are those that torch loaded (91002 is cuDNN 9.10.2)."""
     if kind not in DRIVERS:
         return {}
     import torch

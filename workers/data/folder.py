@@ -85,10 +85,8 @@ def subfolder_with_images(folder: Path) -> str | None:
 
 
 def below(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path.
-
-    Linked folders are not entered, and names that begin with a dot are skipped.
-    """
+    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path. Linked
+    folders are not entered, and names that begin with a dot are skipped."""
     paths = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -127,11 +127,8 @@ def _found(find: Callable[[], T | None], data: Data, name: str, missing: str) ->
 
 
 def read_fashion_mnist(data: Data) -> NDArray[np.uint8]:
-    """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, gzipped or not.
-
-    They are read from `root`, from its FashionMNIST/raw, where torchvision puts them, or, if `data.root` is not set,
-    from the folder of Debian's package.
-    """
+    """The images of Fashion-MNIST, (N, 28, 28) uint8, from IDX files, gzipped or not, in `root`, in FashionMNIST/raw as
+    torchvision puts them there, or, if `data.root` is not set, in the folder of Debian's package."""
     return _read_idx_files(data, IDX_IMAGES, "images")
 
 
@@ -160,11 +157,7 @@ def _read_idx_files(data: Data, files: Mapping[str, str], what: str) -> NDArray[
 
 
 def read_idx(path: Path, what: str = "images") -> NDArray[np.uint8]:
-    """An IDX file of images, (N, height, width), or of labels, (N,), uint8. One whose name ends in .gz is unpacked.
-
-    Raises:
-        UserError: if it is not an IDX file of `what`, or is cut short.
-    """
+    """An IDX file of images, (N, height, width), or of labels, (N,), uint8. One whose name ends in .gz is unpacked."""
     dimensions = {"images": 3, "labels": 1}[what]
     begin = 4 + 4 * dimensions
     try:
@@ -211,10 +204,8 @@ def _cifar10(data: Data) -> "list[CIFAR10]":
 
 
 def read_celeba(data: Data) -> EncodedDataset:
-    """The aligned images of CelebA, cropped to 128x128, in the order of list_eval_partition.txt.
-
-    They are read from `root`/celeba, where torchvision puts them, or from `root` itself.
-    """
+    """The aligned images of CelebA in `root`/celeba, where torchvision puts them, or in `root` itself, cropped to
+    128x128, in the order of list_eval_partition.txt."""
     root = root_of(data)
 
     def find() -> Path | None:
@@ -247,11 +238,8 @@ def _cropped(path: Path) -> DecodedImage:
 
 
 def read_lsun(data: Data) -> EncodedDataset:
-    """The images of a category of LSUN, in the order of its LMDB's keys, as torchvision gives them.
-
-    torchvision is not used: it keeps a pickle of the keys in the current folder, under a name that two databases can
-    share.
-    """
+    """The images of a category of LSUN, in the order of its LMDB's keys, as torchvision gives them. It is not used: its
+    pickle of the keys is in the current folder, under a name that two databases can share."""
     part = {"train": "train", "validation": "val"}[data.split]
     folder = root_of(data) / f"{data.category}_{part}_lmdb"
     if not (folder / "data.mdb").is_file():
