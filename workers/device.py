@@ -59,10 +59,6 @@ SendHeartbeat = Callable[..., None]
 """
 
 
-def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
-    """A `SendHeartbeat` that sends nothing."""
-
-
 def set_up(threads: int | None = None) -> None:
     """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     workspace = "CUBLAS_WORKSPACE_CONFIG"  # 32 MiB, with which sums are repeatable (ATen's Context.cpp)
@@ -236,7 +232,7 @@ class Device:
     """A device, caches of the networks and extractors that were last used on it, and the heartbeats of its jobs."""
 
     def __init__(
-        self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, compute_lock: ComputeLock | None = None
+        self, name: str, heartbeat: SendHeartbeat = lambda *_: None, compute_lock: ComputeLock | None = None
     ) -> None:
         self.name = name
         """Torch's name of the device: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
