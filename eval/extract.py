@@ -21,7 +21,7 @@ from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
-from taugrid.workers.data.picture import SourceError
+from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.device import Device
 
 if TYPE_CHECKING:

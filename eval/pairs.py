@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.sources import ImageSet, batches, names_of
 from taugrid.threads import THREADS, ahead
+from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.folder import EXTENSIONS
-from taugrid.workers.data.picture import SourceError
 
 Order = NDArray[np.int64]
 """(N,): positions in a source, pair by pair."""
@@ -51,7 +51,7 @@ def pairing(a: ImageSet, b: ImageSet, column: str | None = None) -> Pairing:
     paired, unless they are the same images in the same order.
 
     Raises:
-        workers.data.picture.SourceError: for a `column` that is not there, repeats a value, or has nothing to name.
+        workers.data.decoding.SourceError: for a `column` that is not there, repeats a value, or has nothing to name.
     """
     if column is not None and "parquet" not in (a.kind, b.kind):
         raise SourceError(f"--pair-by {column} is a column of Parquet, and neither A nor B is Parquet: leave it out")

@@ -96,7 +96,7 @@ def open_reference(given: Data | str) -> Reference:
     those.
 
     Raises:
-        workers.data.picture.SourceError, DamagedFile: see `open_images`; for a mean and covariance that belong to no
+        workers.data.decoding.SourceError, DamagedFile: see `open_images`; for a mean and covariance that belong to no
             distribution.
         UserError: for a data set that can't be read.
     """
@@ -110,7 +110,7 @@ def reference_of_moments(path: str) -> Reference | None:
     """The mean and covariance that `path` leads to as a reference; None if it leads to anything else.
 
     Raises:
-        workers.data.picture.SourceError, DamagedFile: see `open_moments`.
+        workers.data.decoding.SourceError, DamagedFile: see `open_moments`.
     """
     file = Path(path).expanduser().absolute()
     moments = open_moments(file) if file.suffix == ".npz" and file.is_file() else None

@@ -12,7 +12,7 @@ from taugrid.registry.datasets import DATASETS
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.storage import is_url
 from taugrid.words import counted
-from taugrid.workers.data.fashion_mnist import FILES as IDX_FILES
+from taugrid.workers.data.published import IDX_IMAGES
 
 
 class ResolvedReference(NamedTuple):
@@ -63,9 +63,9 @@ def _of_run(directory: str, through: tuple[str, ...]) -> ResolvedReference:
 def _idx_folder(folder: Path, split: str | None = None) -> Data | None:
     """The IDX files in a folder as a data set; None if it has none, or there is no such split."""
     splits = [
-        name for name, file in IDX_FILES.items() if any((folder / f"{file}{end}").is_file() for end in ("", ".gz"))
+        name for name, file in IDX_IMAGES.items() if any((folder / f"{file}{end}").is_file() for end in ("", ".gz"))
     ]
-    if not splits or split not in (None, *IDX_FILES):
+    if not splits or split not in (None, *IDX_IMAGES):
         return None
     if split is None and len(splits) > 1:
         choices = " or ".join(str(folder / name) for name in splits)

@@ -21,7 +21,7 @@ from taugrid.jobs import Result
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings, PerSample
 from taugrid.storage import Storage
-from taugrid.workers.data.labels import load_known_labels
+from taugrid.workers.data.load import load_known_labels
 from taugrid.workers.device import Device
 from taugrid.workers.heartbeat import alive
 

@@ -19,8 +19,8 @@ from taugrid.config import Data
 from taugrid.hashing import digest_of_shape
 from taugrid.workers.data import folder, npz
 from taugrid.workers.data import parquet as parquet_files
+from taugrid.workers.data.decoding import DecodedImage, Reader, SourceError
 from taugrid.workers.data.load import content_fingerprint, fingerprint, load_images
-from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
 
 Kind = Literal["folder", "npz", "parquet"]
 
@@ -81,7 +81,7 @@ def open_images(given: Data | str) -> ImageSet:
     `index`; others: by file name, then row).
 
     Raises:
-        workers.data.picture.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
+        workers.data.decoding.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
         taugrid.errors.DamagedFile: for an image or a file that can't be read, naming it.
         UserError: for a data set that can't be read.
     """
@@ -128,7 +128,7 @@ def batches(
     alone (`ImageSet.part_sha256`).
 
     Raises:
-        workers.data.picture.SourceError: also if the images are gone, or have changed since they were opened,
+        workers.data.decoding.SourceError: also if the images are gone, or have changed since they were opened,
             which is only known at the end.
         taugrid.errors.DamagedFile: for an image or a file that can't be read.
         UserError: for a data set that can't be read.
@@ -168,7 +168,7 @@ def names_of(images: ImageSet, column: str | None) -> list[str] | None:
     """The images' names in their order: of files, or the values of a Parquet `column`; None: they have none.
 
     Raises:
-        workers.data.picture.SourceError: if a Parquet file has no such column.
+        workers.data.decoding.SourceError: if a Parquet file has no such column.
     """
     if images.kind == "folder":
         return folder.names(Path(str(images.given)))

@@ -36,7 +36,7 @@ from taugrid.hashing import digests_of
 from taugrid.protocol import Protocol, on_devices
 from taugrid.registry.extractors import PIXELS, ExtractorSpec
 from taugrid.registry.metrics import MetricSettings, PerSample
-from taugrid.workers.accelerator.policy import kind_of
+from taugrid.workers.accelerator.arithmetic import kind_of
 from taugrid.workers.device import Device, set_up, usual_device
 
 OnProgress = Callable[[str, int, int], None]

@@ -30,7 +30,7 @@ from taugrid.registry.extractors import EXTRACTORS, INCEPTION, PublishedWeights
 from taugrid.storage import Storage, open_place
 from taugrid.versions import extras, versions
 from taugrid.words import quantity, this_node
-from taugrid.workers.accelerator.hardware import BUILDS, TorchFound, has_gpus
+from taugrid.workers.accelerator.hardware import BUILDS, GPU_REMEDY, TorchFound, has_gpus
 from taugrid.workers.custom.describe import ask
 
 NODE_SECONDS = 30.0
@@ -208,8 +208,7 @@ def devices(gpus_here: bool, found: TorchFound | None = None) -> Iterator[Findin
     if found.kind == "cpu" and gpus_here:
         yield Finding("torch", "warning", f"{what}: no worker will use the GPU here", f"install one for it: {BUILDS}")
     elif found.error and gpus_here:
-        fix = f"{found.fix}; or set cluster.gpus_per_worker: 0 to compute on CPUs"
-        yield Finding("torch", "error", f"{what} can't use the GPU here: {found.error}", fix)
+        yield Finding("torch", "error", f"{what} can't use the GPU here: {found.error}", GPU_REMEDY)
     else:
         yield Finding("torch", "ok", what if found.gpus else f"{what}; no GPU is here, so workers compute on CPUs")
     for number, (name, total, free) in enumerate(found.gpus):

@@ -30,14 +30,12 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.memory import OomCounter
-from taugrid.workers.accelerator.policy import kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import Arithmetic, kind_of, lacks
 from taugrid.workers.conditions import LabelRule, guidance_of, inside, read_column
-from taugrid.workers.device import Device, set_up, usual_device
+from taugrid.workers.device import Device, OomCounter, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures
-from taugrid.workers.finite import BY_VAE, Watched
 from taugrid.workers.network import custom_process
+from taugrid.workers.sample import BY_VAE, Watched
 from taugrid.workers.samplers.description import describe_samplers, honoured
 from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 

@@ -28,7 +28,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.registry.samplers import SAMPLERS
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
-from taugrid.workers.data.builtin import distribution
+from taugrid.workers.data.published import distribution
 from taugrid.workers.diffusion.gaussian import Gaussian
 from taugrid.workers.samplers.sampler import find
 

@@ -44,8 +44,7 @@ from taugrid.orchestrator.work.kind import KindResult, WorkKind
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import replacing, write_json, write_text
 from taugrid.words import counted, with_urls
-from taugrid.workers.data.labels import load_labels
-from taugrid.workers.data.load import load_images
+from taugrid.workers.data.load import load_images, load_labels
 from taugrid.workers.training import fit
 
 if TYPE_CHECKING:

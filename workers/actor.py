@@ -1,7 +1,4 @@
-"""The actor that runs on each device and does every kind of work.
-
-One process does them all because extraction fills the gaps that sampling leaves on a device. Handing the device to
-another process would mean starting torch again each time.
+"""The actor that runs on each device and does every kind of work: extraction fills the gaps that sampling leaves.
 
 Torch is imported by the health check, not with this module: the driver only names the class and must not import torch.
 """
@@ -37,9 +34,8 @@ from taugrid.storage import LOCAL, Storage, outages
 from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
-from taugrid.workers.accelerator.arithmetic import configure
-from taugrid.workers.accelerator.hardware import about_broken, libraries, processor, start_gpu
-from taugrid.workers.accelerator.policy import kind_of
+from taugrid.workers.accelerator.arithmetic import configure, kind_of
+from taugrid.workers.accelerator.hardware import BROKEN_REMEDY, libraries, processor, start_gpu
 from taugrid.workers.device import ComputeLock, Device, set_up
 from taugrid.workers.importing import uncollected
 
@@ -58,14 +54,11 @@ VERSIONS = ("taugrid", "torch", "diffusers", "torch-fidelity", "pyarrow", "numpy
 
 
 class LastHeartbeat(NamedTuple):
-    number: int
-    """Heartbeats since the worker started."""
-    key: str
-    """The task that began to compute last. Files of an earlier one may still be written."""
+    number: int  # of heartbeats since the worker started
+    key: str  # of the task that began to compute last; files of an earlier one may still be written
     done: float
     of: float
-    doing: str = ""
-    """What it does that is no progress, such as `compiling`."""
+    doing: str = ""  # that is no progress, such as `compiling`
 
 
 class HeartbeatActor:
@@ -109,10 +102,7 @@ class HeartbeatActor:
 
     @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]
     def next_heartbeat(self, number: int, pause: float) -> LastHeartbeat:
-        """Wait at least `pause` seconds for a heartbeat other than the `number`-th, and return the last one.
-
-        Call it again only once it has returned: its concurrency group has one thread.
-        """
+        """Wait at least `pause` seconds for a heartbeat other than the `number`-th, and return the last one."""
         time.sleep(pause)
         with self._changed:
             self._changed.wait_for(lambda: self._last.number != number, timeout=HEARTBEAT_WAIT_SECONDS)
@@ -123,8 +113,7 @@ class HeartbeatActor:
 class Probe:
     """What a worker's health check must find."""
 
-    path: str
-    """A file that the driver made in the run directory."""
+    path: str  # a file that the driver made in the run directory
     storage: Storage = LOCAL
     run_id: RunId | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions(VERSIONS))
@@ -142,15 +131,15 @@ class Worker(HeartbeatActor):
         self._broken: str | None = None  # the accelerator's error
 
     def check_health(self, probe: Probe) -> WorkerInfo:
-        """The worker's node, device and versions, if it can do jobs.
-
-        Raises:
-            WorkerRefusal: if its node lacks a file, package or version that the driver has.
-            OSError: if it can't write to the run directory.
-        """
+        """The worker's node, device and versions; `WorkerRefusal` if it lacks a file or version that the driver has."""
         node, node_id = self.locate()
         check_run_directory(probe, node)
-        installed = check_versions(probe, node)
+        installed = versions(VERSIONS)
+        for name, theirs in probe.versions.items():  # the build after a + may differ (CPU or GPU)
+            if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
+                raise WorkerRefusal(
+                    f"node {node} has {name} {own}, but the driver has {theirs}; install the same there"
+                )
         with self._guard_accelerator():
             device = self._set_up()
             check_device(device.name, node)
@@ -185,11 +174,8 @@ class Worker(HeartbeatActor):
 
     @contextmanager
     def _guard_accelerator(self) -> Iterator[None]:
-        """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before.
-
-        After a CUDA error every later call fails too. Some libraries wrap such errors in their own, so causes are
-        checked as well.
-        """
+        """Raise `BrokenAccelerator` for an accelerator's error within the block, or if there was one before: after a
+        CUDA error every later call fails too."""
         if self._broken is not None:
             raise BrokenAccelerator(self._broken)
         try:
@@ -200,19 +186,14 @@ class Worker(HeartbeatActor):
         except Exception as error:
             if (fault := accelerator_error_in(error)) is None:
                 raise
-            words = last_line(fault)
-            self._broken = f"node {this_node()}: {type(fault).__name__}: {words}; {about_broken(words)}"
+            self._broken = f"node {this_node()}: {type(fault).__name__}: {last_line(fault)}; {BROKEN_REMEDY}"
             raise BrokenAccelerator(self._broken) from error
         finally:
             if self._broken is None and self._device is not None and self._device.shortages.any:
                 self._broken = f"node {this_node()}: {AFTER_SHORTAGE}"
 
     def _set_up(self) -> Device:
-        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs.
-
-        Raises:
-            DeviceUnusable: if Ray gave this worker a GPU that torch can't use (`start_gpu`).
-        """
+        """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs."""
         if getattr(self._thread, "is_set_up", False):
             configure()
         else:
@@ -260,10 +241,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
 
 
 def _result_or_shortage(job: Job, device: Device) -> Result | Exception:
-    """The job's result, or its out-of-memory error, without the frames that hold what was computed so far.
-
-    After an error the caches are empty, and no other job computes.
-    """
+    """The job's result, or its out-of-memory error without the frames that hold memory; then the caches are empty."""
     try:
         result: Result = resolve_name(job.entry_point)(job, device)
         return result
@@ -299,15 +277,6 @@ def check_run_directory(probe: Probe, node: str) -> None:
             )
     finally:
         storage.delete(own)
-
-
-def check_versions(probe: Probe, node: str) -> dict[str, str]:
-    """The versions on this node, which must be the driver's; the build after a + may differ (CPU or GPU)."""
-    installed = versions(VERSIONS)
-    for name, theirs in probe.versions.items():
-        if (own := installed.get(name, "none")).partition("+")[0] != theirs.partition("+")[0]:
-            raise WorkerRefusal(f"node {node} has {name} {own}, but the driver has {theirs}; install the same there")
-    return installed
 
 
 def check_device(device: str, node: str) -> None:

@@ -1,25 +1,30 @@
-"""The device that a process computes on, set up in the same way for sampling, evaluation and training.
+"""The device that a process computes on: its arithmetic, its memory, and what is kept there from job to job.
 
 Torch is imported when a device is set up, not with this module: the driver must not import it.
 """
 
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import Stopped
+from taugrid.errors import SilentFallback, Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
+from taugrid.storage import Storage
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic
-from taugrid.workers.accelerator.memory import LRUCache, OomCounter, release_memory
-from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, kind_of, policy
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
-from taugrid.workers.pixels import LastSampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +35,7 @@ if TYPE_CHECKING:
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
 
-MAX_VAES = 2
-
-MAX_EXTRACTORS = 1
+MAX_VAES, MAX_EXTRACTORS = 2, 1
 
 COMPILE_PROCESSES = 4
 """Processes that torch's compiler starts in each worker that compiles: by itself one for each of up to 32 CPUs, and a
@@ -46,6 +49,9 @@ COMPILING = "compiling"
 MIN_HEARTBEAT_SECONDS = 1.0
 """Heartbeats that follow the last one sooner are not sent: a job may call `Device.heartbeat` as often as it likes."""
 
+RowGroup = tuple[NDArray[np.int64], NDArray[np.uint8]]
+"""Consecutive indices (B,) and their images (B, C, H, W), as `parquet.read_images` yields them of a file."""
+
 L = TypeVar("L")
 
 SendHeartbeat = Callable[..., None]
@@ -53,16 +59,8 @@ SendHeartbeat = Callable[..., None]
 """
 
 
-def ignore_heartbeat(done: float, of: float, doing: str = "") -> None:
-    """A `SendHeartbeat` that sends nothing."""
-
-
 def set_up(threads: int | None = None) -> None:
-    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged).
-
-    Raises:
-        DeviceUnusable: if its environment makes libraries compute float32 differently.
-    """
+    """Give this process true float32, repeatable sums and `threads` CPU threads (None: leave the number unchanged)."""
     workspace = "CUBLAS_WORKSPACE_CONFIG"  # 32 MiB, with which sums are repeatable (ATen's Context.cpp)
     os.environ.setdefault(workspace, ":4096:8")
     if threads is not None:  # a caller's process keeps its own
@@ -84,11 +82,8 @@ def usual_device() -> str:
 
 
 def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
-    """A function that calls another one, with a heartbeat before each of `calls` calls.
-
-    Heartbeats count the calls that the device has finished, and the host never runs far ahead of it
-    (`transfer.Submitted`).
-    """
+    """A function that calls another one, with a heartbeat before each of `calls` calls that says how many the device
+    has finished. The host never runs far ahead of it (`transfer.Submitted`)."""
     from taugrid.workers.accelerator import transfer
 
     submitted = transfer.Submitted(lambda finished: heartbeat(finished, calls))
@@ -128,11 +123,116 @@ class ComputeLock:
             self._lock.release()
 
 
+class LRUCache(OrderedDict[Hashable, Any]):
+    """The most recently used values. An old value is dropped before a new one is loaded: both may not fit."""
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__()
+        self._max_size = max_size
+
+    def loaded(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The value of `key`, which `load` returns if it is not kept."""
+        if key not in self:
+            while len(self) >= self._max_size:
+                self.popitem(last=False)
+            self[key] = load()
+        self.move_to_end(key)
+        return self[key]
+
+
+def count_ooms(device: str) -> int:
+    """How often torch has found a GPU's memory used up in this process, whoever caught its error (`num_ooms` in
+    c10/cuda/CUDACachingAllocator.cpp). 0: no GPU, or CUDA's own allocator (cudaMallocAsync)."""
+    if device.partition(":")[0] != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
+
+
+class OomCounter:
+    """Notices that memory of a device ran out while something was computed, although nothing was raised.
+
+    cuDNN does not fail then: torch catches the error, takes the next kernel and remembers it for as long as the process
+    lives (`run_single_conv` in ATen's native/cudnn/Conv_v8.cpp). So bits would depend on what else was in memory.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """What happened so far does not count: nothing will be computed that it could have changed."""
+        self._forgotten = count_ooms(self._device)
+
+    @property
+    def any(self) -> bool:
+        return count_ooms(self._device) > self._forgotten
+
+    def require_none(self) -> None:
+        """Raise `SilentFallback` if there was one."""
+        if self.any:
+            raise SilentFallback(
+                "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
+            )
+
+
+def release_memory(device: str) -> None:
+    """Return unreferenced memory to the device (`cuda`, `cuda:1`, ...), for other processes too."""
+    import torch
+
+    gc.collect()
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        with torch.cuda.device(device):  # else torch would set up the first GPU for it
+            torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
+
+
+def row_groups(start: int, counts: Sequence[int], batches: Sequence[NDArray[np.uint8]]) -> list[RowGroup]:
+    """The images from number `start` on, in groups of these sizes; they come in batches of any sizes."""
+    images, ends = np.concatenate(batches), np.cumsum(counts)[:-1]
+    index = np.arange(start, start + len(images))
+    return list(zip(np.split(index, ends), np.split(images, ends), strict=True))
+
+
+class LastSampled:
+    """The last shards that a worker sampled, by path, as far as they fit into `max_bytes`: their features need no
+    file to be read and no PNG decoded. May be used by threads."""
+
+    max_bytes = 64 * 2**20
+    """In host memory: 21,000 images of 3 x 32 x 32. A node may have a hundred workers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[str, tuple[bytes, list[RowGroup]]] = OrderedDict()
+
+    def add(self, path: str, digest: bytes, groups: list[RowGroup]) -> None:
+        """Keep what a committed file holds. `digest`: the SHA-256 of its seal."""
+        with self._lock:
+            self._shards[path] = digest, groups
+            self._shards.move_to_end(path)
+            while sum(images.nbytes for _, groups in self._shards.values() for _, images in groups) > self.max_bytes:
+                self._shards.popitem(last=False)
+
+    def take(self, path: str, storage: Storage) -> list[RowGroup] | None:
+        """Remove and return a shard, if the file in place is the one that was written here, by its seal; else None."""
+        with self._lock:
+            sampled = self._shards.pop(path, None)
+        is_same = sampled is not None and parquet.file_end(Path(path), storage)[0].digest == sampled[0]
+        return sampled[1] if sampled is not None and is_same else None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._shards.clear()
+
+
 class Device:
     """A device, caches of the networks and extractors that were last used on it, and the heartbeats of its jobs."""
 
     def __init__(
-        self, name: str, heartbeat: SendHeartbeat = ignore_heartbeat, compute_lock: ComputeLock | None = None
+        self, name: str, heartbeat: SendHeartbeat = lambda *_: None, compute_lock: ComputeLock | None = None
     ) -> None:
         self.name = name
         """Torch's name of the device: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
@@ -162,8 +262,6 @@ class Device:
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
-        A spec holds the hashes of the network's files, so a replaced network has a different spec.
-
         Raises:
             DeviceUnusable: if this device can't compute so.
         """
@@ -176,7 +274,7 @@ class Device:
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
             return load_network(spec, diffusion, self.name, decided)
 
-        network: Denoiser = self.held_networks.get(key, load)
+        network: Denoiser = self.held_networks.loaded(key, load)
         arithmetic.configure(decided)  # a custom network may have changed it
         first_call = nullcontext if (key, how) in self._compiled else partial(self._first_call, spec, key, how)
         return arithmetic.adapted(network, how, self.kind, first_call)
@@ -194,32 +292,24 @@ class Device:
         self._compiled.add((key, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
-        """What makes pictures of samples: at most `settings.decode_batch` at once, if `decoder` is a `Vae`, which is
-        kept for the next job.
-
-        Raises:
-            DeviceUnusable: if this device can't compute so.
-        """
+        """What makes pictures of samples. A `Vae` is kept for the next job; `DeviceUnusable` as `network`."""
         if not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.network.unet import decoding, load_vae
 
         arithmetic.require(settings.vae_precision, self.name, self.hardware, key="vae_precision")
         how = policy(kind_of(self.name), settings.vae_precision)
-        vae = self._vaes.get((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
+        vae = self._vaes.loaded((decoder.saved, how.layout), lambda: load_vae(decoder.saved, self.name, how))
         return decoding(vae, decoder, how, min(settings.decode_batch, settings.batch_size))
 
     def extractor(self, spec: Hashable, load: Callable[[], L]) -> L:
         """The extractor that `load` returns; kept for the next job with an equal `spec`."""
-        loaded: L = self._extractors.get(spec, load)
+        loaded: L = self._extractors.loaded(spec, load)
         return loaded
 
     def computed(self) -> None:
-        """Note that a job has computed all that it will commit: another job may begin to compute.
-
-        Raises:
-            SilentFallback: if it must not be committed.
-        """
+        """Note that a job has computed all that it will commit: another may begin to compute. Raises `SilentFallback`
+        if it must not be committed."""
         self.shortages.require_none()
         self.compute_lock.release()
 
@@ -240,9 +330,8 @@ class Device:
     def heartbeat(self, done: float, of: float) -> None:
         """Report that the running job makes progress: `done` of `of` is done, in any unit.
 
-        A job calls it between network calls and between blocks of reading, and never from a separate thread, which
-        would go on reporting while the job hangs. A worker that sends no heartbeat for `cluster.hang_seconds` is
-        killed.
+        Never from a thread of its own, which would go on while the job hangs: a worker that sends no heartbeat for
+        `cluster.hang_seconds` is killed.
         """
         self._progress = (done, of)
         self.alive()
@@ -262,11 +351,7 @@ class Device:
         self._last_heartbeat = time.monotonic()
 
     def alive(self) -> None:
-        """Send a heartbeat with unchanged progress; for loops that do not know it (`taugrid.workers.heartbeat`).
-
-        Raises:
-            Stopped: if the job must end.
-        """
+        """Send a heartbeat with unchanged progress (`workers.heartbeat`). Raises `Stopped` if the job must end."""
         if self.stop_requested:
             raise Stopped
         now = time.monotonic()

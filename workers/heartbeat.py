@@ -1,8 +1,4 @@
-"""The heartbeat of this process's job, for loops too deep in the code to be handed a device.
-
-Jobs call `Device.heartbeat` with their progress. A loop over blocks of reading or of mathematics calls `alive`, which
-reports only that the job is running. Outside a worker it does nothing.
-"""
+"""The heartbeat of this process's job, for loops too deep in the code to be handed a device (`Device.heartbeat`)."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +9,7 @@ _listeners: list[tuple[Callable[[], None], set[Thread]]] = []  # each with the t
 
 
 def alive() -> None:
-    """Report that the running job makes progress. Call it between blocks, from the job's own threads."""
+    """Report that the running job makes progress, from its own threads. Outside a worker it does nothing."""
     thread = threading.current_thread()
     for listener, ignored in _listeners:
         if thread not in ignored:
@@ -22,11 +18,8 @@ def alive() -> None:
 
 @contextmanager
 def forwarded_to(listener: Callable[[], None]) -> Iterator[None]:
-    """Within the block, `alive` calls `listener`.
-
-    Calls from other threads that run at its start are ignored: a failed job may have left a reader behind, which goes
-    on for a while and must not send heartbeats for the next job.
-    """
+    """Within the block, `alive` calls `listener`, unless from another thread that runs at its start: a failed job may
+    have left a reader behind, which must not send heartbeats for the next job."""
     entry = (listener, set(threading.enumerate()) - {threading.current_thread()})
     _listeners.append(entry)
     try:

@@ -18,22 +18,17 @@ def snapshot(
 ) -> Path:
     """The folder, named after its commit, with a repository's files that match one of the shell patterns `files`.
 
-    Args:
-        identifier: `org/name`, or `org/name@revision`.
-        files: patterns on paths within the repository. Files of a known commit are not downloaded again.
-        key: the key of the config, for messages.
-        commit: 40 hex digits; replaces the revision.
-        kind: `model` or `dataset`.
-        download: if False, only the cache is searched, and it may lack some of the files.
-
-    Raises:
-        MissingInput: if the files are not available; the message says why.
+    `identifier` is `org/name`, or `org/name@revision`, which `commit` (40 hex digits) replaces; `key` is that of the
+    config, for messages; `kind` is `model` or `dataset`. Without `download`, only the cache is searched, and it may
+    lack some of the files. Raises `MissingInput` if there are none.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     match = HUB_ID.fullmatch(identifier)
     assert match is not None, "callers ask is_hub_id first"
-    _keep_bars_out_of_logs()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         folder = snapshot_download(
             match["name"],
@@ -45,36 +40,10 @@ def snapshot(
     except Exception as error:  # its HTTP library's errors, and that library changes with its major version
         if not download:
             raise MissingInput(f"{key}: {identifier} is not in the cache yet; a run downloads it") from None
+        cause = (isinstance(error, FileNotFoundError) and error.__cause__) or error
         raise MissingInput(
-            f"{key}: {identifier} is not a folder, and the hub can't provide it: {_reason(error)}"
+            f"{key}: {identifier} is not a folder, and {constants.ENDPOINT} can't provide it ({type(cause).__name__}), "
+            f"nor can the cache {constants.HF_HUB_CACHE}; check its name and revision, set HF_TOKEN if it is private "
+            "or has terms to accept, or give a folder"
         ) from error
     return Path(folder)
-
-
-def _keep_bars_out_of_logs() -> None:
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return f"you must accept its terms at {constants.ENDPOINT} and set HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{constants.ENDPOINT} has nothing by that name (if it is private, set HF_TOKEN)"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{constants.ENDPOINT} has no such revision of it"
-    if constants.is_offline_mode():
-        tried = "HF_HUB_OFFLINE is set"
-    else:
-        cause = error.__cause__ or error
-        line = next(iter(str(cause).splitlines()), "")
-        tried = f"{constants.ENDPOINT} gave {type(cause).__name__}: {line}"
-    return (
-        f"{tried}, and the cache {constants.HF_HUB_CACHE} does not hold all of it; give a folder, fill the cache where "
-        "there is a network, or set HF_HUB_CACHE to a full one"
-    )

@@ -1,7 +1,4 @@
-"""Imports of large packages in less time: each worker imports torch and diffusers before its first image.
-
-docs/decisions.md, "What a worker imports", has the figures.
-"""
+"""Imports of large packages in less time (docs/decisions.md, "What a worker imports")."""
 
 import gc
 import importlib
@@ -25,10 +22,9 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def imported_on_use(*names: str) -> Iterator[None]:
-    """Within the block, `import` of these modules loads nothing.
+    """Within the block, `import` of these modules loads nothing: code gets the real module when it uses an attribute.
 
-    Code that imported one gets the real module when it first uses an attribute. `importlib.util.LazyLoader` does not
-    work here: its modules load with any attribute, also `__file__` and `__spec__`, which Python itself reads.
+    Modules of `importlib.util.LazyLoader` load with any attribute, also `__file__` and `__spec__`, which Python reads.
     """
     stand_ins = [_StandIn(name) for name in names if name not in sys.modules]
     sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})

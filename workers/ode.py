@@ -21,7 +21,7 @@ from taugrid.workers.device import Device, beating
 from taugrid.workers.diffusion.decoder import Decoder, as_function
 from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.finite import Watched
+from taugrid.workers.sample import Watched
 from taugrid.workers.samplers import ddim
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class ReconstructJob(OdeJob):
     start: int
     stop: int
     data: Data
-    data_sha256: str
-    """SHA-256 of these images on the driver (`workers.data.load.fingerprint`)."""
+    data_sha256: str  # SHA-256 of these images on the driver (`workers.data.load.fingerprint`)
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ class InterpolateJob(OdeJob):
     """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
 
     pairs: int
-    steps: int
-    """Number of points from one x_T to another, both included."""
+    steps: int  # number of points from one x_T to another, both included
     decoder: Decoder
     seed: int
 
@@ -81,10 +79,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
-    `mse_8bit` of the picture that is kept.
-
-    Raises:
-        NotFinite: if the network returns NaN or infinity.
+    `mse_8bit` of the picture that is kept. Raises `NotFinite` if the network returns NaN or infinity.
     """
     import torch
 
@@ -118,11 +113,7 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
 
 
 def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> Result:
-    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square.
-
-    Raises:
-        NotFinite: if the network returns NaN or infinity.
-    """
+    """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
     import torch
 
     process = schedules.process(job.diffusion)
@@ -148,10 +139,7 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
 
 
 def points(job: InterpolateJob, device: str) -> "Tensor":
-    """The job's points between standard normals, (pairs k + k^2, C, H, W) float32 for k steps.
-
-    The ends are those of the samples 0, 1, 2, ...
-    """
+    """The job's points between the x_T of samples 0, 1, 2, ...: (pairs k + k^2, C, H, W) float32 for k steps."""
     import torch
 
     from taugrid.workers.diffusion import interpolation, noise

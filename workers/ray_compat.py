@@ -1,8 +1,6 @@
 """Everything that taugrid takes from Ray's private modules, each with the reason why nothing public will do.
 
-An upgrade of Ray can break only this file. tests/unit/test_ray_compat.py calls the functions that need no cluster,
-tests/integration/test_cluster.py and test_ray_train.py the others. Ray is imported when a function is called, because
-its environment must be set before.
+An upgrade of Ray can break only this file. Ray is imported when a function is called: its environment is set before.
 """
 
 import math
@@ -21,10 +19,7 @@ Header = tuple[str, str]
 
 
 def recorded_address() -> str | None:
-    """HOST:PORT that `ray start` last recorded on this machine.
-
-    `ray.init("auto")` reads it too, but joins at once, and the cluster's token must be checked first.
-    """
+    """HOST:PORT that `ray start` last recorded here. `ray.init("auto")` joins at once, before a check of the token."""
     from ray._private import utils
 
     address: str | None = utils.read_ray_address()
@@ -32,10 +27,7 @@ def recorded_address() -> str | None:
 
 
 def running_heads() -> Collection[str]:
-    """HOST:PORT of the heads that processes of this machine belong to.
-
-    `ray start --temp-dir` records its address where only Ray's own search through the processes finds it.
-    """
+    """HOST:PORT of the heads of this machine's processes: `ray start --temp-dir` records it where only Ray finds it."""
     from ray._private import services
 
     addresses: Collection[str] = services.find_gcs_addresses()
@@ -43,23 +35,15 @@ def running_heads() -> Collection[str]:
 
 
 def node_ids_here() -> set[str]:
-    """The ids of the nodes that run on this machine.
-
-    Without this check, Ray searches this machine for a node of the cluster for a minute before it fails.
-    """
+    """The ids of the nodes on this machine: Ray would search it for one of the cluster for a minute before it fails."""
     from ray._private import services
 
     return set(services.find_node_ids())
 
 
 def accepts_token(head: str, token: Header | None) -> bool:
-    """Whether the head at HOST:PORT accepts this token, or a request without one if it is None.
-
-    Ray's own client retries for minutes, and sends the token before it is known that the cluster demands one.
-
-    Raises:
-        UserError: if there is no answer at all.
-    """
+    """Whether the head at HOST:PORT accepts this token, or a request without one if it is None; `UserError` if there is
+    no answer. Ray's client retries for minutes, and sends the token to clusters that demand none."""
     from ray.core.generated import gcs_service_pb2
 
     return _call_head(head, token, "CheckAlive", gcs_service_pb2.CheckAliveRequest()) is not None
@@ -91,11 +75,8 @@ def _call_head(head: str, token: Header | None, method: str, request: Any) -> An
 
 
 def draining_nodes() -> dict[str, float]:
-    """The ids of nodes with a notice of pre-emption, or that `ray drain-node` or an autoscaler drains.
-
-    Each has the seconds until it is taken away; infinity if nobody said when. Ray has no public call for it; Ray Train
-    and Ray Data use this one.
-    """
+    """The ids of nodes with a notice of pre-emption, or that are drained, with the seconds until each is taken away;
+    infinity if nobody said when. Ray has no public call for it; Ray Train and Ray Data use this one."""
     from ray._private.state import state
 
     deadlines: dict[str, int] = state.get_draining_nodes()  # in ms since the epoch, or 0
@@ -103,20 +84,15 @@ def draining_nodes() -> dict[str, float]:
 
 
 def trainer_without_process_group() -> Any:
-    """The class of Ray Train's trainer that leaves the process group to the training loop.
-
-    The public `TorchTrainer` makes a process group whose store listens on all interfaces.
-    """
+    """Ray Train's trainer without a process group: that of the public `TorchTrainer` listens on all interfaces."""
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     return DataParallelTrainer
 
 
 def kill_train_controllers() -> None:
-    """Kill the controllers of Ray Train that this process has started: whoever waits for one gets an error.
-
-    Ray Train keeps its handles to itself, and its `abort` is only for a SIGINT in the main thread.
-    """
+    """Kill the controllers of Ray Train that this process has started: whoever waits for one gets an error. Its own
+    `abort` is only for a SIGINT in the main thread."""
     import ray
     from ray._private.state import actors
     from ray._private.worker import global_worker
@@ -130,10 +106,7 @@ def kill_train_controllers() -> None:
 
 
 def is_placement_timeout(failure: object) -> bool:
-    """Whether a controller failed because no node had room for its workers: the one failure that time may cure.
-
-    The public `ControllerError` has the cause only in its text.
-    """
+    """Whether a controller failed because no node had room for its workers: `ControllerError` has it only as text."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(failure, WorkerGroupStartupTimeoutError)

@@ -1,11 +1,12 @@
-"""Samples one shard, batch by batch, while other threads encode and write the batches before.
+"""Samples one shard, batch by batch, while other threads encode and write the batches before; and watches networks for
+NaN and infinity, which clipping x0 would silently turn into black or white.
 
 Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +19,28 @@ from taugrid.config import Diffusion, Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
 from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
-from taugrid.workers import pixels
+from taugrid.registry.samplers import DEFAULT
 from taugrid.workers.accelerator.arithmetic import Arithmetic
 from taugrid.workers.conditions import LabelRule
-from taugrid.workers.device import Device, beating
+from taugrid.workers.device import Device, beating, row_groups
 from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
-from taugrid.workers.finite import BY_VAE, Watched, blame, not_finite
 from taugrid.workers.samplers.sampler import SamplingSpec, require_code, sample_batch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taugrid.workers.accelerator.transfer import ImageTransfer
     from taugrid.workers.diffusion.decoder import Decode
     from taugrid.workers.diffusion.denoiser import Denoiser
 
     Latents = NDArray[np.float32]
+
+PLAIN = Sample()
+"""Of DDIM's own passes: float32."""
+
+BY_VAE = "; the VAE made them: set sample.vae_precision: float32 or, if it is that, check the VAE's weights"
+"""What to do about pictures of latents that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +56,19 @@ class SampleJob(Job):
     settings: Sample
     diffusion: Diffusion
     tau: tuple[float, ...]
-    nfe: int
-    """Network evaluations per image (NFE): a guided call is two."""
+    nfe: int  # network evaluations per image (NFE): a guided call is two
     metadata: dict[str, Any]
     kept: int = 0
     """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
     from its start, so all others are sampled in the same batches as in an uninterrupted run."""
 
-    guidance: Guidance | None = None
-    """None: predictions are the network's."""
+    guidance: Guidance | None = None  # None: predictions are the network's
     guide: NetworkSpec | None = None
     """The second network. None: there is none, or the first one guides itself."""
-
     sampler_code: str | None = None
     """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
     latents_of: str | None = None
-    """The file of a cell that has the same latents and keeps them, to be decoded here. If it can't be read, this job
-    samples them."""
+    """The file of a cell that keeps the same latents, to be decoded here. If it can't be read, they are sampled."""
     label_rule: LabelRule | None = None
     """The labels of its images. None: the network is unconditional."""
 
@@ -95,7 +99,10 @@ def run(job: SampleJob, device: Device) -> Result:
     networks = [device.network(spec, job.diffusion, Arithmetic.of(job.settings)) for spec in specs]
     result = sample_shard(job, networks[0], device, decode, *networks[1:])
     calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
-    return replace(result, seconds=_without_compiling(result.seconds, device.compile_seconds, calls))
+    if not device.compile_seconds or calls < 2:
+        return result
+    # Rates, and so remaining times, come from a time as if the first call, which compiled, had taken as long as others.
+    return replace(result, seconds=(result.seconds - device.compile_seconds) * calls / (calls - 1))
 
 
 def kept_latents(job: SampleJob) -> "Latents | None":
@@ -114,16 +121,6 @@ def kept_latents(job: SampleJob) -> "Latents | None":
     return rows[job.start - part.start : job.stop - part.start].reshape(-1, *job.decoder.network_shape)
 
 
-def _without_compiling(seconds: float, compile_seconds: float, calls: int) -> float:
-    """The time of a job as if its first network call, which compiled, had taken as long as the others.
-
-    Rates, and so remaining times, come from it. Of a job with one call nothing else is known.
-    """
-    if not compile_seconds or calls < 2:
-        return seconds
-    return (seconds - compile_seconds) * calls / (calls - 1)
-
-
 def sample_shard(
     job: SampleJob,
     model: "Denoiser | Latents",
@@ -134,14 +131,11 @@ def sample_shard(
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
     `model` is the network, or the images' latents (stop - start, C, H, W), which are only decoded then. `decode` is the
-    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one.
-    `device.computed` is called when only the last batch must be encoded and the file written. If a heartbeat raises
-    `Stopped`, it commits the batches so far: a shorter file, from which the next job for this shard continues. What it
-    sampled is added to `device.last_sampled`, unless it continued another file.
+    job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one. If a
+    heartbeat raises `Stopped`, it commits the batches so far: a shorter file, from which the next job continues.
 
     Raises:
         NotFinite: if the network returns NaN or infinity.
-        SamplerFault: see `sample_batch`.
         Stopped: if it is stopped before a batch is done.
     """
     from taugrid.workers.accelerator.transfer import Clock, completed
@@ -160,10 +154,16 @@ def sample_shard(
         try:
             loaded = decode or as_function(job.decoder)
             for batch in completed(_transfers(job, first_new, labels, (model, guide), loaded, device)):
-                _require_finite(batch, job)
+                network_was_finite, images_are_finite = batch.flags.tolist()
+                if not network_was_finite:
+                    raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
+                if not images_are_finite:
+                    by = BY_VAE if isinstance(job.decoder, Vae) else ""
+                    raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
-                if first_new == job.start and batch.images[0].nbytes * (job.stop - job.start) <= pixels.MAX_BYTES:
+                shard_bytes = batch.images[0].nbytes * (job.stop - job.start)
+                if first_new == job.start and shard_bytes <= device.last_sampled.max_bytes:
                     sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
                 stop = batch.start + len(batch.images)
         except Stopped:
@@ -173,7 +173,7 @@ def sample_shard(
         writer.finish()
         created = part.commit_over(job.replaces)
     if sampled:
-        device.last_sampled.add(job.path, part.digest, pixels.row_groups(job.start, writer.counts, sampled))
+        device.last_sampled.add(job.path, part.digest, row_groups(job.start, writer.counts, sampled))
     return Result.of(part, created, clock.seconds, stop - first_new)
 
 
@@ -213,15 +213,6 @@ def _transfers(
         images = pictures(job.decoder, decode, x0, settings.decode_batch, around)
         kept = x0 if settings.keep_latents else None
         yield images_to_host(images, finite, start, began, settings.rounding, kept)
-
-
-def _require_finite(batch: "ImageTransfer", job: SampleJob) -> None:
-    network_was_finite, images_are_finite = batch.flags.tolist()
-    if not network_was_finite:
-        raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
-    if not images_are_finite:
-        by = BY_VAE if isinstance(job.decoder, Vae) else ""
-        raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
 
 
 def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
@@ -266,3 +257,49 @@ def _columns(job: SampleJob) -> dict[str, object]:
         "model": job.metadata["model"],
         **({} if job.label_rule is None else {"guidance": settings.guidance}),
     }
+
+
+class Watched(Wrapped):
+    """A network that records whether all its outputs were finite, on the device until it is read: no step waits."""
+
+    def __init__(self, network: "Denoiser") -> None:
+        super().__init__(network, self._noting)
+        self._finite: Tensor | None = None
+
+    def also(self, network: "Denoiser") -> "Denoiser":
+        """Another network, whose outputs count too."""
+        return Wrapped(network, self._noting)
+
+    def _noting(self, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+        output = call(x)
+        finite = output.isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        return output
+
+    def answer(self) -> "Tensor":
+        """Whether all outputs since the last answer were finite: a bool, on the network's device."""
+        finite, self._finite = self._finite, None
+        assert finite is not None, "the network was not called"
+        return finite
+
+    def require_finite(self, first: int, stop: int, settings: Sample = PLAIN) -> None:
+        """Raise `NotFinite` if an output since the last answer was not; it was for images `first` to `stop` - 1."""
+        if not bool(self.answer()):
+            raise not_finite(first, stop, settings)
+
+
+def not_finite(first: int, stop: int, settings: Sample = PLAIN) -> NotFinite:
+    """The error of a network whose output for images `first` to `stop` - 1 was not finite."""
+    remedy = {
+        "fp16": "fp16 holds no number above 65,504: set sample.precision: bf16 or float32",
+        "float32": "check that its weights are finite and that its schedule is the one that it was trained with",
+    }.get(settings.precision, "set sample.precision: float32 or, if that changes nothing, check its weights")
+    return NotFinite(
+        f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be meaningless, and "
+        f"trying again would change nothing; {remedy}{blame(settings.sampler)}"
+    )
+
+
+def blame(sampler: str) -> str:
+    """A custom sampler's share in NaN and infinity, as the end of a message."""
+    return "" if sampler == DEFAULT else f"; or the arithmetic of the sampler {sampler} makes them: check its divisions"

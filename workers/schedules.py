@@ -19,11 +19,7 @@ from taugrid.workers.diffusion.timesteps import tau
 
 @lru_cache(maxsize=16)
 def process(diffusion: Diffusion) -> Process:
-    """The forward process of a resolved section (no key that it needs is null).
-
-    Raises:
-        ValueError: see `alpha_bar`, `EDM` and `DiscreteEDM`.
-    """
+    """The forward process of a resolved section (no key that it needs is null). ValueError as `alpha_bar` and `EDM`."""
     if diffusion.process == "flow":
         assert diffusion.timesteps is not None
         return Flow(diffusion.timesteps, diffusion.predicts)
@@ -40,11 +36,8 @@ def process(diffusion: Diffusion) -> Process:
 
 
 def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
-    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section of DDPM's process (no key is null).
-
-    Raises:
-        ValueError: if the betas should be rescaled to zero SNR but can't be.
-    """
+    """alpha_0..alpha_T, (T + 1,) float64, of a resolved section of DDPM's process (no key is null). ValueError if the
+    betas should be rescaled to zero SNR but can't be."""
     if diffusion.trained_betas is not None:
         levels = schedule.products(np.array(diffusion.trained_betas))
     else:
@@ -61,13 +54,8 @@ def alpha_bar(diffusion: Diffusion) -> NDArray[np.float64]:
 
 
 def gamma(weights: LossWeights, alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Theorem 1's weights for t = 0..T, (T + 1,) float64, divided by their mean over 1..T.
-
-    Dividing by the mean keeps the gradient's scale, and so the meaning of `learning_rate` and `gradient_clip`.
-
-    Raises:
-        ValueError: if Theorem 1 has no weights for these settings.
-    """
+    """Theorem 1's weights for t = 0..T, (T + 1,) float64, divided by their mean over 1..T: that keeps the gradient's
+    scale, and so the meaning of `learning_rate`. ValueError if it has no weights for these settings."""
     timesteps = len(alpha_bar) - 1
     times = tau(weights.spacing, weights.steps or timesteps, timesteps)
     first = sigma_hat(float(alpha_bar[times[0]]), 1.0) if weights.sigma_1 == "sigma_hat" else weights.sigma_1

@@ -5,7 +5,7 @@ import torch
 from benchmarks.device.setting import NotHere, Setting, in_a_process
 from taugrid.config.sample import Precision
 from taugrid.errors import is_accelerator_error, is_out_of_memory, last_line
-from taugrid.workers.accelerator.memory import release_memory
+from taugrid.workers.device import release_memory
 from taugrid.workers.diffusion.process import Point
 
 FIRST = Point(alpha=1.0, sigma=0.0, alpha_bar=1.0, time=0, key=1)

@@ -19,8 +19,7 @@ from taugrid.config.load import load
 from taugrid.config.sample import Compilation, Precision
 from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.accelerator.policy import Policy, kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import Arithmetic, Policy, kind_of, lacks
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
@@ -142,7 +141,7 @@ class Setting:
         if how.compile != "none":
             from taugrid.workers.accelerator.compiled import by_torch
 
-            module = by_torch(module, how)
+            module = by_torch(module, how.layout)
         x, t = self.inputs(how, self.device)
         half = getattr(torch, how.autocast or "bfloat16")
 

@@ -26,8 +26,8 @@ from taugrid.workers.diffusion.noise import normal
 from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers.sampler import sample_batch
 from taugrid.workers.training import loop
-from taugrid.workers.training.batches import Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import new_state
+from taugrid.workers.training.loop import Loss, TrainingBatch
 
 BATCHES = 4
 """How many a shard has, and how many are extracted one after another."""

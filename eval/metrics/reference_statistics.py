@@ -21,8 +21,8 @@ from taugrid.eval.metrics.statistics import Array, Features, Moments, Stream, mo
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage, replacing
 from taugrid.workers.content import verified_copy
+from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz, require_small_arrays
-from taugrid.workers.data.picture import SourceError
 
 ASYMMETRY = 1e-6
 """How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
@@ -50,7 +50,7 @@ def open_moments(file: Path) -> MomentsFile | None:
     """The mean and covariance in an `.npz`; None if it holds none, or if it holds images, which any extractor can use.
 
     Raises:
-        workers.data.picture.SourceError: for a mean and covariance that belong to no distribution.
+        workers.data.decoding.SourceError: for a mean and covariance that belong to no distribution.
         DamagedFile: for a file that can't be read.
     """
     with load_npz(file) as arrays:

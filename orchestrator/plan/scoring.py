@@ -18,8 +18,7 @@ from taugrid.protocol import SOFTWARE, Protocol
 from taugrid.registry.extractors import EXTRACTORS, IMAGENET_1K, IMAGENET_LITE0, ExtractorSpec
 from taugrid.registry.metrics import LABEL_COLUMNS, SAMPLE_COLUMNS, UNLABELLED, PerSample
 from taugrid.versions import versions
-from taugrid.workers.data.labels import Labels, load_labels
-from taugrid.workers.data.load import MissingImages
+from taugrid.workers.data.load import Labels, MissingImages, load_labels
 
 
 def extractor(config: Config, download: bool = True) -> ExtractorSpec:

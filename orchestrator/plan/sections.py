@@ -28,7 +28,7 @@ from taugrid.grids.names import plain_text
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT, LCM
 from taugrid.workers import schedules
 from taugrid.workers.conditions import LabelRule
-from taugrid.workers.data.labels import number_of_classes, without_labels
+from taugrid.workers.data.load import number_of_classes, without_labels
 from taugrid.workers.diffusion.decoder import Decoder, Vae
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS
 

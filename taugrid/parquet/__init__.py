@@ -2,6 +2,8 @@
 
 from taugrid.parquet.reader import (
     PartSummary,
+    check_seal,
+    file_end,
     first_pictures,
     first_pngs,
     inspect,
@@ -14,7 +16,6 @@ from taugrid.parquet.reader import (
     read_table,
 )
 from taugrid.parquet.samples import SampleWriter, pictures
-from taugrid.parquet.seal import check_seal, file_end
 from taugrid.parquet.writer import (
     OTHER_BYTES,
     ROWS_PER_GROUP,

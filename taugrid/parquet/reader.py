@@ -5,6 +5,7 @@ an index of 8 bytes a row and columns of few types: what would be larger in memo
 is read.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 
 from taugrid.errors import DamagedFile, is_of_content, joined_lines, naming
 from taugrid.images import PIXELS_AT_ONCE, decode_png, decode_together, num_pixels, to_pictures
-from taugrid.parquet.seal import check_seal
 from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decode_each
@@ -52,7 +52,6 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
 
     Raises:
         DamagedFile: if a check fails; the message says which.
-        FileNotFoundError, NotADirectoryError: if there is no such file.
         OSError: if it can't be read; its content may be intact.
     """
 
@@ -78,13 +77,8 @@ def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> Pa
 def read_images(
     path: Path, stop: int | None = None, storage: Storage = LOCAL
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`.
-
-    A row group of more than `PIXELS_AT_ONCE` comes in parts. Threads decode large images (`threads.decode_each`).
-
-    Raises:
-        DamagedFile: if a checksum or an image is wrong.
-    """
+    """Indices (B,) and images (B, C, H, W) uint8, row group by row group, for indices below `stop`. DamagedFile if a
+    checksum or an image is wrong. A row group of more than `PIXELS_AT_ONCE` comes in parts."""
     for index, pngs in read_encoded(path, stop, storage):
         decode = partial(decode_png, max_pixels=(pixels := num_pixels(pngs[0])))
         at_once = PIXELS_AT_ONCE // max(1, pixels)
@@ -162,10 +156,7 @@ def _read(path: Path, column: str, storage: Storage) -> Iterator[tuple[NDArray[n
 def _in_pieces(
     file: pq.ParquetFile, size: int, columns: Sequence[str] | None, groups: Sequence[int] | None, limit: int
 ) -> pa.Table:
-    """Row groups of a file of `size` bytes; DamagedFile at the first piece that would exceed `limit`.
-
-    A dictionary stores a text once for all rows that have it.
-    """
+    """Row groups of a file of `size` bytes; DamagedFile at the first piece that would exceed `limit`."""
     pieces, left = [], limit
     rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES // size))
     for piece in file.iter_batches(rows, row_groups=groups, columns=columns):
@@ -176,12 +167,9 @@ def _in_pieces(
 
 
 def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.ParquetFile, int]:
-    """An open file and its bytes. What is fetched by ranges is fetched in as few as possible.
+    """An open file and its bytes. `columns` are those that will be read; none: all, which then hold no lists.
 
-    `columns` are those that will be read; none: all, which then hold no lists.
-
-    Raises:
-        DamagedFile: if one of them is not of a type that taugrid writes, or any claims what does not fit into the file.
+    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file.
     """
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
@@ -228,11 +216,8 @@ def _as_damaged_file(path: Path, prefix: str) -> Iterator[None]:
 
 
 def first_pictures(paths: Iterable[Path], count: int, storage: Storage) -> NDArray[np.uint8]:
-    """The images 0 to `count` - 1, or as many as the files have: (n, H, W) or (n, H, W, 3), by index.
-
-    `paths` are in the order of their indices; no more are read than needed. Raises what `read_images` raises, also if
-    the images have more than `PIXELS_AT_ONCE` together.
-    """
+    """The images 0 to `count` - 1, or as many as the files, which are in order, have: (n, H, W) or (n, H, W, 3).
+    DamagedFile also if they have more than `PIXELS_AT_ONCE` together."""
     return to_pictures(decode_together(first_pngs(paths, count, storage)))
 
 
@@ -244,3 +229,73 @@ def first_pngs(paths: Iterable[Path], count: int, storage: Storage) -> list[byte
             break
         pngs |= read_png(path, range(count), storage)
     return [pngs[i] for i in sorted(pngs)]
+
+
+# The seal: a SHA-256 of all other bytes, before the footer, where readers of Parquet do not look. Page checksums, which
+# any reader can check, cover only the pages: they miss a bit that flips in a page's header, an index or the footer.
+
+SEAL = b"taugrid.sha256:"
+SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
+TAIL_BYTES = 8
+"""Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
+CHUNK_BYTES = 2**20
+
+
+def write_seal(path: Path) -> bytes:
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, which is found from the file's end; returns
+    that SHA-256."""
+    with retried(lambda: path.open("r+b")) as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        footer = read_end(file).footer
+        file.seek(footer)
+        end = file.read()
+        file.seek(footer)
+        file.write(SEAL + digest + end)
+    return digest
+
+
+class FileEnd(NamedTuple):
+    """The facts that can be read from a file's end."""
+
+    size: int
+    footer: int  # its offset; negative if this is not a complete Parquet file
+    digest: bytes | None  # in the seal, which is not checked; None: there is no seal
+
+
+def read_end(file: IO[bytes]) -> FileEnd:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    tail = file.read(TAIL_BYTES)
+    footer = size - TAIL_BYTES - int.from_bytes(tail[:4], "little") if tail[4:] == b"PAR1" else -1
+    if footer < SEAL_BYTES:
+        return FileEnd(size, footer, None)
+    file.seek(footer - SEAL_BYTES)
+    seal = file.read(SEAL_BYTES)
+    return FileEnd(size, footer, seal.removeprefix(SEAL) if seal.startswith(SEAL) else None)
+
+
+def file_end(path: Path, storage: Storage) -> tuple[FileEnd, str]:
+    """The facts in the end of a file, of which nothing else is read, and the version (`Stat.version`) that has them."""
+
+    def read() -> tuple[FileEnd, str]:
+        with storage.opened(path) as (file, stat):
+            return read_end(file), stat.version
+
+    with naming(path):
+        return retried(read)
+
+
+def check_seal(path: Path) -> None:
+    """Raise `DamagedFile` unless every byte of a file is as it was written."""
+    with path.open("rb") as file:
+        end = read_end(file)
+        if end.footer < SEAL_BYTES:
+            raise DamagedFile("its end is missing")
+        file.seek(0)
+        digest, start = hashlib.sha256(), end.footer - SEAL_BYTES
+        for offset in range(0, start, CHUNK_BYTES):
+            digest.update(file.read(min(CHUNK_BYTES, start - offset)))
+        seal = file.read(SEAL_BYTES)
+        digest.update(file.read())
+    if seal != SEAL + digest.digest():
+        raise DamagedFile("its bytes have changed since it was written")

@@ -1,5 +1,10 @@
 """Encodes a shard's images as PNG, beside what samples them, and lays them out in the columns of a file, in order."""
 
+import os
+import pickle
+import subprocess
+import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.images import encode_png
-from taugrid.parquet.encoder import encode_elsewhere
 from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
 from taugrid.threads import LARGE_BYTES
 
@@ -18,6 +22,9 @@ ENCODERS = 2
 
 MAX_WAITING_BATCHES = 2
 """Batches that wait for their encoding; `append` blocks at more, so memory does not grow with the shard."""
+
+
+SERVE = "from taugrid.images import serve_encoding; serve_encoding()"
 
 
 def pictures(batch: NDArray[np.uint8], start: int) -> dict[str, Any]:
@@ -37,11 +44,63 @@ def _encoded(images: NDArray[np.uint8]) -> list[bytes]:
     return [encode_png(image) for image in images]
 
 
-class SampleWriter:
-    """Encodes the images of one shard in threads, and writes them in order.
+class EncodingProcess:
+    """A process that encodes images as PNG. It starts with the first ones, imports no torch, and ends with this one."""
 
-    Row groups depend on the images alone, not on timing. With `launching`, another thread of this process launches the
-    work of a GPU, and small images are encoded in another process: Pillow needs Python's lock for most of their time.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, images: NDArray[np.uint8]) -> list[bytes]:
+        """The PNG bytes of a (B, C, H, W) batch. BrokenPipeError if the process is gone: the next call starts one."""
+        with self._lock:
+            try:
+                answer = self._ask(images)
+            except (EOFError, OSError, pickle.UnpicklingError) as error:
+                self.close()
+                raise BrokenPipeError("the process that encodes images is gone, perhaps for lack of memory") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ask(self, images: NDArray[np.uint8]) -> list[bytes] | Exception:
+        if self._process is None:
+            path = os.pathsep.join(filter(None, sys.path))  # of a worker whose taugrid was sent to it, too
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        pickle.dump(images, self._process.stdin, protocol=5)
+        self._process.stdin.flush()
+        answer: list[bytes] | Exception = pickle.load(self._process.stdout)
+        return answer
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if (process := self._process) is not None:
+            self._process = None
+            process.kill()
+            process.communicate()
+
+
+encode_elsewhere = EncodingProcess()
+"""This process's only one."""
+
+
+class SampleWriter:
+    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing.
+
+    With `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
+    process: Pillow needs Python's lock for most of their time.
     """
 
     def __init__(
@@ -72,10 +131,7 @@ class SampleWriter:
             threads.shutdown(cancel_futures=True)
 
     def append(self, images: NDArray[np.uint8], latents: NDArray[np.float32] | None = None) -> None:
-        """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept.
-
-        What failed in a thread is raised here, or by `finish`.
-        """
+        """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept. Raises what failed in a thread."""
         self._latents.extend(() if latents is None else np.array(latents))  # a copy: torch reuses pinned memory
         elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
         encode = encode_elsewhere if elsewhere else _encoded

@@ -1,7 +1,4 @@
-"""The schemas of Parquet files, and a writer that commits a file in one step, so that a file in place is complete.
-
-Until then it is in the same folder under a temporary name that begins with a dot.
-"""
+"""The schemas of Parquet files, and a writer that commits a file in one step, so that a file in place is complete."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +12,7 @@ import pyarrow.parquet as pq
 
 from taugrid.errors import DamagedFile
 from taugrid.hashing import canonical_json
-from taugrid.parquet.reader import PartSummary, inspect
-from taugrid.parquet.seal import write_seal
+from taugrid.parquet.reader import PartSummary, inspect, write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
 
@@ -40,10 +36,8 @@ OTHER_BYTES = "has other bytes than those made here"
 
 
 def sample_schema(metadata: Mapping[str, Any], conditional: bool = False, latent: int | None = None) -> pa.Schema:
-    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON.
-
-    `conditional`: the network takes labels. `latent`: the numbers of a latent, if they are kept.
-    """
+    """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON. `conditional`: the network takes
+    labels. `latent`: the numbers of a latent, if they are kept."""
     kept = [] if latent is None else [("latent", pa.list_(pa.float32(), latent))]
     return _schema_with_pictures(metadata, [*SETTING_FIELDS, *(CONDITION_FIELDS if conditional else ()), *kept])
 
@@ -84,9 +78,7 @@ def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schem
 
 class PartWriter:
     """Writes a Parquet file under a temporary name; `commit` puts it in place; leaving without a commit removes it.
-
-    `check` is called before anything is written and again before the file gets its name: `Job.check_run`, as a rule.
-    """
+    `check` is called before anything is written and again before the file gets its name."""
 
     def __init__(
         self, path: Path, schema: pa.Schema, storage: Storage = LOCAL, check: Callable[[], None] = lambda: None
@@ -106,18 +98,17 @@ class PartWriter:
         """What the file that `commit` kept is or has, if it is not what was made here: the driver judges it."""
         with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
             self._temporary = removal.enter_context(storage.temporary(path))
-            self._writer = retried(self._open)
+            self._writer = retried(
+                lambda: pq.ParquetWriter(
+                    self._temporary,
+                    schema,
+                    compression="none",  # PNG is compressed already, features don't compress
+                    use_dictionary=[name for name, _ in (*SETTING_FIELDS, *CONDITION_FIELDS)],
+                    write_page_index=True,
+                    write_page_checksum=True,
+                )
+            )
             self._removal = removal.pop_all()
-
-    def _open(self) -> pq.ParquetWriter:
-        return pq.ParquetWriter(
-            self._temporary,
-            self._schema,
-            compression="none",  # PNG is compressed already, features don't compress
-            use_dictionary=[name for name, kind in (*SETTING_FIELDS, *CONDITION_FIELDS)],
-            write_page_index=True,
-            write_page_checksum=True,
-        )
 
     def __enter__(self) -> "PartWriter":
         return self
@@ -150,15 +141,15 @@ class PartWriter:
         return self._storage.commit(self._path, self._temporary, ANY) if replace else self._create()
 
     def commit_over(self, version: str | None) -> bool:
-        """Put the file in place of the one that has this version (`Stat.version`), of a shorter one, or of none.
-
-        Any other file is kept; then it returns False.
-        """
+        """Put the file in place of the one that has this version (`Stat.version`), of a shorter one, or of none. Any
+        other file is kept; then it returns False."""
         self._close()
-        if version is None and self._storage.commit(self._path, self._temporary):
+        if self._storage.commit(self._path, self._temporary, version):
             return True
-        replaced = self._replace(version) or self._replace(self._shorter())
-        return replaced or self._create()
+        shorter = self._shorter()
+        if shorter is not None and self._storage.commit(self._path, self._temporary, shorter):
+            return True
+        return self._create()
 
     def _close(self) -> None:
         self._writer.close()
@@ -166,15 +157,9 @@ class PartWriter:
         self.size = retried(self._temporary.stat).st_size
         self._check()
 
-    def _replace(self, version: str | None) -> bool:
-        return version is not None and self._storage.commit(self._path, self._temporary, version)
-
     def _shorter(self) -> str | None:
-        """The version of the file in place if it is an intact one that has fewer of the same rows.
-
-        It may be the one to replace although its version differs: a copy or `touch` changed its time, or the file
-        system numbers its files differently on each machine that mounts it.
-        """
+        """The version of the file in place if it is an intact one that has fewer of the same rows: it may be the one to
+        replace although its version differs, as after a copy, or where inodes differ on each machine that mounts it."""
         if (content := self.content) is None:
             return None
         try:

@@ -1,6 +1,6 @@
 """The data sets that `data.name` can name, with all that is known before any file is opened.
 
-A new data set is a file in workers/data/ with a function `read`, and an entry in `DATASETS`.
+A new data set is a function in workers/data/ that reads it, and an entry in `DATASETS`.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Dataset:
     """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
     (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
     labels: str = ""
-    """Import string of a function that returns the `workers.data.labels.Labels` of these images; empty: it has none."""
+    """Import string of a function that returns the `workers.data.load.Labels` of these images; empty: it has none."""
     classes: tuple[str, ...] = ()
     """The names of the classes, where they are known without a file: label k is of the k-th."""
     shape: Shape | None = None
@@ -64,7 +64,7 @@ class Dataset:
 
 def _draws(name: str, description: str, **fields: Any) -> Dataset:
     """Draws from a distribution whose optimal eps is known."""
-    reader = "taugrid.workers.data.builtin:read_draws"
+    reader = "taugrid.workers.data.published:read_draws"
     usual: dict[str, Any] = {"shape": (1, 8, 8), "keys": frozenset({"shape"}), "extractor": "pixels"}
     return Dataset(name, description, reader, **usual, **fields)
 
@@ -73,8 +73,8 @@ _EVERY_DATASET = (
     Dataset(
         name="digits",
         description="scikit-learn's 1797 handwritten digits, grey; `train` is the first 1437, `test` the last 360",
-        reader="taugrid.workers.data.builtin:read_digits",
-        labels="taugrid.workers.data.builtin:digits_labels",
+        reader="taugrid.workers.data.published:read_digits",
+        labels="taugrid.workers.data.published:digits_labels",
         classes=tuple("0123456789"),
         shape=(1, 8, 8),
         keys=frozenset(),
@@ -86,14 +86,14 @@ _EVERY_DATASET = (
     _draws(
         "classes",
         "10,000 draws from three normal distributions in turn, one for each class; `test` has other draws",
-        labels="taugrid.workers.data.builtin:labels_of_draws",
+        labels="taugrid.workers.data.published:labels_of_draws",
         classes=("0", "1", "2"),
     ),
     Dataset(
         name="fashion-mnist",
         description="70,000 articles of clothing, grey",
-        reader="taugrid.workers.data.fashion_mnist:read",
-        labels="taugrid.workers.data.fashion_mnist:labels",
+        reader="taugrid.workers.data.published:read_fashion_mnist",
+        labels="taugrid.workers.data.published:fashion_mnist_labels",
         classes=(
             "T-shirt/top",
             "Trouser",
@@ -113,8 +113,8 @@ _EVERY_DATASET = (
     Dataset(
         name="cifar10",
         description="60,000 photographs of ten classes, RGB",
-        reader="taugrid.workers.data.cifar:read",
-        labels="taugrid.workers.data.cifar:labels",
+        reader="taugrid.workers.data.published:read_cifar10",
+        labels="taugrid.workers.data.published:cifar10_labels",
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         shape=(3, 32, 32),
         num_images={"train": 50_000, "test": 10_000},
@@ -122,7 +122,7 @@ _EVERY_DATASET = (
     Dataset(
         name="celeba",
         description="202,599 aligned faces, RGB, cropped as in the DDIM paper",
-        reader="taugrid.workers.data.celeba:read",
+        reader="taugrid.workers.data.published:read_celeba",
         shape=(3, 64, 64),
         splits=ALL_SPLITS,
         keys=frozenset({"shape", "root", "download"}),
@@ -131,7 +131,7 @@ _EVERY_DATASET = (
     Dataset(
         name="lsun",
         description="photographs of one category of LSUN, RGB",
-        reader="taugrid.workers.data.lsun:read",
+        reader="taugrid.workers.data.published:read_lsun",
         shape=(3, 256, 256),
         splits=("train", "validation"),
         held_out="validation",

@@ -1,17 +1,33 @@
-"""JSON files, comparison and upload of folders, for any storage."""
+"""JSON files, upload of folders, and appended files, for any storage."""
 
 import errno
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 from taugrid.errors import StoreError
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.storage.local import LOCAL, write_text
 from taugrid.storage.protocol import ANY, Storage
 from taugrid.words import with_urls
+
+SEAL_KEY = "sha256"
+
+PIECE_BYTES = 2**16
+"""Of a piece of an appended file: then the next one begins."""
+
+READS_TOGETHER = 32
+"""Files that `together` reads at a time from an object store."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -23,10 +39,7 @@ def replacing(path: Path, storage: Storage = LOCAL) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, storage: Storage = LOCAL, once: bool = False) -> bool:
-    """Write JSON whole or not at all; NaN is a ValueError, because other readers refuse it.
-
-    `once` replaces no file: False is returned if one with other bytes is there.
-    """
+    """Write JSON whole or not at all; NaN is a ValueError. `once` replaces no file: False if another one is there."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with storage.temporary(path) as temporary:
         write_text(temporary, text)
@@ -39,9 +52,6 @@ def read_json(path: Path, storage: Storage = LOCAL) -> Any | None:
         return json.loads(storage.read(path).decode())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
-
-
-SEAL_KEY = "sha256"
 
 
 def write_sealed(path: Path, value: dict[str, Any], storage: Storage = LOCAL, once: bool = False) -> bool:
@@ -71,13 +81,10 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
-    """Give a finished local folder its name in an object store.
+    """Give a finished local folder its name in an object store. OSError if a file with other bytes is there; it stays.
 
     `last`, a file in it, appears once all others are there, and is removed if one of them was replaced meanwhile: a
     later driver that finds no `last` sets the folder aside.
-
-    Raises:
-        OSError: if a file of the folder is there with other bytes; it is kept, and nothing after it is written.
     """
     files = {path.relative_to(finished): path for path in finished.rglob("*") if path.is_file()}
     versions = dict[Path, str]()
@@ -112,3 +119,90 @@ def _others(path: Path) -> StoreError:
 def _commit_once(path: Path, finished: Path, storage: Storage) -> bool:
     """Give a finished local file its name. False: a file with other bytes has the name; it is kept."""
     return storage.commit(path, finished) or is_same(path, finished, storage)
+
+
+def together(storage: Storage, read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`read` of each item, in order; in an object store, a few of them are read at a time, and held."""
+    if storage.on_disk:
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(READS_TOGETHER) as threads:
+        for first in range(0, len(items), READS_TOGETHER):
+            yield from threads.map(read, items[first : first + READS_TOGETHER])
+
+
+# Append-only files on an object store, whose objects can't grow: the driver's events, logs and ledger. A file is a
+# sequence of objects, its pieces: events/0001.jsonl, events/0001.jsonl.000001 and so on. A session rewrites its last
+# piece with every addition until the piece has `PIECE_BYTES`; it never rewrites pieces of an earlier session.
+
+
+@dataclass
+class _Appended:
+    """The last piece of a file that this session appends to."""
+
+    lock: Lock = field(default_factory=Lock)  # held while a request writes this file: others are written meanwhile
+    piece: Path | None = None
+    data: bytes = b""
+    written: float = 0.0
+
+
+_appended: dict[tuple[Storage, Path], _Appended] = {}
+_lock = Lock()
+
+
+def append(storage: Storage, path: Path, data: bytes, pause: float) -> None:
+    """Append to a file; `pause` is the minimum of seconds between two writes to the same object."""
+    with _lock:
+        file = _appended.setdefault((storage, path), _Appended())
+    with file.lock:
+        if file.piece is None or len(file.data) >= PIECE_BYTES:
+            file.piece = _new_piece(storage, path, data, pause, file.piece)
+            file.data = data
+        else:
+            time.sleep(max(0.0, file.written + pause - time.monotonic()))
+            file.data += data  # first: after an interrupt here, the next addition must not take it away again
+            _write(storage, file.piece, file.data, ANY)
+        file.written = time.monotonic()
+
+
+def end_session(storage: Storage) -> None:
+    """Make the next session append to new pieces, since other drivers may have written some in between."""
+    with _lock:
+        for key in [key for key in _appended if key[0] == storage]:
+            del _appended[key]
+
+
+def pieces(storage: Storage, path: Path) -> Sequence[Path]:
+    """The objects that hold what was appended to `path`, in order."""
+    names = storage.list(path.parent, f"{path.name}*")
+    return [name for name in names if _number(path, name) is not None]
+
+
+def _number(path: Path, name: Path) -> int | None:
+    """The number of a piece of `path`, 0 for the first; None if `name` is not a piece of it."""
+    if name == path:
+        return 0
+    digits = name.name.removeprefix(f"{path.name}.")
+    return int(digits) if digits.isdigit() and digits != name.name else None
+
+
+def _new_piece(storage: Storage, path: Path, data: bytes, pause: float, before: Path | None) -> Path:
+    existing = pieces(storage, path) if before is None else [before]
+    if before is None and existing == [path] and storage.stat(path).size == 0:
+        # An empty file is a reservation: this session has just created it to have the name for itself.
+        time.sleep(pause)
+        _write(storage, path, data, ANY)
+        return path
+    last = _number(path, existing[-1]) if existing else None
+    for number in count(0 if last is None else last + 1):
+        piece = path.with_name(f"{path.name}.{number:06d}") if number else path
+        if _write(storage, piece, data):
+            return piece
+    raise AssertionError("count never ends")
+
+
+def _write(storage: Storage, path: Path, data: bytes, if_version: str | None = None) -> bool:
+    """Write an object. `ANY` replaces the one of this name; without it, False is returned if there is one."""
+    with storage.temporary(path) as temporary:
+        temporary.write_bytes(data)
+        return storage.commit(path, temporary, if_version)

@@ -15,8 +15,7 @@ from typing import IO
 
 from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
 from taugrid.retries import retried
-from taugrid.storage.inside import check_inside
-from taugrid.storage.protocol import ANY, Folders, Level, Stat
+from taugrid.storage.protocol import ANY, Folders, Level, Stat, check_inside
 
 MAX_READ_BYTES = 2**27
 """Of a file that is read whole: logs, records and pages are smaller, and a sparse file may claim to be of any size."""
@@ -24,11 +23,7 @@ MAX_READ_BYTES = 2**27
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """Folders of this machine, or of a file system that all machines mount at the same path.
-
-    A file is written to its folder under a temporary name that begins with a dot, so that naming it is one step of the
-    file system.
-    """
+    """A folder, or any path: a file is written under a temporary name that begins with a dot, beside its own."""
 
     root: Path | None = None
     """The root of a run directory, perhaps a link. Nothing outside it is read, written or removed, even by a link.
@@ -40,10 +35,7 @@ class LocalStorage:
         return True
 
     def _check(self, path: Path) -> None:
-        """`check_inside`, also of where links lead; OSError for one that leaves the root, and for a pipe or a device.
-
-        Those would block their reader, or never end.
-        """
+        """`check_inside`, also of where links lead; OSError for one out of the root, and for a pipe or a device."""
         check_inside(path, self.root)
         if self.root is not None:
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -62,11 +54,13 @@ class LocalStorage:
             if not S_ISDIR(mode) and not S_ISREG(mode):
                 raise OSError(errno.ESPIPE, "it is neither a file nor a folder", place)
 
-    def _check_links(self, entries: Mapping[str, bool], folder: Path) -> None:
-        """`_check` the links among the `_entries` of a folder that was checked: other files take no call."""
-        for name, is_link in entries.items():
+    def _matching(self, folder: Path, pattern: str) -> Sequence[str]:
+        """The names in a folder, which was checked, that match a pattern. Links are checked: others take no call."""
+        names = {name: is_link for name, is_link in _entries(folder).items() if fnmatchcase(name, pattern)}
+        for name, is_link in names.items():
             if is_link:
                 self._check(folder / name)
+        return list(names)
 
     def require(self, folder: Path, to_write: bool = False) -> None:
         pass
@@ -100,10 +94,9 @@ class LocalStorage:
             found: dict[str, str] = {}
             if name not in there:
                 return found
-            self._check_links({name: there[name]}, folder)
-            files = {file: is_link for file, is_link in _entries(folder / name).items() if fnmatchcase(file, pattern)}
-            self._check_links(files, folder / name)
-            for file in files:
+            if there[name]:
+                self._check(folder / name)
+            for file in self._matching(folder / name, pattern):
                 with suppress(FileNotFoundError):  # it has gone since
                     found[file] = _stat(retried(partial(os.stat, f"{folder}/{name}/{file}"))).version
             return found
@@ -123,20 +116,12 @@ class LocalStorage:
             if part == ".":
                 continue
             if "*" in part or "[" in part:
-                places, paths = paths, []
-                for place in places:
-                    matches = {name: is_link for name, is_link in _entries(place).items() if fnmatchcase(name, part)}
-                    self._check_links(matches, place)
-                    paths += [place / name for name in matches]
+                paths = [place / name for place in paths for name in self._matching(place, part)]
             else:
                 paths = [path for place in paths if self.exists(path := place / part)]
         return sorted(paths)
 
     def level(self, folder: Path) -> Level:
-        """The system says what is a file while it lists a folder: no other call is needed, except for links.
-
-        Those that lead out of the root are unreadable.
-        """
         self._check(folder)
         files: list[str] = []
         folders: list[str] = []
@@ -144,7 +129,8 @@ class LocalStorage:
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
-                    self._check_links({entry.name: entry.is_symlink()}, folder)
+                    if entry.is_symlink():
+                        self._check(folder / entry.name)
                     kind = folders if entry.is_dir() else files if entry.is_file() else unreadable
                 except OSError:
                     kind = unreadable
@@ -171,18 +157,15 @@ class LocalStorage:
         if if_version is None:
             if not _name(finished, path):
                 return False
-        elif if_version == ANY or self._has_version(path, if_version):
-            rename(finished, path)
         else:
-            return False
+            try:
+                if if_version != ANY and self.stat(path).version != if_version:
+                    return False
+            except FileNotFoundError:
+                return False
+            rename(finished, path)
         sync_folder(path.parent)
         return True
-
-    def _has_version(self, path: Path, version: str) -> bool:
-        try:
-            return self.stat(path).version == version
-        except FileNotFoundError:
-            return False
 
     def append(self, path: Path, data: bytes, synced: bool = False) -> None:
         self._check(path)
@@ -238,9 +221,7 @@ class LocalStorage:
         self._check(path)
         return nullcontext(path)
 
-    def readable(self, path: Path) -> AbstractContextManager[Path]:
-        self._check(path)
-        return nullcontext(path)
+    readable = local_path
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
@@ -270,10 +251,8 @@ def user_cache() -> Path:
 
 
 def _name(finished: Path, path: Path) -> bool:
-    """Name a file; False if a different file has this name.
-
-    Without hard links the name is first created, empty: only one writer can, and only its own file replaces that.
-    """
+    """Name a file; False if a different file has this name. Without hard links the name is first created, empty: only
+    one writer can, and only its own file replaces that."""
     try:
         retried(lambda: os.link(finished, path))
     except FileExistsError:
@@ -290,10 +269,8 @@ def _name(finished: Path, path: Path) -> bool:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder, replacing any file there; a transient error is tried again.
-
-    A network file system may have done it and lost its answer. Then the next attempt finds nothing to rename.
-    """
+    """Rename a file or folder, replacing any file there; a transient error is tried again. A network file system may
+    have done it and lost its answer: then the next attempt finds nothing to rename."""
     failed = False
 
     def attempt() -> None:
@@ -335,11 +312,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, root: Path | None = None) -> None:
-    """Make a folder and those above it, but not `root`; the names of new ones are synced.
-
-    Raises:
-        FileNotFoundError: if there is no `root`.
-    """
+    """Make a folder and those above it, but not `root`, which must exist; the names of new ones are synced."""
     if folder == root:
         retried(folder.stat)
         return
@@ -356,11 +329,8 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
 
 
 def commit_folder(finished: Path, folder: Path) -> None:
-    """Give a finished folder its name, whole: everything in it is on the disk before the name appears.
-
-    Raises:
-        OSError: if a folder of that name is there and not empty, which is kept.
-    """
+    """Give a finished folder its name, whole: everything in it is on the disk before the name appears. OSError if a
+    folder of that name is there and not empty, which is kept."""
     for place, _, names in os.walk(finished, topdown=False, onerror=_raise):
         for name in names:
             sync_file(Path(place) / name)

@@ -1,11 +1,11 @@
-"""Object stores: S3, Google Cloud Storage, Azure, and compatible stores.
+"""Object stores: S3, Google Cloud Storage, Azure, and compatible stores; and which place a URL or a path names.
 
-A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json; it never touches the disk. A file that
-must not be overwritten is created by one conditional request (`If-None-Match: *`). A file that is replaced only in the
-version that was read is replaced by one request with its ETag. obstore is imported with the first request.
+A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json. A file that must not be overwritten is
+created by one conditional request (`If-None-Match: *`), one that is replaced only in the version that was read by one
+with its ETag. obstore is imported with the first request.
 """
 
-import io
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +18,22 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from taugrid import retries
 from taugrid.errors import StoreError, UserError
-from taugrid.storage import appended, outages
-from taugrid.storage.files import is_same
-from taugrid.storage.inside import check_inside
-from taugrid.storage.protocol import ANY, Folders, Level, Stat
-from taugrid.storage.requests import LAST_SECONDS, SMALL_BYTES, SMALL_SECONDS, Bucket, ask, connected, refusal_in
+from taugrid.storage import outages
+from taugrid.storage.files import append, is_same, together
+from taugrid.storage.local import LocalStorage
+from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage, check_inside
+from taugrid.storage.requests import (
+    CREDENTIALS,
+    LAST_SECONDS,
+    SMALL_BYTES,
+    SMALL_SECONDS,
+    Bucket,
+    RangeFile,
+    ask,
+    bucket_here,
+    connected,
+    refusal_in,
+)
 from taugrid.words import with_urls
 
 if TYPE_CHECKING:
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -41,46 +54,6 @@ END_BYTES = 2**16
 
 MAX_PUT_BYTES = 2**32
 """S3 takes up to 5 GB in one request. Larger files are uploaded in parts, which can't have a condition."""
-
-
-class RangeFile(io.RawIOBase):
-    """An object, read by ranges, which all come from one version.
-
-    The first request fetches the end, where Parquet keeps its footer, and the size. A file of up to `END_BYTES` needs
-    no other request.
-    """
-
-    def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
-        self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        start = min(self._at, self._size)
-        stop = self._size if size is None or size < 0 else min(start + size, self._size)
-        self._at = stop
-        if stop <= start:
-            return b""
-        if start >= self._start:
-            return self._end[start - self._start : stop - self._start]
-        fetched = self._fetch(start, min(stop, self._start))
-        return fetched if stop <= self._start else fetched + self._end[: stop - self._start]
 
 
 @dataclass(frozen=True)
@@ -168,11 +141,9 @@ class ObjectStorage:
             return file.read(-1 if length is None else length)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name.
-
-        Any other 409 means that one is being written. If an answer was lost and the stored file has the same bytes,
-        the commit succeeded; but an empty file, which reserves a name, may just as well be another process's.
-        """
+        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name; any
+        other 409 that one is being written. If an answer was lost and the stored file has the same bytes, the commit
+        succeeded; but an empty file, which reserves a name, may just as well be another process's."""
         return self._put(path, finished, lambda: self._condition(path, if_version))
 
     def _put(self, path: Path, finished: Path, condition: Callable[[], Any]) -> bool:
@@ -215,8 +186,8 @@ class ObjectStorage:
         return _only(meta)
 
     def append(self, path: Path, data: bytes, synced: bool = False) -> None:
-        """Rewrites the last piece of the file, or begins a new one (`storage.appended`)."""
-        appended.append(self, path, data, self.rewrite_seconds)
+        """Rewrites the last piece of the file, or begins a new one (`storage.files`)."""
+        append(self, path, data, self.rewrite_seconds)
 
     def move(self, path: Path, target: Path) -> None:
         for old in list(self._below(path)) or [path]:
@@ -274,9 +245,7 @@ class ObjectStorage:
                 yield Path(scratch)
             finally:
                 files = [path for path in sorted(Path(scratch).rglob("*")) if path.is_file()]
-                for _ in appended.together(
-                    self, lambda path: self.commit(folder / path.relative_to(scratch), path, ANY), files
-                ):
+                for _ in together(self, lambda path: self.commit(folder / path.relative_to(scratch), path, ANY), files):
                     pass
 
     @property
@@ -347,10 +316,8 @@ class ObjectStorage:
         return {self._path(meta["path"]): meta for meta in self._listed(folder)}
 
     def _listed(self, folder: Path) -> Iterator["ObjectMeta"]:
-        """What is below a folder. After a page that failed, the listing goes on: of a hundred pages, one often fails.
-
-        A store that can't begin at `last` (Azurite) gives all pages again: those that are known are passed over.
-        """
+        """What is below a folder. After a page that failed, the listing goes on behind `last`; a store that can't begin
+        there (Azurite) gives all pages again, and those that are known are passed over."""
         pages, last = None, None
 
         def page() -> "Sequence[ObjectMeta]":
@@ -418,3 +385,44 @@ def _only(meta: "ObjectMeta") -> Any:
 
 def _is_wild(part: str) -> bool:
     return "*" in part or "[" in part
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a place by a scheme, such as s3://bucket/run, and not by a path."""
+    return _SCHEME.match(text) is not None
+
+
+def open_place(text: str, named: str) -> tuple[Path, Storage]:
+    """The root of a run directory and its storage, by a path, or s3://BUCKET/PREFIX, gs://... or az://CONTAINER/PREFIX.
+    `named` is the option or argument, for messages. Sends no request to an object store yet.
+
+    Raises:
+        UserError: for a URL of an unknown scheme, without a bucket, or with a password in it.
+    """
+    if not is_url(text):
+        root = Path(text).absolute()
+        return root, LocalStorage(root)
+    scheme, rest = text.split(":", 1)
+    rest = rest.lstrip("/")
+    if "@" in rest or "?" in rest or "#" in rest:
+        where = CREDENTIALS.get(scheme, "the environment")
+        raise UserError(
+            f"{named}: a URL of a run directory is {scheme}://BUCKET/PREFIX, without a user, a password, a key or a "
+            f"query; credentials belong in {where}"
+        )
+    if scheme not in CREDENTIALS:
+        known = ", ".join(f"{name}://" for name in CREDENTIALS)
+        raise UserError(f"{named}: {scheme}:// can't hold a run directory; give a folder, or a URL with {known}")
+    bucket, *parts = [part for part in rest.split("/") if part] or [""]
+    if not bucket or {".", ".."} & {bucket, *parts}:
+        raise UserError(f"{named} {scheme}://{rest} is not {scheme}://BUCKET/PREFIX, without . and ..")
+    reached = bucket_here(scheme, bucket)
+    if reached.endpoint is not None and not re.match(r"https?://[^/@]+(/[^@]*)?$", reached.endpoint):
+        raise UserError(
+            f"the endpoint of {scheme}:// in the environment must be http://HOST:PORT or https://HOST, without a "
+            f"password; credentials belong in {CREDENTIALS[scheme]}"
+        )
+    if scheme == "az" and reached.account is None:
+        raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
+    root = Path(f"{scheme}:", bucket, *parts)
+    return root, ObjectStorage(reached, root)

@@ -41,10 +41,7 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def failed(bucket: str, began: float, until: float, how: str) -> None:
-    """An attempt that began at `began` has failed. It is repeated up to `until`, and a few times in any case.
-
-    Both are times of the monotonic clock.
-    """
+    """An attempt that began at `began` (of the monotonic clock) has failed; it is repeated up to `until`."""
     now = time.monotonic()
     if waits is not None:
         waits()
@@ -60,8 +57,7 @@ def failed(bucket: str, began: float, until: float, how: str) -> None:
 
 
 def ended(bucket: str, answered: bool) -> None:
-    """A request that had failed was answered, or is given up. Those that never failed say nothing: reads may pass while
-    writes do not."""
+    """A request that had failed was answered, or is given up."""
     with _lock:
         since, was_told = _since.pop(bucket, None), bucket in _told
         _told.discard(bucket)

@@ -1,17 +1,15 @@
-"""`Storage`: the interface by which the driver and the workers reach a run directory, on a disk or an object store.
-
-An object store can offer all of it: a name is a whole file, nothing is renamed under a reader, and a file that must not
-be overwritten is created by one request.
-"""
+"""`Storage`: the interface by which the driver and the workers reach a run directory, on a disk or an object store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
+from taugrid.errors import UserError
+from taugrid.words import with_urls
+
 ANY: Final = "*"
 """A value of `commit`'s `if_version`: replace any version of the file."""
-
 
 Folders = Callable[[str], Mapping[str, str]]
 """A function: the name of a folder -> the names and versions (`Stat.version`) of files in it; none if it is missing."""
@@ -20,8 +18,7 @@ Folders = Callable[[str], Mapping[str, str]]
 class Stat(NamedTuple):
     """A file, without its content."""
 
-    size: int
-    """Bytes."""
+    size: int  # bytes
     version: str
     """Changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
     modified: float
@@ -31,8 +28,7 @@ class Stat(NamedTuple):
 class Level(NamedTuple):
     """What is directly in a folder, by name."""
 
-    files: Mapping[str, Stat | None]
-    """None: `stat` says it, in a call of its own."""
+    files: Mapping[str, Stat | None]  # None: `stat` says it, in a call of its own
     folders: Sequence[str]
     unreadable: Sequence[str]
     """Neither files nor folders that can be reached: broken links, and what is behind a folder without rights."""
@@ -41,10 +37,9 @@ class Level(NamedTuple):
 class Storage(Protocol):
     """Whole files by name. A storage is plain data: it travels with a job to the worker that does it.
 
-    A name is a `Path`; a storage other than a local folder uses its parts as a key. Methods raise `FileNotFoundError`
-    for a missing file (unless stated otherwise) and any other `OSError`, with its number, for one that can't be read or
-    written: an error while reading is not damage. Transient errors have been tried again before, except where repeating
-    is not safe: appending to an open file, and syncing.
+    A name is a `Path`; an object store uses its parts as a key. Methods raise `FileNotFoundError` for a missing file
+    and any other `OSError` for one that can't be read or written: that is not damage. Transient errors have been tried
+    again before, except where repeating is not safe: appending to an open file, and syncing.
     """
 
     def __hash__(self) -> int:
@@ -55,11 +50,8 @@ class Storage(Protocol):
         """Whether a name is a path of this machine's file system, which other libraries can open."""
 
     def require(self, folder: Path, to_write: bool = False) -> None:
-        """Raise `UserError` if nothing at the path of `folder` can be used: no such bucket, no rights, a wrong clock.
-
-        The folder itself need not exist. With `to_write`, also if the store would overwrite files of others. No check
-        on a disk, whose errors are clear by themselves.
-        """
+        """Raise `UserError` if nothing at the path of `folder`, which need not exist, can be used: no such bucket, no
+        rights; with `to_write`, also if the store would overwrite files of others. No check on a disk."""
 
     def stat(self, path: Path) -> Stat:
         """The size, version and time of a file."""
@@ -73,47 +65,33 @@ class Storage(Protocol):
     def folders(self, folder: Path, pattern: str) -> Folders:
         """The files that match a pattern in the folders that are in `folder` now.
 
-        An object store lists all of them now, a thousand names a request; a disk those of a folder once it is asked
-        for, so that nothing is kept of them.
+        An object store lists all now, a thousand names a request; a disk those of a folder once it is asked for.
         """
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """The files and folders below `folder` that match a glob pattern, sorted; `*` does not match a slash.
-
-        A missing folder has no files; that is not an error.
-        """
+        """The files and folders below `folder`, if there is one, that match a glob, sorted; `*` matches no slash."""
 
     def level(self, folder: Path) -> Level:
-        """What is directly in a folder, in one call or request, however much is below it.
-
-        A folder that is missing is an error on a disk, and empty in an object store.
-        """
+        """What is directly in a folder, in one request. A missing one is an error on a disk, empty in a bucket."""
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of a file from `start`: all, or `length` of them, fewer if the file ends earlier."""
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """Give a finished local file (of `temporary`) its name, atomically. It is there after a power loss.
+        """Give a finished local file (of `temporary`, which may move it) its name, atomically. It is there after a
+        power loss. Returns False if a different file has the name; it is kept.
 
-        Args:
-            path: the name.
-            finished: the file. A disk may move it.
-            if_version: None never overwrites. `ANY` always does. A version (`Stat.version`) replaces that file only;
-                a disk can't compare and rename in one step, so a writer that comes in between is replaced, too.
-
-        Returns:
-            False if a different file has the name; it is kept.
+        `if_version`: None never overwrites. `ANY` always does. A version (`Stat.version`) replaces that file only; a
+        disk can't compare and rename in one step, so a writer that comes in between is replaced, too.
         """
 
     def append(self, path: Path, data: bytes, synced: bool = False) -> None:
-        """Append to a file, or create it; what was `synced` is there after a power loss.
+        """Append to a file, or create it; what was `synced` is there after a power loss. Two writers are not safe.
 
-        For the driver's logs: two writers at a time are not safe.
-
-        A file may go on in others, whose names begin with its own and sort after it: an object can't grow.
+        An object can't grow: a file may go on in others, whose names begin with its own and sort after it.
         """
 
     def move(self, path: Path, target: Path) -> None:
@@ -129,10 +107,7 @@ class Storage(Protocol):
         """Remove a folder with everything in it, if it exists; whatever can't be removed stays."""
 
     def temporary(self, path: Path) -> AbstractContextManager[Path]:
-        """A local path to write to before `commit` gives the file its name; removed at the end.
-
-        It is for libraries that need a real path (matplotlib, pyarrow, NumPy).
-        """
+        """A local path to write to before `commit` gives the file its name; removed at the end."""
 
     def local_path(self, path: Path) -> AbstractContextManager[Path]:
         """A local path of the file, for libraries that need one. It is valid within the context."""
@@ -145,3 +120,20 @@ class Storage(Protocol):
 
     def local_folder(self, folder: Path) -> AbstractContextManager[Path]:
         """A local folder to write tables and figures to; they are in `folder` when the context ends."""
+
+
+def check_inside(path: Path, root: Path | None) -> None:
+    """Raise `UserError` if a path is not `root` or below it. None: any path may be used.
+
+    Every read, write and removal of a storage passes this check: files of a run directory name others, and whoever
+    made the directory may have written anything there.
+    """
+    if root is None:
+        return
+    inner, whole = str(path), str(root).rstrip("/")
+    if inner == whole or (inner.startswith(f"{whole}/") and ".." not in inner[len(whole) :].split("/")):
+        return
+    raise UserError(
+        f"{with_urls(inner)} is outside {with_urls(str(root))}; its files name a wrong id or path, so do not use a "
+        "directory of unknown origin"
+    )

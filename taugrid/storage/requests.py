@@ -1,10 +1,11 @@
 """Requests to an object store: which are tried again, and the messages of those that fail.
 
-obstore's own retries are off. They hide whether an answer was lost, after which a name that exists may be the one that
-this process has just made. They also treat S3's 409 ("two writers at a time, try again") as 412 ("exists").
+obstore's own retries are off: they hide whether an answer was lost, after which a name that exists may be the one that
+this process has just made, and treat S3's 409 ("two writers at a time, try again") as 412 ("exists").
 """
 
 import errno
+import io
 import os
 import re
 import time
@@ -83,8 +84,12 @@ _MEANINGS = {
         errno.EFBIG,
         "the object store takes no file of this size at once; lower sample.shard_evaluations",
     ),
+    "NoCredentials": (errno.EACCES, "no credentials for the object store: set {variables}" + _WHERE),
+    "401": (errno.EACCES, _REFUSED),
+    "403": (errno.EACCES, "no permission for this (need: list, read, write, delete); check the rights of {variables}"),
+    "412": (errno.ESTALE, "it was changed while it was read"),
 }
-"""The error codes of S3 and Azure that a user can fix, with an errno and what to do."""
+"""What a user can fix, with an errno and what to do: by the error code of S3 and Azure or, without one, by status."""
 
 
 class Bucket(NamedTuple):
@@ -97,16 +102,16 @@ class Bucket(NamedTuple):
     account: str | None
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """What obstore must be given to reach it."""
         address = "base_url" if self.scheme == "gs" else "endpoint"
         named = {address: self.endpoint, "region": self.region, "account_name": self.account}
         return {name: value for name, value in named.items() if value}
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is reached by HTTP, without encryption."""
-        return (self.endpoint or "").startswith("http://")
+    def client_options(self) -> dict[str, Any]:
+        """What obstore's HTTP client must be given."""
+        return {"allow_http": (self.endpoint or "").startswith("http://")}
 
 
 def bucket_here(scheme: str, name: str) -> Bucket:
@@ -126,22 +131,15 @@ def bucket_here(scheme: str, name: str) -> Bucket:
 
 @lru_cache(maxsize=16)
 def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
-    """The store of a bucket, with the credentials of this process's environment. Sends no request yet.
-
-    A request that takes longer than `seconds` fails.
-    """
+    """The store of a bucket, with the credentials of this process's environment. Sends no request yet; one that takes
+    longer than `seconds` will fail."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    shared: dict[str, Any] = {
-        "client_options": {
-            "allow_http": bucket.is_plain,
-            "timeout": f"{seconds}s",
-            "connect_timeout": f"{CONNECT_SECONDS}s",
-        },
-        "retry_config": {"max_retries": 0},
-    }
+    times = {"timeout": f"{seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
-    opened: ObjectStore = store(bucket.name, **bucket.options, **shared)
+    opened: ObjectStore = store(
+        bucket.name, **bucket.options, client_options=bucket.client_options | times, retry_config={"max_retries": 0}
+    )
     return opened
 
 
@@ -150,18 +148,15 @@ def file_system(bucket: Bucket) -> Any:
     from obstore.fsspec import FsspecStore
 
     create: Any = FsspecStore  # its overloads want the scheme as a literal
-    return create(bucket.scheme, **bucket.options, client_options={"allow_http": bucket.is_plain})
+    return create(bucket.scheme, **bucket.options, client_options=bucket.client_options)
 
 
 class Refusal(NamedTuple):
     """Why a request failed."""
 
-    status: int | None
-    """The HTTP status; None if there was no answer."""
-    code: str
-    """S3's or Azure's name of the error; empty if there is none."""
-    is_transient: bool
-    """Whether the same request may succeed in a moment."""
+    status: int | None  # the HTTP status; None if there was no answer
+    code: str  # S3's or Azure's name of the error; empty if there is none
+    is_transient: bool  # whether the same request may succeed in a moment
 
     @property
     def shown(self) -> str:
@@ -187,42 +182,22 @@ def refusal_in(error: Exception) -> Refusal:
 
 
 def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
-    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature.
-
-    `tried` says how often and how long a request was repeated.
-    """
+    """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
     refusal = refusal_in(error)
-    variables = CREDENTIALS[scheme]
-    if refusal.code in _MEANINGS:
-        number, reason = _MEANINGS[refusal.code]
-        return StoreError(number, reason.format(variables=variables), url)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and refusal.code not in _MEANINGS:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    if refusal.code == "NoCredentials":
-        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables}{_WHERE}", url)
-    if refusal.status == 412:
-        return StoreError(errno.ESTALE, "it was changed while it was read", url)
-    if refusal.status == 401:
-        return StoreError(errno.EACCES, _REFUSED.format(variables=variables), url)
-    if refusal.status == 403:
-        return StoreError(
-            errno.EACCES,
-            f"no permission for this (need: list, read, write, delete); check the rights of {variables}",
-            url,
-        )
+    if (known := refusal.code if refusal.code in _MEANINGS else str(refusal.status)) in _MEANINGS:
+        number, reason = _MEANINGS[known]
+        return StoreError(number, reason.format(variables=CREDENTIALS[scheme]), url)
     if refusal.is_transient:
         return StoreError(errno.EHOSTUNREACH, f"{refusal.shown}, {tried}; check the endpoint", url)
-    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code]))
-    return StoreError(errno.EPROTO, f"the object store refused this ({answer or type(error).__name__})", url)
+    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code])) or type(error).__name__
+    return StoreError(errno.EPROTO, f"the object store refused this ({answer})", url)
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
-    """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat.
-
-    Raises:
-        FileNotFoundError: if there is no such object.
-        StoreError: for any other error; its text says what to do.
-    """
+    """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat. Raises
+    FileNotFoundError if there is no such object, `StoreError` for any other error."""
     from obstore.exceptions import BaseError
 
     bucket = "/".join(url.split("/")[:3])
@@ -253,3 +228,40 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     finally:
         if len(starts) > 1:
             outages.ended(bucket, answered)
+
+
+class RangeFile(io.RawIOBase):
+    """An object, read by ranges, which all come from one version. Its end, where Parquet keeps its footer, was fetched:
+    a small file needs no other request."""
+
+    def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
+        self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        start = min(self._at, self._size)
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        self._at = stop
+        if stop <= start:
+            return b""
+        if start >= self._start:
+            return self._end[start - self._start : stop - self._start]
+        fetched = self._fetch(start, min(stop, self._start))
+        return fetched if stop <= self._start else fetched + self._end[: stop - self._start]

@@ -125,8 +125,8 @@ def train_here(spec: TrainingSpec, from_newest: Callable[[TrainingSpec, Any], No
 
     from taugrid.workers.accelerator import arithmetic
     from taugrid.workers.training import checkpoints, loop
-    from taugrid.workers.training.batches import Batches
     from taugrid.workers.training.log import Log
+    from taugrid.workers.training.loop import Batches
 
     unreported = spec.train.model_copy(update={"checkpoint_every": spec.train.steps})  # Ray Train would take them
     spec, threads = dataclasses.replace(spec, train=unreported), torch.get_num_threads()

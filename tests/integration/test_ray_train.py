@@ -29,7 +29,7 @@ from taugrid.orchestrator.rundir.events import read_events
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.workers.data import load as data
-from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.load import load_labels
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training import fit as training
 
@@ -108,7 +108,7 @@ BY_TWO = """
 import os, pickle, sys
 from torch import distributed
 from taugrid.workers.training import checkpoints, loop, meeting
-from taugrid.workers.training.batches import Batches
+from taugrid.workers.training.loop import Batches
 from taugrid.workers.training.log import Log
 
 spec = pickle.load(sys.stdin.buffer)

@@ -88,14 +88,14 @@ def user_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def few_draws():
     """Distributions have 2,000 images, not 10,000: KID takes all pairs of a reference, in each session anew."""
-    from taugrid.workers.data import builtin, labels, load
+    from taugrid.workers.data import load, published
 
     def forget():
         load.decoded.cache_clear()
-        labels.load_labels.cache_clear()
+        load.load_labels.cache_clear()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builtin, "DRAWN_IMAGES", 2_000)
+        patch.setattr(published, "DRAWN_IMAGES", 2_000)
         forget()
         yield
     forget()

@@ -26,7 +26,7 @@ from taugrid.eval.metrics.reference_statistics import open_moments, read_statist
 from taugrid.eval.sources import open_images
 from taugrid.images import decode_png
 from taugrid.storage import LOCAL, LocalStorage, read_json
-from taugrid.workers.data.fashion_mnist import read_idx
+from taugrid.workers.data.published import read_idx
 
 ROWS = 2_000_000
 

@@ -21,8 +21,8 @@ from taugrid.orchestrator.external import open_sets, section_of
 from taugrid.orchestrator.progress import Progress
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
+from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.load import load_images
-from taugrid.workers.data.picture import SourceError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

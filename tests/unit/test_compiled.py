@@ -20,8 +20,7 @@ from torch._inductor.exc import InductorError
 from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
-from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, policy
 from taugrid.workers.device import Device
 from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference
@@ -129,7 +128,7 @@ def test_what_the_compiler_is_asked_for_is_known_to_it(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: asked.append(options))
     for device in ("cpu", "cuda"):
-        compiled.by_torch(None, policy(device, compile="default"))
+        compiled.by_torch(None, policy(device, compile="default").layout)
     cpu, strict = asked
     assert strict == cpu | {"layout_optimization": False}, "else it chooses channels_last for float32"
 

@@ -30,12 +30,12 @@ from taugrid.run_id import RunId
 from taugrid.storage import write_json
 from taugrid.workers import ode
 from taugrid.workers.data import load as data
-from taugrid.workers.data.builtin import distribution
-from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.load import load_labels
+from taugrid.workers.data.published import distribution
 from taugrid.workers.device import Device
 from taugrid.workers.network.unet import build_unet
-from taugrid.workers.training import batches, loop
-from taugrid.workers.training.batches import Batches
+from taugrid.workers.training import loop
+from taugrid.workers.training.loop import Batches
 
 SCRATCH = config.Unet.model_validate(UNET)
 
@@ -254,7 +254,7 @@ def test_batches_are_the_same_wherever_the_images_lie(pictures, tmp_path, monkey
     on_cpu = Batches(spec, 0, 1, "cpu")
     device = "cpu:0"  # another name of the CPU, which is treated as a device with memory of its own
     on_device = Batches(spec, 0, 1, device)
-    monkeypatch.setattr(batches, "DEVICE_BYTES", 12 * 64 - 1)
+    monkeypatch.setattr(loop, "DEVICE_BYTES", 12 * 64 - 1)
     for other in (on_device, Batches(spec, 0, 1, device)):
         assert all(torch.equal(a, b) for a, b in zip(other[7][:4], on_cpu[7][:4], strict=True))
     mean = data.load_images(section).mean() / 127.5 - 1

@@ -16,9 +16,8 @@ from snapshots import raises, recorded
 from taugrid.config import Data
 from taugrid.errors import ContentMismatch, UserError
 from taugrid.images import encode_png
-from taugrid.workers.data.fashion_mnist import SHA256
-from taugrid.workers.data.labels import load_known_labels, load_labels, number_of_classes
-from taugrid.workers.data.load import load_images
+from taugrid.workers.data.load import load_images, load_known_labels, load_labels, number_of_classes
+from taugrid.workers.data.published import SHA256
 
 pytestmark = pytest.mark.usefixtures("user_cache")
 

@@ -17,7 +17,7 @@ from taugrid.config import Data
 from taugrid.errors import UserError
 from taugrid.workers.data import decoding, folder
 from taugrid.workers.data import load as data
-from taugrid.workers.data.picture import DecodedImage, SourceError
+from taugrid.workers.data.decoding import DecodedImage, SourceError
 
 
 def fit(pixels, shape):

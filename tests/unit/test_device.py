@@ -16,7 +16,7 @@ from taugrid.eval.metrics.statistics import moments
 from taugrid.orchestrator.dispatch.policy.in_flight import SILENT_SECONDS
 from taugrid.workers import device, heartbeat
 from taugrid.workers.accelerator import transfer
-from taugrid.workers.accelerator.policy import kind_of
+from taugrid.workers.accelerator.arithmetic import kind_of
 from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device
 from taugrid.workers.diffusion.denoiser import Wrapped
 

@@ -21,7 +21,7 @@ from taugrid.orchestrator.view.figures import DRAWN
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.workers.accelerator.hardware import has_gpus
-from taugrid.workers.data import fashion_mnist
+from taugrid.workers.data import published
 from taugrid.workers.network.unet import build_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched")
@@ -112,7 +112,7 @@ def test_nothing_is_asked_of_the_hub(made, tmp_path, monkeypatch):
 def test_what_a_run_would_lack_is_said(assignments, tmp_path, user_cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
     recorded("\n".join(planned(ORACLE, tmp_path / "run", *assignments)[0]["remarks"]))
 
@@ -126,7 +126,7 @@ def test_training_images_that_are_missing_leave_the_price_of_training(tmp_path):
 
 
 def test_labels_that_are_missing_are_said_where_a_network_would_learn_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "read", lambda data: None)  # the images are there
+    monkeypatch.setattr(published, "read_fashion_mnist", lambda data: None)  # the images are there
     config = CONFIG | {"data": {"name": "fashion-mnist", "root": str(tmp_path)}, "model": {"unet": {"num_classes": 10}}}
     config |= {"evaluate": {"extractor": "pixels"}, "sample": CONFIG["sample"] | {"labels": "balanced"}}
     _, said = planned(config, tmp_path / "run")

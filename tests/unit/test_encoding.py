@@ -16,7 +16,7 @@ from taugrid import parquet
 from taugrid.errors import Stopped, is_environment_error
 from taugrid.images import encode_png
 from taugrid.parquet import samples
-from taugrid.parquet.encoder import EncodingProcess
+from taugrid.parquet.samples import EncodingProcess
 from taugrid.workers import sample
 from taugrid.workers.device import Device
 
@@ -58,7 +58,7 @@ def test_if_it_is_killed_that_is_the_nodes_fault_and_another_takes_its_place(pro
 PARENT = """
 import time
 import numpy as np
-from taugrid.parquet.encoder import encode_elsewhere
+from taugrid.parquet.samples import encode_elsewhere
 encode_elsewhere(np.zeros((1, 1, 4, 4), np.uint8))
 print(encode_elsewhere.pid, flush=True)
 time.sleep(240)

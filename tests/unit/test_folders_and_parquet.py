@@ -131,7 +131,7 @@ def test_parquet_that_is_missing_or_damaged_is_refused(tables, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     recorded(refused(of_parquet(root, split="test")), "read")
     pq.write_table(pa.table({"label": [1]}), path)
-    recorded(refused(of_parquet(path)), "pictures")
+    recorded(refused(of_parquet(path)), "PNG")
 
 
 # The hub

@@ -10,7 +10,7 @@ from snapshots import raises
 
 from taugrid.errors import DamagedFile, NotFinite
 from taugrid.images import decode_png, encode_png, to_uint8
-from taugrid.workers.data.picture import EncodedImage, decode_image
+from taugrid.workers.data.decoding import EncodedImage, decode_image
 
 
 def test_what_is_no_number_is_no_grey_level():

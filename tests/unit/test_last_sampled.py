@@ -15,10 +15,8 @@ from taugrid.orchestrator.dispatch.policy.backlog import Backlog
 from taugrid.orchestrator.task import Task
 from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage
-from taugrid.workers import pixels
 from taugrid.workers.accelerator.transfer import ImageTransfer
-from taugrid.workers.device import Device
-from taugrid.workers.pixels import LastSampled, row_groups
+from taugrid.workers.device import Device, LastSampled, row_groups
 from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,7 +74,7 @@ def test_a_run_has_the_same_files_and_reads_no_images(tmp_path, monkeypatch):
 
 def test_the_last_ones_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
     size = IMAGES * 64
-    monkeypatch.setattr(pixels, "MAX_BYTES", 2 * size)
+    monkeypatch.setattr(LastSampled, "max_bytes", 2 * size)
     found = LastSampled()
     for name in "abc":
         written(tmp_path / name, 0, found)
@@ -99,7 +97,7 @@ def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch
 
     monkeypatch.setattr(ImageTransfer, "images", property(images))
     monkeypatch.setattr(parquet.SampleWriter, "append", lambda self, x, *latents: append(self, x.copy(), *latents))
-    monkeypatch.setattr(pixels, "MAX_BYTES", 16 * 192 if fits else 16 * 192 - 1)
+    monkeypatch.setattr(LastSampled, "max_bytes", 16 * 192 if fits else 16 * 192 - 1)
     device, job = Device("cpu"), job_of(str(tmp_path / "x"), (3, 8, 8), 2, 16)
     kept = device.last_sampled
     device.computed = lambda: held.append(sum(each() is not None for each in given))
@@ -122,7 +120,7 @@ def test_a_worker_extracts_what_it_sampled_the_last_first():
 
 def test_nothing_goes_for_a_shard_that_is_too_large(tmp_path, monkeypatch):
     """Patch: no comparison with `MAX_BYTES` in `sample_shard`."""
-    monkeypatch.setattr(pixels, "MAX_BYTES", 4 * 192)
+    monkeypatch.setattr(LastSampled, "max_bytes", 4 * 192)
     device = Device("cpu")
     for name, images in (("small", 2), ("large", 16)):
         sample_shard(job_of(str(tmp_path / name), (3, 8, 8), 2, images), of_time(lambda x, t: x), device)

@@ -8,7 +8,7 @@ from taugrid import config
 from taugrid.workers import schedules
 from taugrid.workers.diffusion.objective import theorem1_sigma, theorem1_weights
 from taugrid.workers.diffusion.process import diffuse, velocity
-from taugrid.workers.training.batches import Loss, TrainingBatch
+from taugrid.workers.training.loop import Loss, TrainingBatch
 
 ALPHA_BAR = schedules.alpha_bar(config.DIFFUSION_DEFAULTS)
 WEIGHTS = config.LossWeights(eta=0.7, sigma_1="sigma_hat", steps=20, spacing="quadratic")

@@ -16,9 +16,8 @@ from taugrid.eval.features.load import Extraction
 from taugrid.jobs import Job, Result, smaller_batch
 from taugrid.orchestrator.dispatch.loop import fault_of
 from taugrid.orchestrator.dispatch.policy.dispatcher import Fault
-from taugrid.workers.accelerator.memory import LRUCache, release_memory
 from taugrid.workers.actor import Worker, run_in_memory
-from taugrid.workers.device import Device
+from taugrid.workers.device import Device, LRUCache, release_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,10 +52,10 @@ def test_an_old_value_is_gone_before_a_new_one_is_loaded():
 
     at_once = []
     for key in "abcab":
-        kept.get(key, load)
+        kept.loaded(key, load)
     assert at_once == [0, 1, 1, 1, 1], "never a third beside two"
     before = len(at_once)
-    kept.get("b", load)
+    kept.loaded("b", load)
     assert len(at_once) == before
     kept.clear()
     assert not alive

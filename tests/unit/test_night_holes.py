@@ -15,8 +15,8 @@ from taugrid import parquet
 from taugrid.eval import extract
 from taugrid.orchestrator.rundir import provenance
 from taugrid.storage import write_sealed
-from taugrid.workers import pixels
 from taugrid.workers import sample as sampling
+from taugrid.workers.device import LastSampled
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
@@ -114,7 +114,7 @@ def test_a_baseline_that_is_replaced_while_a_night_is_interrupted_gets_canaries_
 @pytest.mark.long
 def test_a_fault_in_reading_samples_is_red_because_the_baselines_network_denies_it(begun, history, monkeypatch):
     """Neither canary sees it: one compares pixels, the other scores the reference."""
-    monkeypatch.setattr(pixels, "MAX_BYTES", 0)  # else a worker would not read what it sampled itself
+    monkeypatch.setattr(LastSampled, "max_bytes", 0)  # else a worker would not read what it sampled itself
 
     def darker(*arguments, **options):
         return ((index, images // 2) for index, images in parquet.read_images(*arguments, **options))

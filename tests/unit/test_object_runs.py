@@ -27,7 +27,7 @@ from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
-from taugrid.storage import appended, objects, open_place, outages, pieces, replacing, requests
+from taugrid.storage import files, objects, open_place, outages, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage, url
 from taugrid.workers.actor import Worker
 from taugrid.workers.content import verified_copy
@@ -246,12 +246,12 @@ def test_a_second_driver_is_refused_by_the_lease(bucket):
 @EACH
 def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     root, storage = bucket
-    monkeypatch.setattr(appended, "PIECE_BYTES", 30)
+    monkeypatch.setattr(files, "PIECE_BYTES", 30)
     path = root / "log.jsonl"
     for session in range(2):
         for n in range(3):
             storage.append(path, json.dumps({"session": session, "n": n}).encode() + b"\n")
-        appended.end_session(storage)
+        files.end_session(storage)
     names = [piece.name for piece in pieces(storage, path)]
     assert names == ["log.jsonl", *(f"log.jsonl.{number:06d}" for number in (1, 2, 3))], "none is of both"
     lines = b"".join(map(storage.read, pieces(storage, path))).splitlines()

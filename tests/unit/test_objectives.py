@@ -16,8 +16,8 @@ from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import save_pipeline
 from taugrid.workers.samplers import ddim
-from taugrid.workers.training.batches import Batches, Loss
 from taugrid.workers.training.checkpoints import new_state
+from taugrid.workers.training.loop import Batches, Loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

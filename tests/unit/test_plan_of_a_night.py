@@ -8,7 +8,7 @@ import pytest
 from nights import CELLS, CONFIG, taugrid, write_config
 from snapshots import recorded
 
-from taugrid.workers.data import fashion_mnist
+from taugrid.workers.data import published
 
 begun = nights.begun
 
@@ -58,8 +58,8 @@ def test_what_the_night_would_refuse_is_refused_in_its_words(begun, tmp_path, ch
 
 @pytest.mark.parametrize("lacking", ["a model", "the reference"])
 def test_what_is_not_here_leaves_it_unknown_and_downloads_nothing(begun, tmp_path, lacking, user_cache, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
-    monkeypatch.setattr(fashion_mnist, "download", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path)
+    monkeypatch.setattr(published, "download", lambda *_: pytest.fail("nothing may be downloaded"))
     if lacking == "a model":
         config = write_config(tmp_path / "night.yaml", tmp_path / "absent")
     else:

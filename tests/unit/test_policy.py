@@ -15,8 +15,7 @@ from taugrid.config.sample import Precision
 from taugrid.errors import CustomCodeError, DeviceUnusable
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted
-from taugrid.workers.accelerator.policy import lacks, policy
+from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, lacks, policy
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import FromTimes
 from taugrid.workers.network.checkpoint import saved_network

@@ -11,7 +11,7 @@ from taugrid.eval.metrics.statistics import Moments, symmetric_root
 from taugrid.eval.reference import Reference, open_reference
 from taugrid.eval.sources import ImageSet
 from taugrid.registry.extractors import ExtractorSpec
-from taugrid.workers.data.picture import SourceError
+from taugrid.workers.data.decoding import SourceError
 
 SPEC = ExtractorSpec("pixels", None, "0" * 64, "pixels", None, 4, None)
 

@@ -13,8 +13,8 @@ from taugrid.orchestrator.external import score_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
-from taugrid.workers.data import fashion_mnist
-from taugrid.workers.data.fashion_mnist import FILES
+from taugrid.workers.data import published
+from taugrid.workers.data.published import IDX_IMAGES
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def idx(tmp_path):
     """A folder with the names of Fashion-MNIST's files; what is in them is not read here."""
     folder = tmp_path / "fashion"
     folder.mkdir()
-    for ending, name in (("", FILES["train"]), (".gz", FILES["test"])):
+    for ending, name in (("", IDX_IMAGES["train"]), (".gz", IDX_IMAGES["test"])):
         (folder / f"{name}{ending}").touch()
     return folder
 
@@ -57,7 +57,7 @@ def test_a_folder_of_idx_files_is_fashion_mnist(idx):
     assert resolve_reference(f"{idx}/test") == ResolvedReference(of_test, "fashion-convnet")
     with raises(UserError):
         resolve_reference(str(idx))
-    (idx / FILES["train"]).unlink()
+    (idx / IDX_IMAGES["train"]).unlink()
     assert resolve_reference(str(idx)) == ResolvedReference(of_test, "fashion-convnet")
     assert resolve_reference(f"{idx}/validation") == ResolvedReference(f"{idx}/validation", None), "no such split"
 
@@ -93,7 +93,7 @@ def test_code_that_a_run_directory_names_is_not_run(tmp_path):
 
 @pytest.mark.parametrize("text", ["fashion-mnist/train", "cifar10/test"])
 def test_a_data_set_that_is_not_there_is_asked_for_without_keys_of_a_config(text, user_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
+    monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError) as caught:
         score_images([np.zeros((2, 28, 28), np.uint8)], text, {}, (), Progress.silent())
     said = str(caught.value)

@@ -35,7 +35,7 @@ from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.storage import LocalStorage, appended, end_session, open_place, pieces, together
+from taugrid.storage import LocalStorage, end_session, files, open_place, pieces, together
 
 FILES = 20
 WAIT_SECONDS = 20.0
@@ -329,7 +329,7 @@ def test_what_a_worker_says_after_the_driver_has_ended_it_is_not_heard(tmp_path,
 
 
 def test_pieces_are_read_together_and_the_next_is_begun_without_a_list(bucket, s3, monkeypatch):
-    monkeypatch.setattr(appended, "PIECE_BYTES", 10)
+    monkeypatch.setattr(files, "PIECE_BYTES", 10)
     root, storage = bucket
     before = s3.requests["LIST"]
     for number in range(6):

@@ -27,8 +27,8 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers import device as devices
 from taugrid.workers import ode
-from taugrid.workers.accelerator import memory
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
 from taugrid.workers.network import load
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def counted(monkeypatch):
     """Shortages so far, of each device: its length, or what a function says that is put there."""
     found = []
-    monkeypatch.setattr(memory, "count_ooms", lambda _: found[0]() if found and callable(found[0]) else len(found))
+    monkeypatch.setattr(devices, "count_ooms", lambda _: found[0]() if found and callable(found[0]) else len(found))
     return found
 
 
@@ -75,11 +75,11 @@ def gpu():
 def test_torchs_count_is_read_whoever_caught_the_error(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: asked.append(device) or {"num_ooms": 3})
-    assert memory.count_ooms("cuda:1") == 3
-    assert memory.count_ooms("cpu") == memory.count_ooms("mps") == 0
+    assert devices.count_ooms("cuda:1") == 3
+    assert devices.count_ooms("cpu") == devices.count_ooms("mps") == 0
     assert asked == ["cuda:1"]
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})  # CUDA has not started
-    assert memory.count_ooms("cuda") == 0
+    assert devices.count_ooms("cuda") == 0
 
 
 def test_a_job_whose_kernels_ran_out_of_memory_is_left_to_a_new_process(attempts):  # noqa: F811
@@ -190,7 +190,7 @@ def test_a_sticky_error_costs_the_process_and_no_second_job_is_begun(job):
 def test_on_a_gpu_an_extractor_never_tries_a_size_again(counted, hides):
     """The defects: `if not freed` alone, `self._size` in place of `most_to_extract`, or no `require_none`."""
     device, tried = gpu(), []
-    device.held_networks.get("a network and its graphs", Thing)
+    device.held_networks.loaded("a network and its graphs", Thing)
 
     def extractor(x):
         tried.append(len(x))

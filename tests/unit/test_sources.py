@@ -20,9 +20,9 @@ from taugrid import threads
 from taugrid.errors import DamagedFile
 from taugrid.eval.sources import batches, open_images
 from taugrid.images import encode_png
+from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.folder import EXTENSIONS, files
 from taugrid.workers.data.load import fingerprint
-from taugrid.workers.data.picture import SourceError
 
 
 def pictures(count=100, channels=3, size=8, seed=0):

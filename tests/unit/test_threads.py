@@ -19,8 +19,7 @@ from taugrid.eval.features.resolve import resolve
 from taugrid.eval.sources import batches, open_images
 from taugrid.images import encode_png
 from taugrid.registry.extractors import PIXELS
-from taugrid.workers.data.decoding import fitted
-from taugrid.workers.data.picture import DecodedImage, Reader
+from taugrid.workers.data.decoding import DecodedImage, Reader, fitted
 from taugrid.workers.device import Device
 
 LIMIT = 64

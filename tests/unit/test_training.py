@@ -39,15 +39,15 @@ from taugrid.orchestrator.view.inspection import describe
 from taugrid.storage import LOCAL, replacing, upload_folder
 from taugrid.workers import schedules
 from taugrid.workers.data import load as data
-from taugrid.workers.data.labels import load_labels
+from taugrid.workers.data.load import load_labels
 from taugrid.workers.diffusion import noise
 from taugrid.workers.network.checkpoint import read_checkpoint, saved_network
 from taugrid.workers.network.load import load_network
 from taugrid.workers.network.unet import build_unet, save_pipeline
 from taugrid.workers.training import checkpoints, fit, loop, meeting
-from taugrid.workers.training.batches import Batches
 from taugrid.workers.training.checkpoints import new_state
 from taugrid.workers.training.log import SCALARS, Log, Record, is_logged, training_progress
+from taugrid.workers.training.loop import Batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ from taugrid.errors import NotFinite
 from taugrid.images import to_uint8
 from taugrid.parquet import samples
 from taugrid.workers.accelerator import transfer
-from taugrid.workers.finite import Watched, not_finite
+from taugrid.workers.sample import Watched, not_finite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

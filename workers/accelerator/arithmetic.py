@@ -1,17 +1,18 @@
 """How networks compute: in true float32, unless a cell's `sample.precision` asks for less.
 
-torch is imported when something is computed, not with this module: the driver must not import it.
+`policy` decides it for each kind of device: everything that lays out memory, sets a switch of torch or chooses a kernel
+asks there, and benchmarks/device measures it. torch is imported when something is computed, not with this module: the
+driver must not import it.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taugrid.config.sample import Compilation, Precision, Sample
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import ATTENTION, Policy, kind_of, lacks, policy
 from taugrid.workers.diffusion.denoiser import Wrapped
 from taugrid.workers.diffusion.process import Point
 
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
 
     from taugrid.workers.diffusion.denoiser import Denoiser
 
-AMPERE = (8, 0)
-"""The compute capability of the A100, the first NVIDIA architecture with TF32 and bf16."""
+HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
+"""Precisions whose layers compute in half precision -> torch's name of the type."""
+
+ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+"""torch's kernels for attention, as it names their switches."""
+
+SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
+"""Those that torch may choose from where nothing is trained on a GPU: whether it prefers cuDNN's depends on the cuDNN
+found at run time (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp)."""
+
+AMPERE = "an NVIDIA GPU of the A100's generation or later"
+"""What TF32 and bf16 need."""
 
 REPEATABLE_COMPILER = "2.10"
-"""The first torch whose compiler has the option `deterministic`. Of a reduction, older ones time up to seven kernels
-that add in other orders (`_reduction_configs` in torch/_inductor/runtime/triton_heuristics.py)."""
+"""The first torch whose compiler has the option `deterministic`: older ones choose the order of sums by timing."""
 
 SUMS = ("bf16", "fp16")
 """Types for whose sums of products torch has a switch, as the switch names them."""
@@ -34,6 +44,86 @@ SUMS = ("bf16", "fp16")
 ON_CPUS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
 """Variables by which libraries compute float32 differently whatever torch's switches say."""
+
+
+class Policy(NamedTuple):
+    """How a network is computed; every field changes its output in the last digits, or more."""
+
+    layout: Literal["channels_last", "contiguous_format"]  # torch's name of the memory format of weights and images
+    tf32: bool  # whether float32 products and convolutions may round their factors to TF32
+    autocast: str | None  # torch's name of the type that the network is called under autocast to
+    weights: str | None
+    """torch's name of the type that weights and x are cast to; None: they stay in float32."""
+    attention: tuple[str, ...]  # the kernels that torch may choose from
+    compile: Compilation
+    pads: bool
+    """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
+
+
+def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
+    """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
+
+    channels_last: oneDNN on CPUs is faster with it, and cuDNN's tensor cores in half precision need it. In true float32
+    torch's GroupNorm copies such images there and back, and MIOpen does at each convolution.
+
+    Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
+    that of flash attention, which is for half precision (torch's attention_backward.cu).
+
+    In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
+    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
+    """
+    half = HALF.get(precision)
+    casts = precision == "bf16-weights"
+    attention = SAMPLING_ATTENTION
+    if trains and kind != "cpu":
+        attention = ("flash", "math") if kind == "cuda" and half else ("math",)
+    return Policy(
+        layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
+        tf32=precision == "tf32",
+        autocast=None if casts else half,
+        weights=half if casts else None,
+        attention=attention,
+        compile=compile,
+        pads=kind != "cpu" or compile != "none",
+    )
+
+
+class Need(NamedTuple):
+    """A setting that a device lacks what it needs for, and values that it has."""
+
+    setting: str
+    instead: str
+
+    def refused(self, because: str, way_out: str) -> str:
+        """The error message: why there is no such device, and how to get one."""
+        return f"{self.setting} needs {AMPERE}, and {because}; set {self.instead}, or {way_out}"
+
+
+def lacks(
+    kind: str, precision: Precision, is_ampere: bool = True, section: str = "sample", key: str = "precision"
+) -> Need | None:
+    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
+
+    `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
+    through float32, and leave a network uncompiled.
+    """
+    setting = f"{section}.{key}: {precision}"
+    has_fp16 = (section, key) == ("sample", "precision")
+    if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):
+        return Need(setting, "float32 or fp16" if has_fp16 else "float32")
+    if precision == "tf32" and kind != "cuda":
+        return Need(setting, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
+    return None
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device that torch names so, such as `cuda:1`: AMD's GPUs are `cuda` to torch too."""
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        return "rocm" if torch.version.hip is not None else kind
+    return kind
 
 
 class Arithmetic(NamedTuple):
@@ -70,10 +160,9 @@ def require_float32(has_gpu: bool) -> None:
 def configure(how: Policy = CONFIGURED) -> None:
     """Make this process compute in true float32, or in TF32 where `how` says so, and the same every time.
 
-    A user's network or extractor can change these settings of the whole process, so they are set for every job. torch
-    has an old and a new set of switches. Libraries read the old ones, and torch raises an error if both disagree, so
-    both are set. The new ones are set where they are read, not from above: there no later setting reaches them. Sums in
-    half precision are as torch ships them.
+    A user's network or extractor can change these settings, so they are set for every job. torch has an old and a new
+    set of switches, and raises an error if they disagree, so both are set. The new ones are set where they are read,
+    not from above: there no later setting reaches them. Sums in half precision are as torch ships them.
     """
     import torch
 
@@ -120,21 +209,21 @@ def without_tf32() -> Iterator[None]:
 def restored() -> Iterator[None]:
     """Leave this process's switches after the context as they were before: a caller's process has its own.
 
-    torch refuses to read float32's old switches where they disagree with the new ones, and its users are told to use
-    the new ones alone. So the new ones are read first, and made to agree within the context.
-
-    cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from above says otherwise (torch 2.13), and
-    no call sets that again. Where it does, they obey it afterwards too. Else they are TF32 of their own afterwards, and
-    `torch.backends.fp32_precision = "ieee"` no longer reaches them.
+    torch refuses to read float32's old switches where they disagree with the new ones. So the new ones are read first,
+    and made to agree within the context. cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from
+    above says otherwise (torch 2.13), and no call sets that again: where it does not, they are TF32 of their own
+    afterwards, and `torch.backends.fp32_precision = "ieee"` no longer reaches them.
     """
     import torch
 
     backends: Any = torch.backends
     cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
-    switches.append((matmul, "allow_fp16_accumulation"))
-    before = [(*switch, getattr(*switch)) for switch in switches]
-    before += [(matmul, *_reduced_sums(matmul, half)) for half in SUMS]
+    before = [(*switch, getattr(*switch)) for switch in [*switches, (matmul, "allow_fp16_accumulation")]]
+    for name in (f"allow_{half}_reduced_precision_reduction" for half in SUMS):
+        split = getattr(matmul, f"{name}_split_k", None)  # of newer versions, whose value covers split sums too
+        value = getattr(matmul, name)
+        before.append((matmul, name, value if split is None else (value, split)))
     attention = {kernel: getattr(backends.cuda, f"{kernel}_sdp_enabled")() for kernel in ATTENTION}
     precisions = []  # each place and what is set there itself, not from above
     for place in (backends, cudnn, mkldnn):  # the topmost first, or else its value would be read below
@@ -167,26 +256,15 @@ def restored() -> Iterator[None]:
             getattr(backends.cuda, f"enable_{kernel}_sdp")(on)
 
 
-def _reduced_sums(matmul: Any, half: str) -> tuple[str, Any]:
-    """The switch for sums of products in `half`, and its value, which in newer versions covers split sums too."""
-    name = f"allow_{half}_reduced_precision_reduction"
-    split = getattr(matmul, f"{name}_split_k", None)
-    return name, getattr(matmul, name) if split is None else (getattr(matmul, name), split)
-
-
 def is_ampere(device: str) -> bool:
     """Whether a device that torch names so, where it is NVIDIA's, is of the generation of the A100 or later."""
     import torch
 
-    return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
+    return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:
-    """Set this process up for a job, and return how it computes on `device` (torch's name of it).
-
-    Raises:
-        DeviceUnusable: if the device does not have the precision, or what `compile` needs.
-    """
+    """Set this process up for a job, and return how it computes on `device`; `DeviceUnusable` as `require`."""
     require(precision, device, hardware, compile)
     how = policy(kind_of(device), precision, compile)
     configure(how)
@@ -196,8 +274,8 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
 def prepare_training(precision: Precision, device: str, hardware: str, compiles: bool = False) -> Policy:
     """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
 
-    In float32, torch warns in the log of an operation that it can't repeat. In half precision it raises RuntimeError:
-    flash attention's backward pass is repeatable only in this strict mode.
+    In float32, torch warns of an operation that it can't repeat. In half precision it raises RuntimeError: flash
+    attention's backward pass is repeatable only in this strict mode.
     """
     import torch
 
@@ -272,8 +350,8 @@ def adapted(
 def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None:
     """Cast the floating-point parameters of a module to torch's type `half`, in place.
 
-    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms, which torch computes with
-    float32 parameters in any type, and the children named in `but`.
+    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms and the children named in
+    `but`.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -290,8 +368,8 @@ def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None
 def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
     """`network`, always called with `batch_size` images: zeros fill up a smaller batch.
 
-    Else a batch that is cut short would be compiled again, or computed by other kernels of a library: on GPUs they are
-    chosen by the number of images, and an image would depend on where its shard ends.
+    Else a batch that is cut short would be compiled again, or computed by other kernels, and an image would depend on
+    where its shard ends.
     """
     import torch
 

@@ -1,8 +1,5 @@
 """torch.compile for networks: static shapes, and no choice by timing, which would differ from one process to the next.
 
-torch keeps what it compiled with the code, not with the weights: a second network of the same architecture in the same
-process takes a fraction of a second.
-
 This is the one file that uses `torch._dynamo` and `torch._inductor`: torch 2.13 has no public name for the limit on
 compilations, for the errors of its compiler, or for what an installed compiler has as options.
 """
@@ -24,7 +21,6 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
 from taugrid.words import this_node
-from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.data.decoding import locked
 from taugrid.workers.diffusion.denoiser import Wrapped
 
@@ -39,9 +35,8 @@ CHOICES_BY_TIMING: dict[str, bool] = {"shape_padding": False, "deterministic": T
 """Options of torch's compiler. Before torch 2.10 it lacks `deterministic` and is refused on GPUs."""
 
 MAX_COMPILATIONS = 256
-"""How often torch may compile the same code, for different shapes of weights or batches and different precisions.
-torch's own limit is 8 in a process. Beyond it torch silently runs the code uncompiled, so the bits of an image would
-depend on what its worker did before."""
+"""How often torch may compile the same code. Beyond its own limit of 8 in a process torch silently runs the code
+uncompiled, so the bits of an image would depend on what its worker did before."""
 
 
 BEAT_SECONDS = 5.0
@@ -51,25 +46,23 @@ COMPILE_SECONDS = 1800.0
 """How long it may say so. Compiling takes minutes, and hours only if torch's compiler hangs."""
 
 
-def by_torch(function: F, how: Policy) -> F:
-    """`function`, which torch compiles when it is first called, as `how` says."""
-    return torch.compile(function, dynamic=False, options=options(how))  # type: ignore[return-value]
+def by_torch(function: F, layout: str) -> F:
+    """`function`, which torch compiles when it is first called; `layout` is that of `Policy`."""
+    return torch.compile(function, dynamic=False, options=options(layout))  # type: ignore[return-value]
 
 
-def options(how: Policy) -> dict[str, Any]:
+def options(layout: str) -> dict[str, Any]:
     """Options of torch's compiler; those that an older one lacks are left out."""
     chosen = dict(CHOICES_BY_TIMING)
-    if how.layout == "contiguous_format":
+    if layout == "contiguous_format":
         chosen["layout_optimization"] = False  # torch's compiler would choose channels_last for convolutions
     known = set(torch._inductor.list_options())
     return {name: value for name, value in chosen.items() if name in known}
 
 
 def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager[None]] = nullcontext) -> "Denoiser":
-    """`network`, which is compiled, and whose calls raise `DeviceUnusable` if torch can't compile it here.
-
-    Its first call, which compiles it, is in the context that `first_call` returns.
-    """
+    """`network`, which is compiled at its first call, in the context that `first_call` returns. Raises `DeviceUnusable`
+    if torch can't compile it here."""
     contexts = chain([first_call], repeat(nullcontext))
 
     def called(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
@@ -102,9 +95,8 @@ def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager
 def once_on_a_node(compiled: object, beat: Callable[[], None]) -> Iterator[None]:
     """The first call of a network of which `compiled` says all that torch compiles it by.
 
-    The first worker of a node to get here compiles alone, and the others wait: they read torch's cache then, by default
-    a folder of the user's on the node. Not all code is kept there, so they do not wait for each other. `beat` is called
-    every `BEAT_SECONDS`, for at most `COMPILE_SECONDS`: if the compiler hangs, the worker falls silent then.
+    The first worker of a node to get here compiles alone, and the others wait: they read torch's cache then. `beat` is
+    called every `BEAT_SECONDS`, for at most `COMPILE_SECONDS`: if the compiler hangs, the worker falls silent then.
     """
     marker = Path(cache_dir()) / "taugrid" / hashlib.sha256(repr((compiled, torch.__version__)).encode()).hexdigest()
     with beating(beat):
@@ -138,10 +130,7 @@ def beating(beat: Callable[[], None]) -> Iterator[None]:
 
 
 def _is_cudas(error: BaseException | None) -> bool:
-    """Whether an error came from an error of CUDA, which torch's compiler wraps in its own.
-
-    Texts do not tell: "Triton Error [CUDA]" is the compiler's too.
-    """
+    """Whether an error came from one of CUDA, which torch's compiler wraps. "Triton Error [CUDA]" is the compiler's."""
     while error is not None and type(error).__name__ != "AcceleratorError":
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
     return error is not None

@@ -1,8 +1,5 @@
 """The devices of a machine: what torch finds there, the GPU that Ray gave a process, and versions for records.
 
-A GPU is started, or refused in one line with torch's own words and the ways out. Torch's texts are from
-c10/cuda/CUDAFunctions.cpp (`device_count_impl`), torch/cuda/__init__.py (`_lazy_init`), and cudaGetErrorString in
-c10/cuda/CUDAException.cpp. A build for ROCm has the same texts, some with HIP in place of CUDA.
 Torch is imported in functions: neither the driver nor its checks import it.
 """
 
@@ -11,7 +8,7 @@ import platform
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from taugrid.errors import DeviceUnusable, is_accelerator_error, last_line
@@ -28,30 +25,25 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 
 BUILDS = "see https://pytorch.org/get-started/previous-versions"
 
-WAYS_OUT = {
-    "driver on your system is too old": f"update the driver, or install a torch for its CUDA on every node: {BUILDS}",
-    "not compiled with CUDA enabled": f"install a torch for GPUs on every node: {BUILDS}",
-    "No (CUDA|HIP) GPUs are available": "start Ray on the node with --num-gpus equal to the number of GPUs that {tool} "
-    "lists and with CUDA_VISIBLE_DEVICES unset, and containers with their GPUs (docker run --gpus all)",
-    "no kernel image|invalid device function": "install a torch that has kernels for this card on every node: "
-    + BUILDS,
-    "busy or unavailable": "end the other processes that {tool} shows, or the card's exclusive-process mode",
-    "Found no NVIDIA driver|driver initialization failed": "install its driver there, or give the container its GPUs "
-    "(docker run --gpus all)",
-    "out of memory": "end the other processes that {tool} shows, which fill its memory",
-}
-"""What torch says, as patterns -> what to do about it."""
+GPU_REMEDY = (
+    f"check its driver, that torch is a build for it ({BUILDS}), that no other process fills it, and that `ray start "
+    "--num-gpus` and a container (docker run --gpus all) have it; or set cluster.gpus_per_worker: 0 to use CPUs"
+)
+"""What to do about a GPU that torch can't use."""
 
-_HARDWARE = re.compile(r"ECC|hardware stack error|fallen off the bus|GPU is lost|NVLink")
+NOT_BROKEN = "no kernel image|invalid device function|busy or unavailable|out of memory"
+"""Errors of CUDA and HIP when a GPU is started that say nothing against the card (cudaGetErrorString)."""
+
+BROKEN_REMEDY = (
+    "Xid (NVIDIA) or amdgpu lines in dmesg there tell whether the card is broken; then exclude the node with "
+    "cluster.label_selector"
+)
+"""What to do about an accelerator's error after which a process can't use it any more."""
 
 
 def start_gpu(who: str = "this worker") -> str:
-    """Start the GPU that Ray gave this process, which may see no other, and return its model.
-
-    Raises:
-        DeviceUnusable: if torch can't use it and a new process could not either; it names the ways out.
-        Exception: torch's error, if the accelerator is broken (`is_accelerator_error`).
-    """
+    """Start the GPU that Ray gave this process, which may see no other, and return its model. `DeviceUnusable` if torch
+    can't use it and a new process could not either; torch's error if the accelerator is broken."""
     import torch
 
     try:
@@ -61,14 +53,11 @@ def start_gpu(who: str = "this worker") -> str:
         return model
     except Exception as error:
         words = torchs_words(error)
-        if (out := way_out(words)) is None:
-            if is_accelerator_error(error):
-                raise
-            out = "check its driver and its torch"
+        if is_accelerator_error(error) and not re.search(NOT_BROKEN, words):
+            raise
     # Not in the handler: with torch's error as its context, it would count as a broken accelerator.
     raise DeviceUnusable(
-        f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {out}, or set "
-        "cluster.gpus_per_worker: 0 to use CPUs"
+        f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {GPU_REMEDY}"
     )
 
 
@@ -79,34 +68,14 @@ def torchs_words(error: BaseException) -> str:
     return re.split(r" Please | Of the allocated memory ", last_line(error))[0].rstrip(" .")
 
 
-def way_out(words: str) -> str | None:
-    """What to do about an error of torch's when it starts a GPU, in a phrase; None: that is not known."""
-    tool = "rocm-smi" if "HIP" in words else "nvidia-smi"
-    return next((out.format(tool=tool) for text, out in WAYS_OUT.items() if re.search(text, words)), None)
-
-
-def about_broken(words: str) -> str:
-    """What to do about an accelerator's error after which a process can't use it any more, in a phrase."""
-    counts, log = ("rocm-smi --showrasinfo", "amdgpu") if "HIP" in words else ("nvidia-smi -q -d ECC", "Xid")
-    if _HARDWARE.search(words):
-        return (
-            f"the card is broken or must be reset: check `{counts}` and {log} lines in dmesg there; exclude the node "
-            "with cluster.label_selector"
-        )
-    return f"{log} lines in dmesg there tell whether the card is broken"
-
-
 @dataclass(frozen=True)
 class TorchFound:
     version: str
-    kind: str
-    """What it is built for: cuda, rocm or cpu."""
+    kind: str  # what it is built for: cuda, rocm or cpu
     libraries: Mapping[str, str] = field(default_factory=dict)
     gpus: list[tuple[str, int, int]] = field(default_factory=list)
     """Name, bytes of memory, and free bytes of each GPU that has computed something."""
-    error: str = ""
-    """Why it can't use a GPU, in its own words."""
-    fix: str = ""
+    error: str = ""  # why it can't use a GPU, in its own words
 
 
 def torch_found() -> TorchFound:
@@ -127,9 +96,7 @@ def torch_found() -> TorchFound:
             free, total = torch.cuda.mem_get_info(number)
             found.gpus.append((str(torch.cuda.get_device_name(number)), int(total), int(free)))
     except Exception as error:
-        words = torchs_words(error)
-        fix = way_out(words) or "check its driver and its torch"
-        return TorchFound(found.version, kind, found.libraries, found.gpus, words, fix)
+        return replace(found, error=torchs_words(error))
     return found
 
 
@@ -139,11 +106,8 @@ def has_gpus() -> bool:
 
 
 def libraries(kind: str, modules: Path = Path("/sys/module")) -> dict[str, str]:
-    """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs.
-
-    `cuda` and `cudnn`, or `hip` and `miopen`, are those that torch loaded (91002 is cuDNN 9.10.2). `driver`: NVIDIA's
-    and AMD's modules tell their version; the amdgpu that is part of Linux has none.
-    """
+    """Name -> version of what a `kind` of device computes with, as far as it is known; empty for CPUs. `cuda` and
+    `cudnn`, or `hip` and `miopen`, are those that torch loaded (91002 is cuDNN 9.10.2)."""
     if kind not in DRIVERS:
         return {}
     import torch

@@ -1,5 +1,4 @@
-"""Transfers to the device and back while it computes: sampled images as 8 bits, and extracted features. And how far
-the device is with what was submitted to it.
+"""Transfers to the device and back while it computes, and how far the device is with what was submitted to it.
 
 A GPU is never left with nothing to do: the work of the next batch is begun before the host waits for the last one. A
 CPU has computed a batch when its call returns, so there every transfer is done at once.
@@ -20,13 +19,11 @@ IN_FLIGHT = 2
 """Batches that were submitted to a GPU and are not on the host yet."""
 
 CALLS_AHEAD = 8
-"""Network calls that a GPU has not finished when the host submits the next one. CUDA itself queues about 1,000
-launches; so far behind, heartbeats would say nothing of the device. Eight calls of 2 ms
-outlast the 5 ms for which another Python thread may keep the host from launching."""
+"""Network calls that a GPU has not finished when the host submits the next one. CUDA queues about 1,000 launches:
+heartbeats would say nothing of the device. Eight calls of 2 ms outlast the 5 ms of another Python thread."""
 
 SLOW_SECONDS = 1.0
-"""A call for which the host waits this long keeps a GPU busy by itself: then one is ahead, so that after the last call
-the host is silent for two calls and not for nine."""
+"""A call for which the host waits this long keeps a GPU busy by itself: then one is ahead, not eight."""
 
 
 class Mark(Protocol):
@@ -40,10 +37,8 @@ class Mark(Protocol):
 
 
 def mark(device: torch.device) -> Mark | None:
-    """The point after all that was submitted so far. None: a call has computed when it returns, as on CPUs.
-
-    Tests and benchmarks replace this function to simulate a GPU.
-    """
+    """The point after all that was submitted so far. None: a call has computed when it returns, as on CPUs. Tests and
+    benchmarks replace this function to simulate a GPU."""
     if device.type != "cuda":
         return None
     event: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy
@@ -68,10 +63,7 @@ class Submitted:
             self._pending.append((end, amount))
 
     def make_room(self) -> None:
-        """Report what is finished, and wait until another call may be submitted, with a report after each call.
-
-        If the device hangs, there is none: this function waits for it.
-        """
+        """Report what is finished, and wait until another call may be submitted, with a report after each call."""
         while self._pending and self._pending[0][0].query():
             self._finish_one()
         self._report(self._finished)
@@ -105,16 +97,12 @@ class Transfer:
 
 @dataclass
 class ImageTransfer(Transfer):
-    start: int
-    """The index of the first image."""
-    began: float
-    """The time at which its computation began, in seconds of `time.perf_counter`."""
-    pixels: Tensor
-    """(B, C, H, W) uint8, on the host."""
+    start: int  # the index of the first image
+    began: float  # the time at which its computation began, in seconds of `time.perf_counter`
+    pixels: Tensor  # (B, C, H, W) uint8, on the host
     flags: Tensor
     """(2,) bool, on the host: whether all outputs of the network were finite, and all values of the images."""
-    latents: Tensor | None = None
-    """(B, d) float32, on the host, where they are kept."""
+    latents: Tensor | None = None  # (B, d) float32, on the host, where they are kept
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -145,10 +133,7 @@ def images_to_host(
 
 
 def to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Mark | None]:
-    """The tensors in host memory, and the point after their copies, before which they may not be filled.
-
-    The host does not wait for a GPU. Without one, the point is None.
-    """
+    """The tensors in host memory, and the point before which a GPU may not have filled them."""
     # A copy in pinned memory is filled when the device reaches it in its queue; torch reuses such memory.
     copies = [
         torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True) if x.is_cuda else x.cpu()
@@ -181,11 +166,7 @@ def completed(transfers: Iterable[T]) -> Iterator[T]:
 
 
 class Clock:
-    """Seconds in which at least one batch was in flight, from the start of its computation to the end of its transfer.
-
-    On a GPU the next batch is begun before one is yielded, so time that the consumer then spends, for example waiting
-    for threads that encode, counts too.
-    """
+    """Seconds in which a batch was in flight, from the start of its computation to the end of its transfer."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,55 +1,115 @@
-"""Encoded images, decoded once, fitted to one shape, and kept in a file that is mapped to memory.
+"""Encoded images, and how they become pixels: decoded once, fitted to one shape, and kept in a file mapped to memory.
 
 The file is in the user's cache. Its name is a hash of the files that it was decoded from. Imports no torch.
 """
 
+import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from taugrid.config import Data
-from taugrid.errors import DamagedFile, UserError
+from taugrid.errors import DamagedFile, UserError, joined_lines
 from taugrid.hashing import digest_of_shape, json_sha256
 from taugrid.registry.datasets import Shape
 from taugrid.storage import read_sealed, replacing, write_sealed
-from taugrid.workers.data.picture import DecodedImage, Reader, SourceError
+from taugrid.threads import as_is, decode_each
 from taugrid.workers.heartbeat import alive
 
 CACHE_FORMAT = 1
 """Part of every key: raised when the same files should give other pixels."""
+
+IMAGES_AT_ONCE = 32
+"""Images that are read at once: few, so that the first batch is ready soon."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH_OFFSET = 24
+"""The byte of a PNG's header that holds the bits of a channel."""
+
+
+class SourceError(ValueError):
+    """Images that are intact but can't be used. The message is one line with the file and what to do."""
+
+
+class DecodedImage(NamedTuple):
+    name: str  # of the file or row that it comes from
+    pixels: NDArray[np.uint8]  # (C, H, W), as they are stored, as torch-fidelity reads them
+    lossy: bool  # stored with loss, as JPEG is
+    turned: bool = False  # its EXIF data ask viewers to turn it
+
+
+class EncodedImage(NamedTuple):
+    name: str  # of the file or row that it comes from
+    data: bytes  # of a PNG, JPEG or WebP file
+
+
+class Reader(NamedTuple):
+    """Images in a fixed order, not read yet."""
+
+    num_images: int
+    items: Callable[[int], Iterable[Any]]
+    """Called with a number n; returns the items of image n and all that follow, to be decoded."""
+    decode_item: Callable[[Any], DecodedImage] = as_is
+    """Called with an item; returns its image. Large images are decoded in threads."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that need no image to be read."""
+
+    def images(
+        self, first: int = 0, transform: Callable[[DecodedImage], DecodedImage] = as_is
+    ) -> Iterator[DecodedImage]:
+        """`transform` of each image from number `first` on, in order."""
+        return decode_each(self.decode_item, self.items(first), lambda image: image.pixels.nbytes, transform)
+
+
+def decode_image(image: EncodedImage) -> DecodedImage:
+    """The image in the bytes of a PNG or JPEG file. Raises `SourceError` unless it is 8-bit grey or RGB, `DamagedFile`
+    if the bytes are not such a file, or only part of one."""
+    name, data = image
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            mode, lossy = picture.mode, picture.format != "PNG"
+            # Pillow silently takes the upper 8 bits of 16-bit RGB, whose mode is "RGB". That of 16-bit grey is "I;16".
+            if data.startswith(PNG_SIGNATURE) and data[PNG_DEPTH_OFFSET] == 16:
+                mode = f"16-bit {mode.removesuffix(';16')}"
+            pixels = np.asarray(picture) if mode in ("L", "RGB") else None
+            turned = "exif" in picture.info and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        if not lossy:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+                picture.verify()  # decoding alone checks no checksum, so a flipped byte would be other pixels
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else joined_lines(error)
+        raise DamagedFile(f"{name} can't be decoded: {reason}; replace or remove it") from None
+    if pixels is None:
+        raise SourceError(f"{name} must be 8-bit grey (L) or RGB, not {mode} (Pillow's mode): convert it first")
+    return DecodedImage(name, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), lossy, turned)
 
 
 class EncodedDataset(NamedTuple):
     """A data set whose images must be decoded."""
 
     root: Path
-    files: Sequence[Path]
-    """The files that the images are read from, below `root`. A changed file is recognised by its size or time."""
+    files: Sequence[Path]  # below `root`; a changed file is recognised by its size or time
     reader: Reader
 
 
 class Decoded(NamedTuple):
-    images: NDArray[np.uint8]
-    """(N, C, H, W), read-only."""
-    fingerprint: str
-    """`workers.data.load.fingerprint` of them."""
+    images: NDArray[np.uint8]  # (N, C, H, W), read-only
+    fingerprint: str  # `workers.data.load.fingerprint` of them
 
 
 def load_or_decode(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
     """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
 
-    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it.
-
-    Raises:
-        UserError: if a file is missing or damaged, an image does not fit, or the disk is too full.
+    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it. Raises
+    `UserError` if a file is missing or damaged, an image does not fit, or the disk is too full.
     """
     count = min(encoded.reader.num_images, data.limit or encoded.reader.num_images)
     try:
@@ -82,10 +142,7 @@ def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
 
     As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
     resized (bilinear, with antialiasing) until it just covers height x width, and its centre is cropped. Grey becomes
-    RGB if `shape` has 3 channels.
-
-    Raises:
-        taugrid.workers.data.picture.SourceError: if it is smaller, or RGB although `shape` is grey.
+    RGB if `shape` has 3 channels. Raises `SourceError` if it is smaller, or RGB although `shape` is grey.
     """
     channels, height, width = shape
     pixels = picture.pixels
@@ -98,20 +155,16 @@ def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
             "set a smaller shape, or remove the image"
         )
     if pixels.shape[1:] != (height, width):
-        pixels = _resized(pixels, height, width)
+        _, h, w = pixels.shape
+        new_h, new_w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
+        top, left = round((new_h - height) / 2), round((new_w - width) / 2)
+        whole = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+        resized = np.asarray(whole.resize((new_w, new_h), Image.Resampling.BILINEAR))
+        cropped = resized[top : top + height, left : left + width]
+        pixels = cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
     if len(pixels) < channels:
         pixels = np.repeat(pixels, channels, axis=0)
     return picture._replace(pixels=pixels)
-
-
-def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    _, h, w = pixels.shape
-    new_h, new_w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
-    top, left = round((new_h - height) / 2), round((new_w - width) / 2)
-    picture = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
-    resized = np.asarray(picture.resize((new_w, new_h), Image.Resampling.BILINEAR))
-    cropped = resized[top : top + height, left : left + width]
-    return cropped[None] if cropped.ndim == 2 else cropped.transpose(2, 0, 1)
 
 
 @contextmanager

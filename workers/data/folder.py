@@ -7,23 +7,16 @@ from pathlib import Path
 
 from taugrid.config import Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.workers.data.decoding import EncodedDataset
-from taugrid.workers.data.labels import Labels, of_folders
-from taugrid.workers.data.load import root_of
-from taugrid.workers.data.picture import DecodedImage, EncodedImage, Reader, decode_image
+from taugrid.workers.data.decoding import DecodedImage, EncodedDataset, EncodedImage, Reader, decode_image
+from taugrid.workers.data.load import Labels, of_folders, root_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """The endings that torch-fidelity reads. `files` also uses its order: files directly in the folder, by real path."""
 
 
 def read(data: Data) -> EncodedDataset:
-    """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path.
-
-    Linked subfolders are not entered, and names that begin with a dot are skipped.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """The PNG and JPEG files below `root`, or below its subfolder for a split, sorted by path; `UserError` if there are
+    none."""
     root = root_of(data) if data.split == "all" else root_of(data) / data.split
     paths = below(root, [f"*{ending}" for ending in EXTENSIONS])
     if paths:
@@ -36,10 +29,7 @@ def read(data: Data) -> EncodedDataset:
 
 def labels(data: Data) -> Labels:
     """The labels of the images of `read`: the classes are the folders directly below the split's, sorted by name.
-
-    Raises:
-        UserError: as `read`, and if an image is in none of them.
-    """
+    `UserError` if an image is in none of them."""
     found = read(data)
     parts = [path.relative_to(found.root).parts for path in found.files]
     loose = next((path for path, names in zip(found.files, parts, strict=True) if len(names) == 1), None)
@@ -95,10 +85,8 @@ def subfolder_with_images(folder: Path) -> str | None:
 
 
 def below(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path.
-
-    Linked folders are not entered, and names that begin with a dot are skipped.
-    """
+    """The files below `root` whose relative path matches one of `patterns` (see `fits`), sorted by that path. Linked
+    folders are not entered, and names that begin with a dot are skipped."""
     paths = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]

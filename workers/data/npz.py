@@ -15,7 +15,7 @@ import numpy as np
 
 from taugrid.errors import DamagedFile, joined_lines
 from taugrid.images import MAX_PIXELS
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
+from taugrid.workers.data.decoding import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
 
 NPZ_IMAGES = "arr_0"
 """The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
@@ -32,7 +32,13 @@ compressed in another way, or written by a later version of zip (NotImplementedE
 def reader(path: Path) -> Reader:
     """The images `arr_0` (N, H, W, C) of an `.npz`, read a few at a time."""
     try:
-        names, (count, *shape) = _header(path)
+        with _opened(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if NPZ_IMAGES not in names:
+                hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
+                raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
+            with archive.open(f"{NPZ_IMAGES}.npy") as file:
+                count, *shape = _npy_shape(path, file, archive.getinfo(f"{NPZ_IMAGES}.npy"))
     except SourceError:
         require_intact_npz(path)  # a damaged file can look like one of another kind
         raise
@@ -52,10 +58,8 @@ def require_intact_npz(path: Path) -> None:
 
 
 def require_small_arrays(path: Path) -> None:
-    """Raise `DamagedFile` unless the arrays of an `.npz`, apart from images, are as large as their headers say.
-
-    They can be read whole then: a file of some kB can't claim arrays that fill the memory.
-    """
+    """Raise `DamagedFile` unless the arrays of an `.npz`, apart from images, are as large as their headers say: a file
+    of some kB can't claim arrays that fill the memory."""
     with _opened(path) as archive:
         infos = [info for info in archive.infolist() if info.filename not in ("", f"{NPZ_IMAGES}.npy")]
         for info in infos:
@@ -67,10 +71,8 @@ def require_small_arrays(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Turns the exceptions of zipfile and numpy into `DamagedFile`, and refuses what numpy never writes.
-
-    With other compressions, zipfile unpacks without a limit.
-    """
+    """Turns the exceptions of zipfile and numpy into `DamagedFile`, and refuses compressions that numpy never writes,
+    which zipfile unpacks without a limit."""
     try:
         with zipfile.ZipFile(path) as archive:
             if {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -80,17 +82,6 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except NPZ_ERRORS as error:
         raise DamagedFile(f"{path} is not a complete .npz: {joined_lines(error)}") from None
-
-
-def _header(path: Path) -> tuple[list[str], tuple[int, ...]]:
-    """The names of the arrays in an `.npz`, and the shape of its images."""
-    with _opened(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        if NPZ_IMAGES not in names:
-            hint = "; mu and sigma can be a reference, not samples" if {"mu", "sigma"} <= set(names) else ""
-            raise SourceError(f"{path} has no images {NPZ_IMAGES} (N, height, width, channels), only {names}{hint}")
-        with archive.open(f"{NPZ_IMAGES}.npy") as file:
-            return names, _npy_shape(path, file, archive.getinfo(f"{NPZ_IMAGES}.npy"))
 
 
 def _array_header(file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

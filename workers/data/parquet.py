@@ -20,11 +20,16 @@ from taugrid.config import Data
 from taugrid.config.model import is_hub_id
 from taugrid.errors import DamagedFile, MissingInput, UserError, joined_lines
 from taugrid.workers import hub
-from taugrid.workers.data.decoding import EncodedDataset
+from taugrid.workers.data.decoding import (
+    IMAGES_AT_ONCE,
+    EncodedDataset,
+    EncodedImage,
+    Reader,
+    SourceError,
+    decode_image,
+)
 from taugrid.workers.data.folder import below, files, fits
-from taugrid.workers.data.labels import Labels
-from taugrid.workers.data.load import root_of
-from taugrid.workers.data.picture import IMAGES_AT_ONCE, EncodedImage, Reader, SourceError, decode_image
+from taugrid.workers.data.load import Labels, root_of
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*")
 """How Hugging Face names the files of a split. A hash may follow."""
@@ -37,12 +42,11 @@ def read(data: Data) -> EncodedDataset:
     """The image column of Parquet files, by path, then row. `root` is a file, a folder, or hf://datasets/ORG/NAME.
 
     A split's files are named SPLIT.parquet or SPLIT-*.parquet, or are in a folder of its name, as Hugging Face writes
-    and finds them.
-
-    Raises:
-        UserError: if there are none, one of X-00000-of-0000N is missing, or one can't be read.
+    and finds them. Raises `UserError` if there are none, one of X-00000-of-0000N is missing, or one can't be read.
     """
-    patterns = _patterns(data.split)
+    split = data.split
+    names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
+    patterns = ["*.parquet"] if split == "all" else [*names, *(f"*/{name}" for name in names)]
     root = _hub_folder(data, patterns) if "://" in str(data.root) else root_of(data)
     if root.is_file():
         root, paths = root.parent, [root] if fits(root.name, patterns) else []
@@ -69,11 +73,8 @@ LABEL = "label"
 
 
 def labels(data: Data) -> Labels:
-    """The column `label` of the files of `read`. Hugging Face writes the names of its classes beside it.
-
-    Raises:
-        UserError: as `read`, and if there is no such column, or one with anything but whole numbers from 0 on.
-    """
+    """The column `label` of the files of `read`, whole numbers from 0 on. Hugging Face writes the names of its classes
+    beside it."""
     values, names = [], []
     for path in read(data).files:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -119,20 +120,9 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
             )
 
 
-def _patterns(split: str) -> list[str]:
-    """Patterns of the relative paths of a split's files; a star matches slashes too."""
-    if split == "all":
-        return ["*.parquet"]
-    names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
-    return [*names, *(f"*/{name}" for name in names)]
-
-
 def _hub_folder(data: Data, patterns: Sequence[str]) -> Path:
-    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if `data.download` is set.
-
-    The commit in the cache is reused, so that a data set doesn't change between two commands. With `download`, the hub
-    provides the files that the cache lacks, and the list of files if the cache has none.
-    """
+    """The folder in Hugging Face's cache that holds a data set's Parquet files, downloaded if `data.download` is set:
+    at the commit in the cache, so that a data set doesn't change between two commands."""
     match = HUB_ROOT.fullmatch(str(data.root))
     revision = match and match["revision"] and unquote(match["revision"])
     identifier = "" if match is None else match["repo"] + (f"@{revision}" if revision else "")
@@ -194,23 +184,15 @@ def _tables(path: Path) -> list[ImageTable]:
     tables = [_table(p) for p in paths]
     if all(table.ends is not None for table in tables):
         tables.sort(key=lambda table: table.ends or (0, 0))
-        _require_one_cell(path, tables)
+        stop = 0  # `_table` has checked the rows within each file
+        for table in tables:
+            first, last = table.ends or (stop, stop)
+            if first != stop:
+                raise SourceError(
+                    f"{table.path} begins with image {first}, not {stop}: give all files of one cell, and no others"
+                )
+            stop = last + 1
     return tables
-
-
-def _require_one_cell(path: Path, tables: Sequence[ImageTable]) -> None:
-    """Raise `SourceError` unless the sorted files have the indices 0, 1, 2, ... without gaps or repetitions.
-
-    `_table` has checked the rows within each file. Images that are missing at the end can't be detected.
-    """
-    before, stop = "", 0
-    for table in tables:
-        first, last = table.ends or (stop, stop)
-        if first < stop:
-            raise SourceError(f"{before} and {table.path} both hold index {first}: give the files of one cell")
-        if first > stop:
-            raise SourceError(f"{path} lacks the images {stop} to {first - 1}: give all files of a cell")
-        before, stop = table.path, last + 1
 
 
 def _table(path: str) -> ImageTable:
@@ -231,15 +213,12 @@ def _table(path: str) -> ImageTable:
 def _image_column(path: str, schema: pa.Schema) -> str:
     """The column of pictures: binary, or a struct with the field `bytes`. Of several, the one named `image`."""
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
-    if len(candidates) == 1 or "image" in candidates:
-        return "image" if "image" in candidates else candidates[0]
-    if candidates:
+    if len(candidates) != 1 and "image" not in candidates:
         raise SourceError(
-            f"{path} has several columns of bytes, {candidates}: rename the one with the pictures to image"
+            f"{path} needs a column image, or only one, of bytes of PNG or JPEG, or of structs with bytes; it has "
+            f"{schema.names}"
         )
-    raise SourceError(
-        f"{path} has no column of pictures (bytes of PNG or JPEG, or a struct with bytes), only {schema.names}"
-    )
+    return "image" if "image" in candidates else candidates[0]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

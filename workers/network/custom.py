@@ -20,8 +20,7 @@ from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import cast_weights
-from taugrid.workers.accelerator.policy import Policy, kind_of, policy
+from taugrid.workers.accelerator.arithmetic import Policy, cast_weights, kind_of, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256
@@ -278,7 +277,7 @@ def for_inference(made: Any, name: str, device: str, how: Policy | None = None) 
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import by_torch
 
-        function = by_torch(function, how)
+        function = by_torch(function, how.layout)
 
     def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         try:

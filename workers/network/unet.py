@@ -21,8 +21,7 @@ from taugrid.config import Diffusion, Unet
 from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
 from taugrid.words import listed
-from taugrid.workers.accelerator.arithmetic import cast_weights, without_tf32
-from taugrid.workers.accelerator.policy import Policy
+from taugrid.workers.accelerator.arithmetic import Policy, cast_weights, without_tf32
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes
@@ -110,7 +109,7 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
     if how.compile != "none":
         from taugrid.workers.accelerator.compiled import by_torch  # torch's compiler takes a second to import
 
-        module = by_torch(unet, how)
+        module = by_torch(unet, how.layout)
 
     @torch.inference_mode()
     def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:

@@ -13,12 +13,11 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
-from taugrid.config import Train
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.storage.local import commit_folder
-from taugrid.workers.accelerator.policy import kind_of, policy
+from taugrid.workers.accelerator.arithmetic import kind_of, policy
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 from taugrid.workers.training.log import LOG, Record, events_folder
 
@@ -28,18 +27,12 @@ class State:
     unet: UNet2DModel
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
-    step: int = 0
-    """Steps done."""
-    seconds: float = 0.0
-    """Time spent on them, over all attempts."""
+    step: int = 0  # done
+    seconds: float = 0.0  # spent on them, over all attempts
 
 
 def new_state(spec: TrainingSpec, device: str) -> State:
-    """The state before the first step, a function of `train.seed` alone.
-
-    Raises:
-        Hopeless: if `model.unet` does not work for these images.
-    """
+    """The state before the first step, of `train.seed` alone; `Hopeless` if `model.unet` does not fit the images."""
     assert spec.train.seed is not None
     shape = spec.data.image_shape
     torch.manual_seed(spec.train.seed)
@@ -52,14 +45,13 @@ def new_state(spec: TrainingSpec, device: str) -> State:
     how = policy(kind_of(device), spec.train.precision, trains=True)
     memory_format = getattr(torch, how.layout) if spec.train.channels_last else torch.contiguous_format
     unet = unet.to(device=device, memory_format=memory_format).train()
-    return State(unet, ema_start(unet), _optimizer(spec.train, unet))
-
-
-def _optimizer(settings: Train, unet: UNet2DModel) -> torch.optim.Optimizer:
-    if settings.optimizer == "adamw":
-        decay = settings.weight_decay
-        return torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=decay, fused=True)
-    return torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, fused=True)
+    weights, rate = unet.parameters(), spec.train.learning_rate
+    optimizer: torch.optim.Optimizer
+    if spec.train.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=spec.train.weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.Adam(weights, lr=rate, fused=True)
+    return State(unet, ema_start(unet), optimizer)
 
 
 def not_finite(record: Record, to_be_kept: State | None) -> str | None:

@@ -37,6 +37,9 @@ COLLATERAL = re.compile(
 )
 """Matches the error of a worker that failed only because another worker did."""
 
+AFTERMATH = re.compile(r"connection (closed|reset)|remote process exited", re.I)
+"""Matches those that say the least: another worker ended."""
+
 LOW_MEMORY = re.compile(r"low on memory|OutOfMemory", re.I)
 """Matches Ray's message for a worker that Ray itself killed. Ray does not detect kills by the system's kernel."""
 
@@ -74,8 +77,6 @@ def remove_leftovers(models_dir: str | Path, model_id: str) -> None:
 def train(spec: TrainingSpec) -> None:
     """Train the model unless it already exists. An interrupted training continues from its last checkpoint.
 
-    Ray Train and TensorBoard write by paths, so nothing in the folder may be a link.
-
     Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
     Raises:
@@ -83,7 +84,7 @@ def train(spec: TrainingSpec) -> None:
         NodesLeave: if its nodes will be taken away.
         NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
         RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
-        UserError: if there is a link.
+        UserError: if there is a link in its folder, to which Ray Train and TensorBoard write by paths.
     """
     for path in (Path(spec.models_dir), spec.running, *spec.running.rglob("*")):
         if path.is_symlink():
@@ -132,10 +133,8 @@ def _fit(spec: TrainingSpec) -> None:
 
 
 def in_one_line(error: "TrainingFailedError") -> str:
-    """The last lines of the workers' errors, with ranks. Errors that only follow from another worker's are left out.
-
-    If all are about connections, each may follow from another: one of them is shown.
-    """
+    """The last lines of the workers' errors, with ranks, but for those that only follow from another worker's. If all
+    are about connections, one of them is shown."""
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
@@ -143,13 +142,9 @@ def in_one_line(error: "TrainingFailedError") -> str:
     ranks: dict[str, list[str]] = {}
     for rank, failure in sorted(error.worker_failures.items()):
         ranks.setdefault(_of_worker(failure), []).append(str(rank))
-    causes = [line for line in ranks if not COLLATERAL.search(line)] or [min(ranks, key=_is_aftermath)]
+    causes = [line for line in ranks if not COLLATERAL.search(line)]
+    causes = causes or [min(ranks, key=lambda line: AFTERMATH.search(line) is not None)]
     return "; ".join(f"{line} (worker {', '.join(ranks[line])})" for line in causes)
-
-
-def _is_aftermath(line: str) -> bool:
-    """Whether a worker's error of its connection may only mean that another worker ended."""
-    return re.search(r"connection (closed|reset)|remote process exited", line, re.I) is not None
 
 
 def _of_worker(failure: BaseException) -> str:
@@ -184,10 +179,8 @@ def _work(loop_config: dict[str, Any]) -> str | None:
 
 
 def _drop_torn_snapshot(running: Path) -> None:
-    """Remove Ray Train's list of checkpoints if a kill left it half-written: its writing is not atomic.
-
-    Ray Train refuses to start with half a list. Without a list, the workers find the newest checkpoint themselves.
-    """
+    """Remove Ray Train's list of checkpoints if a kill left it half-written: it would refuse to start. Without a list,
+    the workers find the newest checkpoint themselves."""
     snapshot = running / "checkpoint_manager_snapshot.json"
     try:
         json.loads(snapshot.read_bytes())

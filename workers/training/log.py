@@ -27,27 +27,20 @@ LOGGED_LINES = 1_000
 
 
 class Record(NamedTuple):
-    step: int
-    """Steps done, including this one."""
-    loss: float
-    """The mean over the global batch, before the step's update."""
+    step: int  # done, this one included
+    loss: float  # the mean over the global batch, before the step's update
     learning_rate: float
-    gradient_norm: float
-    """Norm of the gradient of the global batch's loss, before clipping."""
+    gradient_norm: float  # of the global batch's loss, before clipping
     workers: int
-    seconds: float
-    """Time spent on training so far, over all attempts."""
+    seconds: float  # of training so far, over all attempts
 
 
 class Log:
     """log.jsonl, with a line for each logged step. With `tensorboard`, also event files with `SCALARS`."""
 
     def __init__(self, folder: Path, done: int, tensorboard: bool) -> None:
-        """Continue after step `done`. Records of later steps are dropped, because those steps will be repeated.
-
-        Raises:
-            Hopeless: if TensorBoard is requested but not installed.
-        """
+        """Continue after step `done`. Records of later steps are dropped, because those steps will be repeated. Raises
+        `Hopeless` if TensorBoard is requested but not installed."""
         path = folder / LOG
         kept = [record for record in whole_lines(path) if record["step"] <= done]
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +48,16 @@ class Log:
         self._checkpoint = folder / CHECKPOINT
         self.checkpointed(done)
         self._file = path.open("a", buffering=1)  # a line is one write
-        self._events = _new_event_writer(folder) if tensorboard else None
+        self._events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise Hopeless(
+                    "train.tensorboard needs the package tensorboard on every node; install it there"
+                ) from error
+            shutil.rmtree(events_folder(folder), ignore_errors=True)  # what began later would lack steps
+            self._events = SummaryWriter(events_folder(folder))
         for record in kept:
             self._show(record)
 
@@ -81,16 +83,6 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _new_event_writer(folder: Path) -> Any:
-    """A writer of new event files. Old ones are removed: they lack steps if TensorBoard was switched on later."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise Hopeless("train.tensorboard needs the package tensorboard on every node; install it there") from error
-    shutil.rmtree(events_folder(folder), ignore_errors=True)
-    return SummaryWriter(events_folder(folder))
-
-
 def events_folder(folder: Path) -> Path:
     """The folder of TensorBoard's event files while training runs in `folder`."""
     return folder / "tensorboard"
@@ -102,14 +94,11 @@ def is_logged(step: int, steps: int) -> bool:
 
 
 class TrainingProgress(NamedTuple):
-    step: int
-    """Steps done."""
+    step: int  # done
     loss: float
     workers: int
-    seconds: float = 0.0
-    """Time spent on training so far, over all attempts."""
-    checkpoint: int = 0
-    """Steps that its last checkpoint has done, from which it would continue."""
+    seconds: float = 0.0  # of training so far, over all attempts
+    checkpoint: int = 0  # steps that its last checkpoint has done, from which it would continue
 
 
 def training_progress(models_dir: str | Path, model_id: str, storage: Storage = LOCAL) -> TrainingProgress | None:
@@ -128,10 +117,8 @@ def training_progress(models_dir: str | Path, model_id: str, storage: Storage = 
 
 
 def whole_lines(log: Path, storage: Storage = LOCAL, end: int | None = None) -> list[dict[str, Any]]:
-    """The records in a log.jsonl, or in its last `end` bytes; none if there is no such file.
-
-    What is not a complete line of JSON is skipped: a kill leaves half a line, a power loss may leave NULs.
-    """
+    """The records in a log.jsonl, or in its last `end` bytes; none if there is no such file. What is no whole line is
+    skipped: a kill leaves half a line, a power loss may leave NULs."""
     try:
         start = 0 if end is None else max(0, storage.stat(log).size - end)
         data = storage.read(log, start, end)

@@ -9,25 +9,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
 from torch import Tensor, distributed
 
-from taugrid.config import Train
+from taugrid.config import Diffusion, LossWeights, Train
 from taugrid.errors import DeviceUnusable, UserError
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
-from taugrid.workers.accelerator.arithmetic import prepare_training
+from taugrid.workers import schedules
+from taugrid.workers.accelerator.arithmetic import kind_of, policy, prepare_training
 from taugrid.workers.accelerator.hardware import start_gpu
-from taugrid.workers.accelerator.memory import OomCounter
-from taugrid.workers.accelerator.policy import kind_of, policy
-from taugrid.workers.device import set_up
+from taugrid.workers.data.load import load_known_images, load_known_labels
+from taugrid.workers.device import OomCounter, set_up
+from taugrid.workers.diffusion import noise
+from taugrid.workers.diffusion.objective import l_gamma, mean_square
+from taugrid.workers.diffusion.process import predicted
+from taugrid.workers.diffusion.processes import DiscreteVP
 from taugrid.workers.network.unet import UNet2DModel, ema_decay, ema_update
 from taugrid.workers.training import checkpoints
-from taugrid.workers.training.batches import Batches, Loss, TrainingBatch
 from taugrid.workers.training.checkpoints import State, new_state, not_finite
 from taugrid.workers.training.log import Log, Record, is_logged
 from taugrid.workers.training.meeting import Meeting, Notice
@@ -35,11 +38,87 @@ from taugrid.workers.training.meeting import Meeting, Notice
 NOT_REPEATABLE = "does not have a deterministic implementation"
 """What torch says of an operation that gives something else each time, where that is an error."""
 
+DEVICE_BYTES = 4 * 2**30
+"""Data sets up to this size are kept on the device. Larger ones are moved there batch by batch, from a mapped file."""
+
+
+class TrainingBatch(NamedTuple):
+    """One rank's part of a step's global batch."""
+
+    x_t: Tensor  # (B, C, H, W), the images with noise added to them, as the network gets them
+    t: Tensor
+    """(B,) times of the process: int64 in 1..T, or float64 if it is continuous."""
+    x0: Tensor  # shaped like `x_t`: the images in [-1, 1]
+    eps: Tensor  # shaped like `x_t`: the noise
+    told: Tensor  # (B,) what the network is told
+    labels: Tensor | None = None
+    """(B,) int64 in 0..K, where K is the null class. None: the network takes none."""
+
+
+class Loss:
+    """The loss of a network's output: the mean square error of its prediction (L_simple for epsilon), or L_gamma on eps
+    with Theorem 1's weights."""
+
+    def __init__(self, diffusion: Diffusion, weights: LossWeights | None, device: str) -> None:
+        """Raises ValueError if Theorem 1 has no such weights."""
+        self._process = schedules.process(diffusion)
+        self._gamma: Tensor | None = None
+        if weights is not None:
+            self._gamma = torch.from_numpy(schedules.gamma(weights, schedules.alpha_bar(diffusion))).to(device)
+
+    def __call__(self, output: Tensor, batch: TrainingBatch) -> Tensor:
+        """(B,) losses of the output (B, C, H, W)."""
+        if self._gamma is not None:
+            assert isinstance(self._process, DiscreteVP), "the plan refuses loss_weights of other processes"
+            alpha_bar = self._process.alpha_bar_at(batch.t)
+            eps = predicted(output, batch.x_t, alpha_bar, self._process.prediction).eps
+            return l_gamma(eps, batch.eps, self._gamma[batch.t])
+        return mean_square(output, self._process.target(batch.x0, batch.eps, batch.t))
+
+
+class Batches:
+    """The batches of one rank: a contiguous slice of the positions 0..B-1, a function of the step."""
+
+    def __init__(self, spec: TrainingSpec, rank: int, world_size: int, device: str) -> None:
+        assert spec.train.seed is not None
+        size = spec.train.batch_size
+        self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
+        self._antithetic = spec.train.antithetic
+        self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
+        self._images = load_known_images(spec.data, spec.data_sha256)
+        fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
+        self._on_device = torch.tensor(self._images, device=device) if fits else None
+        self._process = schedules.process(spec.diffusion)
+        self._classes, self._label_dropout = spec.unet.num_classes, spec.train.label_dropout
+        self._labels: Tensor | None = None
+        if spec.labels_sha256 is not None:
+            known = load_known_labels(spec.data, spec.labels_sha256).of_images
+            self._labels = torch.tensor(known, dtype=torch.int64, device=device)
+
+    def __getitem__(self, step: int) -> TrainingBatch:
+        """The images of `step` = 0, 1, ... with noise added to them."""
+        process, num_images = self._process, len(self._images)
+        draws = noise.training_draws(self._seed, step, self._positions, num_images, process.timesteps, self._antithetic)
+        t = process.drawn_time(draws.t)
+        if self._on_device is not None:
+            pixels = self._on_device[draws.index]
+        else:
+            pixels = torch.from_numpy(self._images[draws.index.cpu().numpy()]).to(draws.index.device)
+        x0 = pixels.float() / 127.5 - 1
+        if self._flip:
+            x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
+        eps = noise.normal(self._seed, self._positions, step, self._shape, domain="train-eps")
+        labels = None if self._labels is None else self._labels[draws.index]
+        if labels is not None and self._label_dropout:  # a share of them becomes the null class
+            assert self._classes is not None, "the plan refuses label_dropout without classes"
+            drops = noise.label_drops(self._seed, step, self._positions, self._label_dropout)
+            labels = labels.masked_fill(drops, self._classes)
+        return TrainingBatch(process.noised(x0, eps, t), t, x0, eps, process.told_at(t), labels)
+
 
 def run(spec: TrainingSpec) -> bool:
-    """Train, and commit the model from rank 0.
-
-    Returns False if its nodes will be taken away: its last checkpoint has all steps that it did.
+    """Train, and commit the model from rank 0. Returns False if its nodes will be taken away: its last checkpoint has
+    all steps that it did.
 
     Raises:
         Hopeless: if the network can't be built, a worker can't use its GPU, a node lacks the run directory, the
@@ -87,10 +166,7 @@ def repeatable(settings: Train) -> Iterator[None]:
 
 
 def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> Batches:
-    """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding.
-
-    Before that, the rank checks that its node has the run directory.
-    """
+    """The `Batches` of one rank. Made before the process group, which would not wait for slow decoding."""
     try:
         if spec.run_id is not None:
             check_run(spec.run_id, LOCAL)
@@ -102,8 +178,8 @@ def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> B
 def learning_rate(step: int, settings: Train) -> float:
     """The rate at `step` = 0, 1, ...: it rises linearly during the warm-up, then stays constant or falls as a cosine.
 
-    `cosine`: at the k-th of the K steps after the warm-up, the rate is multiplied by (1 + cos(pi k / K)) / 2, which
-    is 0 at the last (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts).
+    `cosine`: times (1 + cos(pi k / K)) / 2 at the k-th of the K steps after the warm-up, which is 0 at the last
+    (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts).
     """
     rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
     k, K = step + 1 - settings.warmup_steps, settings.steps - settings.warmup_steps
@@ -164,11 +240,8 @@ def train(
 def _step(
     spec: TrainingSpec, state: State, network: Any, batch: TrainingBatch, loss_of: Loss, rate: float, world_size: int
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer and of the average.
-
-    Returns this rank's share of the loss (the sum over ranks is the mean over the global batch), and the norm of the
-    global batch's gradient before clipping. Both stay on the device until they are read.
-    """
+    """One step of the optimizer and of the average. Returns, on the device, this rank's share of the loss (the sum over
+    ranks is the mean over the global batch), and the norm of the global gradient before clipping."""
     settings = spec.train
     if spec.unet.dropout > 0:
         digest = hashlib.sha256(f"taugrid/train-dropout/{settings.seed}/{state.step}".encode()).digest()
@@ -195,8 +268,6 @@ def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
 def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world_size: int) -> Any:
     """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients.
 
-    It is compiled inside DDP, as torch advises (torch.compiler, "Where to apply torch.compile?").
-
     DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
     effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
     """
@@ -206,7 +277,7 @@ def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world
     elif settings.compile:
         from taugrid.workers.accelerator.compiled import options
 
-        unet.compile(options=options(policy(kind_of(device), settings.precision, trains=True)))
+        unet.compile(options=options(policy(kind_of(device), settings.precision, trains=True).layout))
     if world_size == 1:
         return unet
     network = torch.nn.parallel.DistributedDataParallel(unet)
@@ -215,11 +286,7 @@ def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world
 
 
 def device_of(spec: TrainingSpec) -> str:
-    """The worker's device, set up with a thread for each of its CPUs.
-
-    Raises:
-        DeviceUnusable: if Ray gave it a GPU that torch can't use, or that lacks `train.precision`.
-    """
+    """The worker's device, set up with a thread for each of its CPUs. Raises `DeviceUnusable`."""
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
         prepare_training(spec.train.precision, "cpu", "a CPU", spec.train.compile)

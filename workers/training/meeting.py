@@ -30,12 +30,8 @@ class Meeting:
     """Where the ranks of one start of a training exchange what each of them knows, before and while they compute."""
 
     def __init__(self, folder: Path, rank: int, world_size: int) -> None:
-        """All ranks make it at the same time. One rank alone needs no file.
-
-        Raises:
-            Hopeless: if the folder's file system has no locks.
-            OSError: if only this rank's node can't lock files there; Ray Train then stops the others.
-        """
+        """All ranks make it at the same time. `Hopeless` if the folder's file system has no locks; OSError if only this
+        rank's node can't lock files there: Ray Train then stops the others."""
         self.rank, self.world_size = rank, world_size
         if world_size == 1:
             return
@@ -50,13 +46,8 @@ class Meeting:
         self._store = store_in(folder / name, world_size)
 
     def stop_together(self, about: str, fault: str | None) -> None:
-        """Stop all ranks if any of them has a fault `about` something: the others can't go on without it.
-
-        It needs no process group, which a rank without a GPU could not join.
-
-        Raises:
-            Hopeless: the fault of the first rank that has one.
-        """
+        """Raise `Hopeless` in all ranks if any of them has a fault `about` something. It needs no process group, which
+        a rank without a GPU could not join."""
         faults = [fault or ""]
         if self.world_size > 1:
             self._store.set(f"{about}/{self.rank}", fault or "")
@@ -66,11 +57,8 @@ class Meeting:
 
     @contextmanager
     def process_group(self, device: str) -> Iterator[None]:
-        """Connect the ranks.
-
-        A rank that fails does not destroy the group. If it did, all others would fail too and bury its error under
-        theirs. Instead they wait until Ray Train stops them.
-        """
+        """Connect the ranks. One that fails does not destroy the group: all others would fail too and bury its error
+        under theirs. Instead they wait until Ray Train stops them."""
         if self.world_size == 1:
             yield
             return
@@ -82,10 +70,7 @@ class Meeting:
 
 
 def store_in(file: Path, world_size: int) -> Store:
-    """The store of `world_size` ranks in a file.
-
-    It is opened by its path. In a URL, as torch's `init_method` takes it, a name would end before # or ?: elsewhere.
-    """
+    """The store of `world_size` ranks in a file, opened by its path: in a URL a name would end before # or ?."""
     store = FileStore(str(file), world_size)
     store.set_timeout(default_pg_timeout)
     return store
@@ -100,10 +85,7 @@ def connect(store: Store, rank: int, world_size: int, device: str) -> None:
 
 
 def without_locks(folder: Path) -> str | None:
-    """What is wrong if this node does not see `folder`, or can't lock files there, as torch's FileStore must; or None.
-
-    FileStore's own error is "Function not implemented" on Lustre mounted without `-o flock`, with no file or cause.
-    """
+    """What is wrong if this node does not see `folder`, or can't lock files there, as torch's FileStore must."""
     if not folder.is_dir():
         return f"node {this_node()} does not see {folder}; every training worker must see it at the same path"
     path = folder / f".lock-{uuid.uuid4().hex[:12]}"
@@ -135,10 +117,8 @@ LOOK_SECONDS = 1.0
 
 
 class Notice:
-    """A notice that a worker's node will be taken away. All ranks make it, and call it after the same steps.
-
-    Only rank 0's clock and knowledge count, so that all ranks leave after the same step.
-    """
+    """A notice that a worker's node will be taken away. All ranks make it, and call it after the same steps: only rank
+    0's clock and knowledge count, so that all leave together."""
 
     def __init__(self) -> None:
         self._next = 0  # the first step after which they ask
