@@ -52,7 +52,7 @@ from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work import work_kinds
 from taugrid.storage import end_session, outages
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 
 FILE_BYTES = 100_000
 IMAGES = 64

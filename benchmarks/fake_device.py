@@ -21,7 +21,7 @@ from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.transfer import Mark
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes, Wrapped
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 
 QUEUE = 1000

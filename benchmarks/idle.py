@@ -42,7 +42,8 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import LocalStorage, Stat
 from taugrid.workers.actor import Probe, Worker
-from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.jobs import SampleJob
+from taugrid.workers.sample import sample_shard
 from taugrid.workers.schedules import process
 
 SMALL = (3, 2, 2)

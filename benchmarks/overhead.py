@@ -42,10 +42,10 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.accelerator.policy import Arithmetic
 from taugrid.workers.actor import CONCURRENCY_GROUPS, HeartbeatActor, Probe, Worker
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 from taugrid.workers.schedules import process
 
 

@@ -33,7 +33,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import HeartbeatActor, Probe
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 
 WORKERS = 2
 

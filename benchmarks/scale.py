@@ -54,7 +54,7 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.device import Device
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "unit"))
 from states import EVENTS, QUESTIONS, STATES, middle

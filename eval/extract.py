@@ -22,12 +22,12 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.threads import one_ahead
 from taugrid.words import this_node
 from taugrid.workers.data.decoding import SourceError
-from taugrid.workers.device import Device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taugrid.eval.features.load import Extraction
+    from taugrid.workers.device import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ExtractJob(Job):
     """How many of the reference's images are read at once: no batch goes beyond them."""
 
 
-def run(job: ExtractJob, device: Device) -> Result:
+def run(job: ExtractJob, device: "Device") -> Result:
     """Extract the job's features and commit their file.
 
     While a GPU works on a batch, the next one is decoded and sent to it, also beyond the end of a row group.
@@ -119,7 +119,7 @@ class InBatches:
     """
 
     def __init__(
-        self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device, number_of_images: int = 0
+        self, extractor: "Callable[[Tensor], Extraction]", size: int, device: "Device", number_of_images: int = 0
     ) -> None:
         from taugrid.workers.accelerator.transfer import Submitted
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.registry.metrics import MetricSettings, PerSample
 from taugrid.storage import Storage
 from taugrid.workers.data.load import load_known_labels
-from taugrid.workers.device import Device
 from taugrid.workers.heartbeat import alive
+
+if TYPE_CHECKING:
+    from taugrid.workers.device import Device
 
 NUM_SAMPLES, NUM_REFERENCE = "num_samples", "num_reference"
 """The columns with the numbers of images of a label."""
@@ -71,7 +73,7 @@ class Extracted(NamedTuple):
         return Extracted(self.features[rows], None if self.logits is None else self.logits[rows], self.labels[rows])
 
 
-def run(job: ByLabelJob, device: Device) -> Result:
+def run(job: ByLabelJob, device: "Device") -> Result:
     """Compute the metrics of each label and commit their file. What another job wrote is kept.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from taugrid.eval.metrics.statistics import Features, Stream
 from taugrid.jobs import Job, Result
 from taugrid.registry.metrics import MetricSettings
 from taugrid.storage import Storage, write_sealed
-from taugrid.workers.device import Device
+
+if TYPE_CHECKING:
+    from taugrid.workers.device import Device
 
 INFLUENCE_COLUMNS = {"fid": "influence"}
 """The column of a file of influences for those metrics that it does not hold under their own name."""
@@ -67,7 +69,7 @@ class ScoreJob(ScoringJob):
     """The file that is to hold the reference's floors at this N; None: it does, or another job makes it."""
 
 
-def run(job: ScoreJob, device: Device) -> Result:
+def run(job: ScoreJob, device: "Device") -> Result:
     """Compute the job's metrics and write them, with its header, to its file. What another job wrote is kept.
 
     Raises:

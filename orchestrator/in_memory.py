@@ -30,7 +30,8 @@ from taugrid.orchestrator.selection import whole_numbers
 from taugrid.registry.datasets import Shape
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic, kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import kind_of
+from taugrid.workers.accelerator.policy import Arithmetic, lacks
 from taugrid.workers.conditions import LabelRule, guidance_of, inside, read_column
 from taugrid.workers.device import Device, OomCounter, set_up, usual_device
 from taugrid.workers.diffusion.decoder import Identity, pictures

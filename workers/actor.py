@@ -4,23 +4,21 @@ Torch is imported by the health check, not with this module: the driver only nam
 """
 
 import pickle
-import platform
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
 from taugrid.errors import (
     BrokenAccelerator,
-    DeviceUnusable,
     DoesNotFit,
     RunDirectoryNotVisible,
     WorkerRefusal,
@@ -34,10 +32,12 @@ from taugrid.storage import LOCAL, Storage, outages
 from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
-from taugrid.workers.accelerator.arithmetic import configure, kind_of
-from taugrid.workers.accelerator.hardware import BROKEN_REMEDY, libraries, processor, start_gpu
-from taugrid.workers.device import ComputeLock, Device, set_up
+from taugrid.workers.accelerator.hardware import BROKEN_REMEDY, libraries, processor
+from taugrid.workers.heartbeat import ComputeLock
 from taugrid.workers.importing import uncollected
+
+if TYPE_CHECKING:
+    from taugrid.workers.device import Device
 
 HEARTBEAT_WAIT_SECONDS = 10.0
 """How long a call of `next_heartbeat` waits before it returns the last heartbeat again."""
@@ -142,8 +142,8 @@ class Worker(HeartbeatActor):
                 )
         with self._guard_accelerator():
             device = self._set_up()
-            check_device(device.name, node)
-        kind = kind_of(device.name)
+            device.check(node)
+            kind = device.platform
         accelerator, model = ({}, processor()) if kind == "cpu" else ({"kind": kind, **libraries(kind)}, "")
         return WorkerInfo(node, device.hardware, installed, node_id, self._threads, accelerator, model)
 
@@ -192,27 +192,22 @@ class Worker(HeartbeatActor):
             if self._broken is None and self._device is not None and self._device.shortages.any:
                 self._broken = f"node {this_node()}: {AFTER_SHORTAGE}"
 
-    def _set_up(self) -> Device:
+    def _set_up(self) -> "Device":
         """Set up torch: its arithmetic for each job, and its number of threads once in each thread, as OpenMP needs."""
-        if getattr(self._thread, "is_set_up", False):
-            configure()
-        else:
-            with uncollected():
-                set_up(self._threads)
-            self._thread.is_set_up = True
-        if self._device is None:
-            import torch
+        is_set_up = getattr(self._thread, "is_set_up", False)
+        with nullcontext() if is_set_up else uncollected():
+            from taugrid.workers import device  # with torch
 
+            device.set_up(None if is_set_up else self._threads)
+        self._thread.is_set_up = True
+        if self._device is None:
             has_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
-            cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-            hardware = start_gpu() if has_gpu else cpu
-            self._device = Device("cuda" if has_gpu else "cpu", self.beat, self._compute_lock)
-            self._device.hardware = hardware
+            self._device = device.start_device(has_gpu, self.beat, self._compute_lock)
             outages.waits = self._device.waiting
         return self._device
 
 
-def run_in_memory(job: Job, device: Device) -> Result:
+def run_in_memory(job: Job, device: "Device") -> Result:
     """Run a job. If it runs out of memory, clear the caches and run it once more.
 
     If a GPU has begun to compute the job, only another process may run it again: cuDNN keeps the kernels that it took
@@ -240,7 +235,7 @@ def run_in_memory(job: Job, device: Device) -> Result:
     raise fault
 
 
-def _result_or_shortage(job: Job, device: Device) -> Result | Exception:
+def _result_or_shortage(job: Job, device: "Device") -> Result | Exception:
     """The job's result, or its out-of-memory error without the frames that hold memory; then the caches are empty."""
     try:
         result: Result = resolve_name(job.entry_point)(job, device)
@@ -277,11 +272,3 @@ def check_run_directory(probe: Probe, node: str) -> None:
             )
     finally:
         storage.delete(own)
-
-
-def check_device(device: str, node: str) -> None:
-    """Compute a sum on the device."""
-    import torch
-
-    if (total := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
-        raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")

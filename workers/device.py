@@ -1,10 +1,8 @@
-"""The device that a process computes on: its arithmetic, its memory, and what is kept there from job to job.
-
-Torch is imported when a device is set up, not with this module: the driver must not import it.
-"""
+"""The device that a process computes on: its arithmetic, its memory, and what is kept there from job to job."""
 
 import gc
 import os
+import platform
 import threading
 import time
 from collections import OrderedDict
@@ -12,25 +10,26 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import SilentFallback, Stopped
+from taugrid.errors import DeviceUnusable, SilentFallback, Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.storage import Storage
-from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import PLAIN, Arithmetic, kind_of, policy
-from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from taugrid.workers.diffusion.decoder import Around, Decode
-    from taugrid.workers.diffusion.denoiser import Denoiser
+from taugrid.workers.accelerator import arithmetic, transfer
+from taugrid.workers.accelerator.arithmetic import kind_of
+from taugrid.workers.accelerator.hardware import start_gpu
+from taugrid.workers.accelerator.policy import PLAIN, Arithmetic, policy
+from taugrid.workers.diffusion.decoder import Around, Decode, Decoder, Vae, as_function
+from taugrid.workers.diffusion.denoiser import Denoiser
+from taugrid.workers.heartbeat import ComputeLock
+from taugrid.workers.network.load import load_network
 
 MAX_NETWORKS = 2
 """Networks that a worker keeps in memory: jobs of two models may alternate where one's end and the next one's begin."""
@@ -66,9 +65,6 @@ def set_up(threads: int | None = None) -> None:
     if threads is not None:  # a caller's process keeps its own
         os.environ[workspace] = ":4096:8"
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(COMPILE_PROCESSES, os.cpu_count() or 1)))
-    import torch
-
-    if threads is not None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1, however many CPUs a worker has
     arithmetic.require_float32(torch.cuda.is_available())
     arithmetic.configure()
@@ -76,51 +72,21 @@ def set_up(threads: int | None = None) -> None:
 
 def usual_device() -> str:
     """`cuda` if torch can use a GPU, else `cpu`."""
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def beating(heartbeat: SendHeartbeat, calls: int) -> "Around":
+def beating(heartbeat: SendHeartbeat, calls: int) -> Around:
     """A function that calls another one, with a heartbeat before each of `calls` calls that says how many the device
     has finished. The host never runs far ahead of it (`transfer.Submitted`)."""
-    from taugrid.workers.accelerator import transfer
-
     submitted = transfer.Submitted(lambda finished: heartbeat(finished, calls))
 
-    def call_with_heartbeat(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+    def call_with_heartbeat(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         submitted.make_room()
         output = call(x)
         submitted.add(transfer.mark(x.device))
         return output
 
     return call_with_heartbeat
-
-
-class ComputeLock:
-    """Held by the one job of a worker that computes. A job's thread may acquire or release it more than once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread = threading.local()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def acquire(self) -> None:
-        """Wait until no other thread holds the lock. No effect if this thread holds it."""
-        if not getattr(self._thread, "holds_it", False):
-            self._lock.acquire()
-            self._thread.holds_it = True
-
-    def release(self) -> None:
-        """Let the next job compute. No effect if this thread does not hold the lock."""
-        if getattr(self._thread, "holds_it", False):
-            self._thread.holds_it = False
-            self._lock.release()
 
 
 class LRUCache(OrderedDict[Hashable, Any]):
@@ -145,8 +111,6 @@ def count_ooms(device: str) -> int:
     c10/cuda/CUDACachingAllocator.cpp). 0: no GPU, or CUDA's own allocator (cudaMallocAsync)."""
     if device.partition(":")[0] != "cuda":
         return 0
-    import torch
-
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0))
 
 
@@ -179,8 +143,6 @@ class OomCounter:
 
 def release_memory(device: str) -> None:
     """Return unreferenced memory to the device (`cuda`, `cuda:1`, ...), for other processes too."""
-    import torch
-
     gc.collect()
     kind = device.partition(":")[0]
     if kind == "cuda":
@@ -238,6 +200,8 @@ class Device:
         """Torch's name of the device: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
         self.kind = name.partition(":")[0]
         """`cpu` or `cuda`."""
+        self.platform = kind_of(name)
+        """The same, but `rocm` for AMD's GPUs."""
         self.hardware = name
         """The model of the device, for messages and records."""
         self.compute_lock = compute_lock or ComputeLock()
@@ -259,18 +223,23 @@ class Device:
         """Kept networks, and how, whose first call has returned. torch may compile at any other."""
         self.last_sampled = LastSampled()
 
-    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> "Denoiser":
+    def check(self, node: str) -> None:
+        """Compute a sum; raise `DeviceUnusable` if it is wrong."""
+        if (total := float(torch.arange(8.0, device=self.name).square().sum())) != 140.0:
+            raise DeviceUnusable(
+                f"node {node}: its device {self.name} computes 0 + 1 + 4 + ... + 49 = {total}, not 140"
+            )
+
+    def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> Denoiser:
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
         Raises:
             DeviceUnusable: if this device can't compute so.
         """
-        from taugrid.workers.network.load import load_network
-
         decided = arithmetic.prepare(how.precision, self.name, self.hardware, how.compile)
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
 
-        def load() -> "Denoiser":
+        def load() -> Denoiser:
             self._compiled = {known for known in self._compiled if known[0] in self.held_networks}
             return load_network(spec, diffusion, self.name, decided)
 
@@ -291,7 +260,7 @@ class Device:
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add((key, how))
 
-    def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
+    def decoder(self, decoder: Decoder, settings: Sample) -> Decode:
         """What makes pictures of samples. A `Vae` is kept for the next job; `DeviceUnusable` as `network`."""
         if not isinstance(decoder, Vae):
             return as_function(decoder)
@@ -358,3 +327,11 @@ class Device:
         if now - self._last_heartbeat >= MIN_HEARTBEAT_SECONDS:
             self._last_heartbeat = now
             self._send(*self._progress)
+
+
+def start_device(has_gpu: bool, heartbeat: SendHeartbeat, compute_lock: ComputeLock) -> Device:
+    """The device of a worker: the GPU that Ray gave it, which is started, or the CPU."""
+    hardware = start_gpu() if has_gpu else f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    device = Device("cuda" if has_gpu else "cpu", heartbeat, compute_lock)
+    device.hardware = hardware
+    return device

@@ -1,4 +1,5 @@
-"""The heartbeat of this process's job, for loops too deep in the code to be handed a device (`Device.heartbeat`)."""
+"""The heartbeat of this process's job, for loops too deep in the code to be handed a device, and the lock of the job
+that computes. Imports no torch."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,3 +27,29 @@ def forwarded_to(listener: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(entry)
+
+
+class ComputeLock:
+    """Held by the one job of a worker that computes. A job's thread may acquire or release it more than once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Wait until no other thread holds the lock. No effect if this thread holds it."""
+        if not getattr(self._thread, "holds_it", False):
+            self._lock.acquire()
+            self._thread.holds_it = True
+
+    def release(self) -> None:
+        """Let the next job compute. No effect if this thread does not hold the lock."""
+        if getattr(self._thread, "holds_it", False):
+            self._thread.holds_it = False
+            self._lock.release()

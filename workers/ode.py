@@ -1,71 +1,26 @@
-"""Reconstructs images of a data set, and interpolates between samples, along the ODE of eq. 14.
-
-Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
-"""
+"""Reconstructs images of a data set, and interpolates between samples, along the ODE of eq. 14."""
 
 import time
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from taugrid import parquet
-from taugrid.config import Data, Diffusion
 from taugrid.images import to_uint8
-from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
+from taugrid.jobs import Result
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Arithmetic
+from taugrid.workers.accelerator.policy import Arithmetic
 from taugrid.workers.data import load as data
 from taugrid.workers.device import Device, beating
-from taugrid.workers.diffusion.decoder import Decoder, as_function
-from taugrid.workers.diffusion.denoiser import Denoise, Wrapped
+from taugrid.workers.diffusion import interpolation, noise
+from taugrid.workers.diffusion.decoder import as_function
+from taugrid.workers.diffusion.denoiser import Denoise, Denoiser, Wrapped
 from taugrid.workers.diffusion.process import path
+from taugrid.workers.jobs import InterpolateJob, ReconstructJob
 from taugrid.workers.sample import Watched
 from taugrid.workers.samplers import ddim
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from taugrid.workers.diffusion.denoiser import Denoiser
-
-
-@dataclass(frozen=True)
-class OdeJob(Job):
-    """What both jobs need to follow the ODE of a network."""
-
-    entry_point = "taugrid.workers.ode:run"
-
-    _: KW_ONLY
-    network: NetworkSpec
-    batch_size: int
-    diffusion: Diffusion
-    tau: tuple[float, ...]
-    metadata: dict[str, Any]
-
-    @property
-    def remedy(self) -> str:
-        return smaller_batch(f"sample.batch_size: {self.batch_size}")
-
-
-@dataclass(frozen=True)
-class ReconstructJob(OdeJob):
-    """Encode and decode images `start` to `stop` - 1 of a data set, and write the results with their errors."""
-
-    start: int
-    stop: int
-    data: Data
-    data_sha256: str  # SHA-256 of these images on the driver (`workers.data.load.fingerprint`)
-
-
-@dataclass(frozen=True)
-class InterpolateJob(OdeJob):
-    """Decode points between the x_T of samples 0, 1, 2, ...: `pairs` rows, and the square of the first two pairs."""
-
-    pairs: int
-    steps: int  # number of points from one x_T to another, both included
-    decoder: Decoder
-    seed: int
 
 
 def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
@@ -75,16 +30,12 @@ def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
     return interpolate_cell(job, network, device)
 
 
-def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) -> Result:
+def reconstruct_shard(job: ReconstructJob, model: Denoiser, device: Device) -> Result:
     """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
 
     An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
     `mse_8bit` of the picture that is kept. Raises `NotFinite` if the network returns NaN or infinity.
     """
-    import torch
-
-    from taugrid.workers.diffusion import noise
-
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     process = schedules.process(job.diffusion)
     visited = path(process, job.tau)
@@ -112,10 +63,8 @@ def reconstruct_shard(job: ReconstructJob, model: "Denoiser", device: Device) ->
     return Result.of(part, created, seconds, len(originals))
 
 
-def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> Result:
+def interpolate_cell(job: InterpolateJob, model: Denoiser, device: Device) -> Result:
     """Decode the job's rows and square of x_T and commit the pictures: the rows one after another, then the square."""
-    import torch
-
     process = schedules.process(job.diffusion)
     visited = path(process, job.tau)
     x_T = process.first_scale(visited[0]) * points(job, device.name)
@@ -138,12 +87,8 @@ def interpolate_cell(job: InterpolateJob, model: "Denoiser", device: Device) -> 
     return Result.of(part, created, seconds, len(x_T))
 
 
-def points(job: InterpolateJob, device: str) -> "Tensor":
+def points(job: InterpolateJob, device: str) -> Tensor:
     """The job's points between the x_T of samples 0, 1, 2, ...: (pairs k + k^2, C, H, W) float32 for k steps."""
-    import torch
-
-    from taugrid.workers.diffusion import interpolation, noise
-
     ends = noise.normal(job.seed, torch.arange(max(4, 2 * job.pairs), device=device), 0, job.decoder.network_shape)
     rows = interpolation.rows(ends[: 2 * job.pairs], job.steps)
     square = interpolation.square(ends[:4], job.steps)

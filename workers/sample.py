@@ -1,93 +1,38 @@
 """Samples one shard, batch by batch, while other threads encode and write the batches before; and watches networks for
-NaN and infinity, which clipping x0 would silently turn into black or white.
-
-Torch is imported when a job runs, not with this module, because the driver builds jobs without it.
-"""
+NaN and infinity, which clipping x0 would silently turn into black or white."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taugrid import parquet
-from taugrid.config import Diffusion, Sample
+from taugrid.config import Sample
 from taugrid.errors import DamagedFile, NotFinite, Stopped
 from taugrid.images import NOT_FINITE
-from taugrid.jobs import Job, NetworkSpec, Result, smaller_batch
+from taugrid.jobs import Result
 from taugrid.registry.samplers import DEFAULT
-from taugrid.workers.accelerator.arithmetic import Arithmetic
-from taugrid.workers.conditions import LabelRule
+from taugrid.workers.accelerator.policy import Arithmetic
+from taugrid.workers.accelerator.transfer import Clock, ImageTransfer, completed, images_to_host, to_device
 from taugrid.workers.device import Device, beating, row_groups
-from taugrid.workers.diffusion.decoder import Decoder, Vae, as_function, pictures
-from taugrid.workers.diffusion.denoiser import Guidance, Wrapped
-from taugrid.workers.samplers.sampler import SamplingSpec, require_code, sample_batch
+from taugrid.workers.diffusion.decoder import Decode, Vae, as_function, pictures
+from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
+from taugrid.workers.jobs import SampleJob
+from taugrid.workers.samplers.sampler import require_code, sample_batch
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from taugrid.workers.accelerator.transfer import ImageTransfer
-    from taugrid.workers.diffusion.decoder import Decode
-    from taugrid.workers.diffusion.denoiser import Denoiser
-
-    Latents = NDArray[np.float32]
+Latents = NDArray[np.float32]
 
 PLAIN = Sample()
 """Of DDIM's own passes: float32."""
 
 BY_VAE = "; the VAE made them: set sample.vae_precision: float32 or, if it is that, check the VAE's weights"
 """What to do about pictures of latents that are not finite."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampleJob(Job):
-    """Sample images `start` to `stop` - 1 of a cell into a Parquet file."""
-
-    entry_point = "taugrid.workers.sample:run"
-
-    start: int
-    stop: int
-    network: NetworkSpec
-    decoder: Decoder
-    settings: Sample
-    diffusion: Diffusion
-    tau: tuple[float, ...]
-    nfe: int  # network evaluations per image (NFE): a guided call is two
-    metadata: dict[str, Any]
-    kept: int = 0
-    """Number of images that are copied from the file that it replaces, if that is intact. They are complete batches
-    from its start, so all others are sampled in the same batches as in an uninterrupted run."""
-
-    guidance: Guidance | None = None  # None: predictions are the network's
-    guide: NetworkSpec | None = None
-    """The second network. None: there is none, or the first one guides itself."""
-    sampler_code: str | None = None
-    """Identifies the code of a custom sampler (`samplers.sampler.code_hash`); None for built-ins."""
-    latents_of: str | None = None
-    """The file of a cell that keeps the same latents, to be decoded here. If it can't be read, they are sampled."""
-    label_rule: LabelRule | None = None
-    """The labels of its images. None: the network is unconditional."""
-
-    @property
-    def spec(self) -> SamplingSpec:
-        """What determines its images, besides the network and their indices."""
-        return SamplingSpec(self.decoder, self.diffusion, self.settings, self.tau, self.nfe, self.guidance)
-
-    @property
-    def labels(self) -> NDArray[np.int32] | None:
-        """The labels of its images, (stop - start,)."""
-        return None if self.label_rule is None else self.label_rule.at(np.arange(self.start, self.stop))
-
-    @property
-    def remedy(self) -> str:
-        key = f"sample.batch_size: {self.settings.batch_size}"
-        if isinstance(self.decoder, Vae):
-            key += f" or sample.decode_batch: {self.settings.decode_batch}"
-        return smaller_batch(key)
 
 
 def run(job: SampleJob, device: Device) -> Result:
@@ -105,7 +50,7 @@ def run(job: SampleJob, device: Device) -> Result:
     return replace(result, seconds=(result.seconds - device.compile_seconds) * calls / (calls - 1))
 
 
-def kept_latents(job: SampleJob) -> "Latents | None":
+def kept_latents(job: SampleJob) -> Latents | None:
     """The latents of the job's images, from the file of another cell; None: there are none."""
     if job.latents_of is None:
         return None
@@ -123,10 +68,10 @@ def kept_latents(job: SampleJob) -> "Latents | None":
 
 def sample_shard(
     job: SampleJob,
-    model: "Denoiser | Latents",
+    model: Denoiser | Latents,
     device: Device,
-    decode: "Decode | None" = None,
-    guide: "Denoiser | None" = None,
+    decode: Decode | None = None,
+    guide: Denoiser | None = None,
 ) -> Result:
     """Sample the job's images and commit its file. A job gives the same images wherever and whenever it runs.
 
@@ -138,8 +83,6 @@ def sample_shard(
         NotFinite: if the network returns NaN or infinity.
         Stopped: if it is stopped before a batch is done.
     """
-    from taugrid.workers.accelerator.transfer import Clock, completed
-
     labels, clock = job.labels, Clock()
     latent = math.prod(job.decoder.network_shape) if job.settings.keep_latents else None
     schema = parquet.sample_schema(job.metadata, labels is not None, latent)
@@ -181,15 +124,11 @@ def _transfers(
     job: SampleJob,
     first_new: int,
     labels: NDArray[np.int32] | None,
-    networks: "tuple[Denoiser | Latents, Denoiser | None]",
-    decode: "Decode",
+    networks: tuple[Denoiser | Latents, Denoiser | None],
+    decode: Decode,
     device: Device,
-) -> "Iterator[ImageTransfer]":
+) -> Iterator[ImageTransfer]:
     """The job's batches from image `first_new` on, each being copied to the host as soon as its steps are enqueued."""
-    import torch
-
-    from taugrid.workers.accelerator.transfer import images_to_host, to_device
-
     size, settings = job.settings.batch_size, job.settings
     condition = None if labels is None else to_device(torch.from_numpy(labels).long(), device.name)
     starts = range(first_new, job.stop, size)
@@ -238,7 +177,7 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
     return job.kept
 
 
-def _latents_in(path: Path, job: SampleJob) -> "Latents":
+def _latents_in(path: Path, job: SampleJob) -> Latents:
     """All latents of a file, (n, C * H * W); `DamagedFile` if it has none."""
     return np.concatenate([rows for _, rows in parquet.read_features(path, "latent", job.storage)])
 
@@ -262,21 +201,21 @@ def _columns(job: SampleJob) -> dict[str, object]:
 class Watched(Wrapped):
     """A network that records whether all its outputs were finite, on the device until it is read: no step waits."""
 
-    def __init__(self, network: "Denoiser") -> None:
+    def __init__(self, network: Denoiser) -> None:
         super().__init__(network, self._noting)
         self._finite: Tensor | None = None
 
-    def also(self, network: "Denoiser") -> "Denoiser":
+    def also(self, network: Denoiser) -> Denoiser:
         """Another network, whose outputs count too."""
         return Wrapped(network, self._noting)
 
-    def _noting(self, call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+    def _noting(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         output = call(x)
         finite = output.isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
         return output
 
-    def answer(self) -> "Tensor":
+    def answer(self) -> Tensor:
         """Whether all outputs since the last answer were finite: a bool, on the network's device."""
         finite, self._finite = self._finite, None
         assert finite is not None, "the network was not called"

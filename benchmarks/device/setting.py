@@ -19,13 +19,14 @@ from taugrid.config.load import load
 from taugrid.config.sample import Compilation, Precision
 from taugrid.jobs import SavedNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic, Policy, kind_of, lacks
+from taugrid.workers.accelerator.arithmetic import kind_of
+from taugrid.workers.accelerator.policy import Arithmetic, Policy, lacks
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoiser
+from taugrid.workers.jobs import SampleJob
 from taugrid.workers.network.checkpoint import saved_network
 from taugrid.workers.network.unet import build_unet
-from taugrid.workers.sample import SampleJob
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 
 STEPS = 10

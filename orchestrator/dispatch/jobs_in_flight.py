@@ -8,7 +8,7 @@ from taugrid.jobs import Job, Result
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight
 from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.task import Task
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 
 
 class JobsInFlight:

@@ -29,7 +29,7 @@ from taugrid.storage import LOCAL, upload_folder
 from taugrid.storage.local import make_folder
 from taugrid.words import counted, duration, listed, with_urls
 from taugrid.workers import ray_compat
-from taugrid.workers.accelerator.arithmetic import lacks
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.data.load import content_fingerprint, load_labels
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress

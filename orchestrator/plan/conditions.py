@@ -15,7 +15,7 @@ from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.words import beside, listed
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import lacks
+from taugrid.workers.accelerator.policy import lacks
 from taugrid.workers.conditions import Column, LabelRule
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Guidance

@@ -22,7 +22,7 @@ from taugrid.registry.samplers import DEFAULT
 from taugrid.words import counted, listed, some_of
 from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.decoder import Vae
-from taugrid.workers.ode import InterpolateJob, ReconstructJob
+from taugrid.workers.jobs import InterpolateJob, ReconstructJob
 
 if TYPE_CHECKING:
     from taugrid.eval.tables.published.counterparts import EncodedImages

@@ -17,7 +17,7 @@ from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind,
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
 from taugrid.workers.conditions import LabelRule
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 
 
 class SampleWork(WorkKind):

@@ -17,7 +17,8 @@ from taugrid.errors import DeviceUnusable
 from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import ATTENTION, SAMPLING_ATTENTION, Arithmetic, policy
+from taugrid.workers.accelerator.arithmetic import ATTENTION
+from taugrid.workers.accelerator.policy import SAMPLING_ATTENTION, Arithmetic, policy
 from taugrid.workers.device import set_up
 from taugrid.workers.training.meeting import stay_on_loopback
 

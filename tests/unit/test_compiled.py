@@ -20,9 +20,9 @@ from torch._inductor.exc import InductorError
 from taugrid.errors import DeviceUnusable, accelerator_error_in
 from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, policy
+from taugrid.workers.accelerator.arithmetic import adapted
+from taugrid.workers.accelerator.policy import Arithmetic, policy
 from taugrid.workers.device import Device
-from taugrid.workers.network import load
 from taugrid.workers.network.custom import for_inference
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
@@ -140,7 +140,9 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "BEAT_SECONDS", 0.01)
 
     def made(network):
-        monkeypatch.setattr(load, "load_network", lambda *args: lambda x, at, condition=None: network(x))
+        monkeypatch.setattr(
+            "taugrid.workers.device.load_network", lambda *args: lambda x, at, condition=None: network(x)
+        )
         return lambda device: device.network(None, None, FULL)(BATCH, at(5))
 
     return made

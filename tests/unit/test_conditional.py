@@ -30,7 +30,8 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.growing import Growth, Until
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, policy
+from taugrid.workers.accelerator.arithmetic import adapted
+from taugrid.workers.accelerator.policy import Arithmetic, policy
 from taugrid.workers.conditions import LabelRule
 from taugrid.workers.diffusion import oracle
 from taugrid.workers.diffusion.denoiser import Denoise

@@ -28,10 +28,11 @@ from taugrid.storage import write_json
 from taugrid.workers.custom import describe as custom_code
 from taugrid.workers.custom.source import source_of, tensors_sha256
 from taugrid.workers.device import Device
+from taugrid.workers.jobs import SampleJob
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.custom import checked, describe, for_inference, load, make, tensors
 from taugrid.workers.network.load import load_network
-from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.sample import sample_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

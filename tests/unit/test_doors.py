@@ -44,7 +44,8 @@ from taugrid.workers.device import Device
 from taugrid.workers.diffusion import gaussian, noise, oracle
 from taugrid.workers.diffusion.denoiser import Denoise
 from taugrid.workers.diffusion.process import path
-from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.jobs import SampleJob
+from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers import description, sampler
 from taugrid.workers.samplers.sampler import Sampler
 

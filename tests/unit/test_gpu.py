@@ -16,6 +16,7 @@ from taugrid.orchestrator.dispatch.pool import Failed
 from taugrid.workers import actor
 from taugrid.workers.accelerator import hardware
 from taugrid.workers.actor import Probe, Worker
+from taugrid.workers.device import Device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,7 +124,7 @@ def on_a_gpu(monkeypatch, card):
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     worker = Worker(1)
     monkeypatch.setattr(worker, "locate", lambda: ("node-7", "7"))
-    monkeypatch.setattr(actor, "check_device", lambda *_: None)
+    monkeypatch.setattr(Device, "check", lambda *_: None)
     return worker
 
 

@@ -28,7 +28,8 @@ from taugrid.workers.diffusion.decoder import Identity
 from taugrid.workers.diffusion.denoiser import Denoise, Guidance
 from taugrid.workers.diffusion.oracle import gaussian_eps
 from taugrid.workers.diffusion.process import Point
-from taugrid.workers.sample import SampleJob, sample_shard
+from taugrid.workers.jobs import SampleJob
+from taugrid.workers.sample import sample_shard
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler, honoured
 from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 

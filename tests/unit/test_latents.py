@@ -28,7 +28,7 @@ from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 from taugrid.storage import write_json
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import policy
+from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.device import Device
 from taugrid.workers.network.checkpoint import WEIGHTS_FILE, Checkpoint, read_checkpoint, read_vae, saved_network
 from taugrid.workers.network.unet import load_vae, read_saved

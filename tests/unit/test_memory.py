@@ -179,7 +179,7 @@ def test_an_extractor_takes_smaller_batches_once_one_does_not_fit(room):
 
 def test_an_extractor_frees_what_sampling_kept_before_its_batches_shrink(monkeypatch):
     """Defect 8: put back by `self._size = len(batch) // 2` without `clear_networks`. Batches of 16 became 2, 2, 2."""
-    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: Thing())
+    monkeypatch.setattr("taugrid.workers.device.load_network", lambda *args: Thing())
     device, tried = Device("cpu"), []
     device.network(None, None)
 

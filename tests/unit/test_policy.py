@@ -15,7 +15,8 @@ from taugrid.config.sample import Precision
 from taugrid.errors import CustomCodeError, DeviceUnusable
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.accelerator.arithmetic import Arithmetic, adapted, lacks, policy
+from taugrid.workers.accelerator.arithmetic import adapted
+from taugrid.workers.accelerator.policy import Arithmetic, lacks, policy
 from taugrid.workers.device import Device
 from taugrid.workers.diffusion.denoiser import FromTimes
 from taugrid.workers.network.checkpoint import saved_network
@@ -185,7 +186,7 @@ def test_all_networks_of_a_worker_ask_the_policy(monkeypatch):
     """A worker on an NVIDIA GPU: each precision is loaded as it is computed, and those that agree are one network."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     loaded = []
-    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: loaded.append(args[-1]) or len)
+    monkeypatch.setattr("taugrid.workers.device.load_network", lambda *args: loaded.append(args[-1]) or len)
     device, spec = Device("cuda"), OracleNetwork(Data())
     try:
         for precision in ("float32", "tf32", "bf16", "bf16-weights"):
@@ -200,7 +201,7 @@ def test_the_gpu_that_computes_is_asked_for_its_generation_and_not_the_first_one
     """A V100 and an A100 in one machine. Patch: `self.kind` in `Device.network`, or no device in `is_ampere`."""
     capabilities = {"cuda": (7, 0), "cuda:0": (7, 0), "cuda:1": (8, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device="cuda": capabilities[device])
-    monkeypatch.setattr("taugrid.workers.network.load.load_network", lambda *args: lambda x, at, c: x)
+    monkeypatch.setattr("taugrid.workers.device.load_network", lambda *args: lambda x, at, c: x)
     try:
         Device("cuda:1").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
         with raises(DeviceUnusable):

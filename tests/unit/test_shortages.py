@@ -31,7 +31,6 @@ from taugrid.workers import device as devices
 from taugrid.workers import ode
 from taugrid.workers.actor import Worker, run_in_memory
 from taugrid.workers.device import Device
-from taugrid.workers.network import load
 from taugrid.workers.network.unet import build_unet, ema_start, save_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,7 +166,7 @@ def test_an_extractor_on_a_full_card_frees_what_sampling_kept_there(job, monkeyp
     Put back by `InBatches._try` without `clear_networks`.
     """
     layer, device = nn.Conv2d(1, 64, 3).requires_grad_(False), Device("cpu")
-    monkeypatch.setattr(load, "load_network", lambda *_: torch.zeros(10**6))
+    monkeypatch.setattr("taugrid.workers.device.load_network", lambda *_: torch.zeros(10**6))
     with Card(room=5e6) as card:
         device.network(job.network, job.diffusion)
         extracted = InBatches(lambda x: Extraction(layer(x).mean((2, 3)), None), 16, device)

@@ -3,7 +3,7 @@
 from taugrid.config import DIFFUSION_DEFAULTS, Data
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.diffusion.decoder import Identity
-from taugrid.workers.sample import SampleJob
+from taugrid.workers.jobs import SampleJob
 from taugrid.workers.samplers.description import SAMPLE_DEFAULTS, describe_sampler
 
 UNET = {

@@ -1,39 +1,24 @@
-"""How networks compute: in true float32, unless a cell's `sample.precision` asks for less.
-
-`policy` decides it for each kind of device: everything that lays out memory, sets a switch of torch or chooses a kernel
-asks there, and benchmarks/device measures it. torch is imported when something is computed, not with this module: the
-driver must not import it.
-"""
+"""Sets this process up to compute as `policy` says, and networks with it. benchmarks/device measures it."""
 
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
-from taugrid.config.sample import Compilation, Precision, Sample
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from taugrid.config.sample import Compilation, Precision
 from taugrid.errors import DeviceUnusable
 from taugrid.words import this_node
-from taugrid.workers.diffusion.denoiser import Wrapped
+from taugrid.workers.accelerator.policy import Arithmetic, Policy, lacks, policy
+from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.diffusion.process import Point
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
-    from taugrid.workers.diffusion.denoiser import Denoiser
-
-HALF = {"bf16": "bfloat16", "fp16": "float16", "bf16-weights": "bfloat16"}
-"""Precisions whose layers compute in half precision -> torch's name of the type."""
 
 ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """torch's kernels for attention, as it names their switches."""
-
-SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
-"""Those that torch may choose from where nothing is trained on a GPU: whether it prefers cuDNN's depends on the cuDNN
-found at run time (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp)."""
-
-AMPERE = "an NVIDIA GPU of the A100's generation or later"
-"""What TF32 and bf16 need."""
 
 REPEATABLE_COMPILER = "2.10"
 """The first torch whose compiler has the option `deterministic`: older ones choose the order of sums by timing."""
@@ -46,102 +31,13 @@ ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
 """Variables by which libraries compute float32 differently whatever torch's switches say."""
 
 
-class Policy(NamedTuple):
-    """How a network is computed; every field changes its output in the last digits, or more."""
-
-    layout: Literal["channels_last", "contiguous_format"]  # torch's name of the memory format of weights and images
-    tf32: bool  # whether float32 products and convolutions may round their factors to TF32
-    autocast: str | None  # torch's name of the type that the network is called under autocast to
-    weights: str | None
-    """torch's name of the type that weights and x are cast to; None: they stay in float32."""
-    attention: tuple[str, ...]  # the kernels that torch may choose from
-    compile: Compilation
-    pads: bool
-    """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
-
-
-def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
-    """How a network samples, or `trains`, on a `kind` of device: `cpu`, `cuda` (NVIDIA), `rocm` (AMD) or `mps` (Apple).
-
-    channels_last: oneDNN on CPUs is faster with it, and cuDNN's tensor cores in half precision need it. In true float32
-    torch's GroupNorm copies such images there and back, and MIOpen does at each convolution.
-
-    Backward passes of attention add in any order, except that of plain products and, under torch's strict determinism,
-    that of flash attention, which is for half precision (torch's attention_backward.cu).
-
-    In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
-    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
-    """
-    half = HALF.get(precision)
-    casts = precision == "bf16-weights"
-    attention = SAMPLING_ATTENTION
-    if trains and kind != "cpu":
-        attention = ("flash", "math") if kind == "cuda" and half else ("math",)
-    return Policy(
-        layout="channels_last" if kind == "cpu" or (kind == "cuda" and half) else "contiguous_format",
-        tf32=precision == "tf32",
-        autocast=None if casts else half,
-        weights=half if casts else None,
-        attention=attention,
-        compile=compile,
-        pads=kind != "cpu" or compile != "none",
-    )
-
-
-class Need(NamedTuple):
-    """A setting that a device lacks what it needs for, and values that it has."""
-
-    setting: str
-    instead: str
-
-    def refused(self, because: str, way_out: str) -> str:
-        """The error message: why there is no such device, and how to get one."""
-        return f"{self.setting} needs {AMPERE}, and {because}; set {self.instead}, or {way_out}"
-
-
-def lacks(
-    kind: str, precision: Precision, is_ampere: bool = True, section: str = "sample", key: str = "precision"
-) -> Need | None:
-    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
-
-    `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
-    through float32, and leave a network uncompiled.
-    """
-    setting = f"{section}.{key}: {precision}"
-    has_fp16 = (section, key) == ("sample", "precision")
-    if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):
-        return Need(setting, "float32 or fp16" if has_fp16 else "float32")
-    if precision == "tf32" and kind != "cuda":
-        return Need(setting, "float32, bf16, bf16-weights or fp16" if has_fp16 else "float32 or bf16")
-    return None
-
-
 def kind_of(device: str) -> str:
     """The kind of a device that torch names so, such as `cuda:1`: AMD's GPUs are `cuda` to torch too."""
     kind = device.partition(":")[0]
     if kind == "cuda":
-        import torch
-
         return "rocm" if torch.version.hip is not None else kind
     return kind
 
-
-class Arithmetic(NamedTuple):
-    """How a network is computed; every field changes its output in the last digits, or more."""
-
-    precision: Precision = "float32"
-    compile: Compilation = "none"
-    batch_size: int | None = None
-    """The one number of images with which the network is called, where the policy fills up smaller batches. None: it is
-    not compiled, and called with as many as there are."""
-
-    @classmethod
-    def of(cls, settings: Sample) -> "Arithmetic":
-        """How the network of a cell with these `settings` is computed."""
-        return cls(settings.precision, settings.compile, settings.batch_size)
-
-
-PLAIN = Arithmetic()
 
 CONFIGURED = policy("cpu")
 """What processes are set up for until a job asks for more."""
@@ -164,8 +60,6 @@ def configure(how: Policy = CONFIGURED) -> None:
     set of switches, and raises an error if they disagree, so both are set. The new ones are set where they are read,
     not from above: there no later setting reaches them. Sums in half precision are as torch ships them.
     """
-    import torch
-
     global _now
     _now = how
     backends: Any = torch.backends  # torch sets its switches with modules whose types lag
@@ -214,8 +108,6 @@ def restored() -> Iterator[None]:
     above says otherwise (torch 2.13), and no call sets that again: where it does not, they are TF32 of their own
     afterwards, and `torch.backends.fp32_precision = "ieee"` no longer reaches them.
     """
-    import torch
-
     backends: Any = torch.backends
     cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
@@ -258,8 +150,6 @@ def restored() -> Iterator[None]:
 
 def is_ampere(device: str) -> bool:
     """Whether a device that torch names so, where it is NVIDIA's, is of the generation of the A100 or later."""
-    import torch
-
     return kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -277,8 +167,6 @@ def prepare_training(precision: Precision, device: str, hardware: str, compiles:
     In float32, torch warns of an operation that it can't repeat. In half precision it raises RuntimeError: flash
     attention's backward pass is repeatable only in this strict mode.
     """
-    import torch
-
     require(precision, device, hardware, "default" if compiles else "none", section="train")
     kind = kind_of(device)
     how = policy(kind, precision, trains=True)
@@ -302,8 +190,6 @@ def require(
     if (need := lacks(kind, precision, is_ampere(device), section, key)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
         raise DeviceUnusable(f"node {this_node()}: {refused}")
-    import torch
-
     if compile != "none" and kind != "cpu" and torch.__version__ < REPEATABLE_COMPILER:
         raise DeviceUnusable(
             f"node {this_node()}: {section}.compile needs torch {REPEATABLE_COMPILER} or later on GPUs, because the "
@@ -313,23 +199,21 @@ def require(
 
 
 def adapted(
-    network: "Denoiser",
+    network: Denoiser,
     how: Arithmetic,
     device: str,
     first_call: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> "Denoiser":
+) -> Denoiser:
     """`network` with the precision and batch size of `how`; its weights are cast already.
 
     x, the output and the sampler's own arithmetic are float32, and t stays as it is. torch compiles the network when it
     is first called, in the context that `first_call` returns.
     """
-    import torch
-
     decided = policy(kind_of(device), how.precision, how.compile)
     if decided.autocast is not None:
         kind, half = device.partition(":")[0], getattr(torch, decided.autocast)
 
-        def under_autocast(call: Callable[["Tensor"], "Tensor"], x: "Tensor") -> "Tensor":
+        def under_autocast(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             with torch.autocast(kind, half):
                 output = call(x)
             return output.float()
@@ -347,15 +231,12 @@ def adapted(
     return in_full_batches(network, how.batch_size) if decided.pads else network
 
 
-def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None:
+def cast_weights(module: Module, half: str, but: Collection[str] = ()) -> None:
     """Cast the floating-point parameters of a module to torch's type `half`, in place.
 
     Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms and the children named in
     `but`.
     """
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     kept = [part for name in but if (child := getattr(module, name, None)) is not None for part in child.modules()]
     for part in module.modules():
         if isinstance(part, _BatchNorm) or any(part is other for other in kept):
@@ -365,18 +246,17 @@ def cast_weights(module: "Module", half: str, but: Collection[str] = ()) -> None
                 parameter.data = parameter.data.to(getattr(torch, half))
 
 
-def in_full_batches(network: "Denoiser", batch_size: int) -> "Denoiser":
+def in_full_batches(network: Denoiser, batch_size: int) -> Denoiser:
     """`network`, always called with `batch_size` images: zeros fill up a smaller batch.
 
     Else a batch that is cut short would be compiled again, or computed by other kernels, and an image would depend on
     where its shard ends.
     """
-    import torch
 
-    def filled(tensor: "Tensor") -> "Tensor":
+    def filled(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor.new_zeros(batch_size - len(tensor), *tensor.shape[1:])])
 
-    def called(x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
+    def called(x: Tensor, at: Point, condition: "Tensor | None" = None, /) -> Tensor:
         if len(x) >= batch_size:
             return network(x, at, condition)
         return network(filled(x), at, None if condition is None else filled(condition))[: len(x)]

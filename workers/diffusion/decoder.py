@@ -9,13 +9,13 @@ from taugrid.jobs import SavedNetwork
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Decode = Callable[[Tensor], Tensor]
-    """Makes pictures in [-1, 1], (B, *picture_shape) float32, of samples, (B, *network_shape) float32."""
+Decode = Callable[["Tensor"], "Tensor"]
+"""Makes pictures in [-1, 1], (B, *picture_shape) float32, of samples, (B, *network_shape) float32."""
 
-    Around = Callable[[Decode, Tensor], Tensor]
+Around = Callable[[Decode, "Tensor"], "Tensor"]
 
 
-def pictures(decoder: "Decoder", decode: "Decode", x0: "Tensor", size: int, around: "Around | None" = None) -> "Tensor":
+def pictures(decoder: "Decoder", decode: Decode, x0: "Tensor", size: int, around: Around | None = None) -> "Tensor":
     """The pictures of a batch of samples; a `Vae` decodes at most `size` at once, in calls by `around`."""
     if not isinstance(decoder, Vae):
         return decode(x0)
@@ -25,7 +25,7 @@ def pictures(decoder: "Decoder", decode: "Decode", x0: "Tensor", size: int, arou
     return torch.cat([decode(part) if around is None else around(decode, part) for part in parts])
 
 
-def as_function(decoder: "Decoder") -> "Decode":
+def as_function(decoder: "Decoder") -> Decode:
     """A decoder that needs nothing to be loaded, such as `Identity`."""
     assert callable(decoder), "Device.decoder loads a VAE"
     return decoder

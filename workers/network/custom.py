@@ -20,7 +20,8 @@ from taugrid.config import Data, Diffusion
 from taugrid.errors import CustomCodeError, joined_lines, last_line
 from taugrid.jobs import A_FUNCTION, NEEDS_MODULE, Conditions, CustomNetwork
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Policy, cast_weights, kind_of, policy
+from taugrid.workers.accelerator.arithmetic import cast_weights, kind_of
+from taugrid.workers.accelerator.policy import Policy, policy
 from taugrid.workers.content import require_same, unchanged
 from taugrid.workers.custom.describe import find, find_module
 from taugrid.workers.custom.source import identity_of_code, source_of, tensors_sha256

@@ -11,7 +11,8 @@ from taugrid.config import Diffusion
 from taugrid.errors import CustomCodeError
 from taugrid.jobs import Conditions, CustomNetwork, NetworkSpec, SavedNetwork
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import Policy, kind_of, policy
+from taugrid.workers.accelerator.arithmetic import kind_of
+from taugrid.workers.accelerator.policy import Policy, policy
 from taugrid.workers.data.published import distribution
 from taugrid.workers.diffusion import gaussian, oracle
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes

@@ -21,7 +21,8 @@ from taugrid.config import Diffusion, Unet
 from taugrid.errors import WorkerRefusal, joined_lines
 from taugrid.jobs import SavedNetwork
 from taugrid.words import listed
-from taugrid.workers.accelerator.arithmetic import Policy, cast_weights, without_tf32
+from taugrid.workers.accelerator.arithmetic import cast_weights, without_tf32
+from taugrid.workers.accelerator.policy import Policy
 from taugrid.workers.content import require_same, verified_copy
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.diffusion.denoiser import Denoiser, FromTimes

@@ -17,7 +17,8 @@ from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.storage.local import commit_folder
-from taugrid.workers.accelerator.arithmetic import kind_of, policy
+from taugrid.workers.accelerator.arithmetic import kind_of
+from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.network.unet import UNet2DModel, build_unet, ema_start, save_pipeline
 from taugrid.workers.training.log import LOG, Record, events_folder
 

@@ -21,8 +21,9 @@ from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
 from taugrid.workers import schedules
-from taugrid.workers.accelerator.arithmetic import kind_of, policy, prepare_training
+from taugrid.workers.accelerator.arithmetic import kind_of, prepare_training
 from taugrid.workers.accelerator.hardware import start_gpu
+from taugrid.workers.accelerator.policy import policy
 from taugrid.workers.data.load import load_known_images, load_known_labels
 from taugrid.workers.device import OomCounter, set_up
 from taugrid.workers.diffusion import noise
