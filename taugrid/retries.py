@@ -1,12 +1,16 @@
-"""The one policy for what is tried again: a few attempts, with growing pauses between them."""
+"""What is tried again, with growing pauses, and who is told of a store that does not answer for long."""
 
 import random
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from taugrid.errors import TRANSIENT
+from taugrid.words import duration
 
 T = TypeVar("T")
 
@@ -15,13 +19,16 @@ over = threading.Event()
 of two at a time, either's end is both's."""
 
 NEVER = threading.Event()
+DISK_PAUSES = (0.1, 0.4, 1.6)  # mean seconds before a call of the file system is tried again
+STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)  # the same for object stores: if 5 % of attempts fail, 1 request in 10^9
+PATIENCE_SECONDS = 300.0  # for how long a run tries a request again: a store that is restarted is back by then
+TELL_SECONDS = 30.0  # how long an outage lasts before the user is told
 
-DISK_PAUSES = (0.1, 0.4, 1.6)
-"""The mean pauses in seconds before a call of the file system is tried again."""
+waits: Callable[[], None] | None = None
+"""Called after each attempt that is repeated. Set by workers, so that no one takes them for hung."""
 
-STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)
-"""The mean pauses before a request to an object store is tried again. With seven attempts, one request in 10^9 fails if
-5 % of the attempts do."""
+patient = ContextVar("patient", default=True)
+"""False for the first look at a store: that its address is wrong is more likely than that it is down."""
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -59,3 +66,49 @@ def try_again(
                 raise
         mean = pauses[min(attempts, len(pauses)) - 1]
         ended.wait(random.uniform(0.5 * mean, 1.5 * mean))
+
+
+# Outages: a store has one, however many requests wait for it
+
+_lock = threading.Lock()
+_since: dict[str, float] = {}
+_answered: dict[str, float] = {}  # when the last outage of a store ended
+_told: set[str] = set()
+_say: list[Callable[[str], None]] = [lambda text: print(f"taugrid: {text}", file=sys.stderr)]
+
+
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """Outages are told to `say`, from any thread, until the context ends; otherwise on stderr."""
+    _say.append(say)
+    try:
+        yield
+    finally:
+        _say.remove(say)
+
+
+def attempt_failed(bucket: str, began: float, until: float, how: str) -> None:
+    """An attempt that began at `began` (of the monotonic clock) has failed; it is repeated up to `until`."""
+    now = time.monotonic()
+    if waits is not None:
+        waits()
+    with _lock:
+        if began < _answered.get(bucket, began):
+            return  # another request has been answered meanwhile
+        since = _since.setdefault(bucket, began)
+        if bucket in _told or now - since < TELL_SECONDS:
+            return
+        _told.add(bucket)
+    end = time.strftime(" until %H:%M:%S", time.localtime(time.time() + until - now)) if until > now else ""
+    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again{end}. Nothing that is done is lost")
+
+
+def request_ended(bucket: str, answered: bool) -> None:
+    """A request that had failed was answered, or is given up."""
+    with _lock:
+        since, was_told = _since.pop(bucket, None), bucket in _told
+        _told.discard(bucket)
+        if since is not None and answered:
+            _answered[bucket] = time.monotonic()
+    if since is not None and was_told and answered:
+        _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import ray
 
+from taugrid import retries
 from taugrid.errors import (
     BrokenAccelerator,
     DeviceUnusable,
@@ -30,7 +31,7 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.run_id import RunId, check_run
-from taugrid.storage import LOCAL, Storage, outages
+from taugrid.storage import LOCAL, Storage
 from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
@@ -208,7 +209,7 @@ class Worker(HeartbeatActor):
             hardware = start_gpu() if has_gpu else cpu
             self._device = Device("cuda" if has_gpu else "cpu", self.beat, self._compute_lock)
             self._device.hardware = hardware
-            outages.waits = self._device.waiting
+            retries.waits = self._device.waiting
         return self._device
 
 

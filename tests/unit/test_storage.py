@@ -260,7 +260,6 @@ def uses(storage, root, path):
         "stat": lambda: storage.stat(path),
         "stats": lambda: storage.stats(path.parent, path.name),
         "walk": lambda: storage.walk(path),
-        "folders": lambda: storage.folders(path, "*"),
         "exists": lambda: storage.exists(path),
         "list": lambda: storage.list(path.parent, "*"),
         "a pattern": lambda: storage.list(path, "../*"),
