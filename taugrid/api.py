@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
-STAGES = ("train", "sample", "evaluate", "report")
-"""The stages of `taugrid run`, in their order."""
+STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
 
 REPLACED_WHOLE = ("model", "grid")
 """Sections whose keys exclude each other: a mapping given for one replaces it, and is merged into any other."""

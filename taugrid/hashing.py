@@ -18,10 +18,8 @@ _IDENTITY = re.compile(f"[0-9a-f]{{{IDENTITY_DIGITS}}}")
 
 class SourceFile(NamedTuple):
     module: str
-    path: str
-    """Its path on the machine that read it. Not part of any id."""
-    sha256: str
-    """Hash of its syntax tree, without comments and docstrings (`workers.custom.syntax`)."""
+    path: str  # its path on the machine that read it. Not part of any id
+    sha256: str  # hash of its syntax tree, without comments and docstrings (`workers.custom.syntax`)
 
 
 def file_sha256(path: Path) -> str:

@@ -16,8 +16,7 @@ from taugrid.errors import DamagedFile, NotFinite, joined_lines
 MAX_PIXELS = 2**24
 """Of an image, 4096 x 4096: a PNG of a few kB can claim any size, and is refused before its pixels are decoded."""
 
-PIXELS_AT_ONCE = 10**8
-"""Of images that are in memory at once."""
+PIXELS_AT_ONCE = 10**8  # of images that are in memory at once
 
 NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
 

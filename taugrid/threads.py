@@ -8,19 +8,16 @@ from functools import partial
 from itertools import chain, islice, repeat, takewhile
 from typing import TypeVar
 
-THREADS = min(8, os.cpu_count() or 1)
-"""Threads that decode large images."""
+THREADS = min(8, os.cpu_count() or 1)  # threads that decode large images
 
 LARGE_BYTES = 3 * 64 * 64
 """Decoded bytes of an image from which on threads decode images. Pillow lets go of Python's lock only within an image:
 with two threads, RGB of 64 x 64 takes 0.58 of the time for 1.11 times the CPU, but RGB of 32 x 32 takes 1.6 times the
 time for twice the CPU (docs/decisions.md)."""
 
-MAX_IMAGES_PER_TASK = 32
-"""Images that a thread decodes in one task."""
+MAX_IMAGES_PER_TASK = 32  # images that a thread decodes in one task
 
-BYTES_PER_TASK = 2**20
-"""A task ends at about this number of decoded bytes, but has at least one image."""
+BYTES_PER_TASK = 2**20  # a task ends at about this number of decoded bytes, but has at least one image
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

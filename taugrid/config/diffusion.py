@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from taugrid.config.section import Positive, Section
 
-SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")
-"""Keys of the process `edm`."""
+SIGMA_KEYS = ("sigma_min", "sigma_max", "rho", "sigma_data")  # keys of the process `edm`
 
 Predicts = Literal["epsilon", "sample", "v_prediction", "consistency", "edm", "velocity", "average_velocity"]
 
@@ -95,8 +94,7 @@ class Diffusion(Section):
         return self
 
 
-SCHEDULE_KEYS = ("schedule", "beta_start", "beta_end")
-"""Keys of `diffusion` that `trained_betas` replaces."""
+SCHEDULE_KEYS = ("schedule", "beta_start", "beta_end")  # keys of `diffusion` that `trained_betas` replaces
 
 DIFFUSION_DEFAULTS = Diffusion(
     timesteps=1000,

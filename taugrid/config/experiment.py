@@ -112,8 +112,7 @@ class Report(Section):
     `steps` and `eta` have effects only if they are named here."""
 
 
-SMALLEST_SHARE = 0.0001
-"""Ray counts CPUs and GPUs in ten-thousandths."""
+SMALLEST_SHARE = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
 
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 

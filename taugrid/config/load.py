@@ -18,17 +18,14 @@ from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
 
-USER_PREFIX = "x-"
-"""Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
+USER_PREFIX = "x-"  # prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors
 
 CONFIG_NAME = "config.json"
 """The name of a run directory's config. A file of this name is the directory's, not the user's own."""
 
-Given = str | Mapping[str, Any]
-"""A config: the name of one (see `find`), or its content."""
+Given = str | Mapping[str, Any]  # a config: the name of one (see `find`), or its content
 
-Override = str | tuple[str, Any]
-"""`key=value` as --set takes it, or a key and its value."""
+Override = str | tuple[str, Any]  # `key=value` as --set takes it, or a key and its value
 
 
 def find(name: str) -> Path:

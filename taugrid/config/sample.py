@@ -17,8 +17,7 @@ Compilation = Literal["none", "default"]
 Interval = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
 
-GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")
-"""Keys of `Sample` that mean nothing where guidance is 1."""
+GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")  # keys of `Sample` that mean nothing where guidance is 1
 
 SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
 """Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""

@@ -3,10 +3,8 @@
 from typing import NamedTuple
 
 TRAINING, SAMPLING = "train.seed", "seed"
-SEEDS = (TRAINING, SAMPLING)
-"""The grid keys that make replicates and not settings."""
-UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}
-"""Key -> the name of a replicate."""
+SEEDS = (TRAINING, SAMPLING)  # the grid keys that make replicates and not settings
+UNITS = {TRAINING: "training", SAMPLING: "sampling seed"}  # key -> the name of a replicate
 
 EVALUATIONS = "network_evaluations"
 
@@ -18,14 +16,11 @@ compared."""
 class Layout(NamedTuple):
     """Which columns of quality.csv make a table's rows and columns. Others that vary split it into separate tables."""
 
-    rows: tuple[str, ...] = ()
-    """Empty: everything that varies, and eta at the end."""
+    rows: tuple[str, ...] = ()  # empty: everything that varies, and eta at the end
     columns: str = "steps"
-    x: str = "steps"
-    """The horizontal axis of figures: steps, evaluations or seconds."""
+    x: str = "steps"  # the horizontal axis of figures: steps, evaluations or seconds
     metrics: tuple[str, ...] = ()
     """`evaluate.metrics`: of several that could decide, the first does. Empty: their order is that of tables."""
 
 
-USUAL = Layout()
-"""Rows of settings and eta, columns of S."""
+USUAL = Layout()  # rows of settings and eta, columns of S

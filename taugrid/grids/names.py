@@ -11,28 +11,20 @@ from typing import Any
 CHECKPOINT = "model.checkpoint"
 CELL_KEYS = ("model.guide", "model.vae")
 """Dotted keys that belong to cells: how a network is sampled, not how it is made. No model's id depends on them."""
-PATHS = (CHECKPOINT, *CELL_KEYS)
-"""Keys whose values are paths."""
-SHOWN = {"steps": "S", "num_samples": "N"}
-"""Keys that names write as the paper does."""
-BETWEEN = " · "
-"""Between the settings of a model and those of a cell."""
-MAX_VALUE_LENGTH = 40
-"""A longer value is cut and gets digits of its hash: tau may have a thousand times."""
-_PLAIN = re.compile(r"[^\s,=\"'\[\]{}·]+")
-"""Text that needs no quotes, in a name as in a selector."""
+PATHS = (CHECKPOINT, *CELL_KEYS)  # keys whose values are paths
+SHOWN = {"steps": "S", "num_samples": "N"}  # keys that names write as the paper does
+BETWEEN = " · "  # between the settings of a model and those of a cell
+MAX_VALUE_LENGTH = 40  # a longer value is cut and gets digits of its hash: tau may have a thousand times
+_PLAIN = re.compile(r"[^\s,=\"'\[\]{}·]+")  # text that needs no quotes, in a name as in a selector
 
 
 @dataclass(frozen=True)
 class Naming:
     """How the models and cells of one grid are named: by the keys that have several values, in the config's order."""
 
-    keys: tuple[str, ...] = ()
-    """The keys that names show."""
-    short: Mapping[str, str] = field(default_factory=dict)
-    """Key -> its short form."""
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    """Path -> its short form."""
+    keys: tuple[str, ...] = ()  # the keys that names show
+    short: Mapping[str, str] = field(default_factory=dict)  # key -> its short form
+    checkpoints: Mapping[str, str] = field(default_factory=dict)  # path -> its short form
 
     @classmethod
     def of(cls, points: Sequence[Mapping[str, Any]], reserved: Collection[str]) -> "Naming":

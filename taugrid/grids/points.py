@@ -138,11 +138,9 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
 
 # Selectors: `steps=50,schedule=cosine`, or a name as `names` makes it ("schedule=cosine · S=50 eta=0")
 
-MAX_NAMED = 6
-"""How many values or names a message lists."""
+MAX_NAMED = 6  # how many values or names a message lists
 
-AS_IN_TABLES = {"σ̂": "sigma_hat", "η": "eta"}
-"""How tables print a value and a key, and how a config writes it."""
+AS_IN_TABLES = {"σ̂": "sigma_hat", "η": "eta"}  # how tables print a value and a key, and how a config writes it
 
 _CONDITION = re.compile(
     r"""(?P<key>[\w.]+)\s*=\s*(?P<value>"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,·"'\[\]{}]+)(?:[\s,·]+|$)"""

@@ -25,18 +25,14 @@ from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decode_each
 
-PICTURES = "image.bytes"
-"""The column of PNG."""
+PICTURES = "image.bytes"  # the column of PNG
 
 ROWS_AT_ONCE = 1024
-TEXT_SHARE = 32
-"""The bytes of a table in memory for each on the disk: equal texts are stored once."""
+TEXT_SHARE = 32  # the bytes of a table in memory for each on the disk: equal texts are stored once
 
-BYTES_PER_VALUE = 4
-"""At least, in memory. Labels take less on the disk, but there are no more of them than of indices."""
+BYTES_PER_VALUE = 4  # at least, in memory. Labels take less on the disk, but there are no more of them than of indices
 
-PIECE_BYTES = 2**27
-"""Of a piece of a table with texts, if each of its rows were as large as the file."""
+PIECE_BYTES = 2**27  # of a piece of a table with texts, if each of its rows were as large as the file
 
 
 class PartSummary(NamedTuple):
@@ -236,8 +232,7 @@ def first_pngs(paths: Iterable[Path], count: int, storage: Storage) -> list[byte
 
 SEAL = b"taugrid.sha256:"
 SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
-TAIL_BYTES = 8
-"""Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
+TAIL_BYTES = 8  # Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`
 CHUNK_BYTES = 2**20
 
 

@@ -17,8 +17,7 @@ from taugrid.images import encode_png
 from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
 from taugrid.threads import LARGE_BYTES
 
-ENCODERS = 2
-"""Threads that encode. Pillow lets go of Python's lock in zlib, so they use two cores where there are two."""
+ENCODERS = 2  # threads that encode. Pillow lets go of Python's lock in zlib, so they use two cores where there are two
 
 MAX_WAITING_BATCHES = 2
 """Batches that wait for their encoding; `append` blocks at more, so memory does not grow with the shard."""
@@ -92,8 +91,7 @@ class EncodingProcess:
             process.communicate()
 
 
-encode_elsewhere = EncodingProcess()
-"""This process's only one."""
+encode_elsewhere = EncodingProcess()  # this process's only one
 
 
 class SampleWriter:

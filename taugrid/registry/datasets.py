@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shape = tuple[int, int, int]
-"""(channels, height, width) of an image."""
+Shape = tuple[int, int, int]  # (channels, height, width) of an image
 
 ALL_SPLITS = ("all", "train", "validation", "test")
 
@@ -26,8 +25,7 @@ class Dataset:
     """A data set, or a way to supply images: the keys it takes, its shape, its splits, and its reader."""
 
     name: str
-    description: str
-    """One line for the config's schema: what it is, and what its splits are if that is not obvious."""
+    description: str  # one line for the config's schema: what it is, and what its splits are if that is not obvious
     reader: str
     """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
     (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
@@ -38,14 +36,11 @@ class Dataset:
     shape: Shape | None = None
     """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
     splits: tuple[str, ...] = ("all", "train", "test")
-    held_out: str = "test"
-    """The split that a model trained on `train` has not seen."""
+    held_out: str = "test"  # the split that a model trained on `train` has not seen
     keys: frozenset[str] = frozenset({"root", "download"})
     """The keys in `KEYS` that it takes. Without `root`, its images come with taugrid."""
-    required: frozenset[str] = frozenset()
-    """The keys that must be set."""
-    is_on_hub: bool = False
-    """Whether `root` may be hf://datasets/ORG/NAME."""
+    required: frozenset[str] = frozenset()  # the keys that must be set
+    is_on_hub: bool = False  # whether `root` may be hf://datasets/ORG/NAME
     num_images: Mapping[str, int] = field(default_factory=dict)
     """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
     is_published: bool = True
@@ -164,5 +159,4 @@ _EVERY_DATASET = (
     ),
 )
 
-DATASETS = {dataset.name: dataset for dataset in _EVERY_DATASET}
-"""Every data set by its name."""
+DATASETS = {dataset.name: dataset for dataset in _EVERY_DATASET}  # every data set by its name

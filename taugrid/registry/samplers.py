@@ -28,16 +28,14 @@ SAMPLERS = {
     "flow-map": "taugrid.workers.samplers.students:flow_map",
 }
 
-DIFFUSERS = "diffusers:"
-"""What names of diffusers' schedulers begin with."""
+DIFFUSERS = "diffusers:"  # what names of diffusers' schedulers begin with
 
 DEFAULT = "ddim"
 
 CONSISTENCY = "consistency"
 LCM = "lcm"
 
-ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}
-"""The one sampler of networks that predict this."""
+ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}  # the one sampler of networks that predict this
 
 
 def names() -> list[str]:
