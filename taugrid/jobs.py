@@ -49,7 +49,7 @@ class Job:
         )
 
     def check_run(self) -> None:
-        """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""
+        """Raise `WorkerRefusal` unless this machine sees the run directory. Call it before writing."""
         if self.run_id is not None:
             check_run(self.run_id, self.storage)
 

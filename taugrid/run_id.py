@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taugrid.errors import RunDirectoryNotVisible, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.storage import Storage, read_json, replacing, write_text
 from taugrid.words import this_node, with_urls
 
@@ -44,11 +44,11 @@ def claim(root: Path, storage: Storage) -> RunId:
 
 
 def check_run(run: RunId, storage: Storage) -> None:
-    """Raise `RunDirectoryNotVisible` unless this machine has that run directory. OSError if it can't be read."""
+    """Raise `WorkerRefusal` unless this machine has that run directory. OSError if it can't be read."""
     actual = recorded_id(Path(run.root), storage)
     if actual != run.id:
         fault = "no run directory is there" if actual is None else f"a different one is there (run {actual[:8]})"
-        raise RunDirectoryNotVisible(
+        raise WorkerRefusal(
             f"node {this_node()} does not see the run directory {run.root}: {fault}; every worker must see it at "
             "the same path"
         )

@@ -21,9 +21,7 @@ import ray
 from taugrid import retries
 from taugrid.errors import (
     BrokenAccelerator,
-    DeviceUnusable,
     DoesNotFit,
-    RunDirectoryNotVisible,
     WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
@@ -152,7 +150,7 @@ class Worker(HeartbeatActor):
         """Do a job with the function that it names, and commit its file.
 
         Raises:
-            RunDirectoryNotVisible: if this node does not have the job's run directory, or loses it during the job.
+            WorkerRefusal: if this node does not have the job's run directory, or loses it during the job.
             DoesNotFit: if the job does not fit into memory, even with empty caches.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
@@ -261,7 +259,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
     """Check that the driver's file exists; then write a file beside it, link it, read it back and remove it."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
-        raise RunDirectoryNotVisible(
+        raise WorkerRefusal(
             f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
         )
     if probe.run_id is not None:
@@ -273,9 +271,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
             temporary.write_bytes(data)
             named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
-            raise RunDirectoryNotVisible(
-                f"node {node}: a file written to {path.parent} does not read back as it was written"
-            )
+            raise WorkerRefusal(f"node {node}: a file written to {path.parent} does not read back as it was written")
     finally:
         storage.delete(own)
 
@@ -285,4 +281,4 @@ def check_device(device: str, node: str) -> None:
     import torch
 
     if (total := float(torch.arange(8.0, device=device).square().sum())) != 140.0:
-        raise DeviceUnusable(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")
+        raise WorkerRefusal(f"node {node}: its device {device} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")

@@ -263,7 +263,7 @@ class Device:
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
         Raises:
-            DeviceUnusable: if this device can't compute so.
+            WorkerRefusal: if this device can't compute so.
         """
         from taugrid.workers.network.load import load_network
 
@@ -292,7 +292,7 @@ class Device:
         self._compiled.add((key, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> "Decode":
-        """What makes pictures of samples. A `Vae` is kept for the next job; `DeviceUnusable` as `network`."""
+        """What makes pictures of samples. A `Vae` is kept for the next job; `WorkerRefusal` as `network`."""
         if not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.network.unet import decoding, load_vae

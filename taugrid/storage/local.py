@@ -13,11 +13,17 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import IO
 
-from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
+from taugrid.errors import naming
 from taugrid.retries import retried
 from taugrid.storage.protocol import ANY, Level, Stat, check_inside
 
 MAX_READ_BYTES = 2**27  # of a file that is read whole: logs and pages are smaller, and a sparse file may claim any size
+
+UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+"""From file systems without hard links, such as some mounts of networks and object stores."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nights import taugrid
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
-from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
+from taugrid.errors import RunFailed, StoreError, UserError, WorkerRefusal
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
@@ -208,7 +208,7 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
-    with pytest.raises(ContentMismatch) as caught, verified_copy(root / "weights", "0" * 64, storage):
+    with pytest.raises(WorkerRefusal) as caught, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
     error_recorded(caught)
     assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
