@@ -7,7 +7,7 @@ from pathlib import Path
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rundir.paths import Paths
 
-Files = Callable[[str], Mapping[str, str]]  # the name of a folder -> its files: name -> version
+FilesOf = Callable[[str], Mapping[str, str]]  # the name of a folder -> its files: name -> version
 
 PARTS = "part-*.parquet"
 """The files of shards in a folder."""
@@ -22,10 +22,10 @@ class Listing:
 
     def __init__(self, run: Paths) -> None:
         self._run = run
-        self._features: dict[str, Files] = {}
+        self._features: dict[str, FilesOf] = {}
 
     @cached_property
-    def samples(self) -> Files:
+    def samples(self) -> FilesOf:
         """The sample files in a cell's folder: name -> version."""
         return self._parts(self._run.samples)
 
@@ -35,7 +35,7 @@ class Listing:
             self._features[extractor] = self._parts(self._run.features / extractor)
         return self._features[extractor](folder)
 
-    def _parts(self, folder: Path) -> Files:
+    def _parts(self, folder: Path) -> FilesOf:
         storage = self._run.storage
         if storage.on_disk:
             there = {path.name for path in storage.list(folder, "*")}

@@ -1,13 +1,12 @@
 """The whole config: how cells are scored and judged, what is shown, where the work runs, and the schema for editors."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from taugrid.config.data import Data
-from taugrid.config.diffusion import Diffusion
-from taugrid.config.model import ModelSection, Train
+from taugrid.config.model import Data, Diffusion, ModelSection, Train
 from taugrid.config.sample import Sample
 from taugrid.config.section import Positive, Section, Seed, one_of
 from taugrid.grids.points import normalised
@@ -55,21 +54,12 @@ class Evaluate(Section):
     @property
     def metric_settings(self) -> MetricSettings:
         """The settings that metrics take."""
-        return MetricSettings(
-            metrics=tuple(self.metrics),
-            seed=self.seed,
-            isc_splits=self.isc_splits,
-            kid_subsets=self.kid_subsets,
-            kid_subset_size=self.kid_subset_size,
-            prc_neighborhood=self.prc_neighborhood,
-            mind_projections=self.mind_projections,
-        )
+        settings = {field.name: getattr(self, field.name) for field in fields(MetricSettings)}
+        return MetricSettings(**settings | {"metrics": tuple(self.metrics)})
 
 
 JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
 """The metrics that can have a standard error of sampling."""
-
-
 JudgingMetric = Annotated[str, AfterValidator(one_of(JUDGING)), Field(json_schema_extra={"enum": list(JUDGING)})]
 
 

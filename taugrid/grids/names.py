@@ -44,12 +44,10 @@ class Naming:
 
         A value None means that the cell's sampler ignores the key, {} that its options are the defaults.
         """
+        shown = {"steps": steps} | ({} if eta is None else {"eta": eta})
         own = [key for key in self.keys if not of_model(key) and key not in ("steps", "eta")]
-        others = [key for key in own if values.get(key) not in (None, {})]
-        first = {"steps": steps} | ({} if eta is None else {"eta": eta})
-        return " ".join(
-            [*(self.part(key, value) for key, value in first.items()), *(self.part(k, values[k]) for k in others)]
-        )
+        shown |= {key: values[key] for key in own if values.get(key) not in (None, {})}
+        return " ".join(self.part(key, value) for key, value in shown.items())
 
     def part(self, key: str, value: Any) -> str:
         return f"{SHOWN.get(key, self.short.get(key, key))}={self.value(key, value)}"

@@ -11,6 +11,7 @@ And how a user selects some of them.
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -25,13 +26,14 @@ Grid = Mapping[str, list[Any]]
 
 
 def normalised(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """A mapping of a grid in which `zip` and `exclude` are lists.
-
-    Raises:
-        ValueError: if a key has no list of values, or `zip` or `exclude` is not made of mappings.
-    """
+    """A mapping of a grid in which `zip` and `exclude` are lists; ValueError if a key has no list of values, or `zip`
+    or `exclude` is not made of mappings."""
     normal = {key: _mappings(key, values) if key in (ZIP, EXCLUDE) else values for key, values in mapping.items()}
-    _require_lists(normal)
+    for each in (normal, *normal.get(ZIP, ())):
+        for key, values in each.items():
+            if not isinstance(values, list) or not values:
+                example = values if values and not isinstance(values, dict) else "value"
+                raise ValueError(f"{key} must be a list with at least one value, as in {key}: [{example}]")
     return normal
 
 
@@ -40,16 +42,7 @@ def _mappings(key: str, values: Any) -> list[Mapping[str, Any]]:
     if not isinstance(several, list) or not several or not all(isinstance(each, Mapping) and each for each in several):
         example = "{train.steps: [100, 200], steps: [10, 20]}" if key == ZIP else "[{schedule: cosine, steps: 1000}]"
         raise ValueError(f"{key} must be a mapping or a list of them, as in {key}: {example}")
-    for zipped in several if key == ZIP else ():
-        _require_lists(zipped)
     return several
-
-
-def _require_lists(mapping: Mapping[str, Any]) -> None:
-    for key, values in mapping.items():
-        if not isinstance(values, list) or not values:
-            example = values if values and not isinstance(values, dict) else "value"
-            raise ValueError(f"{key} must be a list with at least one value, as in {key}: [{example}]")
 
 
 def values_by_key(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -77,14 +70,9 @@ def with_values(mapping: Grid, change: Callable[[str, list[Any]], list[Any]]) ->
 
 
 def points(mapping: Grid, reserved: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """The points of one mapping, in the order of its keys; the last varies fastest.
-
-    `reserved` as in `names.short_keys`.
-
-    Raises:
-        UserError: if zipped keys differ in their numbers of values, a key is named twice, an exclusion fits nothing, or
-            nothing is left.
-    """
+    """The points of one mapping, in the order of its keys; the last varies fastest. `reserved` as in
+    `names.short_keys`. `UserError` if zipped keys differ in their numbers of values, a key is named twice, an exclusion
+    fits nothing, or nothing is left."""
     every = [dict(itertools.chain.from_iterable(point.items() for point in chosen)) for chosen in _product(mapping)]
     left_out = _excluded(mapping, every, reserved)
     if len(left_out) == len(every):
@@ -116,21 +104,18 @@ def _excluded(mapping: Grid, every: list[dict[str, Any]], reserved: Collection[s
     short = short_keys(by_key, reserved)
     excluded: set[int] = set()
     for exclusion in mapping.get(EXCLUDE, []):
-        conditions = {}
-        for name, wanted in exclusion.items():
-            if (key := key_of(str(name), short)) is None:
-                raise UserError(
-                    f"grid.{EXCLUDE}: {in_yaml(exclusion)} names {name}, which this grid does not have (its keys: "
-                    f"{', '.join(by_key)})"
-                )
-            conditions[key] = wanted
+        keys = {name: key_of(str(name), short) for name in exclusion}
+        if unknown := [name for name, key in keys.items() if key is None]:
+            raise UserError(
+                f"grid.{EXCLUDE}: {in_yaml(exclusion)} names {unknown[0]}, which this grid does not have (its keys: "
+                f"{', '.join(by_key)})"
+            )
+        wanted = {key: exclusion[name] for name, key in keys.items() if key is not None}
         fitting = {
-            place
-            for place, point in enumerate(every)
-            if all(fits(point[key], wanted) for key, wanted in conditions.items())
+            place for place, point in enumerate(every) if all(fits(point[key], value) for key, value in wanted.items())
         }
         if not fitting:
-            available = "; ".join(f"{key} is {', '.join(map(plain_text, by_key[key]))}" for key in conditions)
+            available = "; ".join(f"{key} is {', '.join(map(plain_text, by_key[key]))}" for key in wanted)
             raise UserError(f"grid.{EXCLUDE}: {in_yaml(exclusion)} fits no point ({available}); correct or remove it")
         excluded |= fitting
     return excluded
@@ -173,10 +158,8 @@ def key_of(name: str, short: Mapping[str, str]) -> str | None:
     `short`: key -> its short form (`names.short_keys`), for every key that can be meant.
     """
     name = AS_IN_TABLES.get(name, name)
-    if name in short:
-        return name
-    by_short = {**{end: key for key, end in short.items()}, **{shown: key for key, shown in SHOWN.items()}}
-    key = by_short.get(name)
+    by_name = {end: key for key, end in short.items()} | {shown: key for key, shown in SHOWN.items()}
+    key = name if name in short else by_name.get(name)
     return key if key in short else None
 
 
@@ -190,46 +173,35 @@ def fits(value: Any, wanted: Any) -> bool:
     if isinstance(value, bool) or value is None:
         return wanted.lower() == plain_text(value)
     if isinstance(value, int | float):
-        return _number(wanted) == value
+        with suppress(ValueError):
+            return float(wanted) == value
+        return False
     return wanted in (plain_text(value), _unquoted(value_text(value))) or _from_yaml(wanted) == value
 
 
 def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, str]) -> list[int]:
-    """The places in `points`, key -> value of each, that the selector `text` fits; `short` as in `key_of`.
-
-    Raises:
-        UserError: if it can't be read, names an unknown key, or fits nothing; it says which values there are.
-    """
+    """The places in `points`, key -> value of each, that the selector `text` fits; `short` as in `key_of`. `UserError`
+    if it can't be read, names an unknown key, or fits nothing; it says which values there are."""
     left = list(range(len(points)))
+    options = [point.get("sampler_options") or {} for point in points]  # tables write each as a key
     for name, wanted in parse(text):
         key = key_of(name, short)
-        options = [point.get("sampler_options") or {} for point in points]  # tables write each as a key
         if key is None and not any(name in its for its in options):
             keys = listed([*short.values()], MAX_NAMED)
             raise UserError(f"{text!r}: there is no key {name!r} in this grid; its keys are {keys}")
         found = [its.get(name) for its in options] if key is None else [point.get(key) for point in points]
         before, left = left, [place for place in left if fits(found[place], wanted)]
         if not left:
-            values = dict.fromkeys(value_text(found[place]) for place in before)
-            others = (
-                k for k in short if k.endswith(f".{name}") and any(fits(points[p].get(k), wanted) for p in before)
-            )
-            hint = f"; did you mean {other}={wanted}?" if (other := next(others, None)) else ""
-            raise UserError(
-                f"{text!r} fits no cell: there, {name} is {listed([*values], MAX_NAMED)}, not {wanted}{hint}"
-            )
+            values = listed(list(dict.fromkeys(value_text(found[place]) for place in before)), MAX_NAMED)
+            longer = [other for other in short if other.endswith(f".{name}")]
+            other = next((key for key in longer if any(fits(points[p].get(key), wanted) for p in before)), None)
+            hint = "" if other is None else f"; did you mean {other}={wanted}?"
+            raise UserError(f"{text!r} fits no cell: there, {name} is {values}, not {wanted}{hint}")
     return left
 
 
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _from_yaml(text: str) -> Any:
