@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
 
-REPLACED_WHOLE = ("model", "grid")
-"""Sections whose keys exclude each other: a mapping given for one replaces it, and is merged into any other."""
+REPLACED_WHOLE = ("model", "grid")  # sections whose keys exclude each other: a mapping replaces them
 
 Path = str | PathLike[str]
 

@@ -107,11 +107,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 TRANSIENT = TOO_MANY_FILES | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
 """Errors that may pass within seconds, of network file systems or of a process with many open files."""
 
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-"""Errors that the same command would meet again, until the user changes something."""
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # met again, until the user changes something
 
-NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""Errors of making or writing to one folder, which a different folder may not have."""
+NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}  # another folder may not have it
 
 UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ESPIPE})
 """Errors of a path that can't be used, whatever is on the disk: its name is too long, its links go in a circle or out
@@ -120,8 +118,7 @@ of a run directory, it is too large to be read, or it is a pipe."""
 _CONNECTION = {errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN, errno.EPROTO}
 _NETWORK = {errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET}
 
-ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION | _NETWORK
-"""Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""
+ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION | _NETWORK  # none is about a file's content
 
 
 class StoreError(OSError):
@@ -181,8 +178,7 @@ def user_errors() -> Iterator[None]:
 
 # Whose fault an error is
 
-_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # in errors of libraries in Rust, such as safetensors
 
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"

@@ -38,8 +38,7 @@ class Protocol:
     clip: str | None
     precision: str | None  # the precision in which the network computed
     rounding: str | None
-    extractor: Mapping[str, str | None]
-    """Its name, the hashes of its weights and source, the layers used, and its precision if that is not float32."""
+    extractor: Mapping[str, str | None]  # its name, hashes of weights and source, layers, and precision if not float32
     metrics: MetricSettings
     versions: Mapping[str, str]
     compile: str | None = None  # the setting with which the network was compiled; None: it was not
@@ -85,11 +84,9 @@ COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler
 each of them changes a score by itself. So must a field that is unknown here. Names of nested fields have dots: labels
 and classes must agree, guidance need not."""
 
-MAX_LIST_LENGTH = 60
-"""Characters of a list that a message shows whole: a sampler may call the network at a thousand times."""
+MAX_LIST_LENGTH = 60  # characters of a list that a message shows whole: a tau may have a thousand times
 
-LABELS = frozenset({"reference.dataset", "reference.split"})
-"""Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
+LABELS = frozenset({"reference.dataset", "reference.split"})  # names may differ; their `sha256` must agree
 
 
 def extractor_in_words(extractor: Mapping[str, Any]) -> str:

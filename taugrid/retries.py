@@ -24,11 +24,8 @@ STORE_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 9.0)  # the same for object stores: if 
 PATIENCE_SECONDS = 300.0  # for how long a run tries a request again: a store that is restarted is back by then
 TELL_SECONDS = 30.0  # how long an outage lasts before the user is told
 
-waits: Callable[[], None] | None = None
-"""Called after each attempt that is repeated. Set by workers, so that no one takes them for hung."""
-
-patient = ContextVar("patient", default=True)
-"""False for the first look at a store: that its address is wrong is more likely than that it is down."""
+waits: Callable[[], None] | None = None  # called after each attempt that is repeated: a worker that waits isn't hung
+patient = ContextVar("patient", default=True)  # False for a first look at a store, whose address may be wrong
 
 
 def retried(call: Callable[[], T]) -> T:

@@ -34,13 +34,11 @@ class RunId:
 
 def claim(root: Path, storage: Storage) -> RunId:
     """The id of the run directory `root`, which must exist. A new one gets its id here, in the driver."""
-    path = root / FILE
-    run_id = recorded_id(root, storage)
-    if run_id is None:
-        with replacing(path, storage) as temporary:  # never empty: that would be no run directory for the next command
-            write_text(temporary, json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n")
-        run_id = recorded_id(root, storage)
-    return RunId(str(root), str(run_id))
+    if recorded_id(root, storage) is None:
+        text = json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n"
+        with replacing(root / FILE, storage) as temporary:  # never empty: that would be no run directory
+            write_text(temporary, text)
+    return RunId(str(root), str(recorded_id(root, storage)))
 
 
 def check_run(run: RunId, storage: Storage) -> None:
@@ -65,11 +63,8 @@ def _id_in(value: Any) -> str | None:
 
 
 def is_run_directory(root: Path, storage: Storage) -> bool:
-    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections.
-
-    Raises:
-        UserError: if another version of taugrid made it, so that its run.json has another format or is missing.
-    """
+    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections;
+    `UserError` if another version of taugrid made it, so that its run.json has another format or is missing."""
     value = read_json(root / FILE, storage)
     if _id_in(value) is None:
         config = read_json(root / "config.json", storage)

@@ -16,7 +16,6 @@ with two threads, RGB of 64 x 64 takes 0.58 of the time for 1.11 times the CPU, 
 time for twice the CPU (docs/decisions.md)."""
 
 MAX_IMAGES_PER_TASK = 32  # images that a thread decodes in one task
-
 BYTES_PER_TASK = 2**20  # a task ends at about this number of decoded bytes, but has at least one image
 
 Item = TypeVar("Item")
@@ -27,9 +26,8 @@ Image = TypeVar("Image")
 def ahead(tasks: Iterable[Callable[[], Made]], threads: int, max_begun: int) -> Iterator[Made]:
     """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded.
 
-    The garbage collector closes a generator that was abandoned, in whatever thread it runs. Closing must not wait for
-    the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds. Each thread ends
-    after its current task.
+    The garbage collector may close an abandoned generator in any thread. Closing must not wait for the threads: in one
+    that is just starting, Python 3.11 would deadlock on a lock that it holds. Each ends after its current task.
     """
     pool = ThreadPoolExecutor(threads)
     try:
@@ -70,16 +68,13 @@ def decode_each(
         return [transform(decode(item)) for item in group]
 
     remaining = iter(items)
-    for item in islice(remaining, 1):
-        first = decode(item)
-        yield transform(first)
-        if (size := bytes_of(first)) < LARGE_BYTES:
-            yield from (transform(decode(item)) for item in remaining)
-        else:
-            images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
-            tasks = (partial(decoded, group) for group in _groups(remaining, images_per_task))
-            yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
-
-
-def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    return iter(lambda: list(islice(items, size)), [])
+    if not (head := list(islice(remaining, 1))):
+        return
+    first = decode(head[0])
+    yield transform(first)
+    if (size := bytes_of(first)) < LARGE_BYTES:
+        yield from (transform(decode(item)) for item in remaining)
+        return
+    images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
+    groups = iter(lambda: list(islice(remaining, images_per_task)), [])
+    yield from chain.from_iterable(ahead((partial(decoded, group) for group in groups), THREADS, 2 * THREADS))

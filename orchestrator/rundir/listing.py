@@ -39,8 +39,12 @@ class Listing:
         storage = self._run.storage
         if storage.on_disk:
             there = {path.name for path in storage.list(folder, "*")}
-            stats = lambda name: storage.stats(folder / name, PARTS) if name in there else {}  # noqa: E731
-            return lambda name: {path.name: stat.version for path, stat in stats(name).items()}
+
+            def parts(name: str) -> dict[str, str]:
+                stats = storage.stats(folder / name, PARTS) if name in there else {}
+                return {path.name: stat.version for path, stat in stats.items()}
+
+            return parts
         found: dict[str, dict[str, str]] = {}
         for path, stat in storage.stats(folder, f"*/{PARTS}").items():
             found.setdefault(path.parent.name, {})[path.name] = stat.version

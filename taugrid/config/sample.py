@@ -19,8 +19,7 @@ Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_leng
 
 GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")  # keys of `Sample` that mean nothing where guidance is 1
 
-SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
-"""Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""
+SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")  # those that a sampler may ignore
 
 
 FORMS = f"the form {samplers.DIFFUSERS}SchedulerClass or module:function"

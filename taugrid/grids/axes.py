@@ -19,8 +19,7 @@ class Layout(NamedTuple):
     rows: tuple[str, ...] = ()  # empty: everything that varies, and eta at the end
     columns: str = "steps"
     x: str = "steps"  # the horizontal axis of figures: steps, evaluations or seconds
-    metrics: tuple[str, ...] = ()
-    """`evaluate.metrics`: of several that could decide, the first does. Empty: their order is that of tables."""
+    metrics: tuple[str, ...] = ()  # of several that could decide, the first does; empty: in the order of tables
 
 
 USUAL = Layout()  # rows of settings and eta, columns of S

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "model.checkpoint"
-CELL_KEYS = ("model.guide", "model.vae")
-"""Dotted keys that belong to cells: how a network is sampled, not how it is made. No model's id depends on them."""
+CELL_KEYS = ("model.guide", "model.vae")  # how a network is sampled, not how it is made: in no model's id
 PATHS = (CHECKPOINT, *CELL_KEYS)  # keys whose values are paths
 SHOWN = {"steps": "S", "num_samples": "N"}  # keys that names write as the paper does
 BETWEEN = " · "  # between the settings of a model and those of a cell

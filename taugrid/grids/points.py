@@ -21,8 +21,7 @@ from taugrid.grids.names import SHOWN, in_yaml, plain_text, short_keys, value_te
 from taugrid.words import listed
 
 ZIP, EXCLUDE = "zip", "exclude"
-Grid = Mapping[str, list[Any]]
-"""One mapping of a grid, as `normalised` leaves it: `zip` is a list of mappings like it, `exclude` one of points."""
+Grid = Mapping[str, list[Any]]  # as `normalised` leaves it: `zip` is a list of such mappings, `exclude` of points
 
 
 def normalised(mapping: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -29,24 +29,17 @@ class Dataset:
     reader: str
     """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
     (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
-    labels: str = ""
-    """Import string of a function that returns the `workers.data.load.Labels` of these images; empty: it has none."""
-    classes: tuple[str, ...] = ()
-    """The names of the classes, where they are known without a file: label k is of the k-th."""
-    shape: Shape | None = None
-    """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
+    labels: str = ""  # import string: returns the `workers.data.load.Labels` of these images; empty: none
+    classes: tuple[str, ...] = ()  # the names of the classes, where they are known without a file
+    shape: Shape | None = None  # of its images, or the default if `shape` is among `keys`; None: it is required
     splits: tuple[str, ...] = ("all", "train", "test")
     held_out: str = "test"  # the split that a model trained on `train` has not seen
-    keys: frozenset[str] = frozenset({"root", "download"})
-    """The keys in `KEYS` that it takes. Without `root`, its images come with taugrid."""
+    keys: frozenset[str] = frozenset({"root", "download"})  # of `KEYS`; without `root`, it comes with taugrid
     required: frozenset[str] = frozenset()  # the keys that must be set
     is_on_hub: bool = False  # whether `root` may be hf://datasets/ORG/NAME
-    num_images: Mapping[str, int] = field(default_factory=dict)
-    """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
-    is_published: bool = True
-    """Whether the name determines the images. If not, a model trained on them is identified by their SHA-256."""
-    extractor: str | None = None
-    """The default feature extractor (registry/extractors.py). None: torch-fidelity's Inception."""
+    num_images: Mapping[str, int] = field(default_factory=dict)  # of a split or CATEGORY/SPLIT, as published
+    is_published: bool = True  # whether the name determines the images; else a model has their SHA-256
+    extractor: str | None = None  # the default one (registry/extractors.py); None: torch-fidelity's Inception
 
     def published_size(self, split: str, category: str | None = None) -> int | None:
         """The number of images in a split, or in all splits for `all`; None if it is not known."""

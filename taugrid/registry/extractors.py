@@ -14,11 +14,9 @@ IMAGENET_LITE0 = "imagenet-lite0"
 INCEPTION = "inception-v3-compat"
 PIXELS = "pixels"
 
-IMAGENET_1K = "imagenet-1k"
-"""The 1000 classes of ILSVRC 2012, in the order of their WordNet ids: torchvision's, timm's and DiT's order."""
+IMAGENET_1K = "imagenet-1k"  # ILSVRC 2012's 1000 classes in the order of their WordNet ids, as torchvision's and DiT's
 
-FeaturePrecision = Literal["float32", "bf16"]
-"""How an extractor's network computes: float32 is never TF32; bf16 is autocast's."""
+FeaturePrecision = Literal["float32", "bf16"]  # how an extractor's network computes: never TF32; bf16 is autocast's
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class PackagedWeights:
     """A file in a Python package, beside the package of its network; an extra of taugrid installs both."""
 
     is_pickle: ClassVar[bool] = True
-
     package: str
     file_name: str  # its path in the package
     network: str  # the package that defines the network
@@ -74,11 +71,9 @@ class KnownExtractor:
     weights: Weights | None  # None: it has none
     logits_layer: str | None = None
     classes: int | None = None  # width of the logits; None: it has none
-    label_order: str | None = None
-    """Whose labels its logits are in the order of: the name of a data set, or `IMAGENET_1K`; None: not known."""
+    label_order: str | None = None  # of its logits: the name of a data set, or `IMAGENET_1K`; None: not known
     image_side: int | None = None  # height and width of the only images that it takes; None: any size
-    takes_grey: bool = False
-    """Whether it gets grey images with one channel. Others get that channel three times, as PIL's RGB of a grey PNG."""
+    takes_grey: bool = False  # grey images have one channel for it; for others that channel three times, as PIL's RGB
     on_host: bool = False  # whether it is computed on the CPU, whatever the device
     at_once_on_cpu: int | None = None  # maximum number of images that it gets at once on a CPU; None: a whole batch
 
@@ -191,8 +186,7 @@ class ExtractorSpec:
     """Everything that determines a feature: the extractor, the content of its weights, and the layers that are read."""
 
     name: str
-    weights_path: str | None
-    """None: the weights that ship with taugrid or come in a package, wherever that is installed, or none at all."""
+    weights_path: str | None  # None: those that ship with taugrid or come in a package, or none at all
     weights_sha256: str
     """Hash of the file of weights. Without one: of everything that a custom class loaded, including weights that it
     found by itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
@@ -203,8 +197,7 @@ class ExtractorSpec:
     source_sha256: str | None = None
     """Hash of the source files of a custom class, its bases and their imports, see `eval.features.load`; None for
     built-in extractors."""
-    tensors_sha256: str | None = None
-    """Hash of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
+    tensors_sha256: str | None = None  # of a new instance of a custom class, for workers to check; in no id
     files: tuple[SourceFile, ...] = ()  # the files that `source_sha256` covers
     precision: FeaturePrecision = "float32"
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
-"""The columns of numbers in every sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
-
+SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")  # of numbers, in every sample file; images from elsewhere have none
 LABEL_COLUMNS = ("label", "guidance")  # those that sample files of a class-conditional network have besides
 
 
@@ -18,8 +16,7 @@ class PerSample(NamedTuple):
     """What is known of each sample besides its image."""
 
     columns: tuple[str, ...] = SAMPLE_COLUMNS
-    label_order: str | None = None
-    """Whose labels they are, as `KnownExtractor.label_order`; None: not known, or there are none."""
+    label_order: str | None = None  # whose labels they are, as `KnownExtractor.label_order`; None: not known, or none
 
 
 UNLABELLED = PerSample()
@@ -35,10 +32,8 @@ class MetricColumn:
     error_means: str = ""  # the meaning of the number after ±
     higher_is_better: bool = False
     scale: float = 1.0  # the factor that tables multiply it by
-    sampling_error: str | None = None
-    """The column with its standard error of drawing these samples, from their influences; None: it has none."""
-    unbiased: bool = False
-    """Whether its expectation is the same at every N, so that sets of different sizes can be compared."""
+    sampling_error: str | None = None  # the column with its standard error of drawing these samples; None: it has none
+    unbiased: bool = False  # its expectation is the same at every N, so that sets of different sizes can be compared
     further: tuple[str, ...] = ()  # more columns of quality.csv, which tables don't show
 
     @property
@@ -67,19 +62,17 @@ class Metric:
     columns: tuple[MetricColumn, ...]
     compute: str  # called with `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`
     limits: str | None = None
-    """Called with `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver
-    calls it, so its module must not import torch."""
+    """Called by the driver, so without torch, with `MetricSettings` and `Sizes`; returns `Limits`. None: only the
+    fields below limit it."""
     settings: tuple[str, ...] = ()  # the fields of `MetricSettings` that it uses besides `seed`
     needs_logits: bool = False
-    needs_all_features: bool = False
-    """Whether all features of the samples are held in memory. For other metrics, memory does not grow with N."""
+    needs_all_features: bool = False  # those of the samples are held in memory, which then grows with N
     needs_reference: bool = True
     needs_reference_features: bool = False  # whether it needs more of the reference than mean and covariance
     sample_columns: tuple[str, ...] = ()  # the columns of `PerSample` that it reads, a number for each sample
     needs_label_order: bool = False  # whether logit k must be of label k
     least_images: int = 1  # the minimum number of samples, and of reference images
-    floor_up_to: int = sys.maxsize
-    """The largest N at which `eval.metrics.floor` computes its floor: more would take too long."""
+    floor_up_to: int = sys.maxsize  # the largest N at which its floor is computed: more would take too long
 
 
 class Sizes(NamedTuple):
@@ -103,10 +96,9 @@ class Limits(NamedTuple):
     remark: str | None = None  # a message to the user about the changes
 
 
+# The meaning of the number after ±: from the samples' influences, and of a share of the samples
 OF_SAMPLING = "one standard error of sampling at this N"
-"""The meaning of the number after ±, if it comes from the samples' influences."""
-
-BINOMIAL = "its binomial standard error at this N"  # the same for a share of the samples
+BINOMIAL = "its binomial standard error at this N"
 
 
 def _sampled(name: str, title: str, *further: str, means: str = OF_SAMPLING, **fields: Any) -> MetricColumn:
@@ -224,11 +216,9 @@ METRICS = {
 }
 """Name -> metric, in the order in which they are computed."""
 
-COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
-"""Column of quality.csv -> the number."""
+COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}  # of quality.csv
 
-SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)
-"""The numbers that can have a standard error of sampling."""
+SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)  # can have an error of sampling
 
 DEFAULT_METRICS = ("fid", "isc", "kid")
 
