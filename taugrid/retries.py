@@ -68,9 +68,7 @@ def try_again(
 # Outages: a store has one, however many requests wait for it
 
 _lock = threading.Lock()
-_since: dict[str, float] = {}
-_answered: dict[str, float] = {}  # when the last outage of a store ended
-_told: set[str] = set()
+_told: dict[str, float] = {}  # store -> since when it does not answer
 _say: list[Callable[[str], None]] = [lambda text: print(f"taugrid: {text}", file=sys.stderr)]
 
 
@@ -85,27 +83,21 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def attempt_failed(bucket: str, began: float, until: float, how: str) -> None:
-    """An attempt that began at `began` (of the monotonic clock) has failed; it is repeated up to `until`."""
+    """An attempt of a request has failed, which began at `began` (monotonic clock) and is repeated until `until`."""
     now = time.monotonic()
     if waits is not None:
         waits()
     with _lock:
-        if began < _answered.get(bucket, began):
-            return  # another request has been answered meanwhile
-        since = _since.setdefault(bucket, began)
-        if bucket in _told or now - since < TELL_SECONDS:
+        if bucket in _told or now - began < TELL_SECONDS:
             return
-        _told.add(bucket)
+        _told[bucket] = began
     end = time.strftime(" until %H:%M:%S", time.localtime(time.time() + until - now)) if until > now else ""
-    _say[-1](f"{bucket}: {how} for {duration(now - since)}; trying again{end}. Nothing that is done is lost")
+    _say[-1](f"{bucket}: {how} for {duration(now - began)}; trying again{end}. Nothing that is done is lost")
 
 
 def request_ended(bucket: str, answered: bool) -> None:
     """A request that had failed was answered, or is given up."""
     with _lock:
-        since, was_told = _since.pop(bucket, None), bucket in _told
-        _told.discard(bucket)
-        if since is not None and answered:
-            _answered[bucket] = time.monotonic()
-    if since is not None and was_told and answered:
-        _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - since)}")
+        began = _told.pop(bucket, None)
+    if began is not None and answered:
+        _say[-1](f"{bucket}: the object store answers again, after {duration(time.monotonic() - began)}")

@@ -103,23 +103,17 @@ class Report(Section):
 
 
 SMALLEST_SHARE = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
-
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 
-def _one_at_most(gpus: float) -> float:
-    if gpus > 1:
-        raise ValueError(
-            "must be at most 1 (a worker computes on one GPU: more workers use more; networks larger than the memory "
-            "of one GPU are not supported)"
-        )
-    if 0 < gpus < SMALLEST_SHARE:
-        raise ValueError(f"must be 0 or at least {SMALLEST_SHARE}")
+def _share_of_one(gpus: float) -> float:
+    if gpus != 0 and not SMALLEST_SHARE <= gpus <= 1:
+        raise ValueError(f"must be 0, or from {SMALLEST_SHARE} to 1: a worker computes on one GPU")
     return gpus
 
 
 Cpus = Annotated[float, Field(ge=SMALLEST_SHARE)]
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_share_of_one)]
 LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{LABEL}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL}|in\({LABEL}(, ?{LABEL})*\))$")]
 

@@ -87,25 +87,20 @@ class Data(Section):
         return str(Path(root).expanduser().absolute())  # Ray's workers change directory
 
     @model_validator(mode="after")
-    def _keys_fit_the_data_set(self) -> "Data":
+    def _fits_the_data_set(self) -> "Data":
+        dataset = self.dataset
         given = {key for key in KEYS if getattr(self, key) not in (None, False)}
-        if refused := [key for key in KEYS if key in given - self.dataset.keys]:
+        if wrong := (given - dataset.keys) | (dataset.required - given):
+            keys = [f"{key}{' (required)' if key in dataset.required else ''}" for key in KEYS if key in dataset.keys]
             hint = "" if "name" in self.model_fields_set else " (data.name is digits unless you set it)"
-            raise ValueError(f"{self.name} takes no {' and no '.join(refused)}{hint}")
-        missing = [key for key in KEYS if key in self.dataset.required - given]
-        if missing:
-            raise ValueError(f"{self.name} requires " + " and ".join(f"{key} ({KEYS[key]})" for key in missing))
-        return self
-
-    @model_validator(mode="after")
-    def _values_fit_the_data_set(self) -> "Data":
+            known = ", ".join(["split", "limit", *keys])
+            raise ValueError(f"{' and '.join(sorted(wrong))}: keys of {self.name} are {known}{hint}")
         if self.shape is not None and self.shape[0] not in (1, 3):
             raise ValueError(f"shape must begin with 1 channel (grey) or 3 (RGB), not {self.shape[0]}")
-        if self.split not in self.dataset.splits:
-            raise ValueError(f"split of {self.name} must be one of {', '.join(self.dataset.splits)}, not {self.split}")
-        if "://" in (self.root or "") and not self.dataset.is_on_hub:
-            on_hub = ", ".join(name for name, dataset in DATASETS.items() if dataset.is_on_hub)
-            raise ValueError(f"root of {self.name} must be a folder, not {self.root}; hf:// is for {on_hub}")
+        if self.split not in dataset.splits:
+            raise ValueError(f"split of {self.name} must be one of {', '.join(dataset.splits)}, not {self.split}")
+        if "://" in (self.root or "") and not dataset.is_on_hub:
+            raise ValueError(f"root of {self.name} must be a folder, not {self.root}")
         return self
 
 

@@ -192,10 +192,7 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
         before, left = left, [place for place in left if fits(found[place], wanted)]
         if not left:
             values = listed(list(dict.fromkeys(value_text(found[place]) for place in before)), MAX_NAMED)
-            longer = [other for other in short if other.endswith(f".{name}")]
-            other = next((key for key in longer if any(fits(points[p].get(key), wanted) for p in before)), None)
-            hint = "" if other is None else f"; did you mean {other}={wanted}?"
-            raise UserError(f"{text!r} fits no cell: there, {name} is {values}, not {wanted}{hint}")
+            raise UserError(f"{text!r} fits no cell: there, {name} is {values}, not {wanted}")
     return left
 
 

@@ -11,13 +11,7 @@ Shape = tuple[int, int, int]  # (channels, height, width) of an image
 
 ALL_SPLITS = ("all", "train", "validation", "test")
 
-KEYS = {
-    "root": "where the images are",
-    "shape": "[channels, height, width]",
-    "category": "bedroom, church_outdoor, ...",
-    "download": "true or false",
-}
-"""Keys of `data` that only some data sets take, and what their values look like. Every data set takes `limit`."""
+KEYS = ("root", "shape", "category", "download")  # those that only some data sets take
 
 
 @dataclass(frozen=True)

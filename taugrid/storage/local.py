@@ -249,20 +249,8 @@ def _name(finished: Path, path: Path) -> bool:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder, replacing any file there; a transient error is tried again. A network file system may
-    have done it and lost its answer: then the next attempt finds nothing to rename."""
-    attempts = 0
-
-    def attempt() -> None:
-        nonlocal attempts
-        attempts += 1
-        try:
-            path.replace(target)
-        except FileNotFoundError:
-            if attempts == 1 or is_there(path) or not is_there(target):
-                raise
-
-    retried(attempt)
+    """Rename a file or folder, replacing any file there; a transient error is tried again."""
+    retried(lambda: path.replace(target))
 
 
 def write_text(path: Path, text: str) -> None:

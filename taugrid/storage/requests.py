@@ -161,30 +161,28 @@ def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     from obstore.exceptions import BaseError
 
     bucket = "/".join(url.split("/")[:3])
-    first, starts, ended = time.monotonic(), list[float](), retries.over
+    began, failures, ended = time.monotonic(), 0, retries.over
     patience = retries.PATIENCE_SECONDS if retries.patient.get() else 0.0
 
-    def attempt() -> T:
-        starts.append(time.monotonic())
-        return call()
-
     def may_pass(error: BaseException) -> bool:
+        nonlocal failures
         if not isinstance(error, BaseError) or not (refusal := refusal_in(error)).is_transient:
             return False
+        failures += 1
         if not ended.is_set():
-            retries.attempt_failed(bucket, starts[-1], first + patience, refusal.shown)
+            retries.attempt_failed(bucket, began, began + patience, refusal.shown)
         return True
 
     answered = False  # as after Ctrl-C
     try:
-        found = retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience, ended)
+        found = retries.try_again(call, retries.STORE_PAUSES, may_pass, patience, ended)
         answered = True
     except (BaseError, FileNotFoundError) as error:
         answered = not refusal_in(error).is_transient
-        tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"
+        tried = f"{failures} times in {duration(time.monotonic() - began)}"
         raise as_os_error(error, scheme, url, tried) from None
     finally:
-        if len(starts) > 1:
+        if failures:
             retries.request_ended(bucket, answered)
     return found
 

@@ -321,19 +321,6 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     assert re.fullmatch(r"answers again, .* [\d.]+ s", ends.removeprefix(place))
 
 
-def test_a_request_from_before_the_store_answered_another_tells_no_second_outage(monkeypatch):
-    monkeypatch.setattr(retries, "TELL_SECONDS", 0.0)
-    said, began = [], time.monotonic()
-    with retries.told(said.append):
-        retries.attempt_failed("s3://two", began, began, "no answer")
-        retries.request_ended("s3://two", answered=True)
-        retries.attempt_failed("s3://two", began, began, "no answer")
-        assert ["answers again" in text for text in said] == [False, True]
-        retries.attempt_failed("s3://two", time.monotonic(), began, "no answer")
-        assert len(said) == 3, "the next outage"
-        retries.request_ended("s3://two", answered=False)
-
-
 def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     """Planted once: each answer ends the outage. A 404 is an answer too."""
     from obstore.exceptions import GenericError
