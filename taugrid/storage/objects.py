@@ -2,7 +2,7 @@
 
 A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json. A file that must not be overwritten is
 created by one conditional request (`If-None-Match: *`), one that is replaced only in the version that was read by one
-with its ETag. obstore is imported with the first request.
+with its ETag.
 """
 
 import re
@@ -16,6 +16,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore
 
 from taugrid import retries
 from taugrid.errors import StoreError, UserError
@@ -38,7 +41,6 @@ from taugrid.words import with_urls
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 
@@ -134,8 +136,6 @@ class ObjectStorage:
         written. If an answer was lost and the stored file has the same bytes, the commit succeeded; but an empty file,
         which reserves a name, may just as well be another process's.
         """
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
         lost = False
 
         def attempt() -> bool:
@@ -238,11 +238,11 @@ class ObjectStorage:
         return 1.0 if self.bucket.scheme == "gs" else 0.0
 
     @property
-    def _store(self) -> "ObjectStore":
+    def _store(self) -> ObjectStore:
         return connected(self.bucket)
 
     @property
-    def _quick(self) -> "ObjectStore":
+    def _quick(self) -> ObjectStore:
         """The same, for requests whose bodies are small, and for what `read` holds in memory."""
         return connected(self.bucket, LAST_SECONDS if retries.over.is_set() else SMALL_SECONDS)
 
@@ -254,8 +254,6 @@ class ObjectStorage:
 
     def _end(self, path: Path) -> "tuple[bytes, ObjectMeta]":
         """The last bytes of an object, and what the store says of it."""
-        from obstore.exceptions import BaseError
-
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # Azure has no suffix ranges
             size = self._quick.head(self._key(path))["size"]

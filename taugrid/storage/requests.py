@@ -11,14 +11,14 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from taugrid import retries
 from taugrid.errors import StoreError
 from taugrid.words import duration
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 
@@ -84,11 +84,9 @@ def bucket_here(scheme: str, name: str) -> Bucket:
 
 
 @lru_cache(maxsize=16)
-def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
+def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> ObjectStore:
     """The store of a bucket, with the credentials of this process's environment. Sends no request yet; one that takes
     longer than `seconds` will fail."""
-    from obstore.store import AzureStore, GCSStore, S3Store
-
     times = {"timeout": f"{seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
     opened: ObjectStore = store(
@@ -158,8 +156,6 @@ def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat. Raises
     FileNotFoundError if there is no such object, `StoreError` for any other error."""
-    from obstore.exceptions import BaseError
-
     bucket = "/".join(url.split("/")[:3])
     began, failures, ended = time.monotonic(), 0, retries.over
     patience = retries.PATIENCE_SECONDS if retries.patient.get() else 0.0
