@@ -101,8 +101,7 @@ class CustomNetwork:
     callable: str  # `package.module:function`
     weights: str | None  # the file whose path is passed to the function. None: the function takes no argument
     weights_sha256: str
-    """Hash of that file. Without one: of everything that was loaded, including tensors that the function loaded itself.
-    """
+    """Hash of that file. Without one: of everything that was loaded, also tensors that the function loaded itself."""
     source_sha256: str  # of the function's module and its imports (`workers.custom.source.SourceCode`)
     tensors_sha256: str  # hash of the network's state (`workers.network.custom.tensors`)
     image_shape: tuple[int, int, int]  # (channels, height, width) of the images that it was tested on

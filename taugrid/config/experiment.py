@@ -68,10 +68,8 @@ class Gate(Section):
 
     metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
     """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
-
     margin_floor: Annotated[float, Field(ge=0)] = 0.15
-    """The smallest margin of kid and cmmd, in standard errors of the baseline. Their values may be near 0, where a
-    share means nothing."""
+    """The smallest margin of kid and cmmd, which may be near 0, in standard errors of the baseline."""
 
 
 class Report(Section):
@@ -86,8 +84,8 @@ class Report(Section):
     interpolated_pairs: Positive = 4
     """Rows of figures/interpolations-<cell>.png."""
     rows: list[str] | None = None
-    """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. What is neither
-    in rows nor in columns makes separate tables."""
+    """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. Others that
+    vary make separate tables."""
     columns: Annotated[str, Field(min_length=1)] = "steps"
     """The key that a table's columns are. `steps` becomes network evaluations where samplers differ in evaluations a
     step, unless x is steps."""
@@ -154,9 +152,8 @@ class Cluster(Section):
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     use_cpus: bool = False
-    """Scores are computed on the CPUs of nodes with GPUs; with this, on nodes without a GPU too. It uses CPU nodes that
-    are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match leaves none.
-    """
+    """Scores are computed on the CPUs of nodes with GPUs; with this, on the nodes without a GPU that are there, too.
+    `label_selector` holds for them as well."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """How long a run waits for a worker to start, and on a cluster that it joins for free resources."""
     train: TrainingWorker = TrainingWorker()
