@@ -83,10 +83,6 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what to change."""
 
 
-class SilentFallback(RuntimeError):
-    """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
-
-
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -251,7 +247,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _is_surely_out_of_memory(error: BaseException) -> bool:
     said = f"{type(error).__name__} {error}"
-    return isinstance(error, MemoryError | SilentFallback) or _OUT_OF_MEMORY.search(said) is not None
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said) is not None
 
 
 def joined_lines(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import SilentFallback, Stopped
+from taugrid.errors import Stopped
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.storage import Storage
 from taugrid.workers.accelerator import arithmetic
@@ -170,9 +170,9 @@ class OomCounter:
         return count_ooms(self._device) > self._forgotten
 
     def require_none(self) -> None:
-        """Raise `SilentFallback` if there was one."""
+        """Raise `MemoryError` if there was one."""
         if self.any:
-            raise SilentFallback(
+            raise MemoryError(
                 "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
             )
 
@@ -308,7 +308,7 @@ class Device:
         return loaded
 
     def computed(self) -> None:
-        """Note that a job has computed all that it will commit: another may begin to compute. Raises `SilentFallback`
+        """Note that a job has computed all that it will commit: another may begin to compute. Raises `MemoryError`
         if it must not be committed."""
         self.shortages.require_none()
         self.compute_lock.release()
