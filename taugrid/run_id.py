@@ -34,11 +34,13 @@ class RunId:
 
 def claim(root: Path, storage: Storage) -> RunId:
     """The id of the run directory `root`, which must exist. A new one gets its id here, in the driver."""
-    if recorded_id(root, storage) is None:
+    run_id = recorded_id(root, storage)
+    if run_id is None:
         text = json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n"
         with replacing(root / FILE, storage) as temporary:  # never empty: that would be no run directory
             write_text(temporary, text)
-    return RunId(str(root), str(recorded_id(root, storage)))
+        run_id = recorded_id(root, storage)
+    return RunId(str(root), str(run_id))
 
 
 def check_run(run: RunId, storage: Storage) -> None:
