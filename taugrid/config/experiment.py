@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 from taugrid.config.model import Data, Diffusion, ModelSection, Train
 from taugrid.config.sample import Sample
 from taugrid.config.section import Positive, Section, Seed, one_of
-from taugrid.grids.points import normalised
+from taugrid.grids import normalised
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 

@@ -13,7 +13,7 @@ from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import UserError, joined_lines
-from taugrid.grids.points import values_by_key, with_values
+from taugrid.grids import values_by_key, with_values
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
