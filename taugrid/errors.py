@@ -49,10 +49,8 @@ class WeightsChanged(UserError):
 
 class WorkerRefusal(UserError):
     """A node lacks what the driver has, such as its run directory, versions, weights, data or code, or has no device
-    that computes: it gets no work. The run ends if every node refuses.
-
-    It travels from a worker by its type, so its constructor must take only the message.
-    """
+    that computes: it gets no work. The run ends if every node refuses. It travels from a worker by its type, so its
+    constructor must take only the message."""
 
 
 class NotCommitted(WorkerRefusal):
@@ -155,11 +153,8 @@ def in_one_line(error: OSError) -> str:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn an error of the disk into `RunFailed`: it is not a bug, and the user can do something about it. A path that
-    can't exist is a `UserError`.
-
-    A named file that is not found is such an error: commands look for what they need when they begin, so it has
-    vanished since. And so is a folder that has the name of a file.
-    """
+    can't exist is a `UserError`. A named file that is not found is such an error: commands look for what they need when
+    they begin, so it has vanished since. And so is a folder that has the name of a file."""
     try:
         yield
     except OSError as error:
@@ -204,10 +199,8 @@ its compiler (torch/_dynamo/exc.py)."""
 
 
 def is_environment_error(error: BaseException) -> bool:
-    """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's.
-
-    A `WorkerRefusal` is one: the node lacks what the driver has. Being out of memory is not: tasks differ in size.
-    """
+    """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's. A
+    `WorkerRefusal` is one: the node lacks what the driver has. Being out of memory is not: tasks differ in size."""
     if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
         return True
     quoted = _RUST_ERRNO.search(str(error))
@@ -219,11 +212,9 @@ def is_environment_error(error: BaseException) -> bool:
 
 def is_accelerator_error(error: BaseException) -> bool:
     """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
-
     torch is not imported here, so its errors are recognised by the names of their types and by their texts. Those of
     which memory is only one cause count: a caller that can make its job smaller asks `is_out_of_memory` first. Causes
-    are not checked: see `accelerator_error_in`.
-    """
+    are not checked: see `accelerator_error_in`."""
     if isinstance(error, BrokenAccelerator):
         return True
     is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
@@ -256,10 +247,8 @@ def joined_lines(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type.
-
-    Lines of general advice that torch adds to errors of CUDA and of its compiler do not count.
-    """
+    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type. Lines of
+    general advice that torch adds to errors of CUDA and of its compiler do not count."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not _TORCHS_ADVICE.match(line)] or lines
     return said[-1] if said else type(error).__name__

@@ -79,10 +79,8 @@ class Naming:
         return " ".join(self.part(key, values[key]) for key in self.keys if of_model(key))
 
     def cell(self, values: Mapping[str, Any], steps: int, eta: float | str | None) -> str:
-        """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none.
-
-        A value None means that the cell's sampler ignores the key, {} that its options are the defaults.
-        """
+        """The name of a cell within its model. S is always shown, and so is eta, unless its sampler has none. A value
+        None means that the cell's sampler ignores the key, {} that its options are the defaults."""
         shown = {"steps": steps} | ({} if eta is None else {"eta": eta})
         own = [key for key in self.keys if not of_model(key) and key not in ("steps", "eta")]
         shown |= {key: values[key] for key in own if values.get(key) not in (None, {})}
@@ -302,9 +300,7 @@ def parse(text: str) -> list[tuple[str, str]]:
 
 def key_of(name: str, short: Mapping[str, str]) -> str | None:
     """The grid key that a user calls `name`: the key itself, its short form, or S and N; None if there is none.
-
-    `short`: key -> its short form (`short_keys`), for every key that can be meant.
-    """
+    `short`: key -> its short form (`short_keys`), for every key that can be meant."""
     name = AS_IN_TABLES.get(name, name)
     by_name = {end: key for key, end in short.items()} | {shown: key for key, shown in SHOWN.items()}
     key = name if name in short else by_name.get(name)

@@ -21,11 +21,9 @@ NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; try
 
 
 def to_uint8(x: NDArray[np.float32], rounding: str = "round") -> NDArray[np.uint8]:
-    """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped, and `NotFinite` is
-    raised for NaN and infinity, which would silently become some grey level, black or white.
-
-    `truncate` casts `(x + 1) * 127.5` instead, as guided-diffusion and REPA do: half a grey level darker on average.
-    """
+    """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped. `NotFinite` for NaN
+    and infinity, which would silently become some grey level. `truncate` casts `(x + 1) * 127.5` instead, as
+    guided-diffusion and REPA do: half a grey level darker on average."""
     if not np.isfinite(x).all():
         raise NotFinite(NOT_FINITE)
     grey = (x.astype(np.float32) + np.float32(1)) * np.float32(127.5)
@@ -43,10 +41,8 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def serve_encoding() -> None:
-    """Encode each pickled batch of images that stdin brings, until it ends: a process does nothing else.
-
-    To stdout goes, pickled, a list of PNG bytes for each, or the error.
-    """
+    """Encode each pickled batch of images that stdin brings, until it ends: a process does nothing else. To stdout
+    goes, pickled, a list of PNG bytes for each, or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who still need it
     while True:
         answer: list[bytes] | Exception

@@ -71,10 +71,8 @@ OPTIONAL = ("compile", "sampler", "conditions", "decoder")  # fields that a prot
 
 
 def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | None) -> ProtocolFields:
-    """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}.
-
-    CPU alone is left out.
-    """
+    """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}. CPU alone is
+    left out."""
     others = {what: sorted(set(found)) for what, found in (kinds or {}).items() if set(found) - {"cpu"}}
     return {**protocol, "devices": others} if others else protocol
 
@@ -112,10 +110,8 @@ def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
 def disagreements(
     protocols: Mapping[str, ProtocolFields], may_differ: Set[str] = COMPARED
 ) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not.
-
-    Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
-    """
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not. Nested
+    fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits."""
     flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     differing: dict[str, dict[str, list[str]]] = {}

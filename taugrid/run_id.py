@@ -1,8 +1,7 @@
-"""What a run directory is, and `run.json`: the format of its files, and its id.
+"""What a run directory is, and `run.json`: the format of its files, and its id, which each worker reads before it writes.
 
-A worker that does not find the id is somewhere else. An unmounted folder is often still there, empty, and takes
-whatever is written. A folder that was renamed may have been made again. The driver writes the id once; every worker
-reads it before it writes.
+A worker that does not find the id is somewhere else: an unmounted folder is often still there, empty, and takes
+whatever is written, and a folder that was renamed may have been made again.
 """
 
 import json

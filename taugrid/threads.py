@@ -24,11 +24,9 @@ Image = TypeVar("Image")
 
 
 def ahead(tasks: Iterable[Callable[[], Made]], threads: int, max_begun: int) -> Iterator[Made]:
-    """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded.
-
-    The garbage collector may close an abandoned generator in any thread. Closing must not wait for the threads: in one
-    that is just starting, Python 3.11 would deadlock on a lock that it holds. Each ends after its current task.
-    """
+    """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded. The
+    garbage collector may close an abandoned generator in any thread. Closing must not wait for the threads: in one that
+    is just starting, Python 3.11 would deadlock on a lock that it holds. Each ends after its current task."""
     pool = ThreadPoolExecutor(threads)
     try:
         pending: deque[Future[Made]] = deque()
@@ -58,11 +56,9 @@ def decode_each(
     bytes_of: Callable[[Image], int],
     transform: Callable[[Image], Image] = as_is,
 ) -> Iterator[Image]:
-    """`transform(decode(item))` of each item, in order. Errors are raised in the order of the items, too.
-
-    If the first image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS`
-    tasks ahead. The first image's size decides how many images a task has.
-    """
+    """`transform(decode(item))` of each item, in order. Errors are raised in the order of the items, too. If the first
+    image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS` tasks ahead.
+    The first image's size decides how many images a task has."""
 
     def decoded(group: list[Item]) -> list[Image]:
         return [transform(decode(item)) for item in group]

@@ -1,8 +1,7 @@
 """Checks and reads files of samples, features and numbers, a row group at a time.
 
-A file may be somebody else's, and small though it claims to hold much. Those of `PartWriter` are uncompressed, and have
-an index of 8 bytes a row and columns of few types: what would be larger in memory than on the disk is refused before it
-is read.
+A file may be somebody else's, and small though it claims to hold much: what would be larger in memory than on the disk
+is refused before it is read, since files of `PartWriter` are uncompressed.
 """
 
 import hashlib
@@ -156,9 +155,7 @@ def _in_pieces(
 
 def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.ParquetFile, int]:
     """An open file and its bytes. `columns` are those that will be read; none: all, which then hold no lists.
-
-    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file.
-    """
+    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file."""
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
     groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]

@@ -87,11 +87,9 @@ encode_elsewhere = EncodingProcess()  # this process's only one
 
 
 class SampleWriter:
-    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing.
-
-    With `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
-    process: Pillow needs Python's lock for most of their time.
-    """
+    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing. With
+    `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
+    process: Pillow needs Python's lock for most of their time."""
 
     def __init__(
         self,

@@ -77,10 +77,8 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
     """Give a finished local folder its name in an object store. OSError if a file with other bytes is there; it stays.
-
     `last`, a file in it, appears once all others are there, and is removed if one of them was replaced meanwhile: a
-    later driver that finds no `last` sets the folder aside.
-    """
+    later driver that finds no `last` sets the folder aside."""
     names = [path.relative_to(finished) for path in sorted(finished.rglob("*")) if path.is_file()]
     versions = dict[Path, str]()
 

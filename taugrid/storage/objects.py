@@ -130,12 +130,10 @@ class ObjectStorage:
         return self._put(path, finished, lambda: self._condition(path, if_version))
 
     def _put(self, path: Path, finished: Path, condition: Callable[[], Any]) -> bool:
-        """`commit` under obstore's mode that `condition` returns before each attempt; None: it does not hold.
-
-        412, or Azure's BlobAlreadyExists, means that a different file has this name; any other 409 that one is being
-        written. If an answer was lost and the stored file has the same bytes, the commit succeeded; but an empty file,
-        which reserves a name, may just as well be another process's.
-        """
+        """`commit` under obstore's mode that `condition` returns before each attempt; None: it does not hold. 412, or
+        Azure's BlobAlreadyExists, means that a different file has this name; any other 409 that one is being written.
+        If an answer was lost and the stored file has the same bytes, the commit succeeded; but an empty file, which
+        reserves a name, may just as well be another process's."""
         lost = False
 
         def attempt() -> bool:
