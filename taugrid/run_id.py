@@ -1,4 +1,4 @@
-"""What a run directory is, and `run.json`: the format of its files, and its id, which each worker reads before it writes.
+"""What a run directory is, and `run.json`: the format of its files, and its id, which a worker reads before it writes.
 
 A worker that does not find the id is somewhere else: an unmounted folder is often still there, empty, and takes
 whatever is written, and a folder that was renamed may have been made again.
