@@ -38,7 +38,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import restart, scale
-from taugrid import parquet
+from taugrid import parquet, retries
 from taugrid.api import STAGES
 from taugrid.config import Cluster
 from taugrid.jobs import Job, Result, WorkerInfo
@@ -51,7 +51,7 @@ from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.work import work_kinds
-from taugrid.storage import end_session, outages
+from taugrid.storage import end_session
 from taugrid.workers.jobs import SampleJob
 
 FILE_BYTES = 100_000
@@ -82,7 +82,7 @@ def work(jobs: Any, results: Any, workers: int, seconds: float, file: Path) -> N
     that a body did not reach, counts neither.
     """
     laps, failed = list[tuple[float, ...]](), list[object]()
-    outages.failed = lambda *attempt: failed.append(attempt)
+    retries.attempt_failed = lambda *attempt: failed.append(attempt)
 
     def do(number: int, job: Job, key: str) -> None:
         at = [time.perf_counter()]

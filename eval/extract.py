@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import ContentMismatch, DamagedFile, UserError, is_out_of_memory
+from taugrid.errors import DamagedFile, UserError, WorkerRefusal, is_out_of_memory
 from taugrid.eval.sources import Batch, ImageSet, batches
 from taugrid.jobs import Job, Result
 from taugrid.registry.extractors import ExtractorSpec
@@ -191,4 +191,4 @@ def _batches(job: ExtractJob) -> Iterator[Batch]:
     try:
         yield from batches(job.images, job.at_once, job.start, job.stop, job.images_sha256)
     except (SourceError, UserError) as error:  # the driver read these images without an error
-        raise ContentMismatch(f"node {this_node()}: {error}") from error
+        raise WorkerRefusal(f"node {this_node()}: {error}") from error

@@ -77,7 +77,7 @@ def run(job: ByLabelJob, device: "Device") -> Result:
     """Compute the metrics of each label and commit their file. What another job wrote is kept.
 
     Raises:
-        DamagedFile, ContentMismatch: if a file can't be read, or the reference's labels differ on this node.
+        DamagedFile, WorkerRefusal: if a file can't be read, or the reference's labels differ on this node.
     """
     began, n = time.perf_counter(), job.num_samples
     logits = loaded(read_stream(job, "logits"), n) if job.settings.need("logits") else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.errors import ContentMismatch, DamagedFile
+from taugrid.errors import DamagedFile, WorkerRefusal
 from taugrid.eval import extract
 from taugrid.eval.features.load import code_sha256, load
 from taugrid.eval.metrics.floor import floor_path, keep_floors
@@ -201,7 +201,7 @@ class _Extracting:
         job = extract.ExtractJob(str(path), images, images.sha256, self.extractor, size, {"key": key}, 0, count, size)
         try:
             extract.run(job, self._device)
-        except ContentMismatch as error:  # no other node is at fault: this process opened the images
+        except WorkerRefusal as error:  # no other node is at fault: this process opened the images
             raise error.__cause__ or error from None
         self.options.progress(what, count, count)
         return path

@@ -15,9 +15,9 @@ from taugrid.config import Diffusion, Sample, validate
 from taugrid.config.load import load
 from taugrid.errors import (
     CustomCodeError,
-    DeviceUnusable,
     NotFinite,
     UserError,
+    WorkerRefusal,
     is_out_of_memory,
     last_line,
 )
@@ -88,7 +88,7 @@ def sample_in_memory(
             if isinstance(model, str | Mapping):
                 return _sample_planned(model, guide, asked)
             return _sample_held(model, guide, asked)
-        except (CustomCodeError, DeviceUnusable) as error:
+        except (CustomCodeError, WorkerRefusal) as error:
             raise UserError(str(error)) from error
 
 

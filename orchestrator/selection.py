@@ -9,8 +9,7 @@ import numpy as np
 
 from taugrid.config import Sample
 from taugrid.errors import UserError
-from taugrid.grids.names import short_keys
-from taugrid.grids.points import MAX_NAMED, chosen, is_selector
+from taugrid.grids import MAX_NAMED, chosen, is_selector, short_keys
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.words import counted
 

@@ -8,6 +8,9 @@ from os import PathLike, fspath
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from taugrid.errors import RunFailed, UserError
+from taugrid.words import counted
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -17,11 +20,9 @@ if TYPE_CHECKING:
     from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
-STAGES = ("train", "sample", "evaluate", "report")
-"""The stages of `taugrid run`, in their order."""
+STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
 
-REPLACED_WHOLE = ("model", "grid")
-"""Sections whose keys exclude each other: a mapping given for one replaces it, and is merged into any other."""
+REPLACED_WHOLE = ("model", "grid")  # sections whose keys exclude each other: a mapping replaces them
 
 Path = str | PathLike[str]
 
@@ -29,10 +30,8 @@ Path = str | PathLike[str]
 def open(directory: Path) -> "RunView | HistoryView":
     """The run in a directory, or at a URL: its tables, cells, images and figures. Starts nothing.
 
-    Of a history of nights (`taugrid nightly --history`) it is the history: its nights, their verdicts and runs.
-
-    Raises:
-        taugrid.errors.UserError: if there is no run, and no history either.
+    Of a history of nights (`taugrid nightly --history`) it is the history: its nights, their verdicts and runs. Raises
+    `taugrid.errors.UserError` if there is neither.
     """
     from taugrid.orchestrator.nightly.nights import HistoryView
     from taugrid.orchestrator.nightly.places import find_history
@@ -47,12 +46,9 @@ def open(directory: Path) -> "RunView | HistoryView":
 def board(*places: Path) -> "pd.DataFrame":
     """All cells of all runs below folders or URLs, as `taugrid board` shows them. Starts and plans nothing.
 
-    Returns:
-        A row for each scored cell: the column `run`, the path of its run below the place, unique among all, and all
-        columns of the runs' quality.csv. What a run does not have is missing (NaN or None).
-
-    Raises:
-        taugrid.errors.UserError: if nothing can be read at any of `places`.
+    The frame has a row for each scored cell: the column `run`, the path of its run below the place, unique among all,
+    and all columns of the runs' quality.csv. What a run does not have is missing (NaN or None). Raises
+    `taugrid.errors.UserError` if nothing can be read at any of `places`.
     """
     import pandas as pd
 
@@ -73,6 +69,8 @@ def plan(
 ) -> dict[str, Any]:
     """What a run would do and what is already done, as `taugrid plan --json` prints it. Starts nothing.
 
+    Raises `taugrid.errors.UserError` if the config is wrong, has no extractor, or would orphan images.
+
     Args:
         config: a file, the name of a shipped config, a run directory, or a config's content.
         out: the run directory; None: runs/<name>, or `config` where that is one.
@@ -80,9 +78,6 @@ def plan(
         overrides: keys of the config with their values, applied after `assignments`. A mapping is merged into its
             section, or replaces it if it is `model` or `grid`: `sample={"num_samples": 200}, grid={"steps": [5, 10]}`.
             A dotted key goes in as `**{"model.unet.dropout": 0.1}`.
-
-    Raises:
-        taugrid.errors.UserError: if the config is wrong, has no extractor, or would orphan images.
     """
     from taugrid.orchestrator.opened import open_to_plan
     from taugrid.orchestrator.view.dry_run import describe_plan
@@ -107,6 +102,9 @@ def run(
 ) -> "RunView":
     """Do what is still missing, like `taugrid run`, and return the run: its tables, cells, images and figures.
 
+    Raises `taugrid.errors.UserError` if something must be changed first, and `taugrid.errors.RunFailed` if a stage
+    could not go on, or some cells could not be finished.
+
     Args:
         config: as in `plan`.
         out: as in `plan`.
@@ -121,19 +119,13 @@ def run(
         until: `told-apart` or `told-apart=KEY`: double N of the cells alone whose order is undecided, as --until does.
         most: the largest N of `until`, as --max.
         overrides: as in `plan`.
-
-    Raises:
-        taugrid.errors.UserError: if something must be changed first.
-        taugrid.errors.RunFailed: if a stage could not go on, or some cells could not be finished.
     """
-    from taugrid.errors import RunFailed, UserError
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
     from taugrid.orchestrator.session import Session
     from taugrid.orchestrator.view.run import RunView
     from taugrid.orchestrator.work.growing import Until
-    from taugrid.words import counted
 
     stages = _texts("stages", stages)
     if not stages or set(stages) - set(STAGES):
@@ -161,6 +153,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of any images against any others, as `taugrid evaluate --samples --json` prints them. Needs no run.
 
+    Raises `taugrid.errors.UserError` if images, reference, weights or settings can't be used.
+
     Args:
         samples: a folder of PNG or JPEG files, an `.npz`, Parquet, or an array or torch tensor (on any device) of shape
             (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), uint8 or, with `value_range`, floating point.
@@ -170,9 +164,6 @@ def evaluate(
         value_range: the values of black and white in arrays of floats, (0, 1) or (-1, 1). Floats are rounded to 8 bits,
             to nearest, because that is what pictures have.
         settings: keys of the config's section evaluate, such as `extractor="pixels"` and `metrics=["fid", "kid"]`.
-
-    Raises:
-        taugrid.errors.UserError: if images, reference, weights or settings can't be used.
     """
     from taugrid.orchestrator.external import score_images
     from taugrid.orchestrator.progress import Progress
@@ -194,7 +185,9 @@ def compare(
 ) -> dict[str, Any]:
     """Whether images `b` are worse than images `a`, as `taugrid compare A B --reference R --json` prints it.
 
-    Images with the same names are paired.
+    Images with the same names are paired. The verdict is `result`; `metrics` has `a`, `b`, `difference` (b - a), `se`
+    and `verdict` of each; `pairing`, `pairs`, `notes`, `warnings`, and what the images are, are beside it. Raises
+    `taugrid.errors.UserError` if images, reference, weights or settings can't be used.
 
     Args:
         a: the old side: a folder of PNG or JPEG files, an `.npz`, or Parquet.
@@ -206,17 +199,9 @@ def compare(
         margin: the accepted regression, as a share of A's value; None: 0.02.
         alpha: the probability of a false alarm, for all metrics together; None: 0.01.
         scoring: `extractor`, `weights`, `metrics`, `pair_by` and `trust_code`, as the options of the command.
-
-    Returns:
-        `result`, the verdict; `metrics`, with `a`, `b`, `difference` (b - a), `se` and `verdict` of each; `pairing`,
-        `pairs`, `notes`, `warnings`, and what the images are.
-
-    Raises:
-        taugrid.errors.UserError: if images, reference, weights or settings can't be used.
     """
     from pathlib import Path as LocalPath
 
-    from taugrid.errors import UserError
     from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.view.images import compare_images
@@ -245,6 +230,10 @@ def sample(
 ) -> "NDArray[np.uint8]":
     """Images of a model, as arrays in memory, without a run: image n is what a run would sample with the same settings.
 
+    They are (n, H, W) if they are grey, else (n, H, W, 3), uint8, in the order of `indices`. Raises
+    `taugrid.errors.UserError` if the model or the settings can't be used, and `taugrid.errors.NotFinite` if the network
+    returns NaN or infinity.
+
     Args:
         model: the folder of a checkpoint or an id on the hub; a mapping, as the config's section model (an oracle, a
             custom network); or a network in memory: an `nn.Module` or function that predicts from x, (B, C, H, W)
@@ -259,13 +248,6 @@ def sample(
         settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`, and for a network with
             classes `labels="balanced"` or `labels=[0, 3]`, and `guidance=2`. In a run with another
             `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
-
-    Returns:
-        (n, H, W) if they are grey, else (n, H, W, 3), uint8, in the order of `indices`.
-
-    Raises:
-        taugrid.errors.UserError: if the model or the settings can't be used.
-        taugrid.errors.NotFinite: if the network returns NaN or infinity.
     """
     from taugrid.orchestrator.in_memory import sample_in_memory
 
@@ -279,8 +261,6 @@ _IN_WORDS = {str: "text", PathLike: "a path", Mapping: "a mapping", NoneType: "N
 
 def _checked(name: str, value: Any, *kinds: type) -> Any:
     """The argument, with a path as text; `UserError` if it is of none of these types."""
-    from taugrid.errors import UserError
-
     if not isinstance(value, kinds):
         kind = "None" if value is None else type(value).__name__
         raise UserError(f"{name} must be {' or '.join(_IN_WORDS[each] for each in kinds)}, not {kind}")
@@ -289,8 +269,6 @@ def _checked(name: str, value: Any, *kinds: type) -> Any:
 
 def _texts(name: str, value: Any) -> list[str]:
     """The argument as a list; one text counts as one item. `UserError` if it is not of texts."""
-    from taugrid.errors import UserError
-
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a list of texts, not {value!r}")

@@ -48,27 +48,13 @@ class WeightsChanged(UserError):
 
 
 class WorkerRefusal(UserError):
-    """A node lacks what the driver has, such as its versions or usable weights: it gets no work. The run ends if every
-    node refuses.
-
-    It travels from a worker by its type, so its constructor must take only the message.
-    """
-
-
-class RunDirectoryNotVisible(WorkerRefusal):
-    """A node can't see the driver's run directory."""
+    """A node lacks what the driver has, such as its run directory, versions, weights, data or code, or has no device
+    that computes: it gets no work. The run ends if every node refuses. It travels from a worker by its type, so its
+    constructor must take only the message."""
 
 
 class NotCommitted(WorkerRefusal):
     """A worker committed a file that the driver does not find: the worker's node has a different folder at the path."""
-
-
-class ContentMismatch(WorkerRefusal):
-    """A node holds other weights, data or code than the driver planned with, or none."""
-
-
-class DeviceUnusable(WorkerRefusal):
-    """A worker can't compute on the device that it was given."""
 
 
 class CustomCodeError(ValueError):
@@ -95,10 +81,6 @@ class DoesNotFit(_Message):
     """A job does not fit into its worker's memory, even with empty caches; the message says what to change."""
 
 
-class SilentFallback(RuntimeError):
-    """A device's memory ran out while it computed, and a library took other kernels without an error: other bits."""
-
-
 class BrokenAccelerator(RuntimeError):
     """A process has met an error after which it can't use its accelerator any more: it must be replaced."""
 
@@ -114,34 +96,23 @@ class DamagedFile(_Message):
 # Classes of errno
 
 TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-"""This process, or the machine, has as many files open as it may."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 TRANSIENT = TOO_MANY_FILES | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
 """Errors that may pass within seconds, of network file systems or of a process with many open files."""
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # met again, until the user changes something
 
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-"""Errors that the same command would meet again, until the user changes something."""
-
-NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""Errors of making or writing to one folder, which a different folder may not have."""
+NOT_WRITABLE = FORBIDDEN | {errno.ENOTDIR, errno.EEXIST, errno.ENOENT}  # another folder may not have it
 
 UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ESPIPE})
 """Errors of a path that can't be used, whatever is on the disk: its name is too long, its links go in a circle or out
 of a run directory, it is too large to be read, or it is a pipe."""
 
-UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
-"""From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
-
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""From file systems without hard links, such as some mounts of networks and object stores."""
-
 _CONNECTION = {errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ENOLINK, errno.ESHUTDOWN, errno.EPROTO}
 _NETWORK = {errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET}
 
-ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION | _NETWORK
-"""Errors of disks, mounts, networks, permissions and exhausted resources: none of them is about a file's content."""
+ENVIRONMENT = TRANSIENT | FULL | FORBIDDEN | _CONNECTION | _NETWORK  # none is about a file's content
 
 
 class StoreError(OSError):
@@ -166,39 +137,30 @@ def is_of_content(error: OSError) -> bool:
 
 def in_one_line(error: OSError) -> str:
     """One line with the failure, the file and what to do."""
-    file = error.filename or "a file"
+    file, again = error.filename or "a file", "run the same command again"
     if isinstance(error, IsADirectoryError):  # of a rename, the second is in the way
-        place = error.filename2 or file
-        return f"{place} is a folder, but a file belongs there; move it away, then run the same command again"
+        return f"{error.filename2 or file} is a folder, but a file belongs there; move it away, then {again}"
     if isinstance(error, FileNotFoundError):
-        return f"there is no {file} any more; put it back, then run the same command again"
+        return f"there is no {file} any more; put it back, then {again}"
     if isinstance(error, StoreError):
-        return f"can't read or write {file}: {error.strerror}; then run the same command again"
+        return f"can't read or write {file}: {error.strerror}; then {again}"
     if error.errno in FULL:
-        return f"the disk is full: can't write {file}; free some space and run the same command again"
-    message = f"can't read or write {file}: {os.strerror(error.errno or 0)}; no file counts as damaged for this"
-    if error.errno in FORBIDDEN:
-        return f"{message}; make it readable and writable, then run the same command again"
-    return f"{message}; run the same command again"
+        return f"the disk is full: can't write {file}; free some space and {again}"
+    fix = f"make it readable and writable, then {again}" if error.errno in FORBIDDEN else again
+    return f"can't read or write {file}: {os.strerror(error.errno or 0)}; no file counts as damaged for this; {fix}"
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error of the disk into `RunFailed`: it is not a bug, and the user can do something about it.
-
-    So is a named file that is not found: commands look for what they need when they begin, so it has vanished since.
-    And so is a folder that has the name of a file.
-
-    Raises:
-        UserError: for a path that can't exist.
-    """
+    """Turn an error of the disk into `RunFailed`: it is not a bug, and the user can do something about it. A path that
+    can't exist is a `UserError`. A named file that is not found is such an error: commands look for what they need when
+    they begin, so it has vanished since. And so is a folder that has the name of a file."""
     try:
         yield
     except OSError as error:
         if error.errno in UNUSABLE:
-            raise UserError(
-                f"{error.filename or 'a path'} can't be used: {error.strerror}; give a different one"
-            ) from None
+            text = f"{error.filename or 'a path'} can't be used: {error.strerror}; give a different one"
+            raise UserError(text) from None
         of_name = isinstance(error, FileNotFoundError | IsADirectoryError) and error.filename is not None
         if error.errno is None or not (of_name or is_environment_error(error)):
             raise
@@ -207,8 +169,7 @@ def user_errors() -> Iterator[None]:
 
 # Whose fault an error is
 
-_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust, such as safetensors, quote an errno in errors of their own types."""
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # in errors of libraries in Rust, such as safetensors
 
 _ACCELERATOR = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|NCCL|NVML)\b(?! Frontend).{0,20}\berror|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_"
@@ -229,68 +190,6 @@ _PERHAPS_OUT_OF_MEMORY = re.compile(
 of cuBLAS and cuDNN need memory outside of torch's, and MIOpen has one status for everything unexpected.
 tests/unit/test_memory_texts.py names the source of each text here and above."""
 
-
-def is_environment_error(error: BaseException) -> bool:
-    """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's.
-
-    A `WorkerRefusal` is one: the node lacks what the driver has. Being out of memory is not: tasks differ in size.
-    """
-    if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
-        return True
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in ENVIRONMENT
-    if (quoted := _RUST_ERRNO.search(text)) is not None:
-        return int(quoted.group(1)) in ENVIRONMENT
-    return is_accelerator_error(error)
-
-
-def is_accelerator_error(error: BaseException) -> bool:
-    """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
-
-    torch is not imported here, so its errors are recognised by the names of their types and by their texts. Those of
-    which memory is only one cause count: a caller that can make its job smaller asks `is_out_of_memory` first. Causes
-    are not checked: see `accelerator_error_in`.
-    """
-    if isinstance(error, BrokenAccelerator):
-        return True
-    if _is_surely_out_of_memory(error):
-        return False
-    is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
-    return type(error).__name__ == "AcceleratorError" or is_cudas
-
-
-def accelerator_error_in(error: BaseException) -> BaseException | None:
-    """The error of an accelerator (`is_accelerator_error`) that `error` is or came from, if any."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if is_accelerator_error(cause):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an accelerator's or the machine's memory is used up.
-
-    It counts errors that often mean it and can mean something else (`_PERHAPS_OUT_OF_MEMORY`), such as a type that the
-    device lacks.
-    """
-    return _is_surely_out_of_memory(error) or (
-        isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
-    )
-
-
-def _is_surely_out_of_memory(error: BaseException) -> bool:
-    said = f"{type(error).__name__} {error}"
-    return isinstance(error, MemoryError | SilentFallback) or _OUT_OF_MEMORY.search(said) is not None
-
-
-def joined_lines(error: BaseException) -> str:
-    """An error's text without line breaks."""
-    return " ".join(str(error).split())
-
-
 _TORCHS_ADVICE = re.compile(
     r"Search for `|(CUDA|HIP) kernel errors might|For (debugging|more detailed error)|Compile with `TORCH_|"
     r"Device-side assertion|GPU device may be out of range|Set TORCH(DYNAMO_VERBOSE|_LOGS)"
@@ -299,11 +198,57 @@ _TORCHS_ADVICE = re.compile(
 its compiler (torch/_dynamo/exc.py)."""
 
 
-def last_line(error: BaseException) -> str:
-    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type.
+def is_environment_error(error: BaseException) -> bool:
+    """Whether a worker's error is its node's fault (disk, mount, network, accelerator) and not the task's. A
+    `WorkerRefusal` is one: the node lacks what the driver has. Being out of memory is not: tasks differ in size."""
+    if isinstance(error, WorkerRefusal | ConnectionError | TimeoutError):
+        return True
+    quoted = _RUST_ERRNO.search(str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and quoted is not None:
+        number = int(quoted[1])
+    return is_accelerator_error(error) if number is None else number in ENVIRONMENT
 
-    Lines of general advice that torch adds to errors of CUDA and of its compiler do not count.
-    """
+
+def is_accelerator_error(error: BaseException) -> bool:
+    """Whether an error is an accelerator's, other than out of memory: its process can't use the accelerator any more.
+    torch is not imported here, so its errors are recognised by the names of their types and by their texts. Those of
+    which memory is only one cause count: a caller that can make its job smaller asks `is_out_of_memory` first. Causes
+    are not checked: see `accelerator_error_in`."""
+    if isinstance(error, BrokenAccelerator):
+        return True
+    is_cudas = isinstance(error, RuntimeError) and _ACCELERATOR.search(str(error)) is not None
+    return (is_cudas or type(error).__name__ == "AcceleratorError") and not _is_surely_out_of_memory(error)
+
+
+def accelerator_error_in(error: BaseException) -> BaseException | None:
+    """The error of an accelerator (`is_accelerator_error`) that `error` is or came from, if any."""
+    cause: BaseException | None = error
+    while cause is not None and not is_accelerator_error(cause):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that an accelerator's or the machine's memory is used up, or often means it and can mean
+    something else (`_PERHAPS_OUT_OF_MEMORY`), such as a type that the device lacks."""
+    is_perhaps = isinstance(error, RuntimeError) and _PERHAPS_OUT_OF_MEMORY.search(str(error)) is not None
+    return is_perhaps or _is_surely_out_of_memory(error)
+
+
+def _is_surely_out_of_memory(error: BaseException) -> bool:
+    said = f"{type(error).__name__} {error}"
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said) is not None
+
+
+def joined_lines(error: BaseException) -> str:
+    """An error's text without line breaks."""
+    return " ".join(str(error).split())
+
+
+def last_line(error: BaseException) -> str:
+    """The last non-empty line of an error's text (in a traceback, the error itself), or else the error's type. Lines of
+    general advice that torch adds to errors of CUDA and of its compiler do not count."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not _TORCHS_ADVICE.match(line)] or lines
     return said[-1] if said else type(error).__name__

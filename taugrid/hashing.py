@@ -10,18 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-IDENTITY_DIGITS = 10
-"""Hex digits of an identity: 40 bits. Two of a thousand cells clash with a probability of one in two million."""
+IDENTITY_DIGITS = 10  # hex digits, 40 bits: two of a thousand cells clash once in two million times
 
 _IDENTITY = re.compile(f"[0-9a-f]{{{IDENTITY_DIGITS}}}")
 
 
 class SourceFile(NamedTuple):
     module: str
-    path: str
-    """Its path on the machine that read it. Not part of any id."""
-    sha256: str
-    """Hash of its syntax tree, without comments and docstrings (`workers.custom.syntax`)."""
+    path: str  # its path on the machine that read it. Not part of any id
+    sha256: str  # hash of its syntax tree, without comments and docstrings (`workers.custom.syntax`)
 
 
 def file_sha256(path: Path) -> str:
@@ -39,11 +36,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in ASCII, with sorted keys and no spaces: equal values give equal text.
-
-    Raises:
-        ValueError: if a number is NaN or infinite.
-    """
+    """JSON in ASCII, with sorted keys and no spaces: equal values give equal text; ValueError for NaN or infinity."""
     return _CANONICAL.encode(value)
 
 

@@ -13,23 +13,17 @@ from PIL import Image, UnidentifiedImageError
 
 from taugrid.errors import DamagedFile, NotFinite, joined_lines
 
-MAX_PIXELS = 2**24
-"""Of an image, 4096 x 4096: a PNG of a few kB can claim any size, and is refused before its pixels are decoded."""
+MAX_PIXELS = 2**24  # of an image, 4096 x 4096: a PNG of a few kB can claim any size
 
-PIXELS_AT_ONCE = 10**8
-"""Of images that are in memory at once."""
+PIXELS_AT_ONCE = 10**8  # of images that are in memory at once
 
 NOT_FINITE = "the images hold nan or infinity, so they would be meaningless; trying again changes nothing"
 
 
 def to_uint8(x: NDArray[np.float32], rounding: str = "round") -> NDArray[np.uint8]:
-    """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped.
-
-    `truncate` casts `(x + 1) * 127.5` instead, as guided-diffusion and REPA do: half a grey level darker on average.
-
-    Raises:
-        NotFinite: if a value is NaN or infinite, which would silently become some grey level, black or white.
-    """
+    """Values in [-1, 1] as 0..255, rounded to nearest (half to even); values outside are clipped. `NotFinite` for NaN
+    and infinity, which would silently become some grey level. `truncate` casts `(x + 1) * 127.5` instead, as
+    guided-diffusion and REPA do: half a grey level darker on average."""
     if not np.isfinite(x).all():
         raise NotFinite(NOT_FINITE)
     grey = (x.astype(np.float32) + np.float32(1)) * np.float32(127.5)
@@ -47,17 +41,15 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def serve_encoding() -> None:
-    """Encode each pickled batch of images that stdin brings, until it ends: a process does nothing else.
-
-    To stdout goes, pickled, a list of PNG bytes for each, or the error.
-    """
+    """Encode each pickled batch of images that stdin brings, until it ends: a process does nothing else. To stdout
+    goes, pickled, a list of PNG bytes for each, or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who still need it
     while True:
+        answer: list[bytes] | Exception
         try:
             images = pickle.load(sys.stdin.buffer)
         except EOFError:  # the other process has ended, however it did
             return
-        answer: list[bytes] | Exception
         try:
             answer = [encode_png(image) for image in images]
         except Exception as error:
@@ -67,19 +59,15 @@ def serve_encoding() -> None:
 
 
 def decode_png(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB.
-
-    Raises:
-        DamagedFile: if the bytes are not a PNG, grey or RGB in 8 bits, of at most `max_pixels`.
-    """
+    """PNG bytes as a (C, H, W) uint8 image, C = 1 for grey and 3 for RGB; `DamagedFile` if they are not a PNG, grey or
+    RGB in 8 bits, of at most `max_pixels`."""
     with _opened(data) as picture:
         if (pixels := picture.width * picture.height) > max_pixels:
             raise DamagedFile(f"an image can't be decoded: it has {pixels:,} pixels, more than {max_pixels:,}")
-        mode = picture.mode
-        image = np.asarray(picture) if mode in ("L", "RGB") else None
-    if image is None:
-        raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")
-    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        if (mode := picture.mode) in ("L", "RGB"):
+            image = np.asarray(picture)
+            return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    raise DamagedFile(f"an image can't be decoded: it is neither grey (L) nor RGB, but {mode} (Pillow's mode)")
 
 
 def decode_together(pngs: Sequence[bytes], max_pixels: int = PIXELS_AT_ONCE) -> list[NDArray[np.uint8]]:

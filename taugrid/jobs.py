@@ -23,23 +23,15 @@ class Job:
 
     entry_point: ClassVar[str]
     """`package.module:function`: a worker calls it with the job and its `workers.device.Device`; it returns a `Result`.
+    A name, because the driver imports a job's module but must not import torch."""
 
-    It is a name because the driver imports a job's module but must not import torch.
-    """
-
-    path: str
-    """The file that the job commits."""
-    storage: Storage = field(default=LOCAL, kw_only=True)
-    """Where that file, and all others of the run directory, are read and written."""
-    run_id: RunId | None = field(default=None, kw_only=True)
-    """The run directory, which a worker must see before it writes. None: not in one."""
-
+    path: str  # the file that the job commits
+    storage: Storage = field(default=LOCAL, kw_only=True)  # of that file, and of all others of the run directory
+    run_id: RunId | None = field(default=None, kw_only=True)  # a worker must see it before it writes; None: in no run
     replaces: str | None = field(default=None, kw_only=True)
     """The version (`Stat.version`) of a shorter file of the same shard, from when there were fewer rows: the job's
     file takes its place. None: there is none. Any other file that is found there is kept."""
-
-    failed_before: bool = field(default=False, kw_only=True)
-    """On a GPU it then begins with empty caches: it may have failed for memory that they took."""
+    failed_before: bool = field(default=False, kw_only=True)  # perhaps for memory: it begins with empty caches
 
     @property
     def remedy(self) -> str:
@@ -50,7 +42,7 @@ class Job:
         )
 
     def check_run(self) -> None:
-        """Raise `RunDirectoryNotVisible` unless this machine sees the run directory. Call it before writing."""
+        """Raise `WorkerRefusal` unless this machine sees the run directory. Call it before writing."""
         if self.run_id is not None:
             check_run(self.run_id, self.storage)
 
@@ -66,10 +58,8 @@ def smaller_batch(key: str) -> str:
 class Conditions(NamedTuple):
     """The labels that a network takes besides x and t."""
 
-    classes: int
-    """K; labels are 0..K-1."""
-    null_label: int | None = None
-    """The label that means no class, which is none of 0..K-1. None: the network was not trained with one."""
+    classes: int  # K; labels are 0..K-1
+    null_label: int | None = None  # the label that means no class, none of 0..K-1; None: trained without one
 
     @property
     def in_words(self) -> str:
@@ -82,13 +72,10 @@ class SavedNetwork:
 
     folder: str
     weights_sha256: str
-    config_sha256: str
-    """Hash of the settings in config.json (`workers.network.checkpoint.config_sha256`)."""
+    config_sha256: str  # hash of the settings in config.json (`workers.network.checkpoint.config_sha256`)
     storage: Storage = LOCAL
-    conditions: Conditions | None = None
-    """None: it is unconditional."""
-    kind: str = "UNet2DModel"
-    """diffusers' name of its class."""
+    conditions: Conditions | None = None  # None: it is unconditional
+    kind: str = "UNet2DModel"  # diffusers' name of its class
 
 
 @dataclass(frozen=True)
@@ -99,45 +86,31 @@ class OracleNetwork:
     conditions: Conditions | None = None
 
 
-A_FUNCTION = "a function"
-"""The `summary` of a custom network that is no `nn.Module`."""
+A_FUNCTION = "a function"  # the `summary` of a custom network that is no `nn.Module`
 
-
+# Why such a network is refused where its weights are to be cast, after its name
 NEEDS_MODULE = (
     "returns a function: sample.precision: bf16-weights casts the weights of an nn.Module; return one, or set bf16"
 )
-"""Why such a network is refused where its weights are to be cast, after its name."""
 
 
 @dataclass(frozen=True)
 class CustomNetwork:
     """A user's function that returns a network (`model.callable`), and the identity of the network that it returned."""
 
-    callable: str
-    """`package.module:function`."""
-    weights: str | None
-    """The file whose path is passed to the function. None: the function takes no argument."""
+    callable: str  # `package.module:function`
+    weights: str | None  # the file whose path is passed to the function. None: the function takes no argument
     weights_sha256: str
-    """Hash of that file. Without one: of everything that was loaded, including tensors that the function loaded itself.
-    """
-    source_sha256: str
-    """Hash of the source files of the function's module and its imports (`workers.custom.source.SourceCode`)."""
-    tensors_sha256: str
-    """Hash of the network's state (`workers.network.custom.tensors`)."""
-    image_shape: tuple[int, int, int]
-    """(channels, height, width) of the images that it was tested on."""
-    summary: str
-    """A few words about the network, for messages: its class and size."""
-    unusable: str | None = None
-    """Why it can't be run now. Set if this was read from a run directory because the code or weights are gone."""
-    files: tuple[SourceFile, ...] = ()
-    """The files that `source_sha256` covers."""
-    takes_fractions: bool = True
-    """Whether it can be called at times between whole ones, as some samplers and spacings do. True if unknown."""
-    conditions: Conditions | None = None
-    """The labels that it takes. None: it is a function of x and t."""
-    doubt: str | None = field(default=None, compare=False)
-    """Why it may not be a network of its process."""
+    """Hash of that file. Without one: of everything that was loaded, also tensors that the function loaded itself."""
+    source_sha256: str  # of the function's module and its imports (`workers.custom.source.SourceCode`)
+    tensors_sha256: str  # hash of the network's state (`workers.network.custom.tensors`)
+    image_shape: tuple[int, int, int]  # (channels, height, width) of the images that it was tested on
+    summary: str  # a few words about the network, for messages: its class and size
+    unusable: str | None = None  # why it can't be run now, if the code or weights of a recorded one are gone
+    files: tuple[SourceFile, ...] = ()  # the files that `source_sha256` covers
+    takes_fractions: bool = True  # whether it can be called at times between whole ones; True if unknown
+    conditions: Conditions | None = None  # the labels that it takes. None: it is a function of x and t
+    doubt: str | None = field(default=None, compare=False)  # why it may not be a network of its process
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -145,30 +118,22 @@ class CustomNetwork:
         return {key: value for key, value in asdict(self).items() if key != "doubt"}
 
 
-NetworkSpec = SavedNetwork | OracleNetwork | CustomNetwork
-"""Specifies the network that a worker loads."""
+NetworkSpec = SavedNetwork | OracleNetwork | CustomNetwork  # specifies the network that a worker loads
 
 
 @dataclass(frozen=True)
 class Result:
     """A worker's report about a finished job."""
 
-    seconds: float
-    """Time on the device."""
+    seconds: float  # time on the device
     images: int
-    created_file: bool
-    """False if the file already existed."""
+    created_file: bool  # False if the file already existed
     _: KW_ONLY
-    size: int | None = None
-    """Bytes of the job's file on the worker's node; the driver must find the same size. None: not known."""
-    digest: bytes | None = None
-    """The SHA-256 in the seal of the file that was written; the driver must find the same. None: not known."""
-    conflict: str | None = None
-    """What the file that existed already is or has, if it is not what was made now (`PartWriter.conflict`)."""
-    evaluations: int | None = None
-    """Network evaluations, where they are not those of the job."""
-    part: Optional["PartSummary"] = None
-    """Content of the Parquet file that was written, so that the driver need not read it. None: not known."""
+    size: int | None = None  # bytes of the job's file on the worker's node; the driver must find the same
+    digest: bytes | None = None  # the SHA-256 in the seal of what was written; the driver must find the same
+    conflict: str | None = None  # what the file that existed is or has, if it is not what was made now
+    evaluations: int | None = None  # network evaluations, where they are not those of the job
+    part: Optional["PartSummary"] = None  # content of the Parquet file, so that the driver need not read it
 
     @classmethod
     def of(cls, part: "PartWriter", created_file: bool, seconds: float, images: int) -> "Result":
@@ -179,18 +144,13 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    node: str
-    """The node's address."""
+    node: str  # the node's address
     device: str
     versions: dict[str, str]
-    node_id: str = ""
-    """Ray's id of the node; several nodes may share an address."""
-    threads: int | None = None
-    """CPU threads that torch uses; None: not known."""
-    accelerator: Mapping[str, str] = field(default_factory=dict)
-    """`kind` (`cuda`, `rocm` or `mps`) and the versions of what it computes with, as far as known. Empty: a CPU."""
-    processor: str = ""
-    """The model of a CPU that computes; empty: not known, or a GPU does."""
+    node_id: str = ""  # Ray's id of the node; several nodes may share an address
+    threads: int | None = None  # CPU threads that torch uses; None: not known
+    accelerator: Mapping[str, str] = field(default_factory=dict)  # `kind` (cuda, rocm, mps), versions; empty: CPU
+    processor: str = ""  # the model of a CPU that computes; empty: not known, or a GPU does
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -209,22 +169,17 @@ class TrainingSpec:
     """A model to train, and the resources. `diffusion` and `train` are resolved, with no key left `null`."""
 
     data: Data
-    data_sha256: str
-    """The `workers.data.load.content_fingerprint` of its images on the driver."""
+    data_sha256: str  # the `workers.data.load.content_fingerprint` of its images on the driver
     unet: Unet
     diffusion: Diffusion
     train: Train
     model_id: str
-    models_dir: str
-    """Absolute, and the same folder on every node: Ray's workers change directory."""
+    models_dir: str  # absolute, and the same folder on every node: Ray's workers change directory
     cpus_per_worker: float
     gpus_per_worker: float
-    label_selector: Mapping[str, str] = field(default_factory=dict)
-    """Ray labels that the workers' nodes must have."""
-    run_id: RunId | None = None
-    """The run directory, which every worker must see. None: not in one."""
-    labels_sha256: str | None = None
-    """The SHA-256 of the images' labels on the driver. None: the network takes none."""
+    label_selector: Mapping[str, str] = field(default_factory=dict)  # Ray labels that the workers' nodes must have
+    run_id: RunId | None = None  # the run directory, which every worker must see. None: not in one
+    labels_sha256: str | None = None  # the SHA-256 of the images' labels on the driver. None: the network takes none
 
     @property
     def final(self) -> Path:

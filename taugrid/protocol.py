@@ -9,14 +9,11 @@ from typing import Any
 from taugrid.hashing import identity
 from taugrid.registry.metrics import MetricSettings
 
-ProtocolFields = Mapping[str, Any]
-"""A protocol as read back from a score file."""
+ProtocolFields = Mapping[str, Any]  # a protocol as read back from a score file
 
-SOFTWARE = ("torch", "torch-fidelity", "numpy", "scipy")
-"""The distributions whose versions are part of a protocol."""
+SOFTWARE = ("torch", "torch-fidelity", "numpy", "scipy")  # the distributions whose versions are part of a protocol
 
-SCORING = 1
-"""Raised when the mathematics of a score changes. It stands in a protocol in place of taugrid's own version."""
+SCORING = 1  # raised when the mathematics of a score changes. It stands in a protocol in place of taugrid's own version
 
 
 @dataclass(frozen=True)
@@ -25,12 +22,9 @@ class ReferenceIdentity:
 
     dataset: str | None
     split: str | None
-    num_images: int | None
-    """None if only a mean and a covariance are known."""
-    preprocessing: str | None
-    """The steps by which its images reach the extractor."""
-    sha256: str
-    """Hash of its images, or of its file of mean and covariance."""
+    num_images: int | None  # None if only a mean and a covariance are known
+    preprocessing: str | None  # the steps by which its images reach the extractor
+    sha256: str  # hash of its images, or of its file of mean and covariance
 
 
 @dataclass(frozen=True)
@@ -39,26 +33,18 @@ class Protocol:
 
     reference: ReferenceIdentity
     num_samples: int
-    weights: str | None
-    """`ema` or `raw`."""
-    tau: tuple[float, ...] | None
-    """Of ddim; None for other samplers, whose block has their times."""
+    weights: str | None  # `ema` or `raw`
+    tau: tuple[float, ...] | None  # of ddim; None for other samplers, whose block has their times
     clip: str | None
-    precision: str | None
-    """The precision in which the network computed."""
+    precision: str | None  # the precision in which the network computed
     rounding: str | None
-    extractor: Mapping[str, str | None]
-    """Its name, the hashes of its weights and source, the layers used, and its precision if that is not float32."""
+    extractor: Mapping[str, str | None]  # its name, hashes of weights and source, layers, and precision if not float32
     metrics: MetricSettings
     versions: Mapping[str, str]
-    compile: str | None = None
-    """The setting with which the network was compiled; None: it was not."""
-    sampler: Mapping[str, Any] | None = None
-    """Name and options of the sampler; None: it is ddim."""
-    conditions: Mapping[str, Any] | None = None
-    """Labels and guidance; None: the samples are unconditional."""
-    decoder: Mapping[str, Any] | None = None
-    """The VAE that decoded latents; None: the network samples pixels."""
+    compile: str | None = None  # the setting with which the network was compiled; None: it was not
+    sampler: Mapping[str, Any] | None = None  # name and options of the sampler; None: it is ddim
+    conditions: Mapping[str, Any] | None = None  # labels and guidance; None: the samples are unconditional
+    decoder: Mapping[str, Any] | None = None  # the VAE that decoded latents; None: the network samples pixels
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data with the metric settings at the top level. Tables name a protocol by a hash of this."""
@@ -81,15 +67,12 @@ class Protocol:
         }
 
 
-OPTIONAL = ("compile", "sampler", "conditions", "decoder")
-"""Fields that a protocol has only if they are set."""
+OPTIONAL = ("compile", "sampler", "conditions", "decoder")  # fields that a protocol has only if they are set
 
 
 def on_devices(protocol: ProtocolFields, kinds: Mapping[str, Collection[str]] | None) -> ProtocolFields:
-    """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}.
-
-    CPU alone is left out.
-    """
+    """A recorded protocol with the kinds of device that sampled and scored, such as {"sampled": ["cuda"]}. CPU alone is
+    left out."""
     others = {what: sorted(set(found)) for what, found in (kinds or {}).items() if set(found) - {"cpu"}}
     return {**protocol, "devices": others} if others else protocol
 
@@ -99,11 +82,9 @@ COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler
 each of them changes a score by itself. So must a field that is unknown here. Names of nested fields have dots: labels
 and classes must agree, guidance need not."""
 
-MAX_LIST_LENGTH = 60
-"""Characters of a list that a message shows whole: a sampler may call the network at a thousand times."""
+MAX_LIST_LENGTH = 60  # characters of a list that a message shows whole: a tau may have a thousand times
 
-LABELS = frozenset({"reference.dataset", "reference.split"})
-"""Names of a reference. They may differ; its content, `reference.sha256`, must agree."""
+LABELS = frozenset({"reference.dataset", "reference.split"})  # names may differ; their `sha256` must agree
 
 
 def extractor_in_words(extractor: Mapping[str, Any]) -> str:
@@ -129,10 +110,8 @@ def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
 def disagreements(
     protocols: Mapping[str, ProtocolFields], may_differ: Set[str] = COMPARED
 ) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not.
-
-    Nested fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits.
-    """
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not. Nested
+    fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits."""
     flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     differing: dict[str, dict[str, list[str]]] = {}

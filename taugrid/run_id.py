@@ -1,8 +1,7 @@
-"""What a run directory is, and `run.json`: the format of its files, and its id.
+"""What a run directory is, and `run.json`: the format of its files, and its id, which a worker reads before it writes.
 
-A worker that does not find the id is somewhere else. An unmounted folder is often still there, empty, and takes
-whatever is written. A folder that was renamed may have been made again. The driver writes the id once; every worker
-reads it before it writes.
+A worker that does not find the id is somewhere else: an unmounted folder is often still there, empty, and takes
+whatever is written, and a folder that was renamed may have been made again.
 """
 
 import json
@@ -12,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taugrid.errors import RunDirectoryNotVisible, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.storage import Storage, read_json, replacing, write_text
 from taugrid.words import this_node, with_urls
 
 FILE = "run.json"
 
-FORMAT = 1
-"""Raised when taugrid can no longer read the directories that it made before: of runs, and of nights."""
+FORMAT = 1  # raised when taugrid can no longer read the directories that it made before: of runs, and of nights
 
 SECTIONS = ("sample", "diffusion", "evaluate")
 """Sections of every config.json of a run; no file of that name has them that is of something else."""
@@ -35,21 +33,21 @@ class RunId:
 
 def claim(root: Path, storage: Storage) -> RunId:
     """The id of the run directory `root`, which must exist. A new one gets its id here, in the driver."""
-    path = root / FILE
     run_id = recorded_id(root, storage)
     if run_id is None:
-        with replacing(path, storage) as temporary:  # never empty: that would be no run directory for the next command
-            write_text(temporary, json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n")
+        text = json.dumps({"run": uuid.uuid4().hex, "format": FORMAT}) + "\n"
+        with replacing(root / FILE, storage) as temporary:  # never empty: that would be no run directory
+            write_text(temporary, text)
         run_id = recorded_id(root, storage)
     return RunId(str(root), str(run_id))
 
 
 def check_run(run: RunId, storage: Storage) -> None:
-    """Raise `RunDirectoryNotVisible` unless this machine has that run directory. OSError if it can't be read."""
+    """Raise `WorkerRefusal` unless this machine has that run directory. OSError if it can't be read."""
     actual = recorded_id(Path(run.root), storage)
     if actual != run.id:
         fault = "no run directory is there" if actual is None else f"a different one is there (run {actual[:8]})"
-        raise RunDirectoryNotVisible(
+        raise WorkerRefusal(
             f"node {this_node()} does not see the run directory {run.root}: {fault}; every worker must see it at "
             "the same path"
         )
@@ -66,11 +64,8 @@ def _id_in(value: Any) -> str | None:
 
 
 def is_run_directory(root: Path, storage: Storage) -> bool:
-    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections.
-
-    Raises:
-        UserError: if another version of taugrid made it, so that its run.json has another format or is missing.
-    """
+    """Whether a folder holds what taugrid alone writes: the id of a run, or a config.json with a run's sections;
+    `UserError` if another version of taugrid made it, so that its run.json has another format or is missing."""
     value = read_json(root / FILE, storage)
     if _id_in(value) is None:
         config = read_json(root / "config.json", storage)

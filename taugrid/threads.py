@@ -8,19 +8,15 @@ from functools import partial
 from itertools import chain, islice, repeat, takewhile
 from typing import TypeVar
 
-THREADS = min(8, os.cpu_count() or 1)
-"""Threads that decode large images."""
+THREADS = min(8, os.cpu_count() or 1)  # threads that decode large images
 
 LARGE_BYTES = 3 * 64 * 64
 """Decoded bytes of an image from which on threads decode images. Pillow lets go of Python's lock only within an image:
 with two threads, RGB of 64 x 64 takes 0.58 of the time for 1.11 times the CPU, but RGB of 32 x 32 takes 1.6 times the
 time for twice the CPU (docs/decisions.md)."""
 
-MAX_IMAGES_PER_TASK = 32
-"""Images that a thread decodes in one task."""
-
-BYTES_PER_TASK = 2**20
-"""A task ends at about this number of decoded bytes, but has at least one image."""
+MAX_IMAGES_PER_TASK = 32  # images that a thread decodes in one task
+BYTES_PER_TASK = 2**20  # a task ends at about this number of decoded bytes, but has at least one image
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -28,12 +24,9 @@ Image = TypeVar("Image")
 
 
 def ahead(tasks: Iterable[Callable[[], Made]], threads: int, max_begun: int) -> Iterator[Made]:
-    """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded.
-
-    The garbage collector closes a generator that was abandoned, in whatever thread it runs. Closing must not wait for
-    the threads: in a thread that is just starting, Python 3.11 would deadlock on a lock that it holds. Each thread ends
-    after its current task.
-    """
+    """The results of `tasks`, in order. Threads run at most `max_begun` tasks ahead of the result that is yielded. The
+    garbage collector may close an abandoned generator in any thread. Closing must not wait for the threads: in one that
+    is just starting, Python 3.11 would deadlock on a lock that it holds. Each ends after its current task."""
     pool = ThreadPoolExecutor(threads)
     try:
         pending: deque[Future[Made]] = deque()
@@ -63,26 +56,21 @@ def decode_each(
     bytes_of: Callable[[Image], int],
     transform: Callable[[Image], Image] = as_is,
 ) -> Iterator[Image]:
-    """`transform(decode(item))` of each item, in order. Errors are raised in the order of the items, too.
-
-    If the first image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS`
-    tasks ahead. The first image's size decides how many images a task has.
-    """
+    """`transform(decode(item))` of each item, in order. Errors are raised in the order of the items, too. If the first
+    image is small, no thread is used. Large ones are decoded by `THREADS` threads, at most 2 x `THREADS` tasks ahead.
+    The first image's size decides how many images a task has."""
 
     def decoded(group: list[Item]) -> list[Image]:
         return [transform(decode(item)) for item in group]
 
     remaining = iter(items)
-    for item in islice(remaining, 1):
-        first = decode(item)
-        yield transform(first)
-        if (size := bytes_of(first)) < LARGE_BYTES:
-            yield from (transform(decode(item)) for item in remaining)
-        else:
-            images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
-            tasks = (partial(decoded, group) for group in _groups(remaining, images_per_task))
-            yield from chain.from_iterable(ahead(tasks, THREADS, 2 * THREADS))
-
-
-def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    return iter(lambda: list(islice(items, size)), [])
+    if not (head := list(islice(remaining, 1))):
+        return
+    first = decode(head[0])
+    yield transform(first)
+    if (size := bytes_of(first)) < LARGE_BYTES:
+        yield from (transform(decode(item)) for item in remaining)
+        return
+    images_per_task = max(1, min(MAX_IMAGES_PER_TASK, BYTES_PER_TASK // size))
+    groups = iter(lambda: list(islice(remaining, images_per_task)), [])
+    yield from chain.from_iterable(ahead((partial(decoded, group) for group in groups), THREADS, 2 * THREADS))

@@ -9,8 +9,7 @@ from typing import Any
 
 _node = platform.node()
 
-MAX_PATH_LENGTH = 40
-"""A longer path is shortened in messages."""
+MAX_PATH_LENGTH = 40  # a longer path is shortened in messages
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Characters that a terminal obeys, that reorder a line, or that XML and UTF-8 can't hold; not newline and tab."""

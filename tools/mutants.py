@@ -26,7 +26,12 @@ from typing import NamedTuple
 
 ROOT, LIST = Path(__file__).parents[1], Path(__file__).with_name("mutants.txt")
 LEAST_KILLED = 0.9
-ROOMS = {"taugrid/grids": "plan", "orchestrator/nightly": "nights", "eval/nights.py": "nights", "eval/gate": "nights"}
+ROOMS = {
+    "taugrid/grids.py": "plan",
+    "orchestrator/nightly": "nights",
+    "eval/nights.py": "nights",
+    "eval/gate": "nights",
+}
 """Folder or file -> its room in the table, if that is not its folder's name."""
 
 FAST = ("-m", "not long")

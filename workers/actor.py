@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
+from taugrid import retries
 from taugrid.errors import (
     BrokenAccelerator,
     DoesNotFit,
-    RunDirectoryNotVisible,
     WorkerRefusal,
     accelerator_error_in,
     is_out_of_memory,
@@ -28,7 +28,7 @@ from taugrid.errors import (
 )
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.run_id import RunId, check_run
-from taugrid.storage import LOCAL, Storage, outages
+from taugrid.storage import LOCAL, Storage
 from taugrid.versions import versions
 from taugrid.words import call_this_node, this_node
 from taugrid.workers import heartbeat
@@ -151,7 +151,7 @@ class Worker(HeartbeatActor):
         """Do a job with the function that it names, and commit its file.
 
         Raises:
-            RunDirectoryNotVisible: if this node does not have the job's run directory, or loses it during the job.
+            WorkerRefusal: if this node does not have the job's run directory, or loses it during the job.
             DoesNotFit: if the job does not fit into memory, even with empty caches.
             BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
         """
@@ -203,7 +203,7 @@ class Worker(HeartbeatActor):
         if self._device is None:
             has_gpu = ray.is_initialized() and bool(ray.get_gpu_ids())
             self._device = device.start_device(has_gpu, self.beat, self._compute_lock)
-            outages.waits = self._device.waiting
+            retries.waits = self._device.waiting
         return self._device
 
 
@@ -255,7 +255,7 @@ def check_run_directory(probe: Probe, node: str) -> None:
     """Check that the driver's file exists; then write a file beside it, link it, read it back and remove it."""
     path, storage = Path(probe.path), probe.storage
     if not storage.exists(path):
-        raise RunDirectoryNotVisible(
+        raise WorkerRefusal(
             f"node {node} does not see {path.parent}; every worker must see the run directory at the same path"
         )
     if probe.run_id is not None:
@@ -267,8 +267,6 @@ def check_run_directory(probe: Probe, node: str) -> None:
             temporary.write_bytes(data)
             named = storage.commit(own, temporary)
         if not named or storage.read(own) != data:
-            raise RunDirectoryNotVisible(
-                f"node {node}: a file written to {path.parent} does not read back as it was written"
-            )
+            raise WorkerRefusal(f"node {node}: a file written to {path.parent} does not read back as it was written")
     finally:
         storage.delete(own)

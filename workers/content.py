@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from taugrid.errors import ContentMismatch
+from taugrid.errors import WorkerRefusal
 from taugrid.hashing import file_sha256
 from taugrid.storage import LOCAL, Storage
 from taugrid.words import this_node
@@ -22,9 +22,9 @@ SHOWN_DIGITS = 12
 
 
 def require_same(what: str | Path, actual: str, expected: str) -> None:
-    """Raise `ContentMismatch` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
+    """Raise `WorkerRefusal` unless the SHA-256 of `what`, as this node loaded it, is the driver's."""
     if actual != expected:
-        raise ContentMismatch(
+        raise WorkerRefusal(
             f"node {this_node()}: {what} has SHA-256 {actual[:SHOWN_DIGITS]} there, but {expected[:SHOWN_DIGITS]} "
             "where the run was planned; copy the driver's there"
         )
@@ -33,7 +33,7 @@ def require_same(what: str | Path, actual: str, expected: str) -> None:
 @contextmanager
 def verified_copy(path: Path, sha256: str, storage: Storage = LOCAL) -> Iterator[Path]:
     """A private copy of a file, of the same name and alone in its folder, whose bytes are those that were hashed.
-    `ContentMismatch` if there is no such file on this node, or its SHA-256 is not `sha256`."""
+    `WorkerRefusal` if there is no such file on this node, or its SHA-256 is not `sha256`."""
     with ExitStack() as stack:
         if storage.on_disk:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taugrid-"))) / path.name
@@ -68,5 +68,5 @@ def _opened(path: Path) -> BufferedReader:
         raise _missing(path) from None
 
 
-def _missing(path: Path) -> ContentMismatch:
-    return ContentMismatch(f"node {this_node()}: there is no file {path}; put it where every worker sees it")
+def _missing(path: Path) -> WorkerRefusal:
+    return WorkerRefusal(f"node {this_node()}: there is no file {path}; put it where every worker sees it")

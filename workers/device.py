@@ -19,7 +19,7 @@ from torch import Tensor
 
 from taugrid import parquet
 from taugrid.config import Diffusion, Sample
-from taugrid.errors import DeviceUnusable, SilentFallback, Stopped
+from taugrid.errors import Stopped, WorkerRefusal
 from taugrid.jobs import NetworkSpec, SavedNetwork
 from taugrid.storage import Storage
 from taugrid.workers.accelerator import arithmetic, transfer
@@ -134,9 +134,9 @@ class OomCounter:
         return count_ooms(self._device) > self._forgotten
 
     def require_none(self) -> None:
-        """Raise `SilentFallback` if there was one."""
+        """Raise `MemoryError` if there was one."""
         if self.any:
-            raise SilentFallback(
+            raise MemoryError(
                 "memory ran out while this was computed, and a library went on with other kernels: their bits differ"
             )
 
@@ -224,17 +224,15 @@ class Device:
         self.last_sampled = LastSampled()
 
     def check(self, node: str) -> None:
-        """Compute a sum; raise `DeviceUnusable` if it is wrong."""
+        """Compute a sum; raise `WorkerRefusal` if it is wrong."""
         if (total := float(torch.arange(8.0, device=self.name).square().sum())) != 140.0:
-            raise DeviceUnusable(
-                f"node {node}: its device {self.name} computes 0 + 1 + 4 + ... + 49 = {total}, not 140"
-            )
+            raise WorkerRefusal(f"node {node}: its device {self.name} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> Denoiser:
         """The network that `spec` names, computed as `how` says; kept for the next job.
 
         Raises:
-            DeviceUnusable: if this device can't compute so.
+            WorkerRefusal: if this device can't compute so.
         """
         decided = arithmetic.prepare(how.precision, self.name, self.hardware, how.compile)
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
@@ -261,7 +259,7 @@ class Device:
         self._compiled.add((key, how))
 
     def decoder(self, decoder: Decoder, settings: Sample) -> Decode:
-        """What makes pictures of samples. A `Vae` is kept for the next job; `DeviceUnusable` as `network`."""
+        """What makes pictures of samples. A `Vae` is kept for the next job; `WorkerRefusal` as `network`."""
         if not isinstance(decoder, Vae):
             return as_function(decoder)
         from taugrid.workers.network.unet import decoding, load_vae
@@ -277,7 +275,7 @@ class Device:
         return loaded
 
     def computed(self) -> None:
-        """Note that a job has computed all that it will commit: another may begin to compute. Raises `SilentFallback`
+        """Note that a job has computed all that it will commit: another may begin to compute. Raises `MemoryError`
         if it must not be committed."""
         self.shortages.require_none()
         self.compute_lock.release()

@@ -18,7 +18,7 @@ import torch_fidelity
 from safetensors import SafetensorError
 from torch import Tensor
 
-from taugrid.errors import ContentMismatch, CustomCodeError, joined_lines
+from taugrid.errors import CustomCodeError, WorkerRefusal, joined_lines
 from taugrid.eval.features.resolve import MissingWeights, require_published, shipped_weights
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec, HubWeights, KnownExtractor
 from taugrid.words import this_node
@@ -52,9 +52,8 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
     It waits for no GPU, so the transfer that it returns may not be done. On a CPU it is.
 
     Raises:
-        ContentMismatch: if this node has another file of weights than the resolved one, or none; or if a custom class
-            has other source code or loads other weights.
-        DeviceUnusable: if the device lacks the extractor's precision.
+        WorkerRefusal: if this node has another file of weights than the resolved one, or none; or if a custom class
+            has other source code or loads other weights; or if the device lacks the extractor's precision.
         ValueError: if the file of weights could run code or doesn't fit the extractor.
     """
     layers = layers_read(spec.feature_layer, spec.logits_layer)
@@ -110,7 +109,7 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
     try:
         path = shipped_weights(spec.name) if spec.weights_path is None else Path(spec.weights_path)
     except MissingWeights as error:
-        raise ContentMismatch(f"node {this_node()}: {error}") from None
+        raise WorkerRefusal(f"node {this_node()}: {error}") from None
     require_published(known, path, spec.weights_sha256)
     try:
         if isinstance(known.weights, HubWeights):  # torch-fidelity itself finds weights that come through torch's hub

@@ -34,7 +34,7 @@ from taugrid.eval.tables.labels import row_name, short_samplers
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import Table, with_floors
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.grids.axes import Layout
+from taugrid.grids import Layout
 from taugrid.registry.metrics import MetricColumn
 
 COSTS_CAPTION = (

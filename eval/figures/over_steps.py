@@ -18,7 +18,7 @@ from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samp
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.pivots import NO_FLOORS, Floors, Table, pivot_tables, with_floors
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.grids.axes import EVALUATIONS
+from taugrid.grids import EVALUATIONS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 

@@ -21,7 +21,7 @@ from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.labels import SIGMA_HAT, is_number
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.pivots import Table, pivot_tables
-from taugrid.grids.names import short_names
+from taugrid.grids import short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 

@@ -62,7 +62,7 @@ def open_moments(file: Path) -> MomentsFile | None:
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file; ContentMismatch if this node has another one there than the driver opened, or none.
+    """The moments in a file; WorkerRefusal if this node has another one there than the driver opened, or none.
 
     Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
     """

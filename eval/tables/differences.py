@@ -35,8 +35,7 @@ from taugrid.eval.tables.long_form import (
     write_files,
 )
 from taugrid.eval.tables.pivots import Table, pivot_tables
-from taugrid.grids.axes import EVALUATIONS, NOT_AXES
-from taugrid.grids.names import PATHS, of_model, options_text
+from taugrid.grids import EVALUATIONS, NOT_AXES, PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
 

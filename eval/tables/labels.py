@@ -8,8 +8,7 @@ import pandas as pd
 
 from taugrid.config import Sample
 from taugrid.eval.tables.long_form import as_text, axes
-from taugrid.grids.axes import EVALUATIONS
-from taugrid.grids.names import PATHS, SHOWN, options_text, plain_text, short_keys, short_names
+from taugrid.grids import EVALUATIONS, PATHS, SHOWN, options_text, plain_text, short_keys, short_names
 from taugrid.protocol import ProtocolFields, comparability_key
 
 SIGMA_HAT = "σ̂"

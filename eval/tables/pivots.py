@@ -30,8 +30,7 @@ from taugrid.eval.tables.labels import (
     short_columns,
 )
 from taugrid.eval.tables.long_form import COLUMNS, EXACT, FID, as_text, axes
-from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
-from taugrid.grids.names import SHOWN, of_model
+from taugrid.grids import EVALUATIONS, SHOWN, USUAL, Layout, of_model
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
 from taugrid.registry.metrics import MetricColumn
 from taugrid.registry.samplers import DEFAULT

@@ -15,7 +15,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
 from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns
 from taugrid.eval.tables.pivots import Arrangement, Floors, Table, with_floors
-from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
+from taugrid.grids import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
 from taugrid.registry.metrics import METRICS, MetricColumn
 

@@ -11,7 +11,7 @@ from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.labels import short_checkpoints
-from taugrid.grids.names import varying
+from taugrid.grids import varying
 from taugrid.orchestrator.baseline.files import ACCEPT
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.cells import COLUMN_NAMES, settings_name

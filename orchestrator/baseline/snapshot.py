@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
-from taugrid.grids.names import CELL_KEYS, PATHS
+from taugrid.grids import CELL_KEYS, PATHS
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, all_images, first_images, pixel_digests
 from taugrid.orchestrator.opened import open_existing

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from taugrid import __version__
 from taugrid.eval.tables.long_form import shown_columns
-from taugrid.grids.names import SHOWN
+from taugrid.grids import SHOWN
 from taugrid.orchestrator.board.entry import NightEntry
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of

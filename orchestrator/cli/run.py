@@ -280,7 +280,7 @@ def submit(follows: bool, ship: bool, **given: Any) -> None:
         taugrid submit my.yaml --out s3://bucket/run  # as a job on the cluster of --address
         taugrid submit my.yaml --out /shared/run --no-follow --ship  # with this taugrid
     """
-    from taugrid.grids.points import is_selector, parse
+    from taugrid.grids import is_selector, parse
     from taugrid.orchestrator.jobs.client import Jobs, described, exit_code, follow, ways
 
     requested = RunOptions(**given)

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from taugrid.config import Data, Diffusion, Sample
-from taugrid.grids.names import BETWEEN, Naming
+from taugrid.grids import BETWEEN, Naming
 from taugrid.hashing import SourceFile, identity
 from taugrid.orchestrator.plan.sources import ModelSource, Trained
 from taugrid.registry.samplers import DEFAULT, SAMPLERS

@@ -10,7 +10,7 @@ import numpy as np
 from taugrid.config import Config, Diffusion, Sample
 from taugrid.config.sample import GUIDANCE_KEYS, LabelColumn
 from taugrid.errors import UserError
-from taugrid.grids.names import in_yaml
+from taugrid.grids import in_yaml
 from taugrid.jobs import Conditions
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.words import beside, listed

@@ -24,8 +24,7 @@ from taugrid.config import (
 )
 from taugrid.config.sample import GUIDANCE_KEYS, SAMPLER_KEYS
 from taugrid.errors import MissingInput, UserError
-from taugrid.grids.names import CELL_KEYS, Naming, plain_text
-from taugrid.grids.points import points, values_by_key
+from taugrid.grids import CELL_KEYS, Naming, plain_text, points, values_by_key
 from taugrid.hashing import identity
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan

@@ -14,8 +14,8 @@ from typing import Any
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.grids.names import CHECKPOINT as KEY
-from taugrid.grids.points import values_by_key, with_values
+from taugrid.grids import CHECKPOINT as KEY
+from taugrid.grids import values_by_key, with_values
 from taugrid.hashing import json_sha256
 from taugrid.workers.network.checkpoint import read_checkpoint
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taugrid.config import Data, Diffusion, Sample, Section, Train, Unet
-from taugrid.grids.names import Naming
+from taugrid.grids import Naming
 from taugrid.hashing import checked_identity
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Custom, Loaded, ModelSource, Oracle, Trained

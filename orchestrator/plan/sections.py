@@ -24,7 +24,7 @@ from taugrid.config import (
     Unet,
 )
 from taugrid.errors import UserError
-from taugrid.grids.names import plain_text
+from taugrid.grids import plain_text
 from taugrid.registry.samplers import CONSISTENCY, DEFAULT, LCM
 from taugrid.workers import schedules
 from taugrid.workers.conditions import LabelRule

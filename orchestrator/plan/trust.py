@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from taugrid.config import Config
 from taugrid.errors import UserError
-from taugrid.grids.points import values_by_key
+from taugrid.grids import values_by_key
 from taugrid.hashing import file_sha256, json_sha256
 from taugrid.registry.samplers import is_custom
 from taugrid.storage import read_json, write_json

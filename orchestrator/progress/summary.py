@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from taugrid.grids.names import of_model
+from taugrid.grids import of_model
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.progress.state import GridCell, KindProgress, SessionState

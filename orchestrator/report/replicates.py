@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from taugrid.grids.axes import SEEDS, TRAINING
-from taugrid.grids.names import BETWEEN
+from taugrid.grids import BETWEEN, SEEDS, TRAINING
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.words import listed

@@ -6,9 +6,7 @@ from typing import Any
 
 from taugrid.config import Config, Sample
 from taugrid.errors import UserError
-from taugrid.grids.axes import EVALUATIONS, NOT_AXES, SEEDS, Layout
-from taugrid.grids.names import options_text, plain_text, short_keys
-from taugrid.grids.points import fits, key_of
+from taugrid.grids import EVALUATIONS, NOT_AXES, SEEDS, Layout, fits, key_of, options_text, plain_text, short_keys
 from taugrid.orchestrator.plan.cells import Plan, column
 from taugrid.registry.samplers import DEFAULT
 

@@ -11,8 +11,7 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.figures import pictures
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.labels import OPTIONS, short_checkpoints, short_samplers
-from taugrid.grids.axes import SEEDS
-from taugrid.grids.names import PATHS, options_text
+from taugrid.grids import PATHS, SEEDS, options_text
 from taugrid.images import PIXELS_AT_ONCE, decode_together, to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, name_of
 from taugrid.orchestrator.run import Run

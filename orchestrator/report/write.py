@@ -25,7 +25,7 @@ from taugrid.eval.tables.published.counterparts import (
 )
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.render import write_quality
-from taugrid.grids.axes import SEEDS
+from taugrid.grids import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of
 from taugrid.orchestrator.plan.sources import Trained
 from taugrid.orchestrator.report import requested

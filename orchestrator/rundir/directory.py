@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile, NotCommitted, RunDirectoryNotVisible, RunFailed, WeightsChanged
+from taugrid.errors import DamagedFile, NotCommitted, RunFailed, WeightsChanged, WorkerRefusal
 from taugrid.hashing import canonical_json
 from taugrid.jobs import Job, Result
 from taugrid.orchestrator.plan.cells import Cell, Shard
@@ -355,7 +355,7 @@ def require_in_place(run: RunId | None, storage: Storage) -> None:
         return
     try:
         check_run(run, storage)
-    except RunDirectoryNotVisible:
+    except WorkerRefusal:
         raise RunFailed(
             f"{run.root} was moved or removed while the run went on; put it back, or give its new name, and run the "
             "same command again"

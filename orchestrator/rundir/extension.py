@@ -7,7 +7,7 @@ from typing import Any
 
 from taugrid.config import GRID_SECTIONS, Config, Data, Diffusion, Sample, Train
 from taugrid.errors import UserError
-from taugrid.grids.names import in_yaml
+from taugrid.grids import in_yaml
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY

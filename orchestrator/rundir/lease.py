@@ -22,7 +22,7 @@ from taugrid.errors import NOT_WRITABLE, RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import recorded_id
-from taugrid.storage import ANY, end_session, outages, read_json, write_text
+from taugrid.storage import ANY, end_session, read_json, write_text
 from taugrid.words import duration
 
 HEARTBEAT_SECONDS = 5.0
@@ -216,7 +216,7 @@ def sole_driver(
             if error.errno not in NOT_WRITABLE:
                 raise
             raise _not_writable(run, error) from None
-        with outages.told(say):
+        with retries.told(say):
             yield lease
     except BaseException as error:
         retries.over.set()

@@ -1,11 +1,13 @@
 """What is in the folders of a run at one moment: a look at all cells asks this, and not the storage for each file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from taugrid.orchestrator.plan.cells import Cell
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Folders
+
+FilesOf = Callable[[str], Mapping[str, str]]  # the name of a folder -> its files: name -> version
 
 PARTS = "part-*.parquet"
 """The files of shards in a folder."""
@@ -20,18 +22,33 @@ class Listing:
 
     def __init__(self, run: Paths) -> None:
         self._run = run
-        self._features: dict[str, Folders] = {}
+        self._features: dict[str, FilesOf] = {}
 
     @cached_property
-    def samples(self) -> Folders:
+    def samples(self) -> FilesOf:
         """The sample files in a cell's folder: name -> version."""
-        return self._run.storage.folders(self._run.samples, PARTS)
+        return self._parts(self._run.samples)
 
     def features(self, extractor: str, folder: str) -> Mapping[str, str]:
         """The feature files in a folder of a cell or a reference: name -> version. `extractor` is its folder's name."""
         if extractor not in self._features:
-            self._features[extractor] = self._run.storage.folders(self._run.features / extractor, PARTS)
+            self._features[extractor] = self._parts(self._run.features / extractor)
         return self._features[extractor](folder)
+
+    def _parts(self, folder: Path) -> FilesOf:
+        storage = self._run.storage
+        if storage.on_disk:
+            there = {path.name for path in storage.list(folder, "*")}
+
+            def parts(name: str) -> dict[str, str]:
+                stats = storage.stats(folder / name, PARTS) if name in there else {}
+                return {path.name: stat.version for path, stat in stats.items()}
+
+            return parts
+        found: dict[str, dict[str, str]] = {}
+        for path, stat in storage.stats(folder, f"*/{PARTS}").items():
+            found.setdefault(path.parent.name, {})[path.name] = stat.version
+        return lambda name: found.get(name, {})
 
     def scores(self, cell: Cell) -> Mapping[str, str]:
         """The files of a cell's scores and influences: name -> version."""

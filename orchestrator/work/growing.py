@@ -13,7 +13,7 @@ from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
 from taugrid.eval.tables.ablation.alike import Contenders, columns, look
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, STAND_INS
-from taugrid.grids.axes import SEEDS
+from taugrid.grids import SEEDS
 from taugrid.orchestrator.plan.cells import Plan
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.report import requested

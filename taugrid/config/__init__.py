@@ -5,17 +5,20 @@ must come with a default that means "as before", and the default of an existing 
 every run that people have.
 """
 
-from taugrid.config.data import Data
-from taugrid.config.diffusion import (
+from taugrid.config.experiment import GRID_SECTIONS, Cluster, Config, Evaluate, Gate, Report, schema
+from taugrid.config.model import (
     CONSISTENCY_DEFAULTS,
     DIFFUSION_DEFAULTS,
     EDM_DEFAULTS,
     FLOW_DEFAULTS,
     SCHEDULE_KEYS,
     SIGMA_KEYS,
+    Data,
     Diffusion,
+    LossWeights,
+    ModelSection,
+    Train,
+    Unet,
 )
-from taugrid.config.experiment import GRID_SECTIONS, Cluster, Config, Evaluate, Gate, Report, schema
-from taugrid.config.model import LossWeights, ModelSection, Train, Unet
 from taugrid.config.sample import Sample
 from taugrid.config.section import S, Section, validate

@@ -1,16 +1,15 @@
 """The whole config: how cells are scored and judged, what is shown, where the work runs, and the schema for editors."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from taugrid.config.data import Data
-from taugrid.config.diffusion import Diffusion
-from taugrid.config.model import ModelSection, Train
+from taugrid.config.model import Data, Diffusion, ModelSection, Train
 from taugrid.config.sample import Sample
 from taugrid.config.section import Positive, Section, Seed, one_of
-from taugrid.grids.points import normalised
+from taugrid.grids import normalised
 from taugrid.registry.extractors import FeaturePrecision
 from taugrid.registry.metrics import DEFAULT_METRICS, METRICS, MetricSettings
 
@@ -55,21 +54,12 @@ class Evaluate(Section):
     @property
     def metric_settings(self) -> MetricSettings:
         """The settings that metrics take."""
-        return MetricSettings(
-            metrics=tuple(self.metrics),
-            seed=self.seed,
-            isc_splits=self.isc_splits,
-            kid_subsets=self.kid_subsets,
-            kid_subset_size=self.kid_subset_size,
-            prc_neighborhood=self.prc_neighborhood,
-            mind_projections=self.mind_projections,
-        )
+        settings = {field.name: getattr(self, field.name) for field in fields(MetricSettings)}
+        return MetricSettings(**settings | {"metrics": tuple(self.metrics)})
 
 
 JUDGING = tuple(name for name, metric in METRICS.items() if any(column.sampling_error for column in metric.columns))
 """The metrics that can have a standard error of sampling."""
-
-
 JudgingMetric = Annotated[str, AfterValidator(one_of(JUDGING)), Field(json_schema_extra={"enum": list(JUDGING)})]
 
 
@@ -78,10 +68,8 @@ class Gate(Section):
 
     metrics: Annotated[list[JudgingMetric], Field(min_length=1)] | None = None
     """A cell is worse if one of these is worse, as in [fid, kid]; null: fid where it has a standard error, else kid."""
-
     margin_floor: Annotated[float, Field(ge=0)] = 0.15
-    """The smallest margin of kid and cmmd, in standard errors of the baseline. Their values may be near 0, where a
-    share means nothing."""
+    """The smallest margin of kid and cmmd, which may be near 0, in standard errors of the baseline."""
 
 
 class Report(Section):
@@ -96,8 +84,8 @@ class Report(Section):
     interpolated_pairs: Positive = 4
     """Rows of figures/interpolations-<cell>.png."""
     rows: list[str] | None = None
-    """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. What is neither
-    in rows nor in columns makes separate tables."""
+    """Keys of the grid that a table's rows are, in this order; null: all that vary, and eta at the end. Others that
+    vary make separate tables."""
     columns: Annotated[str, Field(min_length=1)] = "steps"
     """The key that a table's columns are. `steps` becomes network evaluations where samplers differ in evaluations a
     step, unless x is steps."""
@@ -112,25 +100,18 @@ class Report(Section):
     `steps` and `eta` have effects only if they are named here."""
 
 
-SMALLEST_SHARE = 0.0001
-"""Ray counts CPUs and GPUs in ten-thousandths."""
-
+SMALLEST_SHARE = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 
-def _one_at_most(gpus: float) -> float:
-    if gpus > 1:
-        raise ValueError(
-            "must be at most 1 (a worker computes on one GPU: more workers use more; networks larger than the memory "
-            "of one GPU are not supported)"
-        )
-    if 0 < gpus < SMALLEST_SHARE:
-        raise ValueError(f"must be 0 or at least {SMALLEST_SHARE}")
+def _share_of_one(gpus: float) -> float:
+    if gpus != 0 and not SMALLEST_SHARE <= gpus <= 1:
+        raise ValueError(f"must be 0, or from {SMALLEST_SHARE} to 1: a worker computes on one GPU")
     return gpus
 
 
 Cpus = Annotated[float, Field(ge=SMALLEST_SHARE)]
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_share_of_one)]
 LabelKey = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{LABEL}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^!?({LABEL}|in\({LABEL}(, ?{LABEL})*\))$")]
 
@@ -171,9 +152,8 @@ class Cluster(Section):
     """Ray labels of the nodes to use, such as {ray.io/accelerator-type: A100}. A value may be x, !x, in(x, y) or
     !in(x, y)."""
     use_cpus: bool = False
-    """Scores are computed on the CPUs of nodes with GPUs; with this, on nodes without a GPU too. It uses CPU nodes that
-    are there and asks for none. `label_selector` holds for them too: one that only nodes with GPUs match leaves none.
-    """
+    """Scores are computed on the CPUs of nodes with GPUs; with this, on the nodes without a GPU that are there, too.
+    `label_selector` holds for them as well."""
     max_wait_seconds: Annotated[float, Field(gt=0)] = 600
     """How long a run waits for a worker to start, and on a cluster that it joins for free resources."""
     train: TrainingWorker = TrainingWorker()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,17 @@ from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
 from taugrid.errors import UserError, joined_lines
-from taugrid.grids.points import values_by_key, with_values
+from taugrid.grids import values_by_key, with_values
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
 
-USER_PREFIX = "x-"
-"""Prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors."""
+USER_PREFIX = "x-"  # prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors
+CONFIG_NAME = "config.json"  # of a run directory: a file of this name is the directory's, not the user's own
+MODEL_PATHS = ("checkpoint", "weights", "guide", "vae")  # keys of `model`
 
-CONFIG_NAME = "config.json"
-"""The name of a run directory's config. A file of this name is the directory's, not the user's own."""
-
-Given = str | Mapping[str, Any]
-"""A config: the name of one (see `find`), or its content."""
-
-Override = str | tuple[str, Any]
-"""`key=value` as --set takes it, or a key and its value."""
+Given = str | Mapping[str, Any]  # a config: the name of one (see `find`), or its content
+Override = str | tuple[str, Any]  # `key=value` as --set takes it, or a key and its value
 
 
 def find(name: str) -> Path:
@@ -44,12 +39,11 @@ def find(name: str) -> Path:
         return (root if is_url(name) else path) / CONFIG_NAME
     if path.is_file():
         return path
-    shipped = {
-        Path(str(entry)).stem: Path(str(entry)) for entry in files("taugrid.configs").iterdir() if _is_yaml(entry.name)
-    }
-    if Path(name).stem in shipped and name in (Path(name).stem, Path(name).name):
-        return shipped[Path(name).stem]
-    hint = did_you_mean(Path(name).stem, shipped, f"shipped configs: {', '.join(sorted(shipped))}")
+    configs = [Path(str(entry)) for entry in files("taugrid.configs").iterdir()]
+    shipped = {config.stem: config for config in configs if _is_yaml(config.name)}
+    if path.stem in shipped and name in (path.stem, path.name):
+        return shipped[path.stem]
+    hint = did_you_mean(path.stem, shipped, f"shipped configs: {', '.join(sorted(shipped))}")
     raise UserError(f"no config file, run directory or shipped config is called {name!r} ({hint})")
 
 
@@ -72,16 +66,15 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"can't read {path}: {reason}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections (name:, data:, model:, ...), not {type(values).__name__}")
-    is_yaml = _is_yaml(path.name)
-    return {key: value for key, value in values.items() if not (is_yaml and str(key).startswith(USER_PREFIX))}
+    ignored = USER_PREFIX if _is_yaml(path.name) else None
+    return {key: value for key, value in values.items() if ignored is None or not str(key).startswith(ignored)}
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in JSON. A key that it has twice is refused, because Python would silently use the last."""
     keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the key {key!r} appears twice; remove one of them")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the key {twice[0]!r} appears twice; remove one of them")
     return dict(pairs)
 
 
@@ -111,11 +104,10 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
         if parents[:1] == ["grid"]:
             parents, last = ["grid"], key.removeprefix("grid.")  # a grid key may itself contain dots
         for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                if isinstance(node.get(parent), list) and node[parent]:
-                    raise UserError(
-                        f"--set {key}: {parent} is a list; set the whole list, as in --set '{parent}=[...]'"
-                    )
+            below = node.get(parent)
+            if isinstance(below, list) and below:
+                raise UserError(f"--set {key}: {parent} is a list; set the whole list, as in --set '{parent}=[...]'")
+            if not isinstance(below, dict):
                 node[parent] = {}
             node = node[parent]
         node[last] = value
@@ -153,13 +145,10 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def load(given: Given, assignments: Sequence[Override] = ()) -> Config:
-    """A config with assignments applied in their order, validated, and complete: with seeds, and with absolute paths.
-
-    Raises:
-        UserError: for a missing file, bad syntax, an unknown key or a bad value.
-    """
+    """A config with assignments applied in their order, validated, and complete: with seeds, and with absolute paths;
+    raises `UserError` for a missing file, bad syntax, an unknown key or a bad value."""
     path = None if isinstance(given, Mapping) else find(given)
-    values = given if isinstance(given, Mapping) else read(find(given))
+    values = given if isinstance(given, Mapping) else read(path or find(given))
     merged = merge(values, assignments)
     if (text := with_controls(merged)) is not None:
         raise UserError(f"{path or 'config'}: {text!r} has a control character; remove it")
@@ -198,49 +187,43 @@ def _completed(config: Config) -> Config:
     Paths of models, labels and the reference become absolute, seeds are the config's, and a reference that is another
     split of `data` has its root.
     """
-    absolute: dict[str, Callable[[Any], Any]] = {
-        "model.checkpoint": _absolute_model,
-        "model.weights": _absolute,
-        "model.guide": _absolute_model,
-        "model.vae": _absolute_model,
-        "labels": lambda value: (
-            {**value, "parquet": _absolute(value.get("parquet"))} if isinstance(value, dict) else value
-        ),
-    }
 
-    def with_absolute(key: str, values: list[Any]) -> list[Any]:
-        return [absolute[key](value) for value in values] if key in absolute else values
+    def absolute(key: str, values: list[Any]) -> list[Any]:
+        return [_absolute(key, value) for value in values]
 
-    grid = [with_values(mapping, with_absolute) for mapping in config.grid]
-    paths = {key: absolute[f"model.{key}"](getattr(config.model, key)) for key in MODEL_PATHS}
+    grid = [with_values(mapping, absolute) for mapping in config.grid]
+    paths = {key: _absolute(f"model.{key}", getattr(config.model, key)) for key in MODEL_PATHS}
     data, reference, labels = config.data, config.evaluate.reference, config.sample.labels
     if isinstance(reference, Data):
         if reference.name == data.name and reference.root is None:
             reference = reference.model_copy(update={"root": data.root})
     elif reference is not None and Path(reference).expanduser().exists():  # else a data set's name
-        reference = _absolute(reference)
+        reference = _absolute_path(reference)
     if isinstance(labels, LabelColumn):
-        labels = labels.model_copy(update={"parquet": _absolute(labels.parquet)})
+        labels = labels.model_copy(update={"parquet": _absolute_path(labels.parquet)})
+    sample = config.sample.model_copy(update={"labels": labels})
     sections = {
         "model": config.model.model_copy(update=paths),
         "train": _with_seed(config.train, config.seed),
-        "sample": _with_seed(config.sample, config.seed).model_copy(update={"labels": labels}),
+        "sample": _with_seed(sample, config.seed),
         "evaluate": config.evaluate.model_copy(update={"reference": reference}),
     }
     return config.model_copy(update={"grid": grid, **sections})
 
 
-MODEL_PATHS = ("checkpoint", "weights", "guide", "vae")
+def _absolute(key: str, value: Any) -> Any:
+    """The value of a key of the grid, with an absolute path if it holds one. An id on the hub stays as it is, unless a
+    folder has that name."""
+    if key == "labels" and isinstance(value, dict) and isinstance(value.get("parquet"), str):
+        return {**value, "parquet": _absolute_path(value["parquet"])}
+    if key not in [f"model.{name}" for name in MODEL_PATHS] or not isinstance(value, str):
+        return value
+    is_on_hub = key != "model.weights" and is_hub_id(value) and not Path(value).exists()
+    return value if is_on_hub else _absolute_path(value)
 
 
-def _absolute_model(path: Any) -> Any:
-    """An absolute path; an id on the hub stays as it is, unless a folder has that name."""
-    is_on_hub = isinstance(path, str) and is_hub_id(path) and not Path(path).exists()
-    return path if is_on_hub else _absolute(path)
-
-
-def _absolute(path: Any) -> Any:
-    return str(Path(path).expanduser().absolute()) if isinstance(path, str) else path
+def _absolute_path(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _with_seed(section: S, seed: int) -> S:

@@ -16,23 +16,16 @@ Precision = Literal["float32", "tf32", "bf16", "fp16", "bf16-weights"]
 Compilation = Literal["none", "default"]
 Interval = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 Times = Annotated[list[Annotated[int, Field(gt=0, strict=True)]], Field(min_length=1)]
+Class = Annotated[int, Field(ge=0, strict=True)]
 
-GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")
-"""Keys of `Sample` that mean nothing where guidance is 1."""
-
-SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")
-"""Keys of `Sample` that a sampler may honour or not; all samplers honour the others."""
-
-
+GUIDANCE_KEYS = ("guidance_interval", "guidance_channels")  # keys of `Sample` that mean nothing where guidance is 1
+SAMPLER_KEYS = ("eta", "spacing", "steps_offset", "clip", "clip_range")  # those that a sampler may ignore
 FORMS = f"the form {samplers.DIFFUSERS}SchedulerClass or module:function"
 
 
 def _names(schema: dict[str, Any]) -> None:
     """Have the schema list the samplers that are installed, and allow a function of the user's."""
     schema |= {"anyOf": [{"enum": samplers.names()}, {"pattern": r"^[\w.]+:\w+$", "type": "string", "form": FORMS}]}
-
-
-Class = Annotated[int, Field(ge=0, strict=True)]
 
 
 class LabelColumn(Section):
@@ -94,8 +87,7 @@ class Sample(Section):
     steps_offset: Annotated[int, Field(ge=0)] | None = None
     """Added to the times of the spacing `leading`, as in diffusers; null: the loaded pipeline's setting, else 0."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    """Of a flow: time t becomes shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23); null: the loaded pipeline's,
-    else 1."""
+    """Of a flow: t becomes shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23); null: the pipeline's, else 1."""
     weights: Literal["ema", "raw"] = "ema"
     """`ema`: the averaged weights, or the only ones of a loaded model; `raw`: those before averaging."""
     precision: Precision = "float32"
@@ -117,13 +109,11 @@ class Sample(Section):
     """g in p_0 + g (p - p_0): p is what the network predicts with an image's label, p_0 without it, or what
     `model.guide` predicts. 1: none, and one call; any other number is two calls. Diffusers' guidance_scale is g."""
     guidance_interval: Annotated[Interval | None, AfterValidator(_rising)] = None
-    """[low, high]: guided are only calls at noise levels low < sigma / alpha <= high, in images of [-1, 1]; null: all.
-    """
+    """[low, high]: only calls at low < sigma / alpha <= high are guided, in images of [-1, 1]; null: all."""
     guidance_channels: Positive | None = None
     """Guided are only so many of the first channels (DiT's paper: 3 of 4); null: all."""
     labels: Literal["balanced", "random"] | Class | Annotated[list[Class], Field(min_length=1)] | AsColumn | None = None
-    """The class of each image, for networks with classes: `balanced` has each equally often, up to one; a list is
-    repeated. null: for unconditional networks."""
+    """The class of each image: `balanced` has each equally often, up to one; a list is repeated. null: no classes."""
     vae_precision: Literal["float32", "bf16"] = "float32"
     """How a latent network's VAE computes, whatever `precision` is: float32 is never TF32; bf16 is autocast's."""
     decode_batch: Positive = 32

@@ -54,8 +54,7 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     return validated
 
 
-_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
-"""A number such as 2e-4, which is text in YAML 1.1."""
+_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")  # a number such as 2e-4, which is text in YAML 1.1
 
 
 Keys = tuple[str, ...]

@@ -1,8 +1,7 @@
 """Checks and reads files of samples, features and numbers, a row group at a time.
 
-A file may be somebody else's, and small though it claims to hold much. Those of `PartWriter` are uncompressed, and have
-an index of 8 bytes a row and columns of few types: what would be larger in memory than on the disk is refused before it
-is read.
+A file may be somebody else's, and small though it claims to hold much: what would be larger in memory than on the disk
+is refused before it is read, since files of `PartWriter` are uncompressed.
 """
 
 import hashlib
@@ -25,18 +24,12 @@ from taugrid.retries import retried
 from taugrid.storage import LOCAL, Storage
 from taugrid.threads import decode_each
 
-PICTURES = "image.bytes"
-"""The column of PNG."""
-
+PICTURES = "image.bytes"  # the column of PNG
 ROWS_AT_ONCE = 1024
-TEXT_SHARE = 32
-"""The bytes of a table in memory for each on the disk: equal texts are stored once."""
+TEXT_SHARE = 32  # the bytes of a table in memory for each on the disk: equal texts are stored once
 
-BYTES_PER_VALUE = 4
-"""At least, in memory. Labels take less on the disk, but there are no more of them than of indices."""
-
-PIECE_BYTES = 2**27
-"""Of a piece of a table with texts, if each of its rows were as large as the file."""
+BYTES_PER_VALUE = 4  # at least, in memory. Labels take less on the disk, but there are no more of them than of indices
+PIECE_BYTES = 2**27  # of a piece of a table with texts, if each of its rows were as large as the file
 
 
 class PartSummary(NamedTuple):
@@ -49,26 +42,22 @@ class PartSummary(NamedTuple):
 
 def inspect(path: Path, every_byte: bool = True, storage: Storage = LOCAL) -> PartSummary:
     """Check a sample or feature file: its seal (unless `every_byte` is off), its footer, and that indices are in order.
+    `DamagedFile` says which check fails; OSError if it can't be read, and its content may be intact."""
 
-    Raises:
-        DamagedFile: if a check fails; the message says which.
-        OSError: if it can't be read; its content may be intact.
-    """
-
-    def read() -> tuple[bytes | None, list[NDArray[np.int64]]]:
+    def read() -> tuple[bytes, list[NDArray[np.int64]]]:
         with storage.local_path(path) if every_byte else storage.readable(path) as source:
             if isinstance(source, Path) and every_byte:
                 check_seal(source)
             file, _ = _parquet_file(source, ["index"])
             with file:
-                blob = (file.schema_arrow.metadata or {}).get(b"taugrid")
+                blob = (file.schema_arrow.metadata or {}).get(b"taugrid") or b"{}"
                 groups = range(file.metadata.num_row_groups)
                 return blob, [file.read_row_group(g, columns=["index"]).column("index").to_numpy() for g in groups]
 
     with _as_damaged_file(path, ""):
         blob, indices = retried(read)
-        metadata = json.loads(blob) if blob else {}
-    index = np.concatenate(indices) if indices else np.zeros(0, np.int64)
+        metadata = json.loads(blob)
+    index = np.concatenate([np.zeros(0, np.int64), *indices])
     if len(index) == 0 or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
         raise DamagedFile("its indices are not consecutive")
     return PartSummary(int(index[0]), int(index[-1]) + 1, metadata)
@@ -89,14 +78,12 @@ def read_images(
 
 def read_png(path: Path, wanted: Iterable[int], storage: Storage = LOCAL) -> dict[int, bytes]:
     """PNG bytes by index, for the wanted indices that the file holds."""
-    remaining = set(wanted)
-    pngs_by_index: dict[int, bytes] = {}
+    remaining, found = set(wanted), dict[int, bytes]()
     for index, pngs in _read(path, PICTURES, storage):
-        rows = [row for row, i in enumerate(index) if int(i) in remaining]
-        pngs_by_index |= {int(index[row]): pngs[row].as_py() for row in rows}
-        if len(pngs_by_index) == len(remaining):
+        found |= {int(number): pngs[row].as_py() for row, number in enumerate(index) if int(number) in remaining}
+        if len(found) == len(remaining):
             break
-    return pngs_by_index
+    return found
 
 
 def read_encoded(
@@ -168,9 +155,7 @@ def _in_pieces(
 
 def _parquet_file(source: Path | IO[bytes], columns: Sequence[str]) -> tuple[pq.ParquetFile, int]:
     """An open file and its bytes. `columns` are those that will be read; none: all, which then hold no lists.
-
-    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file.
-    """
+    DamagedFile if one of them is not of a type that taugrid writes, or claims what does not fit into the file."""
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path))
     groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
@@ -236,14 +221,12 @@ def first_pngs(paths: Iterable[Path], count: int, storage: Storage) -> list[byte
 
 SEAL = b"taugrid.sha256:"
 SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
-TAIL_BYTES = 8
-"""Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`."""
+TAIL_BYTES = 8  # Parquet ends with the footer's length (4 bytes, little-endian) and `PAR1`
 CHUNK_BYTES = 2**20
 
 
 def write_seal(path: Path) -> bytes:
-    """Insert `SEAL` and the SHA-256 of all other bytes before the footer, which is found from the file's end; returns
-    that SHA-256."""
+    """Insert `SEAL` and the SHA-256 of all other bytes before the footer; returns that SHA-256."""
     with retried(lambda: path.open("r+b")) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         footer = read_end(file).footer

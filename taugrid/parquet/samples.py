@@ -17,13 +17,8 @@ from taugrid.images import encode_png
 from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
 from taugrid.threads import LARGE_BYTES
 
-ENCODERS = 2
-"""Threads that encode. Pillow lets go of Python's lock in zlib, so they use two cores where there are two."""
-
-MAX_WAITING_BATCHES = 2
-"""Batches that wait for their encoding; `append` blocks at more, so memory does not grow with the shard."""
-
-
+ENCODERS = 2  # threads that encode. Pillow lets go of Python's lock in zlib, so they use two cores where there are two
+MAX_WAITING_BATCHES = 2  # of images to encode: `append` blocks at more, so memory does not grow with the shard
 SERVE = "from taugrid.images import serve_encoding; serve_encoding()"
 
 
@@ -66,12 +61,8 @@ class EncodingProcess:
     def _ask(self, images: NDArray[np.uint8]) -> list[bytes] | Exception:
         if self._process is None:
             path = os.pathsep.join(filter(None, sys.path))  # of a worker whose taugrid was sent to it, too
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVE],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            command, pipe = [sys.executable, "-c", SERVE], subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": path})
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         pickle.dump(images, self._process.stdin, protocol=5)
@@ -92,16 +83,13 @@ class EncodingProcess:
             process.communicate()
 
 
-encode_elsewhere = EncodingProcess()
-"""This process's only one."""
+encode_elsewhere = EncodingProcess()  # this process's only one
 
 
 class SampleWriter:
-    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing.
-
-    With `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
-    process: Pillow needs Python's lock for most of their time.
-    """
+    """Encodes the images of one shard in threads, and writes them in order. Row groups do not depend on timing. With
+    `launching`, another thread of this process launches the work of a GPU, and small images are encoded in another
+    process: Pillow needs Python's lock for most of their time."""
 
     def __init__(
         self,
@@ -112,14 +100,12 @@ class SampleWriter:
         labels: NDArray[np.int32] | None = None,
     ) -> None:
         """`settings`: the columns with one value. `labels`: of the images from `start` on, if the file has any."""
-        self._part, self._settings, self._next = part, settings, start
-        self._start, self._labels = start, labels
-        self._launching = launching
+        self._part, self._settings, self._next, self._start = part, settings, start, start
+        self._labels, self._launching = labels, launching
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._latents: deque[NDArray[np.float32]] = deque()
-        self.counts: list[int] = []
-        """The number of images in each row group that was written."""
+        self.counts: list[int] = []  # the number of images in each row group that was written
         self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
 
@@ -161,15 +147,16 @@ class SampleWriter:
             self.append_encoded(part.result())
 
     def _flush(self) -> None:
-        if count := len(self._pending):
-            columns = _picture_columns(self._pending, self._next)
-            columns |= {name: [value] * count for name, value in self._settings.items()}
-            if self._labels is not None:
-                first = self._next - self._start
-                columns["label"] = self._labels[first : first + count]
-            if self._latents:
-                columns["latent"] = np.stack([self._latents.popleft() for _ in range(count)])
-            self._part.write(columns)
-            self.counts.append(count)
-            self._next += count
-            self._pending, self._pending_bytes = [], 0
+        if not (count := len(self._pending)):
+            return
+        columns = _picture_columns(self._pending, self._next)
+        columns |= {name: [value] * count for name, value in self._settings.items()}
+        if self._labels is not None:
+            first = self._next - self._start
+            columns["label"] = self._labels[first : first + count]
+        if self._latents:
+            columns["latent"] = np.stack([self._latents.popleft() for _ in range(count)])
+        self._part.write(columns)
+        self.counts.append(count)
+        self._next += count
+        self._pending, self._pending_bytes = [], 0

@@ -24,15 +24,13 @@ SETTING_FIELDS = (
 )
 """Every setting is a column with one value in a file, so that files of many cells can be read as one table."""
 
-CONDITION_FIELDS = (("label", pa.int32()), ("guidance", pa.float64()))
-"""Further columns of samples of a network with classes: the class that each image was asked for, and the guidance."""
+CONDITION_FIELDS = (("label", pa.int32()), ("guidance", pa.float64()))  # of samples of a network with classes
 
+# A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 32 * 2**20
-"""A row group ends at whichever limit comes first, so that neither writer nor reader holds more in memory."""
 
-OTHER_BYTES = "has other bytes than those made here"
-"""The `conflict` with an intact file of the same rows, as another kind of device makes."""
+OTHER_BYTES = "has other bytes than those made here"  # of an intact file of the same rows: another device made it
 
 
 def sample_schema(metadata: Mapping[str, Any], conditional: bool = False, latent: int | None = None) -> pa.Schema:
@@ -50,30 +48,30 @@ def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> 
 def _schema_with_pictures(metadata: Mapping[str, Any], columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """The metadata under the key `huggingface` declares the first column as images to the library `datasets`."""
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-    fields = [("image", image), ("index", pa.int64()), *columns]
     features: dict[str, Any] = {"image": {"_type": "Image"}}
-    for name, kind in fields[1:]:
+    for name, kind in (("index", pa.int64()), *columns):
         is_list = pa.types.is_fixed_size_list(kind)
         of = str(kind.value_type if is_list else kind)
         features[name] = {"dtype": {"double": "float64", "float": "float32"}.get(of, of), "_type": "Value"}
         if is_list:
             features[name] = {"feature": features[name], "length": kind.list_size, "_type": "Sequence"}
     huggingface = json.dumps({"info": {"features": features}}).encode()
-    return pa.schema(fields, metadata={b"huggingface": huggingface, b"taugrid": canonical_json(metadata).encode()})
+    return _schema(metadata, [("image", image), ("index", pa.int64()), *columns], {b"huggingface": huggingface})
 
 
 def feature_schema(metadata: Mapping[str, Any], dimensions: int, classes: int | None) -> pa.Schema:
     """The schema of a feature file: index, features (float32, fixed size) and logits, if any."""
-    fields = [pa.field("index", pa.int64()), pa.field("features", pa.list_(pa.float32(), dimensions))]
-    if classes is not None:
-        fields.append(pa.field("logits", pa.list_(pa.float32(), classes)))
-    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
+    logits = [] if classes is None else [("logits", pa.list_(pa.float32(), classes))]
+    return _schema(metadata, [("index", pa.int64()), ("features", pa.list_(pa.float32(), dimensions)), *logits])
 
 
 def number_schema(metadata: Mapping[str, Any], names: Sequence[str]) -> pa.Schema:
     """The schema of a file of numbers: index, and a float64 column for each of `names`."""
-    fields = [("index", pa.int64()), *((name, pa.float64()) for name in names)]
-    return pa.schema(fields, metadata={b"taugrid": canonical_json(metadata).encode()})
+    return _schema(metadata, [("index", pa.int64()), *((name, pa.float64()) for name in names)])
+
+
+def _schema(metadata: Mapping[str, Any], fields: Sequence[Any], more: Mapping[bytes, bytes] = {}) -> pa.Schema:
+    return pa.schema(fields, metadata={**more, b"taugrid": canonical_json(metadata).encode()})
 
 
 class PartWriter:
@@ -84,18 +82,12 @@ class PartWriter:
         self, path: Path, schema: pa.Schema, storage: Storage = LOCAL, check: Callable[[], None] = lambda: None
     ) -> None:
         check()
-        self._check = check
-        self._path = path
-        self._schema = schema
-        self._storage = storage
+        self._path, self._schema, self._storage, self._check = path, schema, storage, check
         self._rows: tuple[int, int] | None = None  # the first index, and the one after the last
         self._in_order = True
-        self.digest = b""
-        """The SHA-256 in the seal of the file that was made here, once it is complete."""
-        self.size: int | None = None
-        """The bytes of that file; None: another one is in its place."""
-        self.conflict: str | None = None
-        """What the file that `commit` kept is or has, if it is not what was made here: the driver judges it."""
+        self.digest = b""  # the SHA-256 in the seal of the file that was made here, once it is complete
+        self.size: int | None = None  # the bytes of that file; None: another one is in its place
+        self.conflict: str | None = None  # what the kept file is or has, if it is not what was made here
         with ExitStack() as removal:  # removes the temporary file on an error, and names it in Arrow's error
             self._temporary = removal.enter_context(storage.temporary(path))
             self._writer = retried(
@@ -147,9 +139,8 @@ class PartWriter:
         if self._storage.commit(self._path, self._temporary, version):
             return True
         shorter = self._shorter()
-        if shorter is not None and self._storage.commit(self._path, self._temporary, shorter):
-            return True
-        return self._create()
+        is_replaced = shorter is not None and self._storage.commit(self._path, self._temporary, shorter)
+        return is_replaced or self._create()
 
     def _close(self) -> None:
         self._writer.close()

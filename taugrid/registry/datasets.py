@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shape = tuple[int, int, int]
-"""(channels, height, width) of an image."""
+Shape = tuple[int, int, int]  # (channels, height, width) of an image
 
 ALL_SPLITS = ("all", "train", "validation", "test")
 
-KEYS = {
-    "root": "where the images are",
-    "shape": "[channels, height, width]",
-    "category": "bedroom, church_outdoor, ...",
-    "download": "true or false",
-}
-"""Keys of `data` that only some data sets take, and what their values look like. Every data set takes `limit`."""
+KEYS = ("root", "shape", "category", "download")  # those that only some data sets take
 
 
 @dataclass(frozen=True)
@@ -26,32 +19,21 @@ class Dataset:
     """A data set, or a way to supply images: the keys it takes, its shape, its splits, and its reader."""
 
     name: str
-    description: str
-    """One line for the config's schema: what it is, and what its splits are if that is not obvious."""
+    description: str  # one line for the config's schema: what it is, and what its splits are if that is not obvious
     reader: str
     """Import string, module:function. Called with a `taugrid.config.Data`; returns all images of its split, as
     (N, H, W) or (N, C, H, W) uint8, or as a `workers.data.decoding.EncodedDataset` that is decoded once and cached."""
-    labels: str = ""
-    """Import string of a function that returns the `workers.data.load.Labels` of these images; empty: it has none."""
-    classes: tuple[str, ...] = ()
-    """The names of the classes, where they are known without a file: label k is of the k-th."""
-    shape: Shape | None = None
-    """The shape of its images, or the default if `shape` is among `keys`. None: `shape` is required."""
+    labels: str = ""  # import string: returns the `workers.data.load.Labels` of these images; empty: none
+    classes: tuple[str, ...] = ()  # the names of the classes, where they are known without a file
+    shape: Shape | None = None  # of its images, or the default if `shape` is among `keys`; None: it is required
     splits: tuple[str, ...] = ("all", "train", "test")
-    held_out: str = "test"
-    """The split that a model trained on `train` has not seen."""
-    keys: frozenset[str] = frozenset({"root", "download"})
-    """The keys in `KEYS` that it takes. Without `root`, its images come with taugrid."""
-    required: frozenset[str] = frozenset()
-    """The keys that must be set."""
-    is_on_hub: bool = False
-    """Whether `root` may be hf://datasets/ORG/NAME."""
-    num_images: Mapping[str, int] = field(default_factory=dict)
-    """Images of a split, or of CATEGORY/SPLIT, as published. Where a size is given, no other number is accepted."""
-    is_published: bool = True
-    """Whether the name determines the images. If not, a model trained on them is identified by their SHA-256."""
-    extractor: str | None = None
-    """The default feature extractor (registry/extractors.py). None: torch-fidelity's Inception."""
+    held_out: str = "test"  # the split that a model trained on `train` has not seen
+    keys: frozenset[str] = frozenset({"root", "download"})  # of `KEYS`; without `root`, it comes with taugrid
+    required: frozenset[str] = frozenset()  # the keys that must be set
+    is_on_hub: bool = False  # whether `root` may be hf://datasets/ORG/NAME
+    num_images: Mapping[str, int] = field(default_factory=dict)  # of a split or CATEGORY/SPLIT, as published
+    is_published: bool = True  # whether the name determines the images; else a model has their SHA-256
+    extractor: str | None = None  # the default one (registry/extractors.py); None: torch-fidelity's Inception
 
     def published_size(self, split: str, category: str | None = None) -> int | None:
         """The number of images in a split, or in all splits for `all`; None if it is not known."""
@@ -164,5 +146,4 @@ _EVERY_DATASET = (
     ),
 )
 
-DATASETS = {dataset.name: dataset for dataset in _EVERY_DATASET}
-"""Every data set by its name."""
+DATASETS = {dataset.name: dataset for dataset in _EVERY_DATASET}  # every data set by its name

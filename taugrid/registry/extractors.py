@@ -14,11 +14,9 @@ IMAGENET_LITE0 = "imagenet-lite0"
 INCEPTION = "inception-v3-compat"
 PIXELS = "pixels"
 
-IMAGENET_1K = "imagenet-1k"
-"""The 1000 classes of ILSVRC 2012, in the order of their WordNet ids: torchvision's, timm's and DiT's order."""
+IMAGENET_1K = "imagenet-1k"  # ILSVRC 2012's 1000 classes in the order of their WordNet ids, as torchvision's and DiT's
 
-FeaturePrecision = Literal["float32", "bf16"]
-"""How an extractor's network computes: float32 is never TF32; bf16 is autocast's."""
+FeaturePrecision = Literal["float32", "bf16"]  # how an extractor's network computes: never TF32; bf16 is autocast's
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,9 @@ class PackagedWeights:
     """A file in a Python package, beside the package of its network; an extra of taugrid installs both."""
 
     is_pickle: ClassVar[bool] = True
-
     package: str
-    file_name: str
-    """Its path in the package."""
-    network: str
-    """The package that defines the network."""
+    file_name: str  # its path in the package
+    network: str  # the package that defines the network
     extra: str
 
 
@@ -47,12 +42,9 @@ class PublishedWeights:
     """A file that torch-fidelity downloads into the folder of torch's hub."""
 
     url: str
-    file_name: str
-    """Its name in that folder; it contains the start of its SHA-256."""
-    is_pickle: bool = False
-    """torch-fidelity opens it with `weights_only=False`, which runs whatever code a file holds."""
-    is_program: bool = False
-    """Opening it runs it (TorchScript), so no other content is accepted."""
+    file_name: str  # its name in that folder; it contains the start of its SHA-256
+    is_pickle: bool = False  # torch-fidelity opens it with `weights_only=False`, which runs whatever code a file holds
+    is_program: bool = False  # opening it runs it (TorchScript), so no other content is accepted
 
 
 @dataclass(frozen=True)
@@ -73,26 +65,17 @@ class KnownExtractor:
     """An extractor that a config can name."""
 
     name: str
-    extractor_class: str
-    """`package.module:Class`: a `torch_fidelity.FeatureExtractorBase`."""
+    extractor_class: str  # `package.module:Class`: a `torch_fidelity.FeatureExtractorBase`
     feature_layer: str
-    dimensions: int | None
-    """Width of the features. None: the number of values in an image."""
-    weights: Weights | None
-    """None: it has none."""
+    dimensions: int | None  # width of the features. None: the number of values in an image
+    weights: Weights | None  # None: it has none
     logits_layer: str | None = None
-    classes: int | None = None
-    """Width of the logits; None: it has none."""
-    label_order: str | None = None
-    """Whose labels its logits are in the order of: the name of a data set, or `IMAGENET_1K`; None: not known."""
-    image_side: int | None = None
-    """Height and width of the only images that it takes; None: any size."""
-    takes_grey: bool = False
-    """Whether it gets grey images with one channel. Others get that channel three times, as PIL's RGB of a grey PNG."""
-    on_host: bool = False
-    """Whether it is computed on the CPU, whatever the device."""
-    at_once_on_cpu: int | None = None
-    """Maximum number of images that it gets at once on a CPU; None: a whole batch."""
+    classes: int | None = None  # width of the logits; None: it has none
+    label_order: str | None = None  # of its logits: the name of a data set, or `IMAGENET_1K`; None: not known
+    image_side: int | None = None  # height and width of the only images that it takes; None: any size
+    takes_grey: bool = False  # grey images have one channel for it; for others that channel three times, as PIL's RGB
+    on_host: bool = False  # whether it is computed on the CPU, whatever the device
+    at_once_on_cpu: int | None = None  # maximum number of images that it gets at once on a CPU; None: a whole batch
 
 
 def _convnet(name: str, extractor_class: str, label_order: str, image_side: int) -> KnownExtractor:
@@ -203,25 +186,19 @@ class ExtractorSpec:
     """Everything that determines a feature: the extractor, the content of its weights, and the layers that are read."""
 
     name: str
-    weights_path: str | None
-    """None: the weights that ship with taugrid or come in a package, wherever that is installed, or none at all."""
+    weights_path: str | None  # None: those that ship with taugrid or come in a package, or none at all
     weights_sha256: str
     """Hash of the file of weights. Without one: of everything that a custom class loaded, including weights that it
     found by itself (`workers.custom.source.content_sha256`), or of nothing (pixels)."""
     feature_layer: str
-    logits_layer: str | None
-    """None: no logits, so no Inception Score."""
-    dimensions: int
-    """Width of the features."""
-    classes: int | None
-    """Width of the logits; None where there are none."""
+    logits_layer: str | None  # None: no logits, so no Inception Score
+    dimensions: int  # width of the features
+    classes: int | None  # width of the logits; None where there are none
     source_sha256: str | None = None
     """Hash of the source files of a custom class, its bases and their imports, see `eval.features.load`; None for
     built-in extractors."""
-    tensors_sha256: str | None = None
-    """Hash of the state of a new instance of a custom class, for workers to check. It is part of no identity."""
-    files: tuple[SourceFile, ...] = ()
-    """The files that `source_sha256` covers."""
+    tensors_sha256: str | None = None  # of a new instance of a custom class, for workers to check; in no id
+    files: tuple[SourceFile, ...] = ()  # the files that `source_sha256` covers
     precision: FeaturePrecision = "float32"
 
     @property

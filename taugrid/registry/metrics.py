@@ -8,19 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")
-"""The columns of numbers in every sample file (`taugrid.parquet.writer`). Images from elsewhere have none."""
-
-LABEL_COLUMNS = ("label", "guidance")
-"""Those that sample files of a class-conditional network have besides."""
+SAMPLE_COLUMNS = ("index", "seed", "steps", "eta")  # of numbers, in every sample file; images from elsewhere have none
+LABEL_COLUMNS = ("label", "guidance")  # those that sample files of a class-conditional network have besides
 
 
 class PerSample(NamedTuple):
     """What is known of each sample besides its image."""
 
     columns: tuple[str, ...] = SAMPLE_COLUMNS
-    label_order: str | None = None
-    """Whose labels they are, as `KnownExtractor.label_order`; None: not known, or there are none."""
+    label_order: str | None = None  # whose labels they are, as `KnownExtractor.label_order`; None: not known, or none
 
 
 UNLABELLED = PerSample()
@@ -30,23 +26,15 @@ UNLABELLED = PerSample()
 class MetricColumn:
     """A number that tables show, and the column with its error."""
 
-    name: str
-    """The column in quality.csv."""
-    title: str
-    """The name that people read."""
-    error: str | None = None
-    """The column with its error or spread; None: it has none."""
-    error_means: str = ""
-    """The meaning of the number after ±."""
+    name: str  # the column in quality.csv
+    title: str  # the name that people read
+    error: str | None = None  # the column with its error or spread; None: it has none
+    error_means: str = ""  # the meaning of the number after ±
     higher_is_better: bool = False
-    scale: float = 1.0
-    """The factor that tables multiply it by."""
-    sampling_error: str | None = None
-    """The column with its standard error of drawing these samples, from their influences; None: it has none."""
-    unbiased: bool = False
-    """Whether its expectation is the same at every N, so that sets of different sizes can be compared."""
-    further: tuple[str, ...] = ()
-    """More columns of quality.csv, which tables don't show."""
+    scale: float = 1.0  # the factor that tables multiply it by
+    sampling_error: str | None = None  # the column with its standard error of drawing these samples; None: it has none
+    unbiased: bool = False  # its expectation is the same at every N, so that sets of different sizes can be compared
+    further: tuple[str, ...] = ()  # more columns of quality.csv, which tables don't show
 
     @property
     def may_be_zero(self) -> bool:
@@ -69,41 +57,30 @@ class MetricColumn:
 class Metric:
     """A metric. Functions are named as `package.module:function`, so that this file imports no other layer."""
 
-    name: str
-    """The name in `evaluate.metrics`."""
+    name: str  # the name in `evaluate.metrics`
     about: str
     columns: tuple[MetricColumn, ...]
-    compute: str
-    """Called with `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`."""
+    compute: str  # called with `eval.metrics.score.MetricInputs`, returns `eval.metrics.score.MetricResult`
     limits: str | None = None
-    """Called with `MetricSettings` and `Sizes`, returns `Limits`; None: only the fields below limit it. The driver
-    calls it, so its module must not import torch."""
-    settings: tuple[str, ...] = ()
-    """The fields of `MetricSettings` that it uses besides `seed`."""
+    """Called by the driver, so without torch, with `MetricSettings` and `Sizes`; returns `Limits`. None: only the
+    fields below limit it."""
+    settings: tuple[str, ...] = ()  # the fields of `MetricSettings` that it uses besides `seed`
     needs_logits: bool = False
-    needs_all_features: bool = False
-    """Whether all features of the samples are held in memory. For other metrics, memory does not grow with N."""
+    needs_all_features: bool = False  # those of the samples are held in memory, which then grows with N
     needs_reference: bool = True
-    needs_reference_features: bool = False
-    """Whether it needs more of the reference than mean and covariance."""
-    sample_columns: tuple[str, ...] = ()
-    """The columns of `PerSample` that it reads, a number for each sample."""
-    needs_label_order: bool = False
-    """Whether logit k must be of label k."""
-    least_images: int = 1
-    """The minimum number of samples, and of reference images."""
-    floor_up_to: int = sys.maxsize
-    """The largest N at which `eval.metrics.floor` computes its floor: more would take too long."""
+    needs_reference_features: bool = False  # whether it needs more of the reference than mean and covariance
+    sample_columns: tuple[str, ...] = ()  # the columns of `PerSample` that it reads, a number for each sample
+    needs_label_order: bool = False  # whether logit k must be of label k
+    least_images: int = 1  # the minimum number of samples, and of reference images
+    floor_up_to: int = sys.maxsize  # the largest N at which its floor is computed: more would take too long
 
 
 class Sizes(NamedTuple):
     """The numbers that decide whether a metric can be computed."""
 
     num_samples: int
-    num_reference: int | None
-    """None: only the mean and covariance of the reference are known."""
-    dimensions: int
-    """Dimensions of the features."""
+    num_reference: int | None  # None: only the mean and covariance of the reference are known
+    dimensions: int  # dimensions of the features
 
     @property
     def fewest(self) -> int:
@@ -114,19 +91,14 @@ class Sizes(NamedTuple):
 class Limits(NamedTuple):
     """Why a metric can't be computed, or which settings are used instead."""
 
-    reason: str | None = None
-    """None: it can be computed."""
-    changes: Mapping[str, Any] = {}
-    """The changed fields of `MetricSettings`."""
-    remark: str | None = None
-    """A message to the user about the changes."""
+    reason: str | None = None  # None: it can be computed
+    changes: Mapping[str, Any] = {}  # the changed fields of `MetricSettings`
+    remark: str | None = None  # a message to the user about the changes
 
 
+# The meaning of the number after ±: from the samples' influences, and of a share of the samples
 OF_SAMPLING = "one standard error of sampling at this N"
-"""The meaning of the number after ±, if it comes from the samples' influences."""
-
 BINOMIAL = "its binomial standard error at this N"
-"""The same for a share of the samples."""
 
 
 def _sampled(name: str, title: str, *further: str, means: str = OF_SAMPLING, **fields: Any) -> MetricColumn:
@@ -244,11 +216,9 @@ METRICS = {
 }
 """Name -> metric, in the order in which they are computed."""
 
-COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}
-"""Column of quality.csv -> the number."""
+COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}  # of quality.csv
 
-SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)
-"""The numbers that can have a standard error of sampling."""
+SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)  # can have an error of sampling
 
 DEFAULT_METRICS = ("fid", "isc", "kid")
 

@@ -28,16 +28,12 @@ SAMPLERS = {
     "flow-map": "taugrid.workers.samplers.students:flow_map",
 }
 
-DIFFUSERS = "diffusers:"
-"""What names of diffusers' schedulers begin with."""
+DIFFUSERS = "diffusers:"  # what names of diffusers' schedulers begin with
 
 DEFAULT = "ddim"
-
 CONSISTENCY = "consistency"
 LCM = "lcm"
-
-ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}
-"""The one sampler of networks that predict this."""
+ONLY = {"consistency": CONSISTENCY, "average_velocity": "flow-map"}  # the one sampler of networks that predict this
 
 
 def names() -> list[str]:
@@ -72,18 +68,14 @@ def is_custom(name: str) -> bool:
 
 @cache  # a search through all packages takes milliseconds, and a grid has thousands of points
 def entry(name: str) -> EntryPoint:
-    """The entry point of a sampler's class or function; a `module:function` is its own.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
+    """The entry point of a sampler's class or function; a `module:function` is its own. ValueError if there is none."""
     if name.startswith(DIFFUSERS):  # whether there is one is found out when it is loaded
         if not (scheduler := name.removeprefix(DIFFUSERS)).isidentifier():
             raise ValueError(f"must name a scheduler, as in {DIFFUSERS}DPMSolverMultistepScheduler")
         return EntryPoint(name, f"taugrid.workers.samplers.diffusers:{scheduler}", GROUP)
     if ":" in name:
         module, _, attribute = name.partition(":")
-        if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        if not all(part.isidentifier() for part in (attribute, *module.split("."))):
             raise ValueError("must be module:function, as in my_sampler:sample")
         return EntryPoint(name, name, GROUP)
     installed = list[EntryPoint](entry_points(group=GROUP, name=name))
@@ -97,8 +89,7 @@ def entry(name: str) -> EntryPoint:
     if installed:
         return installed[0]
     hint = did_you_mean(name, names())
-    hint = f" ({hint})" if hint else ""
     raise ValueError(
-        f"must be one of {', '.join(names())}{hint}, {DIFFUSERS}SchedulerClass, module:function of your own, or one of "
-        f"a package (entry-point group {GROUP}) that every node has"
+        f"must be one of {', '.join(names())}{hint and f' ({hint})'}, {DIFFUSERS}SchedulerClass, module:function of "
+        f"your own, or one of a package (entry-point group {GROUP}) that every node has"
     )

@@ -15,4 +15,4 @@ from taugrid.storage.files import (
 )
 from taugrid.storage.local import LOCAL, LocalStorage, user_cache, write_text
 from taugrid.storage.objects import is_url, open_place
-from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage
+from taugrid.storage.protocol import ANY, Level, Stat, Storage

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -19,12 +18,8 @@ from taugrid.storage.protocol import ANY, Storage
 from taugrid.words import with_urls
 
 SEAL_KEY = "sha256"
-
-PIECE_BYTES = 2**16
-"""Of a piece of an appended file: then the next one begins."""
-
-READS_TOGETHER = 32
-"""Files that `together` reads at a time from an object store."""
+PIECE_BYTES = 2**16  # of a piece of an appended file: then the next one begins
+READS_TOGETHER = 32  # files that `together` reads at a time from an object store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -82,26 +77,25 @@ def is_same(path: Path, finished: Path, storage: Storage) -> bool:
 
 def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> None:
     """Give a finished local folder its name in an object store. OSError if a file with other bytes is there; it stays.
-
     `last`, a file in it, appears once all others are there, and is removed if one of them was replaced meanwhile: a
-    later driver that finds no `last` sets the folder aside.
-    """
-    files = {path.relative_to(finished): path for path in finished.rglob("*") if path.is_file()}
+    later driver that finds no `last` sets the folder aside."""
+    names = [path.relative_to(finished) for path in sorted(finished.rglob("*")) if path.is_file()]
     versions = dict[Path, str]()
 
     def put(name: Path) -> None:
-        if not _commit_once(folder / name, files[name], storage):
-            raise _others(folder / name)
+        if not _commit_once(folder / name, finished / name, storage):
+            raise _of_others(folder / name)
 
     def check() -> None:
         there = storage.walk(folder)
         for path, version in versions.items():
             if path not in there or there[path].version != version:
-                raise _others(path)
+                raise _of_others(path)
 
-    for name in sorted(files.keys() - {Path(last)}):
-        put(name)
-        versions[folder / name] = storage.stat(folder / name).version
+    for name in names:
+        if name != Path(last):
+            put(name)
+            versions[folder / name] = storage.stat(folder / name).version
     check()
     put(Path(last))
     try:
@@ -111,7 +105,7 @@ def upload_folder(folder: Path, finished: Path, last: str, storage: Storage) -> 
         raise
 
 
-def _others(path: Path) -> StoreError:
+def _of_others(path: Path) -> StoreError:
     why = "another driver has put other content there; run the same command again"
     return StoreError(errno.EEXIST, why, with_urls(path.as_posix()))
 
@@ -141,7 +135,7 @@ class _Appended:
     """The last piece of a file that this session appends to."""
 
     lock: Lock = field(default_factory=Lock)  # held while a request writes this file: others are written meanwhile
-    piece: Path | None = None
+    number: int | None = None
     data: bytes = b""
     written: float = 0.0
 
@@ -155,13 +149,12 @@ def append(storage: Storage, path: Path, data: bytes, pause: float) -> None:
     with _lock:
         file = _appended.setdefault((storage, path), _Appended())
     with file.lock:
-        if file.piece is None or len(file.data) >= PIECE_BYTES:
-            file.piece = _new_piece(storage, path, data, pause, file.piece)
-            file.data = data
+        if file.number is None or len(file.data) >= PIECE_BYTES:
+            file.number, file.data = _new_piece(storage, path, data, pause, file.number), data
         else:
             time.sleep(max(0.0, file.written + pause - time.monotonic()))
             file.data += data  # first: after an interrupt here, the next addition must not take it away again
-            _write(storage, file.piece, file.data, ANY)
+            _write(storage, _piece(path, file.number), file.data, ANY)
         file.written = time.monotonic()
 
 
@@ -175,30 +168,27 @@ def end_session(storage: Storage) -> None:
 def pieces(storage: Storage, path: Path) -> Sequence[Path]:
     """The objects that hold what was appended to `path`, in order."""
     names = storage.list(path.parent, f"{path.name}*")
-    return [name for name in names if _number(path, name) is not None]
+    return [name for name in names if name == path or name.name.removeprefix(f"{path.name}.").isdigit()]
 
 
-def _number(path: Path, name: Path) -> int | None:
-    """The number of a piece of `path`, 0 for the first; None if `name` is not a piece of it."""
-    if name == path:
-        return 0
-    digits = name.name.removeprefix(f"{path.name}.")
-    return int(digits) if digits.isdigit() and digits != name.name else None
+def _piece(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number:06d}") if number else path
 
 
-def _new_piece(storage: Storage, path: Path, data: bytes, pause: float, before: Path | None) -> Path:
-    existing = pieces(storage, path) if before is None else [before]
-    if before is None and existing == [path] and storage.stat(path).size == 0:
-        # An empty file is a reservation: this session has just created it to have the name for itself.
-        time.sleep(pause)
-        _write(storage, path, data, ANY)
-        return path
-    last = _number(path, existing[-1]) if existing else None
-    for number in count(0 if last is None else last + 1):
-        piece = path.with_name(f"{path.name}.{number:06d}") if number else path
-        if _write(storage, piece, data):
-            return piece
-    raise AssertionError("count never ends")
+def _new_piece(storage: Storage, path: Path, data: bytes, pause: float, last: int | None) -> int:
+    """Write `data` to a piece behind all others, whose number is returned."""
+    if last is None:
+        existing = pieces(storage, path)
+        if existing == [path] and storage.stat(path).size == 0:
+            # An empty file is a reservation: this session has just created it to have the name for itself.
+            time.sleep(pause)
+            _write(storage, path, data, ANY)
+            return 0
+        last = -1 if not existing else 0 if existing[-1] == path else int(existing[-1].suffix[1:])
+    number = last + 1
+    while not _write(storage, _piece(path, number), data):
+        number += 1
+    return number
 
 
 def _write(storage: Storage, path: Path, data: bytes, if_version: str | None = None) -> bool:

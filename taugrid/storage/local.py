@@ -13,12 +13,17 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import IO
 
-from taugrid.errors import NO_LINKS, UNSYNCABLE, naming
+from taugrid.errors import naming
 from taugrid.retries import retried
-from taugrid.storage.protocol import ANY, Folders, Level, Stat, check_inside
+from taugrid.storage.protocol import ANY, Level, Stat, check_inside
 
-MAX_READ_BYTES = 2**27
-"""Of a file that is read whole: logs, records and pages are smaller, and a sparse file may claim to be of any size."""
+MAX_READ_BYTES = 2**27  # of a file that is read whole: logs and pages are smaller, and a sparse file may claim any size
+
+UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
+
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+"""From file systems without hard links, such as some mounts of networks and object stores."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,8 @@ class LocalStorage:
     """A folder, or any path: a file is written under a temporary name that begins with a dot, beside its own."""
 
     root: Path | None = None
-    """The root of a run directory, perhaps a link. Nothing outside it is read, written or removed, even by a link.
-    Folders are made below it, but not the root itself, which may have been unmounted or moved. None: any path
-    may be used."""
+    """The root of a run directory, perhaps a link. Nothing outside it is read, written or removed, even by a link. It
+    is not made: it may have been unmounted or moved. None: any path may be used."""
 
     @property
     def on_disk(self) -> bool:
@@ -70,11 +74,11 @@ class LocalStorage:
         return _stat(retried(path.stat))
 
     def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
-        stats_by_path = {}
+        found = {}
         for path in self.list(folder, pattern):  # which has checked where links lead
             with suppress(FileNotFoundError):  # it has gone since
-                stats_by_path[path] = _stat(retried(path.stat))
-        return stats_by_path
+                found[path] = _stat(retried(path.stat))
+        return found
 
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
         self._check(folder)
@@ -86,29 +90,12 @@ class LocalStorage:
                         found[path] = _stat(status)
         return found
 
-    def folders(self, folder: Path, pattern: str) -> Folders:
-        self._check(folder)
-        there = _entries(folder)
-
-        def files(name: str) -> dict[str, str]:
-            found: dict[str, str] = {}
-            if name not in there:
-                return found
-            if there[name]:
-                self._check(folder / name)
-            for file in self._matching(folder / name, pattern):
-                with suppress(FileNotFoundError):  # it has gone since
-                    found[file] = _stat(retried(partial(os.stat, f"{folder}/{name}/{file}"))).version
-            return found
-
-        return files
-
     def exists(self, path: Path) -> bool:
         self._check(path)
         return is_there(path)
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
-        """`Path.glob` would pass over folders that it cannot read, so that files would count as missing."""
+        # `Path.glob` would pass over folders that it cannot read, so that files would count as missing.
         check_inside(folder / pattern, self.root)
         self._check(folder)
         paths = [folder]
@@ -123,19 +110,16 @@ class LocalStorage:
 
     def level(self, folder: Path) -> Level:
         self._check(folder)
-        files: list[str] = []
-        folders: list[str] = []
-        unreadable: list[str] = []
+        names: dict[str, list[str]] = {"file": [], "folder": [], "unreadable": []}
         with os.scandir(folder) as entries:
             for entry in entries:
-                try:
+                kind = "unreadable"
+                with suppress(OSError):
                     if entry.is_symlink():
                         self._check(folder / entry.name)
-                    kind = folders if entry.is_dir() else files if entry.is_file() else unreadable
-                except OSError:
-                    kind = unreadable
-                kind.append(entry.name)
-        return Level(dict.fromkeys(sorted(files)), sorted(folders), sorted(unreadable))
+                    kind = "folder" if entry.is_dir() else "file" if entry.is_file() else kind
+                names[kind].append(entry.name)
+        return Level(dict.fromkeys(sorted(names["file"])), sorted(names["folder"]), sorted(names["unreadable"]))
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         self._check(path)
@@ -151,7 +135,6 @@ class LocalStorage:
             return retried(read)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """`os.link` never overwrites, nor does the way without it (`_name`)."""
         self._check(path)
         sync_file(finished)
         if if_version is None:
@@ -207,7 +190,6 @@ class LocalStorage:
 
     @contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """A path in the folder of `path`, which is made if it is missing."""
         self._check(path)
         make_folder(path.parent, self.root)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -231,15 +213,13 @@ class LocalStorage:
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """The folder itself, made if it is missing: writers use `replacing`."""
         self._check(folder)
         make_folder(folder, self.root)
         with naming(folder):
             yield folder
 
 
-LOCAL = LocalStorage()
-"""The folders of this machine: the user's cache, and local run directories."""
+LOCAL = LocalStorage()  # the user's cache, and local run directories
 
 
 def user_cache() -> Path:
@@ -269,22 +249,8 @@ def _name(finished: Path, path: Path) -> bool:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder, replacing any file there; a transient error is tried again. A network file system may
-    have done it and lost its answer: then the next attempt finds nothing to rename."""
-    failed = False
-
-    def attempt() -> None:
-        nonlocal failed
-        try:
-            path.replace(target)
-        except FileNotFoundError:
-            if not failed or is_there(path) or not is_there(target):
-                raise
-        except OSError:
-            failed = True
-            raise
-
-    retried(attempt)
+    """Rename a file or folder, replacing any file there; a transient error is tried again."""
+    retried(lambda: path.replace(target))
 
 
 def write_text(path: Path, text: str) -> None:

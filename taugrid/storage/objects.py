@@ -2,7 +2,7 @@
 
 A name is a `Path` of the parts of its URL, such as s3:/bucket/run/config.json. A file that must not be overwritten is
 created by one conditional request (`If-None-Match: *`), one that is replaced only in the version that was read by one
-with its ETag. obstore is imported with the first request.
+with its ETag.
 """
 
 import re
@@ -13,15 +13,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore
+
 from taugrid import retries
 from taugrid.errors import StoreError, UserError
-from taugrid.storage import outages
 from taugrid.storage.files import append, is_same, together
 from taugrid.storage.local import LocalStorage
-from taugrid.storage.protocol import ANY, Folders, Level, Stat, Storage, check_inside
+from taugrid.storage.protocol import ANY, Level, Stat, Storage, check_inside
 from taugrid.storage.requests import (
     CREDENTIALS,
     LAST_SECONDS,
@@ -38,22 +41,14 @@ from taugrid.words import with_urls
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 
 CHUNK_BYTES = 8 * 2**20
-
-LISTED_TOGETHER = 100
-"""How many names of a listing are taken at a time: when a request fails, at most as many are asked for again."""
-
-END_BYTES = 2**16
-"""How much of the end is fetched first: the footer of a Parquet file, and often all of a small one."""
-
-MAX_PUT_BYTES = 2**32
-"""S3 takes up to 5 GB in one request. Larger files are uploaded in parts, which can't have a condition."""
+END_BYTES = 2**16  # how much of a file's end is fetched first: a Parquet file's footer, and often all of a small one
+MAX_PUT_BYTES = 2**32  # S3 takes up to 5 GB in one request; larger files go in parts, which can't have a condition
 
 
 @dataclass(frozen=True)
@@ -62,25 +57,25 @@ class ObjectStorage:
 
     bucket: Bucket
     root: Path | None = field(default=None, repr=False)
-    """The root of a run directory, outside which nothing is read, written or removed. None: any path may be used."""
+    """The root of a run directory, outside which nothing is read, written or removed. None: any path."""
 
     @property
     def on_disk(self) -> bool:
         return False
 
     def require(self, folder: Path, to_write: bool = False) -> None:
-        """Raise `UserError` unless the folder can be listed or, `to_write`, the store honours conditional writes."""
-        before = outages.patient.set(False)
+        before = retries.patient.set(False)
         try:
             if to_write:
-                return self._require_conditional_writes(folder)
-            self._children(folder)
+                self._require_conditional_writes(folder)
+            else:
+                self._children(folder)
         except StoreError as error:
             if to_write:
                 raise
             raise UserError(f"{url(folder)}: {error.strerror}") from None
         finally:
-            outages.patient.reset(before)
+            retries.patient.reset(before)
 
     def _require_conditional_writes(self, folder: Path) -> None:
         path = folder / f".conditions-{uuid.uuid4().hex[:12]}.tmp"
@@ -109,20 +104,11 @@ class ObjectStorage:
     def walk(self, folder: Path) -> Mapping[Path, Stat]:
         return {path: _stat(meta) for path, meta in self._below(folder).items()}
 
-    def folders(self, folder: Path, pattern: str) -> Folders:
-        depth = len(folder.parts) - 2
-        found: dict[str, dict[str, str]] = {}
-        for meta in self._listed(folder):
-            *above, place, name = meta["path"].split("/")
-            if len(above) == depth and fnmatchcase(name, pattern):
-                found.setdefault(place, {})[name] = _stat(meta).version
-        return lambda name: found.get(name, {})
-
     def exists(self, path: Path) -> bool:
         try:
             self._head(path)
         except FileNotFoundError:
-            return any(True for _ in self._below(path))
+            return bool(self._below(path))
         return True
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
@@ -141,15 +127,13 @@ class ObjectStorage:
             return file.read(-1 if length is None else length)
 
     def commit(self, path: Path, finished: Path, if_version: str | None = None) -> bool:
-        """One conditional request. 412, or Azure's BlobAlreadyExists, means that a different file has this name; any
-        other 409 that one is being written. If an answer was lost and the stored file has the same bytes, the commit
-        succeeded; but an empty file, which reserves a name, may just as well be another process's."""
         return self._put(path, finished, lambda: self._condition(path, if_version))
 
     def _put(self, path: Path, finished: Path, condition: Callable[[], Any]) -> bool:
-        """`commit` under obstore's mode that `condition` returns before each attempt; None: it does not hold."""
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
+        """`commit` under obstore's mode that `condition` returns before each attempt; None: it does not hold. 412, or
+        Azure's BlobAlreadyExists, means that a different file has this name; any other 409 that one is being written.
+        If an answer was lost and the stored file has the same bytes, the commit succeeded; but an empty file, which
+        reserves a name, may just as well be another process's."""
         lost = False
 
         def attempt() -> bool:
@@ -178,7 +162,7 @@ class ObjectStorage:
         if if_version == ANY:
             return "overwrite"
         try:
-            meta = self._meta(path)
+            meta = self._quick.head(self._key(path))
         except FileNotFoundError:
             return None
         if _stat(meta).version != if_version:
@@ -186,7 +170,6 @@ class ObjectStorage:
         return _only(meta)
 
     def append(self, path: Path, data: bytes, synced: bool = False) -> None:
-        """Rewrites the last piece of the file, or begins a new one (`storage.files`)."""
         append(self, path, data, self.rewrite_seconds)
 
     def move(self, path: Path, target: Path) -> None:
@@ -239,7 +222,6 @@ class ObjectStorage:
 
     @contextmanager
     def local_folder(self, folder: Path) -> Iterator[Path]:
-        """A temporary folder, whose files are uploaded at the end, even after an error."""
         with tempfile.TemporaryDirectory(prefix="taugrid-") as scratch:
             try:
                 yield Path(scratch)
@@ -254,11 +236,11 @@ class ObjectStorage:
         return 1.0 if self.bucket.scheme == "gs" else 0.0
 
     @property
-    def _store(self) -> "ObjectStore":
+    def _store(self) -> ObjectStore:
         return connected(self.bucket)
 
     @property
-    def _quick(self) -> "ObjectStore":
+    def _quick(self) -> ObjectStore:
         """The same, for requests whose bodies are small, and for what `read` holds in memory."""
         return connected(self.bucket, LAST_SECONDS if retries.over.is_set() else SMALL_SECONDS)
 
@@ -266,33 +248,20 @@ class ObjectStorage:
         return ask(call, self.bucket.scheme, url(path))
 
     def _head(self, path: Path) -> "ObjectMeta":
-        return self._ask(path, lambda: self._meta(path))
-
-    def _meta(self, path: Path) -> "ObjectMeta":
-        """What the store says of an object. An answer to HEAD has no body, which would say why; that to GET has."""
-        from obstore.exceptions import BaseError
-
-        try:
-            return self._quick.head(self._key(path))
-        except BaseError as error:
-            if refusal_in(error).status in (400, 401, 403):
-                self._quick.get(self._key(path), options={"range": (0, 1)})
-            raise
+        return self._ask(path, lambda: self._quick.head(self._key(path)))
 
     def _end(self, path: Path) -> "tuple[bytes, ObjectMeta]":
         """The last bytes of an object, and what the store says of it."""
-        from obstore.exceptions import BaseError
-
         options: Any = {"range": {"suffix": END_BYTES}}
         if self.bucket.scheme == "az":  # Azure has no suffix ranges
-            size = self._meta(path)["size"]
+            size = self._quick.head(self._key(path))["size"]
             options = {"range": (max(0, size - END_BYTES), size)} if size else {}
         try:
             got = self._quick.get(self._key(path), options=options)
         except BaseError as error:
             # An empty object has no range: S3 answers 416, other stores return a response that obstore can't parse.
             refusal = refusal_in(error)
-            if refusal.is_transient or refusal.status not in (None, 416) or self._meta(path)["size"]:
+            if refusal.is_transient or refusal.status not in (None, 416) or self._quick.head(self._key(path))["size"]:
                 raise
             got = self._store.get(self._key(path))
         return bytes(got.bytes()), got.meta
@@ -313,24 +282,8 @@ class ObjectStorage:
         return Path(f"{self.bucket.scheme}:", self.bucket.name, name)
 
     def _below(self, folder: Path) -> Mapping[Path, "ObjectMeta"]:
-        return {self._path(meta["path"]): meta for meta in self._listed(folder)}
-
-    def _listed(self, folder: Path) -> Iterator["ObjectMeta"]:
-        """What is below a folder. After a page that failed, the listing goes on behind `last`; a store that can't begin
-        there (Azurite) gives all pages again, and those that are known are passed over."""
-        pages, last = None, None
-
-        def page() -> "Sequence[ObjectMeta]":
-            nonlocal pages
-            asked = pages or iter(self._quick.list(self._key(folder) or None, offset=last, chunk_size=LISTED_TOGETHER))
-            pages = None  # one that has failed would end, as if there were no more
-            found = next((found for found in asked if last is None or found[-1]["path"] > last), ())
-            pages = asked
-            return found
-
-        while found := self._ask(folder, page):
-            yield from found
-            last = found[-1]["path"]
+        listed = self._ask(folder, lambda: list(chain.from_iterable(self._quick.list(self._key(folder) or None))))
+        return {self._path(meta["path"]): meta for meta in listed}
 
     def _children(self, folder: Path) -> Mapping[Path, "ObjectMeta | None"]:
         """The files directly in a folder; None for the folders there."""
@@ -348,22 +301,19 @@ class ObjectStorage:
                 return {folder / first: self._head(folder / first)}
             except FileNotFoundError:
                 return {}
+        if rest and all(map(_is_wild, rest)):  # everything below is of interest: a thousand names a request
+            depth, parts = len(folder.parts), (first, *rest)
+            below = {path: meta for path, meta in self._below(folder).items() if len(path.parts) == depth + len(parts)}
+            return {path: meta for path, meta in below.items() if all(map(fnmatchcase, path.parts[depth:], parts))}
+        children = self._children(folder)
+        matches = {path: meta for path, meta in children.items() if fnmatchcase(path.name, first)}
         if not rest:
-            children = self._children(folder)
-            return {path: meta for path, meta in children.items() if fnmatchcase(path.name, first)}
-        if all(map(_is_wild, rest)):  # everything below is of interest: a thousand names a request
-            parts = (first, *rest)
-            depth = len(folder.parts)
-            return {
-                path: meta
-                for path, meta in self._below(folder).items()
-                if len(path.parts) == depth + len(parts) and all(map(fnmatchcase, path.parts[depth:], parts))
-            }
-        matches: dict[Path, Any] = {}
-        for path, meta in self._children(folder).items():
-            if meta is None and fnmatchcase(path.name, first):
-                matches |= self._matching(path, "/".join(rest))
-        return matches
+            return matches
+        inner: dict[Path, Any] = {}
+        for place, meta in matches.items():
+            if meta is None:
+                inner |= self._matching(place, "/".join(rest))
+        return inner
 
 
 def url(path: Path) -> str:
@@ -393,36 +343,26 @@ def is_url(text: str) -> bool:
 
 
 def open_place(text: str, named: str) -> tuple[Path, Storage]:
-    """The root of a run directory and its storage, by a path, or s3://BUCKET/PREFIX, gs://... or az://CONTAINER/PREFIX.
-    `named` is the option or argument, for messages. Sends no request to an object store yet.
-
-    Raises:
-        UserError: for a URL of an unknown scheme, without a bucket, or with a password in it.
-    """
+    """The root of a run directory and its storage, by a path, or s3://BUCKET/PREFIX, gs://... or az://CONTAINER/PREFIX;
+    raises `UserError` for any other URL. `named` is the option or argument, for messages. Sends no request yet."""
     if not is_url(text):
         root = Path(text).absolute()
         return root, LocalStorage(root)
     scheme, rest = text.split(":", 1)
-    rest = rest.lstrip("/")
-    if "@" in rest or "?" in rest or "#" in rest:
-        where = CREDENTIALS.get(scheme, "the environment")
+    names = [name for name in rest.split("/") if name] or [""]
+    if scheme not in CREDENTIALS or not names[0] or {".", ".."} & {*names} or set("@?#") & {*rest}:
         raise UserError(
-            f"{named}: a URL of a run directory is {scheme}://BUCKET/PREFIX, without a user, a password, a key or a "
-            f"query; credentials belong in {where}"
+            f"{named}: a URL of a run directory is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, "
+            f"without . and .., a user, a password or a query; credentials belong in "
+            f"{CREDENTIALS.get(scheme, 'the environment')}"
         )
-    if scheme not in CREDENTIALS:
-        known = ", ".join(f"{name}://" for name in CREDENTIALS)
-        raise UserError(f"{named}: {scheme}:// can't hold a run directory; give a folder, or a URL with {known}")
-    bucket, *parts = [part for part in rest.split("/") if part] or [""]
-    if not bucket or {".", ".."} & {bucket, *parts}:
-        raise UserError(f"{named} {scheme}://{rest} is not {scheme}://BUCKET/PREFIX, without . and ..")
-    reached = bucket_here(scheme, bucket)
-    if reached.endpoint is not None and not re.match(r"https?://[^/@]+(/[^@]*)?$", reached.endpoint):
+    bucket = bucket_here(scheme, names[0])
+    if bucket.endpoint is not None and not re.match(r"https?://[^/@]+(/[^@]*)?$", bucket.endpoint):
         raise UserError(
             f"the endpoint of {scheme}:// in the environment must be http://HOST:PORT or https://HOST, without a "
             f"password; credentials belong in {CREDENTIALS[scheme]}"
         )
-    if scheme == "az" and reached.account is None:
+    if scheme == "az" and bucket.account is None:
         raise UserError(f"{named}: az:// needs the storage account; set AZURE_STORAGE_ACCOUNT_NAME")
-    root = Path(f"{scheme}:", bucket, *parts)
-    return root, ObjectStorage(reached, root)
+    root = Path(f"{scheme}:", *names)
+    return root, ObjectStorage(bucket, root)

@@ -1,6 +1,6 @@
 """`Storage`: the interface by which the driver and the workers reach a run directory, on a disk or an object store."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
@@ -8,21 +8,15 @@ from typing import IO, Final, NamedTuple, Protocol
 from taugrid.errors import UserError
 from taugrid.words import with_urls
 
-ANY: Final = "*"
-"""A value of `commit`'s `if_version`: replace any version of the file."""
-
-Folders = Callable[[str], Mapping[str, str]]
-"""A function: the name of a folder -> the names and versions (`Stat.version`) of files in it; none if it is missing."""
+ANY: Final = "*"  # a value of `commit`'s `if_version`: replace any version of the file
 
 
 class Stat(NamedTuple):
     """A file, without its content."""
 
     size: int  # bytes
-    version: str
-    """Changes whenever the file of this name is written or replaced: size, inode and time, or an ETag."""
-    modified: float
-    """Time of the last write, in seconds by the storage's own clock, which may differ from this machine's."""
+    version: str  # changes whenever the file is written or replaced: size, inode and time, or an ETag
+    modified: float  # time of the last write, in seconds by the storage's own clock
 
 
 class Level(NamedTuple):
@@ -30,8 +24,7 @@ class Level(NamedTuple):
 
     files: Mapping[str, Stat | None]  # None: `stat` says it, in a call of its own
     folders: Sequence[str]
-    unreadable: Sequence[str]
-    """Neither files nor folders that can be reached: broken links, and what is behind a folder without rights."""
+    unreadable: Sequence[str]  # neither: broken links, and what is behind a folder without rights
 
 
 class Storage(Protocol):
@@ -56,26 +49,20 @@ class Storage(Protocol):
     def stat(self, path: Path) -> Stat:
         """The size, version and time of a file."""
 
-    def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
-        """The `stat` of each file that `list` finds, in as few requests as a list takes."""
-
-    def walk(self, folder: Path) -> Mapping[Path, Stat]:
-        """The `stat` of each file below `folder`, at any depth. Links are neither followed nor listed."""
-
-    def folders(self, folder: Path, pattern: str) -> Folders:
-        """The files that match a pattern in the folders that are in `folder` now.
-
-        An object store lists all now, a thousand names a request; a disk those of a folder once it is asked for.
-        """
-
     def exists(self, path: Path) -> bool:
         """Whether there is a file of this name, or a folder that holds files."""
 
     def list(self, folder: Path, pattern: str) -> Sequence[Path]:
         """The files and folders below `folder`, if there is one, that match a glob, sorted; `*` matches no slash."""
 
+    def stats(self, folder: Path, pattern: str) -> Mapping[Path, Stat]:
+        """The `stat` of each file that `list` finds, in as few requests as a list takes."""
+
     def level(self, folder: Path) -> Level:
         """What is directly in a folder, in one request. A missing one is an error on a disk, empty in a bucket."""
+
+    def walk(self, folder: Path) -> Mapping[Path, Stat]:
+        """The `stat` of each file below `folder`, at any depth. Links are neither followed nor listed."""
 
     def read(self, path: Path, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of a file from `start`: all, or `length` of them, fewer if the file ends earlier."""
@@ -128,12 +115,11 @@ def check_inside(path: Path, root: Path | None) -> None:
     Every read, write and removal of a storage passes this check: files of a run directory name others, and whoever
     made the directory may have written anything there.
     """
-    if root is None:
-        return
     inner, whole = str(path), str(root).rstrip("/")
-    if inner == whole or (inner.startswith(f"{whole}/") and ".." not in inner[len(whole) :].split("/")):
+    if root is None or inner == whole:
         return
-    raise UserError(
-        f"{with_urls(inner)} is outside {with_urls(str(root))}; its files name a wrong id or path, so do not use a "
-        "directory of unknown origin"
-    )
+    if not inner.startswith(f"{whole}/") or ".." in inner[len(whole) :].split("/"):
+        raise UserError(
+            f"{with_urls(inner)} is outside {with_urls(str(root))}; its files name a wrong id or path, so do not use a "
+            "directory of unknown origin"
+        )

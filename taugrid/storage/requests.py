@@ -11,29 +11,21 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from taugrid import retries
 from taugrid.errors import StoreError
-from taugrid.storage import outages
 from taugrid.words import duration
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 
-REQUEST_SECONDS = 300
-"""How long a request may take, with its body."""
-
-SMALL_SECONDS = 30
-"""How long one with little to carry may take: after a broken connection it is tried on another."""
-
-LAST_SECONDS = 3
-"""How long such a one may take once the run has ended."""
-
+REQUEST_SECONDS = 300  # how long a request may take, with its body
+SMALL_SECONDS = 30  # how long one with little to carry may take: after a broken connection it is tried on another
+LAST_SECONDS = 3  # how long such a one may take once the run has ended
 SMALL_BYTES = 2**20
-
 CONNECT_SECONDS = 10
 
 CREDENTIALS = {
@@ -44,52 +36,14 @@ CREDENTIALS = {
 """The schemes of URLs, and the environment variables that hold the credentials for each."""
 
 OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-ALREADY_EXISTS = "BlobAlreadyExists"
-"""The code of Azure's 409 for a name that exists. S3's 409 means that two clients write at a time."""
+ALREADY_EXISTS = "BlobAlreadyExists"  # Azure's code for a name that exists; S3's 409 means that two write at a time
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_ANSWER = re.compile(r"kind: (Connect|Timeout|Interrupted|Request|Decode)|body error|error sending request")
-_METADATA_SERVER = "169.254.169.254"
-"""The address from which a machine in a cloud gets credentials. No other machine has it."""
-
-_OF_AZURE = {
-    "ExpiredToken": r"valid in the specified time frame|token is expired",
-    "RequestTimeTooSkewed": r"date header",
-}
-"""What the texts of Azure's `AuthenticationFailed` and `InvalidAuthenticationInfo` mean, by S3's code."""
-
-_HALF_A_KEY = re.compile(r"Missing(SecretAccessKey|AccessKeyId)")
-"""One of S3's two variables is set without the other."""
-
-_WHERE = " (on a cluster, on every node before `ray start`)"
-_REFUSED = "the object store does not accept these credentials; check {variables}" + _WHERE
-_REGION = "the bucket is in a different region; set AWS_REGION to it"
-_MEANINGS = {
-    "NoSuchBucket": (errno.ENODEV, "there is no such bucket; create it, or check its name, region and endpoint"),
-    "ContainerNotFound": (errno.ENODEV, "there is no such container; create it, or check its name and the account"),
-    "RequestTimeTooSkewed": (
-        errno.EACCES,
-        "the clock of this machine differs too much from the object store's (15 minutes are allowed); set the clock",
-    ),
-    "InvalidAccessKeyId": (errno.EACCES, _REFUSED),
-    "SignatureDoesNotMatch": (errno.EACCES, _REFUSED),
-    "ExpiredToken": (errno.EACCES, "the credentials have expired; get new ones and set {variables}" + _WHERE),
-    "AuthenticationFailed": (errno.EACCES, _REFUSED),
-    "InvalidAuthenticationInfo": (errno.EACCES, _REFUSED),
-    "PermanentRedirect": (errno.ENODEV, _REGION),
-    "AuthorizationHeaderMalformed": (errno.ENODEV, _REGION),
-    "EntityTooLarge": (
-        errno.EFBIG,
-        "the object store takes no file of this size at once; lower sample.shard_evaluations",
-    ),
-    "NoCredentials": (errno.EACCES, "no credentials for the object store: set {variables}" + _WHERE),
-    "401": (errno.EACCES, _REFUSED),
-    "403": (errno.EACCES, "no permission for this (need: list, read, write, delete); check the rights of {variables}"),
-    "412": (errno.ESTALE, "it was changed while it was read"),
-}
-"""What a user can fix, with an errno and what to do: by the error code of S3 and Azure or, without one, by status."""
+_NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|Missing(SecretAccessKey|AccessKeyId)")
+"""The address from which a machine in a cloud gets credentials, and no other has; one of S3's variables without the
+other."""
 
 
 class Bucket(NamedTuple):
@@ -130,11 +84,9 @@ def bucket_here(scheme: str, name: str) -> Bucket:
 
 
 @lru_cache(maxsize=16)
-def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> "ObjectStore":
+def connected(bucket: Bucket, seconds: int = REQUEST_SECONDS) -> ObjectStore:
     """The store of a bucket, with the credentials of this process's environment. Sends no request yet; one that takes
     longer than `seconds` will fail."""
-    from obstore.store import AzureStore, GCSStore, S3Store
-
     times = {"timeout": f"{seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     store: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[bucket.scheme]
     opened: ObjectStore = store(
@@ -159,83 +111,83 @@ class Refusal(NamedTuple):
     is_transient: bool  # whether the same request may succeed in a moment
 
     @property
+    def answer(self) -> str:
+        """The status and the code; empty if there was no answer."""
+        return " ".join(filter(None, [str(self.status or ""), self.code]))
+
+    @property
     def shown(self) -> str:
-        answer = " ".join(filter(None, [str(self.status or ""), self.code]))
-        return f"the object store answered {answer}" if answer else "the object store did not answer"
+        """A sentence about a store that may answer in a moment."""
+        return f"the object store answered {self.answer}" if self.answer else "the object store did not answer"
 
 
 def refusal_in(error: Exception) -> Refusal:
     """The status and code in the text of an error of obstore."""
     text = str(error)
     status_match, code_match = _STATUS.search(text), _CODE.search(text)
-    status = int(status_match.group(1)) if status_match else None
-    code = code_match.group(1) if code_match else ""
-    if code in ("AuthenticationFailed", "InvalidAuthenticationInfo"):
-        code = next((meant for meant, words in _OF_AZURE.items() if re.search(words, text)), code)
-    is_transient = (
-        status in OVERLOADED
-        or (status == 409 and code != ALREADY_EXISTS)
-        or (status is None and _NO_ANSWER.search(text) is not None)
-    )
-    without_credentials = _METADATA_SERVER in text or _HALF_A_KEY.search(text)
-    return Refusal(status, "NoCredentials" if without_credentials else code, is_transient)
+    status, code = int(status_match[1]) if status_match else None, code_match[1] if code_match else ""
+    is_busy = status in OVERLOADED or (status == 409 and code != ALREADY_EXISTS)
+    is_transient = is_busy or (status is None and _NO_ANSWER.search(text) is not None)
+    return Refusal(status, code, is_transient)
 
 
 def as_os_error(error: Exception, scheme: str, url: str, tried: str) -> OSError:
     """An error of obstore as an `OSError` that says what to do. Its own text is dropped: it may hold a signature."""
-    refusal = refusal_in(error)
-    if isinstance(error, FileNotFoundError) and refusal.code not in _MEANINGS:
+    refusal, variables = refusal_in(error), CREDENTIALS[scheme]
+    if refusal.code in ("NoSuchBucket", "ContainerNotFound"):
+        return StoreError(
+            errno.ENODEV, "there is no such bucket; create it, or check its name, region and endpoint", url
+        )
+    if _NO_CREDENTIALS.search(str(error)):
+        where = "on a cluster, on every node before `ray start`"
+        return StoreError(errno.EACCES, f"no credentials for the object store: set {variables} ({where})", url)
+    if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    if (known := refusal.code if refusal.code in _MEANINGS else str(refusal.status)) in _MEANINGS:
-        number, reason = _MEANINGS[known]
-        return StoreError(number, reason.format(variables=CREDENTIALS[scheme]), url)
     if refusal.is_transient:
         return StoreError(errno.EHOSTUNREACH, f"{refusal.shown}, {tried}; check the endpoint", url)
-    answer = " ".join(filter(None, [str(refusal.status or ""), refusal.code])) or type(error).__name__
-    return StoreError(errno.EPROTO, f"the object store refused this ({answer})", url)
+    if refusal.status == 412:
+        return StoreError(errno.ESTALE, "it was changed while it was read", url)
+    number = errno.EACCES if refusal.status in (400, 401, 403) else errno.EPROTO
+    answer = refusal.answer or type(error).__name__
+    what = f"{variables}, their rights (list, read, write, delete), and the bucket's region"
+    return StoreError(number, f"the object store refused this ({answer}); check {what}", url)
 
 
 def ask(call: Callable[[], T], scheme: str, url: str) -> T:
     """What `call` returns. Transient failures are tried again, so `call` must be safe to repeat. Raises
     FileNotFoundError if there is no such object, `StoreError` for any other error."""
-    from obstore.exceptions import BaseError
-
     bucket = "/".join(url.split("/")[:3])
-    first, starts, ended = time.monotonic(), list[float](), retries.over
-    patience = outages.PATIENCE_SECONDS if outages.patient.get() else 0.0
-
-    def attempt() -> T:
-        starts.append(time.monotonic())
-        return call()
+    began, failures, ended = time.monotonic(), 0, retries.over
+    patience = retries.PATIENCE_SECONDS if retries.patient.get() else 0.0
 
     def may_pass(error: BaseException) -> bool:
+        nonlocal failures
         if not isinstance(error, BaseError) or not (refusal := refusal_in(error)).is_transient:
             return False
+        failures += 1
         if not ended.is_set():
-            outages.failed(bucket, starts[-1], first + patience, refusal.shown)
+            retries.attempt_failed(bucket, began, began + patience, refusal.shown)
         return True
 
     answered = False  # as after Ctrl-C
     try:
-        found = retries.try_again(attempt, retries.STORE_PAUSES, may_pass, patience, ended)
+        found = retries.try_again(call, retries.STORE_PAUSES, may_pass, patience, ended)
+        answered = True
     except (BaseError, FileNotFoundError) as error:
         answered = not refusal_in(error).is_transient
-        tried = f"{len(starts)} times in {duration(time.monotonic() - first)}"
+        tried = f"{failures} times in {duration(time.monotonic() - began)}"
         raise as_os_error(error, scheme, url, tried) from None
-    else:
-        answered = True
-        return found
     finally:
-        if len(starts) > 1:
-            outages.ended(bucket, answered)
+        if failures:
+            retries.request_ended(bucket, answered)
+    return found
 
 
 class RangeFile(io.RawIOBase):
-    """An object, read by ranges, which all come from one version. Its end, where Parquet keeps its footer, was fetched:
-    a small file needs no other request."""
+    """An object of `size` bytes, read by ranges of one version: `fetch(start, stop)`. Its `end` was fetched, where
+    Parquet keeps its footer: a small file needs no other request."""
 
     def __init__(self, end: bytes, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        """A file of `size` bytes whose `end` was fetched; `fetch(start, stop)` returns other bytes of that version."""
         self._end, self._start, self._size, self._fetch, self._at = end, size - len(end), size, fetch, 0
 
     def readable(self) -> bool:

@@ -110,7 +110,7 @@ def test_credentials_that_expire_end_a_run_that_goes_on_with_others(calm, store,
         with store.refusing(lambda method, path: refusal):
             run.wait(1)
     print(run.output)
-    assert "have expired" in run.output.splitlines()[-1]
+    assert "the object store refused this" in run.output.splitlines()[-1]
     assert "Traceback" not in run.output
     taugrid_alone("run", config, "--out", url)
     assert contents(url) == expected

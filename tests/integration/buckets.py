@@ -23,7 +23,6 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from werkzeug.serving import make_server
 
 from taugrid import retries
-from taugrid.storage import outages
 from taugrid.storage.requests import bucket_here, connected
 
 SECRET = "secret-that-must-be-nowhere"
@@ -220,4 +219,4 @@ def _reset(environ: dict[str, Any]) -> Iterable[bytes]:
 def quick_retries(patch: Any) -> None:
     """Let what is tried again be tried at once."""
     patch.setattr(retries, "STORE_PAUSES", (0.001,) * 6)
-    patch.setattr(outages, "PATIENCE_SECONDS", 0.0)
+    patch.setattr(retries, "PATIENCE_SECONDS", 0.0)

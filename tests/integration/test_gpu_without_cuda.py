@@ -9,7 +9,7 @@ import torch
 from snapshots import raises
 from test_ray_train import a_spec
 
-from taugrid.errors import DeviceUnusable
+from taugrid.errors import WorkerRefusal
 from taugrid.jobs import Hopeless
 from taugrid.workers.actor import Probe, Worker
 from taugrid.workers.training import loop
@@ -24,7 +24,7 @@ def test_a_worker_says_that_torch_has_no_cuda(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         Worker(1).check_health(Probe(str(tmp_path / ".probe")))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from taugrid.config import DIFFUSION_DEFAULTS, Sample
-from taugrid.errors import DeviceUnusable
+from taugrid.errors import WorkerRefusal
 from taugrid.eval.features.load import as_input
 from taugrid.workers import schedules
 from taugrid.workers.accelerator import arithmetic
@@ -147,7 +147,7 @@ def test_an_environment_that_changes_float32_here_is_refused_in_one_line(monkeyp
     if refused == "never" or (refused == "on a GPU" and not has_gpu):
         set_up()
         return
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         set_up()
 
 
@@ -176,7 +176,7 @@ def test_a_compiler_that_chooses_sums_by_timing_is_refused_on_gpus(monkeypatch, 
         if not refused:
             prepare()
             continue
-        with raises(DeviceUnusable) as error:
+        with raises(WorkerRefusal) as error:
             prepare()
         assert "torch 2.10 " in str(error.value)
     arithmetic.prepare("float32", "cpu", "simulated")
@@ -194,10 +194,10 @@ def test_tf32_is_used_where_a_device_has_it_and_refused_elsewhere(monkeypatch, c
         assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
         arithmetic.prepare("float32", "cuda", "simulated")
     else:
-        with raises(DeviceUnusable):
+        with raises(WorkerRefusal):
             arithmetic.prepare("tf32", "cuda", "simulated")
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
-    with pytest.raises(DeviceUnusable, match="tf32"):
+    with pytest.raises(WorkerRefusal, match="tf32"):
         arithmetic.prepare("tf32", "cpu", "a CPU")
 
 
@@ -265,7 +265,7 @@ def test_backward_passes_on_gpus_are_made_repeatable(monkeypatch, precision, ker
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_a_training_is_refused_where_a_gpu_lacks_its_precision(monkeypatch, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         arithmetic.prepare_training(precision, "cuda", "a T4")
     arithmetic.prepare_training("float32", "cuda", "a T4")
     torch.use_deterministic_algorithms(False)

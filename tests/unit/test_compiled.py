@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError
 
-from taugrid.errors import DeviceUnusable, accelerator_error_in
+from taugrid.errors import WorkerRefusal, accelerator_error_in
 from taugrid.workers import sample
 from taugrid.workers.accelerator import compiled
 from taugrid.workers.accelerator.arithmetic import adapted
@@ -68,7 +68,7 @@ def test_half_precision_is_another_compilation_that_returns_float32():
 def test_a_node_without_a_compiler_is_refused_in_one_line():
     torch.compiler.reset()
     no_compiler = {"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)}
-    with inductor.patch(no_compiler), pytest.raises(DeviceUnusable, match="nowhere") as caught:
+    with inductor.patch(no_compiler), pytest.raises(WorkerRefusal, match="nowhere") as caught:
         denoiser(0, FULL)(torch.randn(4, 1, 3, 3), at(5))
     assert "\n" not in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_what_is_compiled_anew_again_and_again_is_refused_in_one_line(monkeypatc
     outputs = outputs_of(range(1, 4))
     next(outputs)
     next(outputs)
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         next(outputs)
 
 
@@ -118,7 +118,7 @@ def test_a_card_that_breaks_while_torch_compiles_is_not_the_compilers_fault(is_c
         except RuntimeError as error:
             raise InductorError(error, None) from None
 
-    with pytest.raises(InductorError if is_cudas else DeviceUnusable) as caught:
+    with pytest.raises(InductorError if is_cudas else WorkerRefusal) as caught:
         compiled.guarded(network)(torch.zeros(2, 3), at(5))
     if is_cudas:
         assert accelerator_error_in(caught.value) is not None, "its worker is replaced"

@@ -20,7 +20,7 @@ from tiny import UNET
 import taugrid
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
-from taugrid.errors import ContentMismatch, CustomCodeError, UserError
+from taugrid.errors import CustomCodeError, UserError, WorkerRefusal
 from taugrid.images import to_uint8
 from taugrid.jobs import Conditions
 from taugrid.orchestrator.opened import open_existing
@@ -402,5 +402,5 @@ def test_a_worker_with_another_config_refuses_the_network(folder, tmp_path):
     spec = cell.model.source.network(None, "ema")
     config = json.loads((place / "unet/config.json").read_text())
     (place / "unet/config.json").write_text(json.dumps(config | {"null_label": None}))
-    with pytest.raises(ContentMismatch):
+    with pytest.raises(WorkerRefusal):
         load_network(spec, cell.model.diffusion, "cpu")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from snapshots import raises
 
-from taugrid.errors import ContentMismatch, CustomCodeError
+from taugrid.errors import CustomCodeError, WorkerRefusal
 from taugrid.eval.features.load import describe, find_class, load
 from taugrid.eval.features.resolve import resolve
 from taugrid.hashing import file_sha256
@@ -118,7 +118,7 @@ def test_custom_weights_are_passed_on_and_make_the_identity(folder, asked_here):
     expected = (2 * grey.double().mean((2, 3))).expand(-1, 3).float()
     assert torch.allclose(load(spec, "cpu")(grey).features, expected)  # given as RGB, as torch-fidelity does
     save_file({"scale": torch.tensor([3.0])}, folder / "scale.safetensors")
-    with pytest.raises(ContentMismatch, match="SHA-256"):
+    with pytest.raises(WorkerRefusal, match="SHA-256"):
         load(spec, "cpu")
     with raises(ValueError):
         resolve("mine.networks:Means", "any", "absent", (1, 5, 5))
@@ -128,7 +128,7 @@ def test_source_that_differs_where_the_work_is_done_is_refused(folder):
     spec = spec_of("Means")
     (folder / "mine" / "networks.py").write_text(SOURCE.replace("mean((2, 3))", "amax((2, 3))"))
     forget()
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load(spec, "cpu")
     changed = spec_of("Means")
     assert changed.weights_sha256 != spec.weights_sha256
@@ -164,7 +164,7 @@ def test_source_of_what_the_class_imports_counts(folder, imports):
         file.write_text("SCALE = 100\n")
     assert spec_of("Means").source_sha256 != before.source_sha256
     assert spec_of("Means").weights_sha256 != before.weights_sha256
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load(before, "cpu")
 
 
@@ -180,7 +180,7 @@ def test_weights_that_the_class_finds_by_itself_count(folder):
     planned = spec_of("FindsWeights")
     load(planned, "cpu")
     found([3.0])
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load(planned, "cpu")
 
 

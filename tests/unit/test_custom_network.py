@@ -14,7 +14,7 @@ from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
-from taugrid.errors import ContentMismatch, CustomCodeError, UserError
+from taugrid.errors import CustomCodeError, UserError, WorkerRefusal
 from taugrid.hashing import file_sha256
 from taugrid.jobs import CustomNetwork
 from taugrid.orchestrator.plan.grid import Lookups, plan
@@ -276,7 +276,7 @@ def test_a_wrong_output_at_work_is_said_in_one_line():
 
 def test_other_source_weights_or_tensors_where_the_work_is_done_are_refused(folder):
     def refused(found):
-        with raises(ContentMismatch):
+        with raises(WorkerRefusal):
             load(found, "cpu")
 
     found = described("mine:scaled", save_weights(folder / "scale.pt", 0.25))

@@ -18,7 +18,7 @@ from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.errors import ContentMismatch, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.jobs.client import pack_job
 from taugrid.orchestrator.opened import open_to_plan
@@ -287,7 +287,7 @@ def test_a_worker_with_other_code_is_refused(here):
     for change in (lambda: file.write_text(SOURCE.replace("0.5", "0.25")), file.unlink):
         forget_code_here()
         change()
-        with raises(ContentMismatch):
+        with raises(WorkerRefusal):
             sampler.require_code("my_sampler:sample", expected)
 
 

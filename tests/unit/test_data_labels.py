@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from snapshots import raises, recorded
 
 from taugrid.config import Data
-from taugrid.errors import ContentMismatch, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.images import encode_png
 from taugrid.workers.data.load import load_images, load_known_labels, load_labels, number_of_classes
 from taugrid.workers.data.published import SHA256
@@ -153,7 +153,7 @@ def test_a_workers_labels_must_be_the_drivers(tmp_path):
     assert load_known_labels(Data(split="test"), labels.sha256) is labels
     changed = labels._replace(of_images=labels.of_images[::-1])
     for other in (changed, labels._replace(classes=(*labels.classes, "x"))):
-        with raises(ContentMismatch):
+        with raises(WorkerRefusal):
             load_known_labels(Data(split="test"), other.sha256)
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load_known_labels(Data(name="celeba"), labels.sha256)

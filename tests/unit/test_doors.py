@@ -27,7 +27,7 @@ from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
-from taugrid.errors import ContentMismatch, NotFinite, SamplerFault, UserError
+from taugrid.errors import NotFinite, SamplerFault, UserError, WorkerRefusal
 from taugrid.images import to_uint8
 from taugrid.jobs import OracleNetwork
 from taugrid.orchestrator.cli.main import cli
@@ -222,7 +222,7 @@ def test_other_code_makes_other_cells_and_is_refused_by_a_worker(edit):
     now = [planned(sampler=name).cells[0].id for name in ("ddim", "twice")]
     assert (now[0] == ids[0], now[1] == ids[1]) == (True, False)
     for name in ("twice", "elsewhere"):
-        with raises(ContentMismatch):
+        with raises(WorkerRefusal):
             sampler.require_code(name, before)
 
 

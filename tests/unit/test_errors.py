@@ -9,7 +9,6 @@ import pytest
 from taugrid.errors import (
     TRANSIENT,
     DamagedFile,
-    RunDirectoryNotVisible,
     WorkerRefusal,
     accelerator_error_in,
     is_environment_error,
@@ -33,7 +32,7 @@ CUDA = "CUDA error: an illegal memory access was encountered"
 SURROUNDINGS = [
     *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EROFS)),
     *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)),
-    TimeoutError("timed out"), ConnectionResetError("reset"), RunDirectoryNotVisible("node n does not see d"),
+    TimeoutError("timed out"), ConnectionResetError("reset"), WorkerRefusal("node n does not see d"),
     WorkerRefusal("other weights"), AcceleratorError("device unavailable"), RuntimeError(CUDA),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     SafetensorError("Error while reading: Input/output error (os error 5)"),

@@ -32,7 +32,7 @@ from taugrid.eval.tables.differences import (
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.render import to_markdown, write_quality
-from taugrid.grids.axes import USUAL
+from taugrid.grids import USUAL
 from taugrid.registry.metrics import METRICS
 
 COLUMNS = {column.name: column for metric in METRICS.values() for column in metric.columns}

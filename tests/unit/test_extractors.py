@@ -24,7 +24,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import VGG16_Weights
 
-from taugrid.errors import ContentMismatch
+from taugrid.errors import WorkerRefusal
 from taugrid.eval.features.load import load
 from taugrid.eval.features.networks import resized
 from taugrid.eval.features.resolve import resolve, shipped_weights, torch_hub_folder
@@ -297,10 +297,10 @@ def test_weights_other_than_those_resolved_are_refused(tmp_path):
     assert spec == replace(resolve(None, "digits", None, DIGIT), weights_path=str(copy))
     load(spec, "cpu")
     copy.write_bytes(b"changed meanwhile")
-    with pytest.raises(ContentMismatch, match="SHA-256"):
+    with pytest.raises(WorkerRefusal, match="SHA-256"):
         load(spec, "cpu")
     copy.unlink()
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load(spec, "cpu")
 
 
@@ -361,5 +361,5 @@ def test_lite0_without_its_packages_names_the_extra(monkeypatch):
     with pytest.raises(ValueError, match=line):
         resolve(IMAGENET_LITE0, "photographs", None, PHOTOGRAPH)
     elsewhere = replace(resolve("pixels", "photographs", None, PHOTOGRAPH), name=IMAGENET_LITE0)
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load(elsewhere, "cpu")

@@ -9,7 +9,7 @@ from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import Config, validate
-from taugrid.errors import DeviceUnusable, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.reference import Reference
@@ -55,7 +55,7 @@ def test_a_gpu_without_bf16_extracts_nothing_in_it(monkeypatch):
     """torch would compute it through float32 there."""
     monkeypatch.setattr("taugrid.workers.accelerator.arithmetic.kind_of", lambda device: "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         load(convnet("bf16"), "cpu")
 
 

@@ -11,7 +11,7 @@ from cards import AcceleratorError
 from snapshots import raises, recorded
 from test_memory import Poison, poison  # noqa: F401  # the job's entry point
 
-from taugrid.errors import BrokenAccelerator, DeviceUnusable, WorkerRefusal, last_line
+from taugrid.errors import BrokenAccelerator, WorkerRefusal, last_line
 from taugrid.orchestrator.dispatch.pool import Failed
 from taugrid.workers import actor
 from taugrid.workers.accelerator import hardware
@@ -94,16 +94,16 @@ def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line_with_torchs_words_a
     """Defect 5: `torch.cuda.is_available()` in `Worker._set_up`, which is False and says nothing, in place of
     `start_gpu`. Torch's own words then reach only Ray's logs, as a warning."""
     card(error, at)
-    with raises(DeviceUnusable) as caught:
+    with raises(WorkerRefusal) as caught:
         hardware.start_gpu()
-    assert type(pickle.loads(pickle.dumps(caught.value))) is DeviceUnusable, "it travels to the driver by its type"
+    assert type(pickle.loads(pickle.dumps(caught.value))) is WorkerRefusal, "it travels to the driver by its type"
 
 
 def test_the_variable_that_ray_set_is_not_blamed(card, monkeypatch):
     """The patch: the message quotes the process's CUDA_VISIBLE_DEVICES, which is Ray's."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     card(RuntimeError("No CUDA GPUs are available"))
-    with raises(DeviceUnusable) as caught:
+    with raises(WorkerRefusal) as caught:
         hardware.start_gpu()
     assert "'3'" not in str(caught.value)
 
@@ -113,7 +113,7 @@ def test_an_error_within_the_start_is_quoted_without_torchs_tracebacks(card):
     error = RuntimeError("CUDA call failed lazily at initialization with error: x\n\nCUDA call was\n\n  File ...")
     error.__cause__ = RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")  # of a MIG instance
     card(error)
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         hardware.start_gpu()
 
 

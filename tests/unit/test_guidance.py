@@ -10,7 +10,7 @@ from snapshots import raises, recorded
 
 from taugrid.config import Diffusion
 from taugrid.errors import MissingInput, UserError
-from taugrid.grids.names import Naming
+from taugrid.grids import Naming
 from taugrid.orchestrator.plan import record
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.workers import schedules

@@ -16,7 +16,7 @@ from snapshots import raises
 
 from taugrid import parquet, retries
 from taugrid.config import Config, Data, validate
-from taugrid.errors import ContentMismatch, DamagedFile, NotCommitted, NotFinite, RunDirectoryNotVisible, RunFailed
+from taugrid.errors import DamagedFile, NotCommitted, NotFinite, RunFailed, WorkerRefusal
 from taugrid.eval import score_cell, sources
 from taugrid.eval.metrics.reference_statistics import read_all
 from taugrid.images import encode_png
@@ -231,11 +231,11 @@ def test_no_job_writes_where_the_run_directory_is_not(tmp_path, kind):
         run.do(before)
     job = run.tasks(kind)[0].job
     aside = root.rename(tmp_path / "aside")
-    with pytest.raises(RunDirectoryNotVisible):
+    with pytest.raises(WorkerRefusal):
         job.check_run()
     for make in (lambda: None, root.mkdir):
         make()
-        with pytest.raises((RunDirectoryNotVisible, FileNotFoundError)):
+        with pytest.raises((WorkerRefusal, FileNotFoundError)):
             do(job)
         assert not list(tmp_path.glob("run/*")), "nothing was written"
     root.rmdir()
@@ -255,7 +255,7 @@ def test_a_file_that_is_made_after_its_mount_went_away_is_not_committed(tmp_path
         return temporary(self, path)
 
     monkeypatch.setattr(LocalStorage, "temporary", unmounted)
-    with pytest.raises(RunDirectoryNotVisible):
+    with pytest.raises(WorkerRefusal):
         do(job)
     assert not [path for path in root.rglob("*") if path.is_file()]
 
@@ -264,7 +264,7 @@ def test_another_run_directory_in_the_same_place_is_refused(tmp_path):
     job = claimed(tmp_path / "run").tasks("sample")[0].job
     (tmp_path / "run").rename(tmp_path / "aside")
     claimed(tmp_path / "run")
-    with pytest.raises(RunDirectoryNotVisible, match="different one"):
+    with pytest.raises(WorkerRefusal, match="different one"):
         do(job)
     assert not list((tmp_path / "run").glob("samples/*/*"))
 
@@ -453,7 +453,7 @@ def test_external_images_are_read_in_parts_and_checked_there(tmp_path, parts_of_
     pixels[9] ^= 1
     write_images(path, pixels)
     do(jobs[0])
-    with pytest.raises(ContentMismatch, match="SHA-256"):
+    with pytest.raises(WorkerRefusal, match="SHA-256"):
         do(jobs[1])
     assert [file.name for file in run.reference_files] == ["part-000000.parquet"]
 
@@ -486,7 +486,7 @@ def test_a_file_of_decoded_images_that_changed_is_not_believed(tmp_path, monkeyp
         file.write(data)
     load.load_known_rows(section, 8, 12, load.fingerprint(pixels[8:12]))
     for known in (lambda: load.load_known_rows(section, 4, 8, rows), lambda: load.load_known_images(section, whole)):
-        with pytest.raises(ContentMismatch):
+        with pytest.raises(WorkerRefusal):
             known()
 
 

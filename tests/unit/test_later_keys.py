@@ -22,7 +22,7 @@ KEY = [
     ),
     ("    set_alpha_to_one=True,\n)", "    set_alpha_to_one=True,\n    tilt=0.0,\n)"),
 ]
-"""A new key of `diffusion`: what becomes what in taugrid/config/diffusion.py."""
+"""A new key of `diffusion`: what becomes what in taugrid/config/model.py."""
 
 
 PRINTED = """
@@ -42,7 +42,7 @@ print(json.dumps([text.getvalue() for text in texts]))
 
 def test_a_new_key_of_diffusion_at_its_default_leaves_runs_and_baselines_of_earlier_versions_as_they_are(tmp_path):
     copy_tree(tmp_path / "tree")
-    file = tmp_path / "tree/taugrid/config/diffusion.py"
+    file = tmp_path / "tree/taugrid/config/model.py"
     text = file.read_text()
     for old, new in KEY:
         assert text.count(old) == 1, old

@@ -9,8 +9,7 @@ from snapshots import raises, recorded
 from test_grid import planned
 
 from taugrid.errors import UserError
-from taugrid.grids.names import Naming, short_keys, value_text
-from taugrid.grids.points import chosen, fits, parse
+from taugrid.grids import Naming, chosen, fits, parse, short_keys, value_text
 from taugrid.orchestrator.selection import find_cell, select
 
 TWO_KEYS = {"diffusion.schedule": ["linear", "cosine"], "train.learning_rate": [1e-3, 2e-4], "steps": [10, 50]}
@@ -113,7 +112,7 @@ def test_a_key_without_a_value_selects_nothing():
             select(planned(grid=TWO_KEYS), [selector])
 
 
-def test_a_sampling_seed_that_is_meant_as_one_of_training_is_told_so():
+def test_a_sampling_seed_is_not_one_of_training():
     plan = planned(grid={"train.seed": [0, 1], "steps": [3]})
     with raises(UserError):
         find_cell(plan, "seed=1")

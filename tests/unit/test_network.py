@@ -10,7 +10,7 @@ from snapshots import raises
 from tiny import WITH_ATTENTION
 
 from taugrid import config
-from taugrid.errors import ContentMismatch
+from taugrid.errors import WorkerRefusal
 from taugrid.jobs import SavedNetwork
 from taugrid.words import this_node
 from taugrid.workers import schedules
@@ -50,7 +50,7 @@ def test_a_saved_pipeline_is_read_by_diffusers_and_its_network_is_ours(tmp_path)
 
 def test_a_name_on_the_hub_is_never_asked_for():
     name = "google/ddpm-cifar10-32"
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         load_network(SavedNetwork(name, "0" * 64, "0" * 64), config.DIFFUSION_DEFAULTS, "cpu")
 
 
@@ -65,7 +65,7 @@ def test_a_worker_refuses_another_network_than_the_drivers_whatever_its_files_ti
     build_unet(UNET.model_copy(update={"norm_eps": 1e-2}), (1, 8, 8)).save_pretrained(tmp_path / "other")
     (folder / file).write_bytes((tmp_path / "other" / file).read_bytes())
     os.utime(folder / file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ContentMismatch) as caught:
+    with pytest.raises(WorkerRefusal) as caught:
         load_network(saved, config.DIFFUSION_DEFAULTS, "cpu")
     expected = saved.weights_sha256 if file == WEIGHTS_FILE else saved.config_sha256
     for fact in (this_node(), str(folder / file), expected[:12]):

@@ -17,7 +17,7 @@ from nights import taugrid
 from snapshots import raises, recorded
 
 from taugrid import parquet, retries
-from taugrid.errors import ContentMismatch, RunFailed, StoreError, UserError
+from taugrid.errors import RunFailed, StoreError, UserError, WorkerRefusal
 from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
@@ -27,7 +27,7 @@ from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
-from taugrid.storage import files, objects, open_place, outages, pieces, replacing, requests
+from taugrid.storage import files, objects, open_place, pieces, replacing, requests
 from taugrid.storage.objects import ObjectStorage, url
 from taugrid.workers.actor import Worker
 from taugrid.workers.content import verified_copy
@@ -208,7 +208,7 @@ def test_an_object_that_changes_while_it_is_read_is_no_mixture(bucket):
 def test_weights_that_someone_has_replaced_are_refused_with_their_url(bucket):
     root, storage = bucket
     put(storage, root / "weights", b"others")
-    with pytest.raises(ContentMismatch) as caught, verified_copy(root / "weights", "0" * 64, storage):
+    with pytest.raises(WorkerRefusal) as caught, verified_copy(root / "weights", "0" * 64, storage):
         raise AssertionError
     error_recorded(caught)
     assert SavedNetwork("x", "", "", storage) != SavedNetwork("x", "", "")
@@ -280,9 +280,9 @@ def test_a_file_with_our_bytes_is_ours_only_if_an_answer_may_have_been_lost(
 @pytest.fixture
 def once_told(monkeypatch):
     """Set once a failure was told of, which is said at once."""
-    told, failed = threading.Event(), outages.failed
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(outages, "failed", lambda *given: [failed(*given), told.set()])
+    told, failed = threading.Event(), retries.attempt_failed
+    monkeypatch.setattr(retries, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "attempt_failed", lambda *given: [failed(*given), told.set()])
     return told
 
 
@@ -321,25 +321,12 @@ def test_a_store_that_is_down_for_a_while_delays_the_run(opened, expected, bucke
     assert re.fullmatch(r"answers again, .* [\d.]+ s", ends.removeprefix(place))
 
 
-def test_a_request_from_before_the_store_answered_another_tells_no_second_outage(monkeypatch):
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
-    said, began = [], time.monotonic()
-    with outages.told(said.append):
-        outages.failed("s3://two", began, began, "no answer")
-        outages.ended("s3://two", answered=True)
-        outages.failed("s3://two", began, began, "no answer")
-        assert ["answers again" in text for text in said] == [False, True]
-        outages.failed("s3://two", time.monotonic(), began, "no answer")
-        assert len(said) == 3, "the next outage"
-        outages.ended("s3://two", answered=False)
-
-
 def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
     """Planted once: each answer ends the outage. A 404 is an answer too."""
     from obstore.exceptions import GenericError
 
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 50)
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "TELL_SECONDS", 0.1)
     said, tries = [], []
 
     def write():
@@ -348,7 +335,7 @@ def test_an_outage_of_writes_is_told_although_reads_are_answered(monkeypatch):
             raise GenericError("status code: 503")
         raise FileNotFoundError
 
-    with outages.told(said.append), pytest.raises(FileNotFoundError):
+    with retries.told(said.append), pytest.raises(FileNotFoundError):
         requests.ask(write, "s3", "s3://outage/log")
     assert [("trying again" in text, "answers again" in text) for text in said] == [(True, False), (False, True)]
 
@@ -357,17 +344,17 @@ def test_a_first_look_that_waits_says_so_and_ctrl_c_is_no_answer(monkeypatch):
     """Planted once: nothing is told without patience, and `answered` begins as true."""
     from obstore.exceptions import GenericError
 
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "TELL_SECONDS", 0.01)
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,) * 6)
     said, answers = [], [GenericError("status code: 503"), GenericError("status code: 503"), KeyboardInterrupt]
 
     def look():
         raise answers.pop(0)
 
-    token = outages.patient.set(False)
-    with outages.told(said.append), pytest.raises(KeyboardInterrupt):
+    token = retries.patient.set(False)
+    with retries.told(said.append), pytest.raises(KeyboardInterrupt):
         requests.ask(look, "s3", "s3://outage/there")
-    outages.patient.reset(token)
+    retries.patient.reset(token)
     (line,) = said
     assert re.search(r" 503 for [\d.]+ s; ", line)
 
@@ -378,8 +365,8 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
     whatever has ended; the time counts from the second attempt."""
     from obstore.exceptions import GenericError
 
-    monkeypatch.setattr(outages, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(retries, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(retries, "STORE_PAUSES", (0.02,))
     monkeypatch.setattr(retries, "over", threading.Event())
     clock, said, tries = [0.0], [], []
@@ -392,7 +379,7 @@ def test_a_request_under_way_when_the_run_ends_is_not_begun_again_for_long(monke
         retries.over = threading.Event()
         raise GenericError("status code: 503")
 
-    with outages.told(said.append), pytest.raises(StoreError):
+    with retries.told(said.append), pytest.raises(StoreError):
         requests.ask(ask, "s3", "s3://outage/there")
     assert (len(tries), said) == (times, [])
 
@@ -411,7 +398,7 @@ def test_a_run_that_ends_while_the_store_is_down_does_not_wait_for_it(bucket, st
     """Its lease is still read. Planted once: `sole_driver` does not set `retries.over`."""
     monkeypatch.setattr(objects, "LAST_SECONDS", 1)
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.5)
-    monkeypatch.setattr(outages, "PATIENCE_SECONDS", 3600.0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 3600.0)
     down = store.silent() if how == "silent" else store.refusing(lambda method, path: (503, "ServiceUnavailable"))
     with ExitStack() as stack:
 
@@ -426,7 +413,7 @@ def test_a_run_that_ends_while_the_store_is_down_does_not_wait_for_it(bucket, st
 
 
 def test_a_worker_that_waits_for_the_store_sends_heartbeats(opened, expected, bucket, store, monkeypatch):
-    """Planted once: `outages.waits` is not called. They never end the job: its file would be lost with it."""
+    """Planted once: `retries.waits` is not called. They never end the job: its file would be lost with it."""
     quick_retries(monkeypatch)
     root, storage = bucket
     answers, beats, workers = [(503, "SlowDown")] * 3, [], []
@@ -475,7 +462,7 @@ def test_a_store_whose_clock_differs_changes_nothing(opened, expected, bucket, s
 @pytest.mark.long
 @EACH
 def test_credentials_that_expire_end_the_run_with_one_line_and_it_goes_on(opened, expected, bucket, store, monkeypatch):
-    """S3 answers 400, also to HEAD, where no body says why; Azure says it in the text of AuthenticationFailed."""
+    """S3 answers 400, also to HEAD, where no body says why; Azure answers 403."""
     quick_retries(monkeypatch)
     root, storage = bucket
     refusal = (403, AZURE_EXPIRED) if store.scheme == "az" else (400, "ExpiredToken")
@@ -577,7 +564,7 @@ def test_an_endpoint_that_is_no_url_or_has_a_password_is_refused_before_anything
 
 
 @EACH
-@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied", "InvalidAccessKeyId", "ExpiredToken"])
+@pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
 def test_a_place_that_refuses_us_is_one_line(bucket, store, code):
     root, storage = bucket
     with store.refusing(lambda method, path: (403, code)), pytest.raises(UserError) as caught:
@@ -589,9 +576,6 @@ def test_a_place_that_refuses_us_is_one_line(bucket, store, code):
     with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError) as caught:
         storage.stat(root)  # an answer to HEAD has no body, which would have the code
     error_recorded(caught)
-    with store.refusing(lambda method, path: (status, code)), pytest.raises(StoreError) as read:
-        storage.read(root, 1)
-    assert str(read.value) == str(caught.value)
 
 
 @EACH

@@ -10,7 +10,7 @@ from test_tables import latex, markdown, table, table_rows
 from taugrid.eval.tables.ablation.seeds import averaged
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, in_grid_order
-from taugrid.grids.axes import Layout
+from taugrid.grids import Layout
 
 SCHEDULE, RATE, TRAINING = "diffusion.schedule", "train.learning_rate", "train.seed"
 

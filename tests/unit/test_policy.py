@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taugrid.config import DIFFUSION_DEFAULTS, Data, Unet
 from taugrid.config.sample import Precision
-from taugrid.errors import CustomCodeError, DeviceUnusable
+from taugrid.errors import CustomCodeError, WorkerRefusal
 from taugrid.jobs import OracleNetwork
 from taugrid.workers.accelerator import arithmetic
 from taugrid.workers.accelerator.arithmetic import adapted
@@ -204,7 +204,7 @@ def test_the_gpu_that_computes_is_asked_for_its_generation_and_not_the_first_one
     monkeypatch.setattr("taugrid.workers.device.load_network", lambda *args: lambda x, at, c: x)
     try:
         Device("cuda:1").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
-        with raises(DeviceUnusable):
+        with raises(WorkerRefusal):
             Device("cuda:0").network(OracleNetwork(Data()), DIFFUSION_DEFAULTS, Arithmetic("bf16"))
     finally:
         arithmetic.configure()
@@ -222,7 +222,7 @@ LACKS = {
 def test_what_a_device_lacks_is_refused_and_what_is_offered_instead_can_be_computed_there():
     """Patch: `bf16-weights` left out, or bf16 offered to a V100."""
     assert {asked: (need := lacks(*asked)) and need.setting for asked in LACKS} == LACKS
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         arithmetic.prepare("tf32", "cpu", "a CPU")
     for kind, is_ampere in (("cpu", True), ("rocm", True), ("cuda", False)):
         offered = lacks(kind, "tf32", is_ampere).instead.replace(" or ", ", ").split(", ")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from snapshots import raises
 
-from taugrid.errors import ContentMismatch, DamagedFile
+from taugrid.errors import DamagedFile, WorkerRefusal
 from taugrid.eval.metrics.frechet import Frechet, frechet_distance
 from taugrid.eval.metrics.reference_statistics import MomentsFile, load_or_compute, read_moments
 from taugrid.eval.metrics.statistics import Moments, symmetric_root
@@ -108,7 +108,7 @@ def test_a_file_of_moments_gives_the_distance_of_its_features(tmp_path, dtype):
     assert (file.path, file.dimensions) == (path, 4)
     distance = frechet_distance(samples, read_moments(file))
     moments_file(tmp_path / "a.npz", mu=mean, sigma=2 * covariance)
-    with raises(ContentMismatch):
+    with raises(WorkerRefusal):
         read_moments(file)
     expected = Frechet.of(samples, Moments.of(real)).distance
     assert distance == pytest.approx(expected, rel=1e-12 if dtype is np.float64 else 1e-5)

@@ -117,6 +117,6 @@ def test_training_workers_never_share_a_gpu(monkeypatch, workers):
     "section", [{"gpus_per_worker": 0.00001}, {"gpus_per_worker": 2}, {"train": {"gpus_per_worker": 1.5}}]
 )
 def test_a_worker_takes_one_gpu_or_a_share_that_ray_can_count(section):
-    """Defect 14: `_one_at_most` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
+    """Defect 14: `_share_of_one` takes whole numbers above 1. Each worker would take two GPUs, and one would idle."""
     with raises(UserError):
         validate(Config, {"name": "x", "model": {"unet": {}}, "cluster": section}, "x")

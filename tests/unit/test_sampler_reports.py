@@ -27,8 +27,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.render import to_markdown
-from taugrid.grids.axes import EVALUATIONS, Layout
-from taugrid.grids.points import chosen
+from taugrid.grids import EVALUATIONS, Layout, chosen
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.progress import Progress

@@ -260,7 +260,6 @@ def uses(storage, root, path):
         "stat": lambda: storage.stat(path),
         "stats": lambda: storage.stats(path.parent, path.name),
         "walk": lambda: storage.walk(path),
-        "folders": lambda: storage.folders(path, "*"),
         "exists": lambda: storage.exists(path),
         "list": lambda: storage.list(path.parent, "*"),
         "a pattern": lambda: storage.list(path, "../*"),
@@ -364,27 +363,6 @@ def test_where_a_link_was_made_but_its_answer_was_lost_the_file_is_ours(tmp_path
     monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
     assert create(LocalStorage(), tmp_path / "a" / "file", b"x") is True
     assert order[-1] == "a", "the name is on the disk"
-
-
-@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EIO])
-def test_where_a_rename_was_done_but_its_answer_was_lost_all_is_well(tmp_path, monkeypatch, code):
-    monkeypatch.setattr(retries, "DISK_PAUSES", (0,))
-    rename, path = Path.replace, tmp_path / "value.json"
-
-    def lose_an_answer():
-        monkeypatch.setattr(Path, "replace", unheard(rename, code))
-
-    for value in (1, 2):
-        lose_an_answer()
-        write_json(path, value)
-        assert read_json(path) == value
-    lose_an_answer()
-    LocalStorage().move(path, tmp_path / "aside" / "0")
-    assert read_json(tmp_path / "aside" / "0") == 2
-    (tmp_path / "finished").mkdir()
-    lose_an_answer()
-    local.commit_folder(tmp_path / "finished", tmp_path / "model")
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["aside", "model"]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])

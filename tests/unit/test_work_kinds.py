@@ -13,7 +13,7 @@ from snapshots import raises, recorded
 
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
-from taugrid.errors import RunDirectoryNotVisible, RunFailed, UserError, WorkerRefusal
+from taugrid.errors import RunFailed, UserError, WorkerRefusal
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text.runs import print_result
@@ -211,14 +211,14 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [(RunDirectoryNotVisible("not seen"), RunDirectoryNotVisible), (FileNotFoundError("libcuda"), RunFailed)],
+    [(WorkerRefusal("not seen"), WorkerRefusal), (FileNotFoundError("libcuda"), RunFailed)],
 )
 def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
     with pytest.raises(expected, match=str(raised)):
         Painting(tmp_path / "run", "blue").do(raised)
 
 
-@pytest.mark.parametrize("kind", WorkerRefusal.__subclasses__())
+@pytest.mark.parametrize("kind", [WorkerRefusal, *WorkerRefusal.__subclasses__()])
 def test_a_refusal_keeps_its_type_and_line_on_the_way_through_ray(kind):
     there = RayTaskError("do", "Traceback", kind("one line"))
     cause = pickle.loads(pickle.dumps(there)).cause

@@ -16,13 +16,12 @@ from snapshots import raises, recorded
 from taugrid.config import Cluster, Config, validate
 from taugrid.errors import (
     BrokenAccelerator,
-    DeviceUnusable,
     DoesNotFit,
     NotFinite,
-    RunDirectoryNotVisible,
     RunFailed,
     Stopped,
     UserError,
+    WorkerRefusal,
 )
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import loop, worker_manager
@@ -138,9 +137,9 @@ class ScriptedPool:
         node = self.where[worker]
         ill = self.node_is.get(node)
         if ill == "GPU" and worker not in self.scorers:
-            self._at(0.1, Failed(worker, DeviceUnusable(f"node {node}: torch can't use its GPU"), "traceback"))
+            self._at(0.1, Failed(worker, WorkerRefusal(f"node {node}: torch can't use its GPU"), "traceback"))
         elif ill == "unseen":
-            self._at(0.1, Failed(worker, RunDirectoryNotVisible(f"node {node} does not see /run"), "traceback"))
+            self._at(0.1, Failed(worker, WorkerRefusal(f"node {node} does not see /run"), "traceback"))
         elif ill == "broken" or worker in self.sick:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
         elif ill != "mute":
@@ -388,7 +387,7 @@ def test_a_slot_that_fails_to_start_ends_no_healthy_run(scripted):
 
 def test_a_run_whose_nodes_are_unfit_waits_for_room_elsewhere_says_so_and_ends(scripted):
     run = scripted(["good"], {"n0": 1, "full": 0}, {"n0": "unseen"})
-    with raises(RunDirectoryNotVisible):
+    with raises(WorkerRefusal):
         run.run()
     assert run.said("nodes large enough: 1") > 8
     assert MAX_WAIT_SECONDS < run.pool.now < 1.2 * MAX_WAIT_SECONDS
@@ -630,7 +629,7 @@ def test_a_worker_with_a_gpu_scores_where_no_scorer_finds_memory(scripted):
 def test_workers_on_spare_cpus_that_are_well_do_not_hide_that_no_gpu_is_fit(scripted):
     """They finish what they can; then the run ends. It never would if `broken_nodes` asked all workers of a node."""
     run = scripted(["good"] + ["count"] * 4, {"g": 1}, {"g": "GPU"}, embedded=True, spare=4)
-    with raises(DeviceUnusable):
+    with raises(WorkerRefusal):
         run.run()
     assert sorted(run.done) == [f"count/{number}" for number in range(1, 5)]
 

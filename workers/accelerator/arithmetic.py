@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from taugrid.config.sample import Compilation, Precision
-from taugrid.errors import DeviceUnusable
+from taugrid.errors import WorkerRefusal
 from taugrid.words import this_node
 from taugrid.workers.accelerator.policy import Arithmetic, Policy, lacks, policy
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
@@ -44,10 +44,10 @@ CONFIGURED = policy("cpu")
 
 
 def require_float32(has_gpu: bool) -> None:
-    """Raise `DeviceUnusable` if a variable changes float32. Libraries may have read it, so it can't be taken back."""
+    """Raise `WorkerRefusal` if a variable changes float32. Libraries may have read it, so it can't be taken back."""
     for name in (*ON_CPUS, *(ON_GPUS if has_gpu else ())):
         if (value := os.environ.get(name, "")).lower() not in ("", "0", "strict"):
-            raise DeviceUnusable(
+            raise WorkerRefusal(
                 f"node {this_node()}: {name}={value} changes how libraries compute float32; unset it (for workers, in "
                 "front of `ray start` on every node)"
             )
@@ -154,7 +154,7 @@ def is_ampere(device: str) -> bool:
 
 
 def prepare(precision: Precision, device: str, hardware: str, compile: Compilation = "none") -> Policy:
-    """Set this process up for a job, and return how it computes on `device`; `DeviceUnusable` as `require`."""
+    """Set this process up for a job, and return how it computes on `device`; `WorkerRefusal` as `require`."""
     require(precision, device, hardware, compile)
     how = policy(kind_of(device), precision, compile)
     configure(how)
@@ -185,13 +185,13 @@ def require(
     section: str = "sample",
     key: str = "precision",
 ) -> None:
-    """Raise `DeviceUnusable` if `device` lacks what the settings of a section of the config need."""
+    """Raise `WorkerRefusal` if `device` lacks what the settings of a section of the config need."""
     kind = kind_of(device)
     if (need := lacks(kind, precision, is_ampere(device), section, key)) is not None:
         refused = need.refused(f"this worker has {hardware}", "choose nodes with cluster.label_selector")
-        raise DeviceUnusable(f"node {this_node()}: {refused}")
+        raise WorkerRefusal(f"node {this_node()}: {refused}")
     if compile != "none" and kind != "cpu" and torch.__version__ < REPEATABLE_COMPILER:
-        raise DeviceUnusable(
+        raise WorkerRefusal(
             f"node {this_node()}: {section}.compile needs torch {REPEATABLE_COMPILER} or later on GPUs, because the "
             f"compiler of torch {torch.__version__} chooses the order of sums by timing; leave it out, or install a "
             "newer torch"

@@ -19,7 +19,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from taugrid.errors import DeviceUnusable, is_out_of_memory, last_line
+from taugrid.errors import WorkerRefusal, is_out_of_memory, last_line
 from taugrid.words import this_node
 from taugrid.workers.data.decoding import locked
 from taugrid.workers.diffusion.denoiser import Wrapped
@@ -61,7 +61,7 @@ def options(layout: str) -> dict[str, Any]:
 
 
 def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager[None]] = nullcontext) -> "Denoiser":
-    """`network`, which is compiled at its first call, in the context that `first_call` returns. Raises `DeviceUnusable`
+    """`network`, which is compiled at its first call, in the context that `first_call` returns. Raises `WorkerRefusal`
     if torch can't compile it here."""
     contexts = chain([first_call], repeat(nullcontext))
 
@@ -75,7 +75,7 @@ def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager
             with next(contexts)(), limited:
                 return call(x)
         except FailOnRecompileLimitHit as error:
-            raise DeviceUnusable(
+            raise WorkerRefusal(
                 f"node {this_node()}: sample.compile: default failed: torch compiled a network's code "
                 f"{MAX_COMPILATIONS} times in one process; set sample.compile: none"
             ) from error
@@ -83,7 +83,7 @@ def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager
             is_compilers = isinstance(error, TorchDynamoException | InductorError | InvalidCxxCompiler)
             if is_out_of_memory(error) or not is_compilers or _is_cudas(error):
                 raise
-            raise DeviceUnusable(
+            raise WorkerRefusal(
                 f"node {this_node()}: sample.compile: default failed: {last_line(error)[:300]}; it needs a C++ "
                 "compiler on CPUs and Triton on GPUs; set sample.compile: none"
             ) from error

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from taugrid.errors import DeviceUnusable, is_accelerator_error, last_line
+from taugrid.errors import WorkerRefusal, is_accelerator_error, last_line
 from taugrid.words import this_node
 
 DRIVERS = {"cuda": "nvidia", "rocm": "amdgpu"}
@@ -42,7 +42,7 @@ BROKEN_REMEDY = (
 
 
 def start_gpu(who: str = "this worker") -> str:
-    """Start the GPU that Ray gave this process, which may see no other, and return its model. `DeviceUnusable` if torch
+    """Start the GPU that Ray gave this process, which may see no other, and return its model. `WorkerRefusal` if torch
     can't use it and a new process could not either; torch's error if the accelerator is broken."""
     import torch
 
@@ -56,7 +56,7 @@ def start_gpu(who: str = "this worker") -> str:
         if is_accelerator_error(error) and not re.search(NOT_BROKEN, words):
             raise
     # Not in the handler: with torch's error as its context, it would count as a broken accelerator.
-    raise DeviceUnusable(
+    raise WorkerRefusal(
         f"node {this_node()}: torch {torch.__version__} can't use the GPU that Ray gave {who}: {words}; {GPU_REMEDY}"
     )
 

@@ -56,7 +56,7 @@ class SourceCode:
         )
 
     def require(self, sha256: str, files: Iterable[SourceFile], subject: str) -> None:
-        """Raise `ContentMismatch`, naming the file that differs, unless this is the planned source."""
+        """Raise `WorkerRefusal`, naming the file that differs, unless this is the planned source."""
         if sha256 != self.sha256:
             planned = {file.module: file.sha256 for file in files}
             changed = [file for file in self.files if planned.get(file.module, file.sha256) != file.sha256]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.config import Data
-from taugrid.errors import ContentMismatch, DamagedFile, MissingInput, UserError, joined_lines
+from taugrid.errors import DamagedFile, MissingInput, UserError, WorkerRefusal, joined_lines
 from taugrid.hashing import digest_of_shape
 from taugrid.registry.datasets import DATASETS
 from taugrid.storage import user_cache
@@ -67,7 +67,7 @@ def few_labels(data: Data, count: int) -> NDArray[np.int32] | None:
 
 
 def load_known_images(data: Data, sha256: str) -> NDArray[np.uint8]:
-    """`load_images` on a worker; `sha256` is the driver's fingerprint. Raises `ContentMismatch` if those of this node
+    """`load_images` on a worker; `sha256` is the driver's fingerprint. Raises `WorkerRefusal` if those of this node
     are missing or damaged, or differ."""
     loaded = _on_this_node(decoded, data)
     # Decoded images are a file of this node: what counts is what is in it now.
@@ -84,16 +84,16 @@ def load_known_rows(data: Data, start: int, stop: int, sha256: str) -> NDArray[n
 
 
 def _on_this_node(load: Callable[[Data], L], data: Data) -> L:
-    """What `load` returns. The driver has loaded the same, so an error is the node's fault: `ContentMismatch`."""
+    """What `load` returns. The driver has loaded the same, so an error is the node's fault: `WorkerRefusal`."""
     try:
         return load(data)
     except UserError as error:
-        raise ContentMismatch(f"node {this_node()}: {error}") from error
+        raise WorkerRefusal(f"node {this_node()}: {error}") from error
 
 
 def _require_drivers(what: str, data: Data, actual: str, expected: str) -> None:
     if actual != expected:
-        raise ContentMismatch(
+        raise WorkerRefusal(
             f"data: node {this_node()} has different {what} of {data.full_name} in {_place(data)} (SHA-256 "
             f"{actual[:8]}) from the driver's ({expected[:8]}): copy the driver's files there"
         )
@@ -201,7 +201,7 @@ def load_labels(data: Data) -> Labels:
 
 
 def load_known_labels(data: Data, sha256: str) -> Labels:
-    """`load_labels` on a worker, with the driver's `sha256`. Raises `ContentMismatch` as `load_known_images`."""
+    """`load_labels` on a worker, with the driver's `sha256`. Raises `WorkerRefusal` as `load_known_images`."""
     labels = _on_this_node(load_labels, data)
     _require_drivers("labels", data, labels.sha256, sha256)
     return labels

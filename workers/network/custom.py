@@ -40,7 +40,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
     """The network that was described when the run was planned, for inference on `device`.
 
     Raises:
-        ContentMismatch: if the source code, the file of weights or the network's tensors differ from the driver's.
+        WorkerRefusal: if the source code, the file of weights or the network's tensors differ from the driver's.
         CustomCodeError: if the function does not return a network. Calling the network can raise it too, see `checked`.
     """
     name = network.callable

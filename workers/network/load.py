@@ -27,8 +27,9 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     (`accelerator.arithmetic.adapted`).
 
     Raises:
-        ContentMismatch: if this node has other files, code or weights than the driver planned with, or none.
-        WorkerRefusal, CustomCodeError: see `unet.load_unet` and `custom.load`.
+        WorkerRefusal: if this node has other files, code or weights than the driver planned with, or none, or they do
+            not fit each other.
+        CustomCodeError: see `custom.load`.
     """
     how = how or policy(kind_of(device))
     if isinstance(network, SavedNetwork):

@@ -97,9 +97,9 @@ def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
     """The saved network, for inference on `device` as `how` says. Only tensors are unpickled.
 
     Raises:
-        ContentMismatch: if this node has other files in the folder than the driver, or none.
+        WorkerRefusal: if this node has other files in the folder than the driver, or none; or if the weights do not
+            fit the config.json next to them, or hold more than tensors.
         OSError: if they can't be read.
-        WorkerRefusal: if the weights do not fit the config.json next to them, or hold more than tensors.
     """
     unet = read_saved(saved)
     if how.weights is not None:

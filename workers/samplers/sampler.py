@@ -192,7 +192,7 @@ def code_hash(name: str) -> str | None:
 
 
 def require_code(name: str, expected: str | None) -> None:
-    """Raise `ContentMismatch` unless this node's sampler has the driver's `code_hash`, which is `expected`."""
+    """Raise `WorkerRefusal` unless this node's sampler has the driver's `code_hash`, which is `expected`."""
     if expected is not None:
         try:
             actual = code_hash(name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from taugrid.config import Diffusion, LossWeights, Train
-from taugrid.errors import DeviceUnusable, UserError
+from taugrid.errors import UserError, WorkerRefusal
 from taugrid.jobs import Hopeless, TrainingSpec
 from taugrid.run_id import check_run
 from taugrid.storage import LOCAL
@@ -133,7 +133,7 @@ def run(spec: TrainingSpec) -> bool:
     device, batches, log, fault = "", None, None, None
     try:
         device = device_of(spec)
-    except DeviceUnusable as error:
+    except WorkerRefusal as error:
         fault = str(error)
     meeting.stop_together("device", fault)
     state = new_state(spec, device)
@@ -287,7 +287,7 @@ def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world
 
 
 def device_of(spec: TrainingSpec) -> str:
-    """The worker's device, set up with a thread for each of its CPUs. Raises `DeviceUnusable`."""
+    """The worker's device, set up with a thread for each of its CPUs. Raises `WorkerRefusal`."""
     set_up(threads=max(1, int(spec.cpus_per_worker)))
     if not spec.gpus_per_worker:
         prepare_training(spec.train.precision, "cpu", "a CPU", spec.train.compile)

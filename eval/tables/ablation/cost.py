@@ -17,7 +17,7 @@ from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.long_form import FID, as_csv, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.grids.axes import UNITS, USUAL
+from taugrid.grids import UNITS, USUAL
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 

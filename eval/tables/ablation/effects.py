@@ -26,7 +26,7 @@ from taugrid.eval.tables.entries import MISSING, Z_95, write_number
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SYMBOLS, labelled, prepared, settings_in, short_columns
 from taugrid.eval.tables.long_form import EXACT, FID, Row, as_csv, in_grid_order, series, with_notes, write_files
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.grids.axes import EVALUATIONS, SEEDS, UNITS
+from taugrid.grids import EVALUATIONS, SEEDS, UNITS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, markdown_table

@@ -22,7 +22,7 @@ from scipy import special
 
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.long_form import axes, score_columns
-from taugrid.grids.axes import SEEDS, TRAINING, UNITS
+from taugrid.grids import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
 
 LEVEL = 0.05
