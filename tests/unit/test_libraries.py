@@ -53,7 +53,7 @@ def test_a_cpus_model_is_what_linux_calls_it(tmp_path):
 def test_events_and_provenance_name_them(tmp_path, monkeypatch, accelerator):
     """The patch: `Worker.check_health` leaves `accelerator` out (defect 19)."""
     if accelerator:
-        monkeypatch.setattr(actor, "kind_of", lambda device: "cuda")
+        monkeypatch.setattr("taugrid.workers.device.kind_of", lambda device: "cuda")
         monkeypatch.setattr(actor, "libraries", lambda kind: {k: v for k, v in accelerator.items() if k != "kind"})
     root = tmp_path / "run"
     with small_run(tmp_path, CONFIG) as opened:
