@@ -25,13 +25,11 @@ COMMON_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without GPUs must not see any
 }
 
-ACCEPT_SECONDS = 1.0
-"""How long a head that was joined may take to accept a connection."""
+ACCEPT_SECONDS = 1.0  # how long a head that was joined may take to accept a connection
 
 CONNECT_SECONDS = 10.0
 
-NODE_SECONDS = 5.0
-"""How long a node that is just starting on this machine is waited for."""
+NODE_SECONDS = 5.0  # how long a node that is just starting on this machine is waited for
 
 
 def join(address: str) -> str:
@@ -87,8 +85,7 @@ class Token(NamedTuple):
     """A token of Ray's, which clusters may demand."""
 
     value: str
-    origin: str
-    """The variable or file that holds it, for messages."""
+    origin: str  # the variable or file that holds it, for messages
 
     @property
     def header(self) -> Header:

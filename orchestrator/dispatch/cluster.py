@@ -27,29 +27,29 @@ from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
 from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
+# Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory.
 OBJECT_STORE_BYTES = 200 * 2**20
-"""Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory."""
 
+# At 0, every server of an embedded cluster listens only on 127.0.0.1. Ray can't join a remote cluster at 0.
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""At 0, every server of an embedded cluster listens only on 127.0.0.1. Ray can't join a remote cluster at 0."""
 
+# The variable in which Ray gives a job's driver its runtime environment, as JSON.
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The variable in which Ray gives a job's driver its runtime environment, as JSON."""
 
+# For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file.
 TOKEN = secrets.token_hex(32)
-"""For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file."""
 
+# How often the driver connects to the head. The OS accepts the connection, so even a busy head passes.
 HEAD_POLL_SECONDS = 1.0
-"""How often the driver connects to the head. The OS accepts the connection, so even a busy head passes."""
 
+# How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits.
 MAX_HEAD_FAILURES = 30
-"""How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits."""
 
+# How often the driver tries in the time of one poll while there is no head, to find a new one before Ray does.
 POLLS_WITHOUT_HEAD = 10
-"""How often the driver tries in the time of one poll while there is no head, to find a new one before Ray does."""
 
+# How long the main thread may take to end once the head was replaced: it may be in a call of Ray.
 REPLACED_SECONDS = 0.5
-"""How long the main thread may take to end once the head was replaced: it may be in a call of Ray."""
 
 
 def prepare_embedded() -> None:

@@ -24,18 +24,16 @@ from taugrid.orchestrator.rundir.grown import read_sizes, resized, write_sizes
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, listed
 
+# Cells that a line names. The rest are counted.
 NAMED = 4
-"""Cells that a line names. The rest are counted."""
 
 
 class Until(NamedTuple):
     """What `--until told-apart[=KEY] --max N` asks for."""
 
+    # The key of the grid along which neighbours are compared; None: cells are compared with the best of their column.
     key: str | None
-    """The key of the grid along which neighbours are compared; None: cells are compared with the best of their
-    column."""
-    most: int
-    """The largest N."""
+    most: int  # the largest N
 
     @classmethod
     def of(cls, text: str | None, most: int | None) -> "Until | None":
@@ -100,10 +98,8 @@ class Growth:
         self._require_errors()
         self._looks = ceil(log2(self._most / self._least)) + 1
         self._column: MetricColumn = FID
-        self.sizes = {cell.id: self._least for cell in self._plan.cells}
-        """Cell id -> N, as far as the looks went."""
-        self.undecided = set(self.sizes)
-        """The cells whose order the last look left undecided; before the first, all."""
+        self.sizes = {cell.id: self._least for cell in self._plan.cells}  # Cell id -> N, as far as the looks went
+        self.undecided = set(self.sizes)  # the cells whose order the last look left undecided; before the first, all
 
     def _require_errors(self) -> None:
         """Raise `UserError` if no score will have standard errors at the smallest N."""

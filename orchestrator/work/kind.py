@@ -31,43 +31,34 @@ class KindResult(NamedTuple):
     """The result of a kind of work."""
 
     rows: list[dict[str, Any]]
+    # The table as printed on stdout. Empty: the command prints the rows as the quality table.
     text: "RenderableType" = ""
-    """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
-    quality: "QualityTable | None" = None
-    """The quality table, if `rows` are its rows."""
-    larger: "Sequence[QualityTable]" = ()
-    """The quality tables of cells that grew, one for each larger N."""
+    quality: "QualityTable | None" = None  # the quality table, if `rows` are its rows
+    larger: "Sequence[QualityTable]" = ()  # the quality tables of cells that grew, one for each larger N
 
 
 class WorkKind(ABC):
     """One kind of work on one run. A subclass in a module of this folder adds a kind."""
 
-    name: ClassVar[str]
-    """The name in its tasks and their events."""
-    priority: ClassVar[int]
-    """Ready tasks of a lower number are assigned first; leave room between kinds."""
-    folder: ClassVar[str]
-    """The folder of the run directory that its tasks write to."""
+    name: ClassVar[str]  # the name in its tasks and their events
+    priority: ClassVar[int]  # ready tasks of a lower number are assigned first; leave room between kinds
+    folder: ClassVar[str]  # the folder of the run directory that its tasks write to
+    # The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer leaves its temporary
+    # files next to them.
     files: ClassVar[str]
-    """The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer leaves its
-    temporary files next to them."""
-    stage: ClassVar[str]
-    """The stage of a run that does it."""
+    stage: ClassVar[str]  # the stage of a run that does it
+    # Other stages that report its results without doing any of its work.
     reported_by: ClassVar[frozenset[str]] = frozenset()
-    """Other stages that report its results without doing any of its work."""
-    unit: ClassVar[str]
-    """The unit of a task's cost, in the plural."""
-    activity: ClassVar[str]
-    """The name of the work in the progress line."""
+    unit: ClassVar[str]  # the unit of a task's cost, in the plural
+    activity: ClassVar[str]  # the name of the work in the progress line
+    # Such as ("shard", "to sample"). A run's announcement makes the first agree with the number.
     task_in_words: ClassVar[tuple[str, str]]
-    """Such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
-    counts_images: ClassVar[bool] = False
-    """Whether the progress line also shows images per second."""
+    counts_images: ClassVar[bool] = False  # whether the progress line also shows images per second
+    # Whether its jobs run a network. If not, workers without a GPU may do them beside others with one, with the same
+    # results.
     needs_network: ClassVar[bool] = True
-    """Whether its jobs run a network. If not, workers without a GPU may do them beside others with one, with the
-    same results."""
+    # Noun for finished tasks, such as "cells scored". None: the progress line counts them only while they run.
     finished_noun: ClassVar[str | None] = None
-    """Noun for finished tasks, such as "cells scored". None: the progress line counts them only while they run."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey

@@ -27,8 +27,7 @@ from taugrid.workers.ode import InterpolateJob, ReconstructJob
 if TYPE_CHECKING:
     from taugrid.eval.tables.published.counterparts import EncodedImages
 
-PICTURES = 12
-"""Images across figures/reconstructions.png."""
+PICTURES = 12  # images across figures/reconstructions.png
 
 OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
 
@@ -254,8 +253,7 @@ def _encoded(cell: Cell) -> "EncodedImages":
     return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
 
 
-INTERPOLATION_STEPS = 11
-"""Number of points from one x_T to another, both included, as in the paper's figure 6."""
+INTERPOLATION_STEPS = 11  # number of points from one x_T to another, both included, as in the paper's figure 6
 
 
 class InterpolateWork(WorkKind):

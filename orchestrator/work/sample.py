@@ -131,10 +131,8 @@ class Keeping(NamedTuple):
     """A sample file with the latents of its images."""
 
     path: Path
-    stop: int
-    """Its last image's index + 1."""
-    task: str | None = None
-    """The task that is to write it; None: it is there."""
+    stop: int  # its last image's index + 1
+    task: str | None = None  # the task that is to write it; None: it is there
 
 
 def kept_latents(rundir: RunDir) -> dict[tuple[str, str], Keeping]:

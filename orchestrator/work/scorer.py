@@ -32,17 +32,15 @@ from taugrid.versions import versions
 
 FILE = "scorer.json"
 
+# Relative tolerance for the same versions, devices and threads: rounding differs by far less.
 SAME_SETUP_TOLERANCE = 1e-9
-"""Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
 
+# Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more.
 TOLERANCE = 1e-3
-"""Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more."""
 
-DRIVER_METRICS = ("fid", "isc", "kid")
-"""Metrics that need no torch, so that the driver computes them."""
+DRIVER_METRICS = ("fid", "isc", "kid")  # metrics that need no torch, so that the driver computes them
 
-KID_SUBSETS = 10
-"""The number of subsets of KID: enough, since a fault of its formula shows in one."""
+KID_SUBSETS = 10  # the number of subsets of KID: enough, since a fault of its formula shows in one
 
 
 def places(makers: Iterable[Maker]) -> set[str]:
@@ -67,17 +65,13 @@ class ScorerRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    reference: str
-    """SHA-256 of the reference."""
+    reference: str  # SHA-256 of the reference
     extractor: dict[str, Any]
-    settings: dict[str, Any]
-    """The settings of the metrics."""
+    settings: dict[str, Any]  # the settings of the metrics
+    # The scores of its even images against its odd ones, and three numbers of the reference statistics.
     scores: dict[str, float]
-    """The scores of its even images against its odd ones, and three numbers of the reference statistics."""
-    mixed: tuple[str, ...] = ()
-    """The changes of the scorer between the sessions that scored the cells."""
-    made_with: str | None = None
-    """As `setup_of`."""
+    mixed: tuple[str, ...] = ()  # the changes of the scorer between the sessions that scored the cells
+    made_with: str | None = None  # as `setup_of`
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
         return (self.reference, self.extractor) == (other.reference, other.extractor)

@@ -21,14 +21,10 @@ from taugrid.registry.metrics import SAMPLED
 
 class CellState(NamedTuple):
     cell: Cell
-    sampled: set[int]
-    """Numbers of the shards whose images are complete."""
-    extracted: set[int]
-    """Numbers of the shards whose features are complete."""
-    to_score: bool
-    """Whether a score is wanted but missing, or its inputs have changed."""
-    by_label: bool = False
-    """The same of its scores label by label."""
+    sampled: set[int]  # numbers of the shards whose images are complete
+    extracted: set[int]  # numbers of the shards whose features are complete
+    to_score: bool  # whether a score is wanted but missing, or its inputs have changed
+    by_label: bool = False  # the same of its scores label by label
 
     @property
     def needs_features(self) -> bool:
@@ -38,12 +34,11 @@ class CellState(NamedTuple):
 class RunState(NamedTuple):
     """What exists of a run: every cell that there may be work for."""
 
-    cells: tuple[CellState, ...]
-    """Without those that `other_sampler` excludes."""
+    cells: tuple[CellState, ...]  # without those that `other_sampler` excludes
+    # The files with the reference's features, in the order of the images. None if no features are wanted.
     reference: tuple[Path, ...] = ()
-    """The files with the reference's features, in the order of the images. None if no features are wanted."""
+    # Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing.
     reference_missing: tuple[int, ...] = ()
-    """Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +46,10 @@ class Survey:
     """Finds what is missing in a run directory. Damaged files are reported and count as missing."""
 
     run: Run
-    scoring: Scoring | None
-    """None: only images are wanted."""
-    stages: frozenset[str]
-    """The stages that the run should do."""
-    on_damage: Callable[[Damage], None]
-    """Must move the file away."""
-    selected: Plan | None = None
-    """The part of the run's plan that is to be done; None: all."""
+    scoring: Scoring | None  # None: only images are wanted
+    stages: frozenset[str]  # the stages that the run should do
+    on_damage: Callable[[Damage], None]  # must move the file away
+    selected: Plan | None = None  # the part of the run's plan that is to be done; None: all
 
     @property
     def plan(self) -> Plan:

@@ -150,8 +150,7 @@ class Backlog:
                     frontier.append(dependent)
 
 
-Places = frozenset[str]
-"""Names of nodes and workers."""
+Places = frozenset[str]  # names of nodes and workers
 
 
 class Retries:

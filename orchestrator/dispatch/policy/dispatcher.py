@@ -38,24 +38,21 @@ from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, Poison
 from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
 from taugrid.orchestrator.task import Task
 
+# Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
+# workers.
 MAX_COPIES = 3
-"""Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
-workers."""
 
+# One worker's death is an accident. After a second with the same task, the task may be poison.
 LOSSES_OF_POISON = 2
-"""One worker's death is an accident. After a second with the same task, the task may be poison."""
 
 
 class Fault(Enum):
     """The reason for a job's error."""
 
     TASK = auto()
-    ENVIRONMENT = auto()
-    """See `taugrid.errors.is_environment_error`."""
-    REFUSAL = auto()
-    """The environment for certain: see `taugrid.errors.WorkerRefusal`."""
-    FINAL = auto()
-    """The task, and trying again can't help."""
+    ENVIRONMENT = auto()  # see `taugrid.errors.is_environment_error`
+    REFUSAL = auto()  # the environment for certain: see `taugrid.errors.WorkerRefusal`
+    FINAL = auto()  # the task, and trying again can't help
 
 
 class Assignment(NamedTuple):
@@ -69,12 +66,9 @@ class Assignment(NamedTuple):
 class Charge(NamedTuple):
     """The consequences of a failure."""
 
-    key: str | None
-    """The task that the worker had, if any."""
-    quarantined: bool
-    """Whether the task will not be tried again."""
-    cooldown: Cooldown | None
-    """A worker or node is not to be used for a time."""
+    key: str | None  # the task that the worker had, if any
+    quarantined: bool  # whether the task will not be tried again
+    cooldown: Cooldown | None  # A worker or node is not to be used for a time
 
 
 class Dispatcher:

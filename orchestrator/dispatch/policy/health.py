@@ -21,49 +21,42 @@ from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+# Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
+# do, and to try each on every node of a large cluster would take long.
 UNPROVEN_NODES = 8
-"""Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
-do, and to try each on every node of a large cluster would take long."""
 
-FAILURES_IN_A_ROW = 3
-"""One failure may be the task's, two a coincidence."""
+FAILURES_IN_A_ROW = 3  # one failure may be the task's, two a coincidence
 
-FIRST_COOLDOWN_SECONDS = 1.0
-"""Long enough for a mount to be back after a blip; it is doubled each time."""
+FIRST_COOLDOWN_SECONDS = 1.0  # long enough for a mount to be back after a blip; it is doubled each time
 
-MAX_COOLDOWN_SECONDS = 60.0
-"""A node whose mount is back after an hour should not wait for a second hour."""
+MAX_COOLDOWN_SECONDS = 60.0  # A node whose mount is back after an hour should not wait for a second hour
 
+# After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
+# another is, the node's health goes on being checked.
 COOLDOWNS_UNTIL_UNFIT = 3
-"""After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
-another is, the node's health goes on being checked."""
 
+# How long a node without workers still counts as usable: a worker that was killed is back there within seconds, and its
+# node must not look as if it could not do what a bad node failed.
 ABSENT_SECONDS = 120.0
-"""How long a node without workers still counts as usable: a worker that was killed is back there within seconds, and
-its node must not look as if it could not do what a bad node failed."""
 
 
 class Cooldown(NamedTuple):
     worker: str
     node: str
     seconds: float
-    whole_node: bool
-    """Whether no worker of the node may work now."""
+    whole_node: bool  # whether no worker of the node may work now
 
 
 @dataclass(slots=True)
 class _Worker:
     node: str
-    takes: frozenset[str]
-    """The kinds of tasks that it does."""
+    takes: frozenset[str]  # the kinds of tasks that it does
     failures: int = 0
     cooldowns: int = 0
-    until: float | None = None
-    """When its cooldown ends; None: it has none."""
+    until: float | None = None  # when its cooldown ends; None: it has none
     strong: bool = False
     reason: str = ""
-    is_checked: bool = False
-    """Whether its health is being checked."""
+    is_checked: bool = False  # whether its health is being checked
 
     @property
     def is_unfit(self) -> bool:
@@ -72,19 +65,14 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Node:
-    workers: dict[str, None] = field(default_factory=dict)
-    """An ordered set."""
-    taken: frozenset[str] = frozenset()
-    """The kinds of tasks that its workers took, at any time."""
+    workers: dict[str, None] = field(default_factory=dict)  # an ordered set
+    taken: frozenset[str] = frozenset()  # the kinds of tasks that its workers took, at any time
     proven: bool = False
     losses: int = 0
     cooldowns: int = 0
-    until: float = 0.0
-    """Workers that join before then begin with a cooldown."""
-    blamed: int = 0
-    """Tasks that failed here and were done elsewhere."""
-    left: float = 0.0
-    """When its last worker was gone."""
+    until: float = 0.0  # workers that join before then begin with a cooldown
+    blamed: int = 0  # tasks that failed here and were done elsewhere
+    left: float = 0.0  # when its last worker was gone
 
 
 class Health:
@@ -272,14 +260,12 @@ def _seconds(cooldowns: int) -> float:
 
 @dataclass(slots=True)
 class TaskHistory:
-    errors: Counter[str] = field(default_factory=Counter)
-    """Node -> how often it raised an error of its own there."""
-    losses: Counter[str] = field(default_factory=Counter)
-    """Node -> how many workers died of it, or hung, there."""
+    errors: Counter[str] = field(default_factory=Counter)  # node -> how often it raised an error of its own there
+    losses: Counter[str] = field(default_factory=Counter)  # node -> how many workers died of it, or hung, there
+    # With no other worker lost in between: where workers die all the time, a death says little about the task.
     losses_in_a_row: int = 0
-    """With no other worker lost in between: where workers die all the time, a death says little about the task."""
+    # Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can.
     failed_at: set[str] = field(default_factory=set)
-    """Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can."""
 
     @property
     def attempts(self) -> int:

@@ -9,31 +9,27 @@ from dataclasses import dataclass
 
 from taugrid.orchestrator.task import Task
 
+# A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
+# Copying it at once would run the last task of every healthy run twice, on cores that share memory; waiting longer
+# would keep more of a straggler's delay (docs/decisions.md, "Stragglers").
 SPECULATION_SLOWNESS = 1.5
-"""A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
-Copying it at once would run the last task of every healthy run twice, on cores that share memory; waiting longer would
-keep more of a straggler's delay (docs/decisions.md, "Stragglers")."""
 
+# A job has a heartbeat once a second. One that was silent for this long may hang: it is late, however fast its kind is.
 SILENT_SECONDS = 60.0
-"""A job has a heartbeat once a second. One that was silent for this long may hang: it is late, however fast its kind
-is."""
 
 
+# How long before its node is taken away a worker must stop: it still has to write and upload what it keeps. The driver
+# may see the stop's answer half a second late, and so the node's end.
 COMMIT_SECONDS = 5.0
-"""How long before its node is taken away a worker must stop: it still has to write and upload what it keeps. The
-driver may see the stop's answer half a second late, and so the node's end."""
 
 
 @dataclass(slots=True)
 class Running:
     task: Task
     since: float
-    heartbeat: float
-    """When its last heartbeat came, or it began."""
-    fraction: float = 0.0
-    """How much of it was done at its last heartbeat; 0: not known."""
-    doing: str = ""
-    """What its worker did then that is no progress, such as compiling."""
+    heartbeat: float  # when its last heartbeat came, or it began
+    fraction: float = 0.0  # how much of it was done at its last heartbeat; 0: not known
+    doing: str = ""  # what its worker did then that is no progress, such as compiling
 
     @property
     def key(self) -> str:
@@ -64,14 +60,11 @@ class InFlight:
     """The workers of a run and their tasks: the one that a worker runs, and perhaps one queued behind it."""
 
     def __init__(self) -> None:
-        self.idle: dict[str, None] = {}
-        """The workers that have no task, an ordered set."""
-        self.running: dict[str, Running] = {}
-        """Worker -> the task that it runs."""
+        self.idle: dict[str, None] = {}  # the workers that have no task, an ordered set
+        self.running: dict[str, Running] = {}  # worker -> the task that it runs
+        # Worker -> the task that it begins by itself once the first only writes or is done.
         self.queued: dict[str, Task] = {}
-        """Worker -> the task that it begins by itself once the first only writes or is done."""
-        self.may_queue: dict[str, None] = {}
-        """The workers that may get a task to queue, an ordered set."""
+        self.may_queue: dict[str, None] = {}  # the workers that may get a task to queue, an ordered set
         self._holders: dict[str, list[str]] = {}  # key -> the workers that run the task or have queued it
 
     def __len__(self) -> int:
