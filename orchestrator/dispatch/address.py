@@ -35,8 +35,7 @@ NODE_SECONDS = 5.0  # how long a node that is just starting on this machine is w
 def join(address: str) -> str:
     """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
 
-    Raises:
-        UserError: if it can't be reached, must not be joined, or this machine is none of its nodes.
+    Raises `UserError` if it can't be reached, must not be joined, or this machine is none of its nodes.
     """
     os.environ.update(COMMON_ENVIRONMENT)
     check_form(address)

@@ -95,7 +95,7 @@ def ask_nodes(
         there = NodeAffinitySchedulingStrategy(alive["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
         asked[task.remote(about)] = str(alive["NodeName"])
-    in_time = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0] if asked else []
+    in_time = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0]
     for answer, node in asked.items():
         if answer not in in_time:
             ray.cancel(answer, force=True)
@@ -136,6 +136,8 @@ def torch_uses_gpus(ids: frozenset[str]) -> bool:
 
     Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.
     """
+    if not ids:
+        return False
     # Whether a GPU is there is not asked: Ray hides it from tasks without one.
     return any(answer.value for answer in ask_nodes(lambda _: torch_is_for_gpus(), None, ASK_SECONDS, ids, late=True))
 

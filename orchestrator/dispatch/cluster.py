@@ -27,29 +27,15 @@ from taugrid.orchestrator.dispatch.capacity import available_cpus, exact
 from taugrid.workers import ray_compat
 from taugrid.workers.custom.source import pack
 
-# Jobs and results are small, and images go to files. Ray's default would be 30 % of the machine's memory.
-OBJECT_STORE_BYTES = 200 * 2**20
+OBJECT_STORE_BYTES = 200 * 2**20  # jobs and results are small; Ray's default would be 30 % of the machine's memory
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # at 0, servers listen on 127.0.0.1 alone
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # has a Ray job's runtime environment, as JSON
+TOKEN = secrets.token_hex(32)  # kept only in memory: without a token, Ray writes one to a file
 
-# At 0, every server of an embedded cluster listens only on 127.0.0.1. Ray can't join a remote cluster at 0.
-LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-
-# The variable in which Ray gives a job's driver its runtime environment, as JSON.
-JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-# For this process's embedded clusters. Kept only in memory: without a token, Ray writes one to a file.
-TOKEN = secrets.token_hex(32)
-
-# How often the driver connects to the head. The OS accepts the connection, so even a busy head passes.
-HEAD_POLL_SECONDS = 1.0
-
-# How often in a row the connection may fail. A head that restarts has 30 s, half of the minute that Ray waits.
-MAX_HEAD_FAILURES = 30
-
-# How often the driver tries in the time of one poll while there is no head, to find a new one before Ray does.
-POLLS_WITHOUT_HEAD = 10
-
-# How long the main thread may take to end once the head was replaced: it may be in a call of Ray.
-REPLACED_SECONDS = 0.5
+HEAD_POLL_SECONDS = 1.0  # the OS accepts the connection, so even a busy head passes
+MAX_HEAD_FAILURES = 30  # in a row: a head that restarts has 30 s, half of the minute that Ray waits
+POLLS_WITHOUT_HEAD = 10  # in the time of one poll, to find a new head before Ray does
+REPLACED_SECONDS = 0.5  # for the main thread to end once the head was replaced: it may be in a call of Ray
 
 
 def prepare_embedded() -> None:
@@ -69,14 +55,25 @@ def connected(
     `modules` are the user's source files that workers import. They travel to a running cluster; an embedded one sees
     the files themselves.
 
-    Raises:
-        UserError: if the address can't be reached, or its cluster has no token or does not accept this machine's.
-            Also outside of the main thread, which is interrupted when the run must end.
-        RunFailed: if the head of a running cluster dies within the block.
+    Raises `UserError` if the address can't be reached, or its cluster has no token or does not accept this machine's;
+    also outside of the main thread, which is interrupted when the run must end. `RunFailed` if the head of a running
+    cluster dies within the block.
     """
     if threading.current_thread() is not threading.main_thread():
         raise UserError("a run that needs workers must be called in the main thread, which receives Ctrl-C")
-    options = _embedded(cluster, trainers) if address == "local" else {"address": join(address)}
+    options: dict[str, Any]
+    if address == "local":
+        prepare_embedded()
+        import_ray()
+        options = {
+            "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
+            "num_cpus": _embedded_cpus(cluster, trainers),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        options = {"address": join(address)}
     import ray
 
     started_here = not ray.is_initialized()
@@ -131,19 +128,6 @@ class Connection:
         self._cpus = None
         self._open.enter_context(connected(self.address, cluster, trainers, modules))
         self._cpus, self._modules = _embedded_cpus(cluster, trainers), frozenset(modules)
-
-
-def _embedded(cluster: Cluster, trainers: int) -> dict[str, Any]:
-    """Arguments of `ray.init` for an embedded cluster, whose environment is set from now on."""
-    prepare_embedded()
-    import_ray()
-    return {
-        "address": "local",  # without it, Ray joins a cluster that `ray start` began on this machine
-        "num_cpus": _embedded_cpus(cluster, trainers),
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
-    }
 
 
 def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFile]) -> None:

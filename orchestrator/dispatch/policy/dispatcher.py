@@ -1,8 +1,8 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers, nodes and
-tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
-takes: a task prefers a node that has not failed it, then a worker that has not, then any.
+`tasks.py` holds the tasks, `health.py` judges workers, nodes and tasks; here they meet. A healthy worker on a node that
+will stay never idles while a task is ready that it takes: a task prefers a node that has not failed it, then a worker
+that has not, then any.
 
 What a failure is charged to:
 - an error of the environment: to the worker and its node. The task is queued again.
@@ -33,9 +33,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
-from taugrid.orchestrator.dispatch.policy.backlog import Backlog
 from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, PoisonTasks, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
+from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Throughput
 from taugrid.orchestrator.task import Task
 
 # Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
@@ -56,11 +55,9 @@ class Fault(Enum):
 
 
 class Assignment(NamedTuple):
-    """`worker` should do `task`; it is a speculative copy if another worker already has it."""
-
     worker: str
     task: Task
-    speculative: bool = False
+    speculative: bool = False  # another worker already has it
 
 
 class Charge(NamedTuple):
@@ -68,14 +65,14 @@ class Charge(NamedTuple):
 
     key: str | None  # the task that the worker had, if any
     quarantined: bool  # whether the task will not be tried again
-    cooldown: Cooldown | None  # A worker or node is not to be used for a time
+    cooldown: Cooldown | None  # of a worker or node that is not to be used for a time
 
 
 class Dispatcher:
     """Decides which worker gets which task. Times are seconds on any one clock.
 
-    Raises:
-        ValueError: see `Backlog`.
+    `queues_ahead`: whether a worker that runs a task may have another one queued. `left_to_scorers`: kinds that workers
+    of all kinds leave, while there is other work, to those that do no others. Raises `ValueError` as `Backlog` does.
     """
 
     def __init__(
@@ -87,28 +84,21 @@ class Dispatcher:
         queues_ahead: bool = False,
         left_to_scorers: Iterable[str] = (),
     ) -> None:
-        """`queues_ahead`: whether a worker that runs a task may have another one queued.
-
-        `left_to_scorers`: kinds that workers of all kinds leave, while there is other work, to those that do no others.
-        """
         self.backlog = Backlog(tasks, kinds)
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
         self.in_flight = InFlight()
         self.throughput = Throughput(kinds)
-        self._kinds = frozenset(kinds)
-        self._max_attempts = max_attempts
-        self._hang_seconds = hang_seconds
-        self._queues_ahead = queues_ahead
+        self._kinds, self._left_to_scorers = frozenset(kinds), frozenset(left_to_scorers)
+        self._max_attempts, self._hang_seconds, self._queues_ahead = max_attempts, hang_seconds, queues_ahead
         self._histories: dict[str, TaskHistory] = {}
         self._poison = PoisonTasks()
         self._lost_last: str | None = None  # the task that the last lost worker ran
         self._none_overdue_until = float("-inf")
-        self._left_to_scorers = frozenset(left_to_scorers)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left that can be done. Superfluous copies may still be running."""
+        """Whether nothing is left to do. Superfluous copies may still be running."""
         return self.backlog.finished
 
     def attempts(self, key: str) -> int:

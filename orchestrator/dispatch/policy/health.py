@@ -21,22 +21,18 @@ from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
-# do, and to try each on every node of a large cluster would take long.
+# Enough to quarantine a task while no node has done any: it is likelier that all tasks fail than that all nodes do.
 UNPROVEN_NODES = 8
 
 FAILURES_IN_A_ROW = 3  # one failure may be the task's, two a coincidence
 
 FIRST_COOLDOWN_SECONDS = 1.0  # long enough for a mount to be back after a blip; it is doubled each time
 
-MAX_COOLDOWN_SECONDS = 60.0  # A node whose mount is back after an hour should not wait for a second hour
+MAX_COOLDOWN_SECONDS = 60.0  # a node whose mount is back after an hour should not wait for a second hour
 
-# After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
-# another is, the node's health goes on being checked.
-COOLDOWNS_UNTIL_UNFIT = 3
+COOLDOWNS_UNTIL_UNFIT = 3  # in a row on strong evidence; its health goes on being checked while another node is fit
 
-# How long a node without workers still counts as usable: a worker that was killed is back there within seconds, and its
-# node must not look as if it could not do what a bad node failed.
+# How long a node without workers still counts as usable: a killed worker is back there within seconds.
 ABSENT_SECONDS = 120.0
 
 
@@ -108,7 +104,7 @@ class Health:
             node.left = now
 
     def set_draining(self, nodes: Collection[str]) -> None:
-        """Set the nodes that will soon be gone: their workers get no new task."""
+        """Give the workers of these nodes, which will soon be gone, no new task."""
         self._draining = frozenset(nodes)
 
     def succeeded(self, worker: str) -> None:
@@ -234,7 +230,6 @@ class Health:
         return (usable | absent) - self._draining
 
     def proven(self) -> set[str]:
-        """The nodes that did a task and did not cool down since."""
         return {name for name, node in self._nodes.items() if node.proven}
 
     def broken_nodes(self) -> dict[str, str]:
@@ -269,7 +264,6 @@ class TaskHistory:
 
     @property
     def attempts(self) -> int:
-        """How many failures count against it."""
         return self.errors.total() + self.losses.total()
 
     @property
