@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import NOTHING, Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key, shard_of
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
 from taugrid.workers.conditions import LabelRule
@@ -105,7 +105,7 @@ class SampleWork(WorkKind):
         return {} if self.survey.scoring is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
-    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
+    def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
         cell, shard = task.cell, shard_of(task)
         assert cell is not None
@@ -124,7 +124,7 @@ class SampleWork(WorkKind):
         if result.evaluations == 0 and isinstance(job := task.job, SampleJob) and job.latents_of is not None:
             folder = Path(job.latents_of).parent.name
             fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
-        return Event("shard", fields)
+        return "shard", fields
 
 
 class Keeping(NamedTuple):
