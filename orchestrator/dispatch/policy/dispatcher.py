@@ -28,13 +28,14 @@ No event and no assignment costs time that grows with the number of tasks or wit
 has the figures for 512 workers.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
+from itertools import islice
 from typing import NamedTuple
 
-from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, PoisonTasks, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Throughput
+from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, TaskHistory, suffices
+from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Median
 from taugrid.orchestrator.task import Task
 
 # Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
@@ -43,6 +44,10 @@ MAX_COPIES = 3
 
 # One worker's death is an accident. After a second with the same task, the task may be poison.
 LOSSES_OF_POISON = 2
+
+# A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
+# docs/decisions.md, "Stragglers", says why.
+SPECULATION_SLOWNESS = 1.5
 
 
 class Fault(Enum):
@@ -88,11 +93,13 @@ class Dispatcher:
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
         self.in_flight = InFlight()
-        self.throughput = Throughput(kinds)
+        self._paces = {kind: Median() for kind in kinds}  # seconds for each unit of cost, as finished tasks took them
         self._kinds, self._left_to_scorers = frozenset(kinds), frozenset(left_to_scorers)
         self._max_attempts, self._hang_seconds, self._queues_ahead = max_attempts, hang_seconds, queues_ahead
         self._histories: dict[str, TaskHistory] = {}
-        self._poison = PoisonTasks()
+        # Tasks that may kill their workers: they wait for all others, and only one of them runs at a time.
+        self._poison: set[str] = set()
+        self._waiting_poison: OrderedDict[str, None] = OrderedDict()
         self._lost_last: str | None = None  # the task that the last lost worker ran
         self._none_overdue_until = float("-inf")
 
@@ -146,9 +153,9 @@ class Dispatcher:
         if key in self._histories:
             for other in self._histories[key].evidence.keys() - {node}:
                 self.health.blame(other)
-        self._poison.drop([key])
+        self._clear([key])
         if not overtook:
-            self.throughput.add(running.task, now - running.since)
+            self._paces[running.task.kind].add((now - running.since) / max(running.task.cost, 1e-12))
         self.backlog.complete(key, worker)
         return True
 
@@ -227,12 +234,13 @@ class Dispatcher:
         if key in self.done or key in self.quarantined:
             return False
         if to_blame:
-            self._poison.drop([key])
+            self._clear([key])
             self.backlog.quarantine(key)
             return True
         if key not in self.in_flight:
             if key in self._poison:
-                self._poison.queue(key)
+                self._waiting_poison[key] = None
+                self._waiting_poison.move_to_end(key, last=False)  # before all others: it was on trial
             else:
                 self.backlog.add(key, self._histories[key].failed_at if key in self._histories else ())
         return False
@@ -241,7 +249,7 @@ class Dispatcher:
         """Quarantine those of `keys` that no worker has and that are open; returns which."""
         closed = (self.done, self.quarantined, self.backlog.unreachable)
         waiting = {key for key in keys if not any(key in some for some in (self.in_flight, *closed))}
-        self._poison.drop(waiting)
+        self._clear(waiting)
         for key in waiting:
             if key not in self.backlog.unreachable:  # because of another one
                 self.backlog.quarantine(key)
@@ -260,8 +268,7 @@ class Dispatcher:
     @property
     def startable_kinds(self) -> set[str]:
         """The kinds of the tasks that could start now."""
-        poison = self._poison.first_waiting
-        return self.backlog.kinds | (set() if poison is None else {self._kind(poison)})
+        return self.backlog.kinds | {self._kind(key) for key in islice(self._waiting_poison, 1)}
 
     def due_for_health_check(self, now: float) -> list[str]:
         """The workers whose health is to be checked now: call `health.readmitted` or `unhealthy`, or `worker_lost`."""
@@ -320,13 +327,22 @@ class Dispatcher:
         fewest = min((failures[node] for node in self.health.usable_nodes(now, kind)), default=0)
         for worker in self.health.available(self.in_flight.idle, {kind}):
             if failures[self.health.node(worker)] <= fewest:
-                self._poison.begin(key)
+                del self._waiting_poison[key]
                 yield worker, key
                 return
 
     @property
     def _next_trial(self) -> str | None:
-        return self._poison.next_trial(running.key for running in self.in_flight.running.values())
+        """The first task that waits to be tried for poison, if none is on trial."""
+        if not self._waiting_poison or any(run.key in self._poison for run in self.in_flight.running.values()):
+            return None
+        return next(iter(self._waiting_poison))
+
+    def _clear(self, keys: Iterable[str]) -> None:
+        """Suspect tasks no longer that are done or quarantined."""
+        for key in self._poison.intersection(keys):
+            self._poison.discard(key)
+            self._waiting_poison.pop(key, None)
 
     def _copy(self, now: float) -> Iterator[tuple[str, str]]:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
@@ -349,9 +365,14 @@ class Dispatcher:
 
     def _late(self, now: float) -> dict[str, set[str]]:
         """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""
+        usual = {kind: pace.value for kind, pace in self._paces.items()}
+        limits = {kind: float("inf") if each is None else SPECULATION_SLOWNESS * each for kind, each in usual.items()}
+        running = self.in_flight.running.values()
+        late = [r for r in running if now - r.since > limits[r.task.kind] * r.task.cost or r.is_silent(now)]
+        late.sort(key=lambda running: (running.since, running.key))
         return {
             one.key: {self.health.node(worker) for worker in self.in_flight.copies(one.key)}
-            for one in self.throughput.late(self.in_flight.running.values(), now)
+            for one in late
             if self._may_be_copied(one.key, now)
         }
 

@@ -16,7 +16,7 @@ a node that cools down for those again and again is unfit.
   that do fewer kinds of tasks than others of their node don't count: a GPU may be broken where CPUs are well.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -291,41 +291,3 @@ def suffices(failures: Counter[str], max_attempts: int, usable: Set[str], proven
     if witnesses := proven & usable:
         return bool(tried & witnesses)
     return len(tried) >= UNPROVEN_NODES
-
-
-class PoisonTasks:
-    """Keys of tasks that may kill their workers: they wait for all others, and only one of them runs at a time."""
-
-    def __init__(self) -> None:
-        self._all: set[str] = set()
-        self._waiting: OrderedDict[str, None] = OrderedDict()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._all
-
-    def next_trial(self, running: Iterable[str]) -> str | None:
-        """The one to try next, if none of them is `running`."""
-        # `running` is all that runs, and nearly always nothing waits
-        return self.first_waiting if self._waiting and self._all.isdisjoint(running) else None
-
-    @property
-    def first_waiting(self) -> str | None:
-        return next(iter(self._waiting), None)
-
-    def add(self, key: str) -> None:
-        """Suspect a task that is not queued."""
-        self._all.add(key)
-
-    def queue(self, key: str) -> None:
-        """Let a task wait, before all others: it was on trial."""
-        self._waiting[key] = None
-        self._waiting.move_to_end(key, last=False)
-
-    def begin(self, key: str) -> None:
-        del self._waiting[key]
-
-    def drop(self, keys: Iterable[str]) -> None:
-        """Clear tasks that are done or quarantined."""
-        for key in self._all.intersection(keys):
-            self._all.discard(key)
-            self._waiting.pop(key, None)

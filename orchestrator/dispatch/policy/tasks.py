@@ -14,10 +14,6 @@ from dataclasses import dataclass
 
 from taugrid.orchestrator.task import Task
 
-# A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
-# docs/decisions.md, "Stragglers", says why.
-SPECULATION_SLOWNESS = 1.5
-
 SILENT_SECONDS = 60.0  # a job has a heartbeat once a second; one that was silent for this long is late, and may hang
 
 
@@ -350,20 +346,3 @@ class Median:
             return None
         lower = -self._lower[0]
         return lower if len(self._lower) > len(self._upper) else (lower + self._upper[0]) / 2
-
-
-class Throughput:
-    """Seconds for each unit of cost, by kind of task, as the finished ones took them."""
-
-    def __init__(self, kinds: Iterable[str]) -> None:
-        self._taken = {kind: Median() for kind in kinds}
-
-    def add(self, task: Task, seconds: float) -> None:
-        self._taken[task.kind].add(seconds / max(task.cost, 1e-12))
-
-    def late(self, running: Iterable[Running], now: float) -> list[Running]:
-        """Those that take much longer than their kind does, or are silent; the oldest first."""
-        usual = {kind: taken.value for kind, taken in self._taken.items()}
-        limits = {kind: float("inf") if each is None else SPECULATION_SLOWNESS * each for kind, each in usual.items()}
-        late = [one for one in running if now - one.since > limits[one.task.kind] * one.task.cost or one.is_silent(now)]
-        return sorted(late, key=lambda one: (one.since, one.key))
