@@ -18,17 +18,12 @@ from taugrid.orchestrator.dispatch.address import head_accepts
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
-# Heartbeats of all workers together that the driver receives: each costs it about half a millisecond.
-MAX_HEARTBEATS_PER_SECOND = 100
+MAX_HEARTBEATS_PER_SECOND = 100  # of all workers together: each costs the driver about half a millisecond
+SCORER_BYTES = 2_000_000_000  # that a scorer may need, estimated: torch, SciPy, a cell's and the reference's features
 
-# Memory that a scorer may need, estimated: torch, SciPy, the features of a cell and of the reference.
-SCORER_BYTES = 2_000_000_000
-
-# Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the text
-# of its cause, and its flag `preempted` is only for nodes that an autoscaler removed.
+# Parts of Ray's message when an actor died with its node, and when only its process did. `ActorDiedError` has no type
+# for it, and its flag `preempted` is only for nodes that an autoscaler removed.
 NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
-
-# Part of Ray's message when an actor's process ended by itself or was killed, and the node is well.
 PROCESS_DEATH = "worker process has died"
 
 
@@ -93,8 +88,7 @@ class _Call(NamedTuple):
     """A call of a worker that has not been answered."""
 
     worker: str
-    # Whether it is a call of `locate` or `next_heartbeat`; otherwise it is one of `check_health` or `perform`.
-    is_heartbeat_call: bool = False
+    is_heartbeat_call: bool = False  # of `locate` or `next_heartbeat`, not of `check_health` or `perform`
     key: str | None = None  # the job's task, for a call of `perform`
 
 

@@ -95,7 +95,6 @@ class WorkerManager:
         self._largest = 1  # the most workers that there should have been at a time
         self._resized = 0.0  # when that was
         self._too_many_since: float | None = None
-        self._unfit_since: float | None = None
         self._nodes: dict[str, Node] = {}  # by id, as at the last poll
         self._gone_at: dict[str, float] = {}  # id of a node that drains -> when it is taken away, if that is known
         self._polled_at = float("-inf")
@@ -272,33 +271,29 @@ class WorkerManager:
                     self._pool.kill(name)
                     self.lost(Lost(name, f"it has not answered its health check for {duration(limit)}", False))
             self._resize(now)
-        self._wait(now, bool(unfit))
-        if not unfit:
-            self._unfit_since = None
-            return
-        began = self._unfit_since = now if self._unfit_since is None else self._unfit_since
-        is_starting = any(worker.is_starting for worker in self._workers.values())
-        if is_starting and self._large and now - began < self._config.max_wait_seconds:
-            return
-        causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
-        if not all(isinstance(cause, UserError) for cause in causes):
-            raise RunFailed(f"no node is fit for work: {text}")
-        raise causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)
+        self._wait(now, unfit)
 
-    def _wait(self, now: float, all_unfit: bool) -> None:
+    def _wait(self, now: float, unfit: Mapping[str, str]) -> None:
         """While the run waits for a worker that is there and fit, say so now and then; raise once it has too long.
 
-        `all_unfit`: there are workers, but all of them are on unfit nodes.
+        `unfit` is node -> why, if there are workers, but all of them are on unfit nodes.
         """
         only_scores = self._dispatcher.startable_kinds <= self._scored
         placed = (worker for worker in self._workers.values() if worker.node is not None)
         no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
         self._had_worker = self._had_worker or not no_worker
-        if not no_worker and not all_unfit:
+        if not no_worker and not unfit:
             self._last_worker_at = self._last_message_at = now
             return
+        has_waited = now - self._last_worker_at >= self._config.max_wait_seconds
         limit = f"{duration(self._config.max_wait_seconds)} (cluster.max_wait_seconds)"
-        if no_worker and now - self._last_worker_at >= self._config.max_wait_seconds:
+        is_starting = any(worker.is_starting for worker in self._workers.values())
+        if unfit and (has_waited or not (is_starting and self._large)):
+            causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
+            if not all(isinstance(cause, UserError) for cause in causes):
+                raise RunFailed(f"no node is fit for work: {text}")
+            raise causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)
+        if no_worker and has_waited:
             if not self._elastic:
                 raise RunFailed(f"no worker started in {limit}; see Ray's logs, or set cluster.max_wait_seconds higher")
             if self._large or self._had_worker:

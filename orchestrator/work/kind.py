@@ -67,6 +67,10 @@ class WorkKind(ABC):
         """The path of `folder` in this run."""
         return self.rundir.root / self.folder
 
+    def job_at(self, path: Path) -> dict[str, Any]:
+        """The arguments that each job with one file has."""
+        return {"path": str(path), "storage": self.rundir.storage, "run_id": self.rundir.run_id}
+
     def check(self) -> None:
         """Raise `UserError` for failures that can be foreseen before any worker starts."""
         return

@@ -84,9 +84,7 @@ class OdeWork(WorkKind):
     def common(self, cell: Cell, path: Path) -> dict[str, Any]:
         """The arguments that both kinds of job have."""
         return {
-            "path": str(path),
-            "storage": self.rundir.storage,
-            "run_id": self.rundir.run_id,
+            **self.job_at(path),
             "network": self.rundir.network(cell.model, cell.settings.weights),
             "batch_size": cell.settings.batch_size,
             "diffusion": cell.model.diffusion,

@@ -50,7 +50,7 @@ class SampleWork(WorkKind):
             if len(sampled) == cell.num_shards:
                 continue
             metadata, there = self.rundir.sample_metadata(cell), listing.samples(cell.name)
-            own: dict[str, dict[str, Any]] = {}
+            own: dict[str, dict[str, Any]] = {}  # what only some jobs have, by the task's key
             jobs = self._jobs(cell, metadata, own)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -72,31 +72,25 @@ class SampleWork(WorkKind):
         self, cell: Cell, metadata: dict[str, Any], own: Mapping[str, Mapping[str, Any]]
     ) -> Callable[[Task], SampleJob]:
         """What makes the job of a task of a cell; `own` has what only some jobs have, by the task's key."""
-        network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
-        decoder, guidance, folder = self.rundir.decoder(cell), cell.guidance, self.rundir.samples / cell.name
         labels_of(cell, cell.first_shard)  # or it raises
+        folder = self.rundir.samples / cell.name
+        shared: dict[str, Any] = {
+            "network": self.rundir.network(cell.model, cell.settings.weights),
+            "decoder": self.rundir.decoder(cell),
+            "settings": cell.settings,
+            "diffusion": cell.model.diffusion,
+            "tau": cell.tau,
+            "nfe": cell.nfe,
+            "guidance": cell.guidance,
+            "guide": self.rundir.guide(cell),
+            "sampler_code": cell.sampler_description.code,
+            "metadata": metadata,
+        }
 
         def job(task: Task) -> SampleJob:
             shard = shard_of(task)
-            return SampleJob(
-                path=f"{folder}/{shard.name}",
-                storage=self.rundir.storage,
-                run_id=self.rundir.run_id,
-                start=shard.start,
-                stop=shard.stop,
-                network=network,
-                decoder=decoder,
-                settings=cell.settings,
-                diffusion=cell.model.diffusion,
-                tau=cell.tau,
-                nfe=cell.nfe,
-                guidance=guidance,
-                guide=guide,
-                sampler_code=cell.sampler_description.code,
-                label_rule=labels_of(cell, shard),
-                metadata=metadata,
-                **own.get(task.key, {}),
-            )
+            rest = {**shared, **own.get(task.key, {}), "label_rule": labels_of(cell, shard)}
+            return SampleJob(**self.job_at(folder / shard.name), start=shard.start, stop=shard.stop, **rest)
 
         return job
 
@@ -128,11 +122,11 @@ class SampleWork(WorkKind):
 
 
 class Keeping(NamedTuple):
-    """A sample file with the latents of its images."""
+    """A sample file with the latents of its images up to `stop`; `task` is to write it (None: it is there)."""
 
     path: Path
-    stop: int  # its last image's index + 1
-    task: str | None = None  # the task that is to write it; None: it is there
+    stop: int
+    task: str | None = None
 
 
 def kept_latents(rundir: RunDir) -> dict[tuple[str, str], Keeping]:

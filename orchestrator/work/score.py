@@ -65,9 +65,7 @@ class ReferenceWork(EvaluateWork):
         assert not isinstance(reference.given, MomentsFile)
         start, stop = part_bounds(reference.given.num_images)[number]
         job = ExtractJob(
-            path=str(self.rundir.reference_part(folder, reference.sha256, number)),
-            storage=self.rundir.storage,
-            run_id=self.rundir.run_id,
+            **self.job_at(self.rundir.reference_part(folder, reference.sha256, number)),
             images=replace(reference.given, parts_sha256=()),
             images_sha256=reference.given.part_sha256(number),
             extractor=self.scoring.extractor,
@@ -106,9 +104,7 @@ class ExtractWork(EvaluateWork):
         def job(task: Task) -> ExtractJob:
             shard = shard_of(task)
             return ExtractJob(
-                path=str(self.rundir.feature_part(folder, cell, shard)),
-                storage=self.rundir.storage,
-                run_id=self.rundir.run_id,
+                **self.job_at(self.rundir.feature_part(folder, cell, shard)),
                 replaces=replaced.get(shard.name),
                 images=str(self.rundir.sample_part(cell, shard)),
                 images_sha256=None,
@@ -150,8 +146,6 @@ class _ScoringWork(EvaluateWork):
         files = tuple(str(path) for path in self.survey.found.reference)
         of_parts = str(rundir.reference_part(folder, reference.sha256, 0).parent)
         return {
-            "storage": rundir.storage,
-            "run_id": rundir.run_id,
             "feature_paths": tuple(str(rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
             "num_samples": cell.settings.num_samples,
             "reference": ReferenceFiles(moments or files, reference.num_images, of_parts, scoring.reference_key),
@@ -188,7 +182,7 @@ class ScoreWork(_ScoringWork):
         scoring, id = self.scoring, self.scoring.id(cell)
         settings, reasons, remarks = scoring.of_cell(cell)
         return ScoreJob(
-            path=str(self.rundir.score(cell, id)),
+            **self.job_at(self.rundir.score(cell, id)),
             influence_path=str(self.rundir.influence(cell, id)),
             settings=settings,
             header={"cell": cell.id, "evaluation": id, "protocol": scoring.protocol(cell).as_dict()},
@@ -256,7 +250,7 @@ class ByLabelWork(_ScoringWork):
         data, labels = scoring.reference.data, scoring.labels
         assert classes is not None
         return ByLabelJob(
-            path=str(self.rundir.by_label(cell, scoring.by_label_id(cell))),
+            **self.job_at(self.rundir.by_label(cell, scoring.by_label_id(cell))),
             settings=self.config.evaluate.metric_settings,
             header={"cell": cell.id, "evaluation": scoring.id(cell)},
             sample_paths=self.sample_paths(cell),
