@@ -190,7 +190,11 @@ class WorkerManager:
         del self._workers[worker]
         self._lost += 1
         self._deaths += 1
-        if self._deaths >= self._largest + FRUITLESS_DEATHS and not self._has_worked:
+        if self._deaths == 1:
+            self._first_death = time.monotonic()
+        oldest = min((task.since for task in self._dispatcher.in_flight.running.values()), default=inf)
+        is_over = self._deaths >= self._largest + FRUITLESS_DEATHS and not self._has_worked
+        if is_over and oldest > self._first_death:  # a task that has run since then may be sound
             died = counted(self._deaths, "worker")
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 

@@ -1,28 +1,11 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`tasks.py` holds the tasks, `health.py` judges workers, nodes and tasks; here they meet. A healthy worker on a node that
-will stay never idles while a task is ready that it takes: a task prefers a node that has not failed it, then a worker
-that has not, then any.
-
-What a failure is charged to:
+`tasks.py` holds the tasks, `health.py` judges workers, nodes and tasks. What a failure is charged to:
 - an error of the environment: to the worker and its node. The task is queued again.
 - any other error: to the task, and to the worker until other nodes agree that it is the task.
 - a worker's death, a hang, or an accelerator's error, after which a worker is replaced: to the task that ran there,
-  and to the node. A task whose workers died twice may be poison: it waits until nothing else is ready, and only one
-  such task runs at a time.
+  and to the node. If a second task was queued behind it, to neither, but both count as having failed from then on.
 - the loss of a node, or a task that a worker gives back because its node will be lost: to neither.
-
-Where scorers help, which do only some kinds of tasks, the others leave those kinds to them as long as they have other
-tasks or may get some: a GPU should not wait for a score.
-
-A worker that runs a task may have a second one queued, which it begins by itself when the first only writes or is done:
-then the accelerator does not wait for the driver. It gets one only while more are ready than there are workers, so that
-none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
-so neither is charged; both count as having failed from then on, and a task that kills will do so alone.
-
-`health.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
-has nothing for it, an idle worker gets a speculative copy of a task that is queued behind another, or of the oldest one
-that runs much longer than similar ones or is silent. Commits are idempotent, so the first copy counts.
 
 No event and no assignment costs time that grows with the number of tasks or with workers times workers; docs/scale.md
 has the figures for 512 workers.
@@ -300,7 +283,11 @@ class Dispatcher:
         return Assignment(worker, task)
 
     def _ready(self) -> Iterator[tuple[str, str]]:
-        """Idle workers, the healthiest first, each with the ready task that it gets."""
+        """Idle workers, the healthiest first, each with the ready task that it gets.
+
+        A task prefers a node that has not failed it, then a worker that has not, then any. As long as there are other
+        tasks, or may be some, only scorers get those that they do: a GPU should not wait for a score.
+        """
         workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
         workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # scorers first; stable
         there = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
@@ -385,7 +372,11 @@ class Dispatcher:
         return heard <= 1 and len(copies) < MAX_COPIES and self.attempts(key) < self._max_attempts
 
     def _queue_second_tasks(self, now: float) -> Iterator[Assignment]:
-        """Workers that run a task, each with a second one of the same kind."""
+        """Workers that run a task, each with a second one of the same kind: its accelerator won't wait for the driver.
+
+        Only while more are ready than there are workers, so that none is kept from an idle one, and only if neither has
+        ever failed, since which of the two a worker died of cannot be known.
+        """
         plenty = len(self.backlog) - len(self.in_flight)
         if plenty <= 0:
             return

@@ -1,19 +1,9 @@
 """Who is to blame for failures: which workers and nodes cool down or are unfit, and which tasks are given up. Pure.
 
-A worker cools down after `FAILURES_IN_A_ROW` failures, for a time that doubles each time. A node cools down when all
-its workers do, or when its workers keep dying. A worker comes back by passing its health check, on probation: one more
-failure, and it cools down again. A task that it does clears its record and its node's.
-
 Failures that only tasks may be to blame for are weak evidence: they cause a cooldown, but never make a node unfit.
 Errors of the environment, failed health checks and tasks that failed here and were done elsewhere are strong evidence:
-a node that cools down for those again and again is unfit.
-
-- An available worker may get a task now: it does not cool down, and its node does not drain.
-- A usable node counts when a task is blamed: it does not drain, and has a worker without a cooldown on strong
-  evidence since its last task.
-- A proven node has done a task and has not cooled down since.
-- An unfit node has only workers with `COOLDOWNS_UNTIL_UNFIT` cooldowns on strong evidence. All others are fit. Workers
-  that do fewer kinds of tasks than others of their node don't count: a GPU may be broken where CPUs are well.
+a node that cools down for those again and again is unfit. A worker comes back by passing its health check, on
+probation: one more failure, and it cools down again. A task that it does clears its record and its node's.
 """
 
 from collections import Counter
@@ -216,7 +206,10 @@ class Health:
         return due
 
     def usable_nodes(self, now: float, kind: str) -> set[str]:
-        """The usable nodes that do tasks of this kind, among them those just without workers."""
+        """The nodes that count when a task of this kind is blamed, among them those just without workers.
+
+        They don't drain, and have a worker without a cooldown on strong evidence since its last task.
+        """
         usable = {
             record.node
             for record in self._workers.values()
@@ -233,7 +226,7 @@ class Health:
         return {name for name, node in self._nodes.items() if node.proven}
 
     def broken_nodes(self) -> dict[str, str]:
-        """Node -> why the run no longer counts on it."""
+        """Unfit node -> why. Workers of fewer kinds of tasks don't count: a GPU may be broken where CPUs are well."""
         unfit = dict.fromkeys(record.node for worker in self._cooling if (record := self._workers[worker]).is_unfit)
         reasons = {}
         for node in unfit:
