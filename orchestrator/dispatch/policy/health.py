@@ -175,7 +175,11 @@ class Health:
         if not kinds:
             return []
         available = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
-        return sorted(available, key=self._rank)
+        records, nodes = self._workers, self._nodes
+        return sorted(
+            available,
+            key=lambda w: (not nodes[records[w].node].proven, records[w].cooldowns, records[w].failures),
+        )
 
     def may_become_available(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
@@ -186,10 +190,6 @@ class Health:
     def _serves(self, worker: str, kinds: Set[str]) -> bool:
         record = self._workers[worker]
         return record.node not in self._draining and not record.takes.isdisjoint(kinds)
-
-    def _rank(self, worker: str) -> tuple[bool, int, int]:
-        record = self._workers[worker]
-        return not self._nodes[record.node].proven, record.cooldowns, record.failures
 
     def due_for_health_check(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
         """The workers whose health should be checked now, and then is: their cooldown is over, and they are not `busy`.
