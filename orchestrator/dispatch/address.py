@@ -26,9 +26,7 @@ COMMON_ENVIRONMENT = {
 }
 
 ACCEPT_SECONDS = 1.0  # how long a head that was joined may take to accept a connection
-
 CONNECT_SECONDS = 10.0
-
 NODE_SECONDS = 5.0  # how long a node that is just starting on this machine is waited for
 
 
@@ -43,7 +41,6 @@ def join(address: str) -> str:
     import_ray()
     head = find_head(address)
     require_token(address)
-    require_reachable(address, head)
     require_token_accepted(address, is_on_loopback(address), partial(ray_compat.accepts_token, head))
     require_local_node(address, head)
     return head
@@ -143,16 +140,6 @@ def find_head(address: str) -> str:
         )
     check_form(head)
     return str(head)
-
-
-def require_reachable(address: str, head: str) -> None:
-    """Raise `UserError` at once if nothing listens at `head` (HOST:PORT), the head that `address` means."""
-    host, _, port = head.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        at = "" if head == address else f", which was last known at {head}"
-        raise UserError(f"no Ray cluster at --address {address}{at}: {error.strerror or error}") from None
 
 
 def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Header | None], bool]) -> None:

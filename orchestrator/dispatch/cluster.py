@@ -117,17 +117,18 @@ class Connection:
             self._open.__exit__(*error)
             self._cpus = None
 
-    def has(self, cluster: Cluster, trainers: int, modules: Collection[SourceFile]) -> bool:
-        """Whether it is open, with room for these workers and with these files."""
-        room = self._cpus is not None and _embedded_cpus(cluster, trainers) <= self._cpus
-        return room and self._modules.issuperset(modules)
-
-    def open(self, cluster: Cluster, trainers: int, modules: Collection[SourceFile]) -> None:
-        """Connect as `connected` does; again if it lacks room or files."""
+    def open(
+        self, cluster: Cluster, trainers: int, modules: Collection[SourceFile], say: Callable[[str], None]
+    ) -> None:
+        """Connect as `connected` does, and say so, unless it is open with room for these workers and these files."""
+        cpus = _embedded_cpus(cluster, trainers)
+        if self._cpus is not None and cpus <= self._cpus and self._modules.issuperset(modules):
+            return
+        say("starting Ray" if self.address == "local" else f"connecting to Ray at {self.address}")
         self._open.close()
         self._cpus = None
         self._open.enter_context(connected(self.address, cluster, trainers, modules))
-        self._cpus, self._modules = _embedded_cpus(cluster, trainers), frozenset(modules)
+        self._cpus, self._modules = cpus, frozenset(modules)
 
 
 def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFile]) -> None:
