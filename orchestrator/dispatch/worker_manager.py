@@ -244,7 +244,7 @@ class WorkerManager:
     def snapshot(self) -> SessionSnapshot:
         """How far the session is, for the progress display."""
         in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
-        cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
+        cooling_down = len(in_flight.idle.keys() & health.cooling.keys())
         starting = [worker.started for worker in self._workers.values() if worker.is_starting]
         return SessionSnapshot(
             done=backlog.done,

@@ -11,7 +11,7 @@ No event and no assignment costs time that grows with the number of tasks or wit
 has the figures for 512 workers.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from itertools import islice
@@ -79,7 +79,7 @@ class Dispatcher:
         self._paces = {kind: Median() for kind in kinds}  # seconds for each unit of cost, as finished tasks took them
         self._kinds, self._left_to_scorers = frozenset(kinds), frozenset(left_to_scorers)
         self._max_attempts, self._hang_seconds, self._queues_ahead = max_attempts, hang_seconds, queues_ahead
-        self._histories: dict[str, TaskHistory] = {}
+        self._histories = defaultdict[str, TaskHistory](TaskHistory)
         # Tasks that may kill their workers: they wait for all others, and only one of them runs at a time.
         self._poison: set[str] = set()
         self._waiting_poison: OrderedDict[str, None] = OrderedDict()
@@ -152,7 +152,7 @@ class Dispatcher:
     ) -> Charge:
         """`worker` failed the task `key` (None: the one that it ran) but is alive."""
         key = self.in_flight.finish(worker, key, now)[0].key
-        node, history = self.health.node(worker), self._history(key)
+        node, history = self.health.node(worker), self._histories[key]
         others_agree = bool(self.health.proven() & (history.errors.keys() - {node}))
         history.failed_at |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
@@ -180,7 +180,7 @@ class Dispatcher:
         self.health.left(worker, now, with_its_node)
         if not with_its_node:
             for each in tasks:
-                self._history(each).failed_at |= {worker, node}
+                self._histories[each].failed_at |= {worker, node}
         to_blame = False
         if key is not None and not with_its_node and (culprit is not None or len(tasks) == 1):
             to_blame = self._died_of(key, node, now)
@@ -193,7 +193,7 @@ class Dispatcher:
 
     def _died_of(self, key: str, node: str, now: float) -> bool:
         """Charge a task with a worker's death. True if the task is to blame."""
-        history = self._history(key)
+        history = self._histories[key]
         history.losses[node] += 1
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
         self._lost_last = key
@@ -201,9 +201,6 @@ class Dispatcher:
             self._poison.add(key)
         convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
         return convincing and self._is_to_blame(key, now)
-
-    def _history(self, key: str) -> TaskHistory:
-        return self._histories.setdefault(key, TaskHistory())
 
     def _is_to_blame(self, key: str, now: float) -> bool:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""

@@ -68,7 +68,7 @@ class Health:
         self._workers: dict[str, _Worker] = {}
         self._nodes: dict[str, _Node] = {}
         self._draining: frozenset[str] = frozenset()
-        self._cooling: dict[str, None] = {}  # the workers whose cooldown has an end, in the order in which it began
+        self.cooling: dict[str, None] = {}  # the workers whose cooldown has an end, in the order in which it began
 
     def joined(self, worker: str, node: str, now: float, takes: frozenset[str]) -> None:
         """`worker` is ready on `node`; on a node whose workers keep dying it begins with a cooldown."""
@@ -84,7 +84,7 @@ class Health:
         """`worker` is gone. The loss of its node's other workers may be reported later."""
         name = self._workers.pop(worker).node
         node = self._nodes[name]
-        self._cooling.pop(worker, None)
+        self.cooling.pop(worker, None)
         del node.workers[worker]
         if node.workers:
             return
@@ -103,7 +103,7 @@ class Health:
         node = self._nodes[record.node]
         self._workers[worker] = _Worker(record.node, record.takes)
         self._nodes[record.node] = _Node(node.workers, node.taken, proven=True)
-        self._cooling.pop(worker, None)
+        self.cooling.pop(worker, None)
 
     def failed(self, worker: str, now: float, reason: str, strong: bool) -> Cooldown | None:
         """`worker` failed a task that may not be to blame. If it cools down already, it had that task before."""
@@ -132,7 +132,7 @@ class Health:
         node.cooldowns += 1
         node.until, node.proven = now + seconds, False
         for other in node.workers:
-            if other not in self._cooling:
+            if other not in self.cooling:
                 self._cool(other, node.until)
                 self._workers[other].reason = reason
         return Cooldown(worker, name, seconds, True)
@@ -152,17 +152,14 @@ class Health:
         record.cooldowns += 1
         record.failures, record.is_checked = 0, False
         node = self._nodes[record.node]
-        whole_node = all(other in self._cooling for other in node.workers)
+        whole_node = all(other in self.cooling for other in node.workers)
         node.proven = node.proven and not whole_node
         return Cooldown(worker, record.node, seconds, whole_node)
 
     def readmitted(self, worker: str) -> None:
         record = self._workers[worker]
         record.until, record.is_checked = None, False
-        self._cooling.pop(worker, None)
-
-    def is_cooling_down(self, worker: str) -> bool:
-        return worker in self._cooling
+        self.cooling.pop(worker, None)
 
     def node(self, worker: str) -> str:
         return self._workers[worker].node
@@ -174,7 +171,7 @@ class Health:
         """Those of `workers` that may be given a task of `kinds` now, the healthiest first."""
         if not kinds:
             return []
-        available = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
+        available = [worker for worker in workers if worker not in self.cooling and self._serves(worker, kinds)]
         records, nodes = self._workers, self._nodes
         return sorted(
             available,
@@ -197,7 +194,7 @@ class Health:
         `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence.
         """
         due = []
-        for worker in self._cooling:
+        for worker in self.cooling:
             record = self._workers[worker]
             is_over = record.until is not None and (record.until <= now or (at_once and not record.strong))
             if is_over and not record.is_checked and worker not in busy:
@@ -227,7 +224,7 @@ class Health:
 
     def broken_nodes(self) -> dict[str, str]:
         """Unfit node -> why. Workers of fewer kinds of tasks don't count: a GPU may be broken where CPUs are well."""
-        unfit = dict.fromkeys(record.node for worker in self._cooling if (record := self._workers[worker]).is_unfit)
+        unfit = dict.fromkeys(record.node for worker in self.cooling if (record := self._workers[worker]).is_unfit)
         reasons = {}
         for node in unfit:
             records = [self._workers[worker] for worker in self._nodes[node].workers]
@@ -239,7 +236,7 @@ class Health:
 
     def _cool(self, worker: str, until: float) -> None:
         self._workers[worker].until = until
-        self._cooling[worker] = None
+        self.cooling[worker] = None
 
 
 def _seconds(cooldowns: int) -> float:
