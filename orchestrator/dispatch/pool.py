@@ -14,8 +14,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch.address import head_accepts
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
+from taugrid.orchestrator.dispatch.cluster import head_accepts
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
 MAX_HEARTBEATS_PER_SECOND = 100  # of all workers together: each costs the driver about half a millisecond

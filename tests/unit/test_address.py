@@ -12,7 +12,7 @@ from snapshots import raises
 from taugrid.config import Cluster
 from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator.dispatch import cluster
-from taugrid.orchestrator.dispatch.address import (
+from taugrid.orchestrator.dispatch.cluster import (
     Token,
     check_form,
     find_head,
