@@ -84,4 +84,4 @@ def require_format(value: Any, place: Path) -> None:
     """Raise `UserError` unless this version of taugrid wrote `value`, a file of the run or night at `place`."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         made = with_urls(str(place))
-        raise UserError(f"{made} was made by another version of taugrid; use a new folder")
+        raise UserError(f"{made} is of another version of taugrid, or has lost its run.json; use a new folder")

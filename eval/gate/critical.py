@@ -7,9 +7,9 @@ network and the metrics of one cell are.
 """
 
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
 
 from taugrid.eval.metrics.statistics import Array
 
@@ -59,7 +59,7 @@ def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> flo
         draws: simulated nights.
     """
     k = len(correlations)
-    alone, bound = float(norm.isf(alpha)), float(norm.isf(alpha / k))
+    alone, bound = -NormalDist().inv_cdf(alpha), -NormalDist().inv_cdf(alpha / k)
     if k == 1:
         return alone
     values, vectors = np.linalg.eigh(correlations)

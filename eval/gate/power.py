@@ -18,12 +18,13 @@ distances as well and grow by the same law; the factor was measured for FID alon
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
-
-from scipy.stats import norm
 
 POWER = 0.80
 """The probability with which a regression of `DetectionPower.detectable` is called worse."""
+
+NORMAL = NormalDist()
 
 VARIANCE_GROWTH = 0.7
 """The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
@@ -93,7 +94,7 @@ class DetectionPower:
 
 def standard_errors_for_power(critical: float) -> float:
     """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`."""
-    return critical + float(norm.ppf(POWER))
+    return critical + NORMAL.inv_cdf(POWER)
 
 
 def samples_to_halve_misses(critical: float, num_samples: int) -> int:
@@ -101,13 +102,13 @@ def samples_to_halve_misses(critical: float, num_samples: int) -> int:
 
     Errors shrink with the root of N. `critical` is what T has to exceed in a night's screening test (`rule.screen`).
     """
-    halved = critical - float(norm.ppf(missed_share(critical) / 2))
+    halved = critical - NORMAL.inv_cdf(missed_share(critical) / 2)
     return rounded_up(num_samples * (halved / EXAMPLE_EFFECT_SE) ** 2)
 
 
 def missed_share(critical: float) -> float:
     """The share of seed sets with which a regression of `EXAMPLE_EFFECT_SE` standard errors stays below `critical`."""
-    return float(norm.cdf(critical - EXAMPLE_EFFECT_SE))
+    return NORMAL.cdf(critical - EXAMPLE_EFFECT_SE)
 
 
 def frozen_seeds_remark(critical: float, num_samples: int) -> str:

@@ -67,7 +67,7 @@ def test_features_of_another_size_and_features_that_are_nan_are_refused(refused,
 def test_keys_and_metrics_that_there_are_not_are_refused(refused, few, held_out):
     line = refused(few, held_out, *DIGITS, "--metrics", "fid,fud")
     assert "'fud'" in line
-    assert line.startswith("taugrid: --metrics")
+    assert line.startswith("taugrid: evaluate: metrics")
     assert "--set sample" in refused(few, held_out, *DIGITS, "--set", "sample.steps=5")
     assert "isc_split" in refused(few, held_out, *DIGITS, "--set", "evaluate.isc_split=5")
     assert "--reference PATH" in taugrid("evaluate", "--samples", few, code=2).stderr
