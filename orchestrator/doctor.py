@@ -20,7 +20,6 @@ from taugrid.config import Cluster
 from taugrid.config.load import load
 from taugrid.errors import CustomCodeError, RunFailed, StoreError, UserError, joined_lines
 from taugrid.eval.features.resolve import MissingWeights, chosen, find_weights
-from taugrid.orchestrator.dispatch import address as addresses
 from taugrid.orchestrator.dispatch import cluster
 from taugrid.orchestrator.dispatch.capacity import ask_nodes
 from taugrid.orchestrator.opened import require_shared, run_folder
@@ -127,7 +126,7 @@ def is_ready(document: dict[str, Any]) -> bool:
 
 def token() -> Iterator[Finding]:
     """Ray's token, as docs/security.md wants it for clusters beyond this machine."""
-    found, mode = addresses.find_token(), os.environ.get("RAY_AUTH_MODE")
+    found, mode = cluster.find_token(), os.environ.get("RAY_AUTH_MODE")
     if found is None and mode == "token":
         fix = "export RAY_AUTH_TOKEN=... as the head has it; a new one: openssl rand -hex 32"
         yield Finding("token", "warning", "RAY_AUTH_MODE is token, and there is none", fix)

@@ -8,7 +8,7 @@ from typing import Any
 from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
-from taugrid.orchestrator.dispatch.address import check_form
+from taugrid.orchestrator.dispatch.cluster import check_form
 from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.plan.patterns import checkpoints_in, resolve_patterns
 from taugrid.orchestrator.plan.record import from_json, to_json

@@ -304,9 +304,7 @@ class Session:
 
     def _connect(self) -> None:
         trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
-        if not self._ray.has(self.config.cluster, trainers, self._modules):
-            self._progress.say("starting Ray" if self._address == "local" else f"connecting to Ray at {self._address}")
-            self._ray.open(self.config.cluster, trainers, self._modules)
+        self._ray.open(self.config.cluster, trainers, self._modules, self._progress.say)
 
     def _train(self) -> dict[str, TrainingFailed]:
         """Train what is missing. Returns model id -> error for trainings that failed while others did not.

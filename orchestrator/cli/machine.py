@@ -98,7 +98,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
         taugrid selfcheck  # this installation, in some minutes
         taugrid selfcheck --sampler dpm++2m  # a sampler against the solution of the ODE
     """
-    from taugrid.orchestrator.dispatch.address import check_form
+    from taugrid.orchestrator.dispatch.cluster import check_form
 
     requested = RunOptions(**given)
     check_form(requested.address)

@@ -5,7 +5,7 @@ Counting is exact. As Ray does, it counts in ten-thousandths, rounding down: a t
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from fractions import Fraction
 from functools import cache, lru_cache
 from math import inf
@@ -17,14 +17,9 @@ from taugrid.versions import torch_is_for_gpus
 from taugrid.words import counted
 from taugrid.workers import ray_compat
 
-RAYS_UNITS = 10_000
-"""The number of parts into which Ray divides a CPU or a GPU."""
+RAYS_UNITS = 10_000  # parts into which Ray divides a CPU or a GPU
 
-ASK_SECONDS = 60.0
-"""How long nodes may take to report whether their torch can use their GPUs; later, workers' health checks find out."""
-
-MAX_SHARED_GPU = 0.5
-"""The largest fraction of a GPU of which two fit on one."""
+ASK_SECONDS = 60.0  # for nodes to report whether torch can use their GPUs; later, workers' health checks find out
 
 
 class Size(NamedTuple):
@@ -42,12 +37,9 @@ class Node(NamedTuple):
     id: str
     cpus: float
     gpus: float
-    draining: bool = False
-    """Whether it will be taken away: Ray places nothing more on it."""
-    memory: float = inf
-    """Bytes, as Ray counts them."""
-    seconds_left: float = inf
-    """Until it is taken away, by this machine's clock; infinity if nobody said when."""
+    draining: bool = False  # it will be taken away: Ray places nothing more on it
+    memory: float = inf  # bytes, as Ray counts them
+    seconds_left: float = inf  # until it is taken away, if that is known
 
     def capacity(self, size: Size) -> int:
         """How many workers fit on it if nothing else runs there. A fraction of a GPU can't span two GPUs."""
@@ -85,25 +77,29 @@ def nodes(selector: Mapping[str, str] | None = None) -> list[Node]:
 class Answer(NamedTuple):
     node: str
     value: Any = None
-    error: str = ""
-    """Why there is no value."""
+    error: str = ""  # why there is no value
 
 
-def ask_nodes(question: Callable[[Any], Any], about: Any, seconds: float) -> Iterator[Answer]:
-    """What `question(about)` returns on each node of the cluster, with `seconds` for all of them together."""
+def ask_nodes(
+    question: Callable[[Any], Any], about: Any, seconds: float, ids: Set[str] | None = None, late: Any = None
+) -> Iterator[Answer]:
+    """What `question(about)` returns on the nodes `ids` (None: on all), with `seconds` for all of them together.
+
+    `late` is the value of those that do not answer in time.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
-    for alive in [node for node in ray.nodes() if node["Alive"]]:
+    for alive in [node for node in ray.nodes() if node["Alive"] and (ids is None or node["NodeID"] in ids)]:
         there = NodeAffinitySchedulingStrategy(alive["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
         asked[task.remote(about)] = str(alive["NodeName"])
-    in_time, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    in_time = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0]
     for answer, node in asked.items():
         if answer not in in_time:
             ray.cancel(answer, force=True)
-            yield Answer(node, error=f"no answer within {seconds:.0f} s")
+            yield Answer(node, late, f"no answer within {seconds:.0f} s")
             continue
         try:
             yield Answer(node, ray.get(answer))
@@ -140,25 +136,10 @@ def torch_uses_gpus(ids: frozenset[str]) -> bool:
 
     Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.
     """
-    import ray
-
     if not ids:
         return False
     # Whether a GPU is there is not asked: Ray hides it from tasks without one.
-    ask = ray.remote(num_cpus=0, max_retries=0)(torch_is_for_gpus)
-    asked = [ask.options(label_selector={"ray.io/node-id": node}).remote() for node in sorted(ids)]
-    while asked:
-        answers, asked = ray.wait(asked, timeout=ASK_SECONDS)
-        if not answers:
-            for ref in asked:
-                ray.cancel(ref, force=True)
-            return True
-        try:
-            if ray.get(answers[0]):
-                return True
-        except ray.exceptions.RayError:  # no torch there, or no node any more: not able
-            continue
-    return False
+    return any(answer.value for answer in ask_nodes(lambda _: torch_is_for_gpus(), None, ASK_SECONDS, ids, late=True))
 
 
 def total_capacity(size: Size, cluster: Cluster) -> int:
@@ -191,14 +172,11 @@ def no_capacity(size: Size, cluster: Cluster, then: str = "") -> UserError:
 
 
 class Trainers(NamedTuple):
-    """How a model is trained on the connected cluster."""
+    """The workers of a training, or their minimum and maximum, and what each takes."""
 
     workers: int | tuple[int, int]
-    """Their number, or the minimum and the maximum."""
     cpus: float
-    """CPUs of each worker."""
     gpus: float
-    """GPUs of each worker."""
 
 
 def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = False) -> Trainers:
@@ -212,19 +190,11 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     When Ray Train counts how many workers fit, it ignores labels, and that a fraction of a GPU can't span two GPUs. It
     would start workers that can't be placed. There the number is fixed: as many as fit now, or all if none fits.
 
-    Raises:
-        UserError: if not even one fits, or fewer than the minimum, and the cluster can't grow; or if two could share a
-            GPU, which NCCL refuses.
+    Raises `UserError` if not even one fits, or fewer than the minimum, and the cluster can't grow.
     """
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
     size = worker_size(cluster)
-    max_workers = workers if isinstance(workers, int) else workers[1]
-    if max_workers > 1 and 0 < size.gpus <= MAX_SHARED_GPU:
-        raise UserError(
-            f"cluster.gpus_per_worker: with {size.gpus:g}, two of {max_workers} training workers could share a GPU, "
-            "which NCCL refuses (Duplicate GPU detected); set cluster.train.gpus_per_worker: 1, or train.workers: 1"
-        )
     capacity = total_capacity(size, cluster)
     if capacity < 1 and not may_grow:
         raise no_capacity(size, cluster)

@@ -1,5 +1,6 @@
 """The loop between pool and dispatcher: passes on events and assignments, and reports them to the user."""
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +29,8 @@ from taugrid.errors import (
     is_environment_error,
 )
 from taugrid.eval.extract import ExtractJob
-from taugrid.jobs import Result
+from taugrid.jobs import Job, Result
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.dispatch.jobs_in_flight import JobsInFlight
 from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, Fault
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
@@ -42,26 +42,24 @@ from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.parquet import OTHER_BYTES
 from taugrid.storage import READS_TOGETHER
 from taugrid.words import counted, duration, quantity
+from taugrid.workers.jobs import SampleJob
 
-POLL_SECONDS = 0.5
-"""How often the driver wakes up while nothing happens, for Ctrl-C, stragglers, hangs and cooldowns that end."""
+POLL_SECONDS = 0.5  # how often it wakes up while nothing happens, for Ctrl-C, stragglers, hangs and cooldowns that end
 
+# A turn takes about a second. During one that takes this long, because a disk hangs or the driver was stopped, no
+# heartbeats were received, and no worker must be killed for that.
 AWAY_SECONDS = 30.0
-"""A turn takes about a second. One that takes this long was held up, by a disk that hangs or because the driver was
-stopped. The driver received no heartbeats during it, and must not kill workers for that."""
 
-KEEP_SECONDS = 2.5
-"""How long an interrupted driver waits for its workers to commit; it must end within the grace period of `ending`."""
+KEEP_SECONDS = 2.5  # how long an interrupted driver waits for commits, of the grace period of `ending`
 
-FINAL = NotFinite | SamplerFault | DoesNotFit
-"""Errors that the same job, and all others of its cell, would raise again."""
+FINAL = NotFinite | SamplerFault | DoesNotFit  # the same job, and all others of its cell, would raise it again
 
 
 class Loop:
     """Runs `tasks` on `pool` until everything that can be done is done.
 
     An `embedded` cluster has `workers` from beginning to end. On a cluster that the run joined they are the maximum;
-    None: as many as fit.
+    None: as many as fit. `permanent_failures` are the names of cells that failed and would fail again.
     """
 
     def __init__(
@@ -74,11 +72,8 @@ class Loop:
         config: Cluster,
         outputs: Outputs,
     ) -> None:
-        self._tasks = tasks
+        self._tasks, self._pool, self._embedded, self._config = tasks, pool, embedded, config
         self._kinds = {kind.name: kind for kind in kinds}
-        self._pool = pool
-        self._embedded = embedded
-        self._config = config
         self._progress, self._events, self._log, self._committed = outputs
         scored = frozenset(kind.name for kind in kinds if not kind.needs_network)
         left_to_scorers = scored if pool.scorer is not None else ()
@@ -86,6 +81,8 @@ class Loop:
             tasks.values(), list(self._kinds), config.max_attempts, config.hang_seconds, True, left_to_scorers
         )
         self._manager = WorkerManager(pool, self._dispatcher, workers, not embedded, scored, config, outputs)
+        self._jobs: dict[str, Job] = {}  # task -> its job, or the rest of it, from when it is given until it is done
+        self._stopped: set[str] = set()  # workers
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled
         self._looking = ThreadPoolExecutor(READS_TOGETHER)  # up to 64 KiB of each file are kept
@@ -93,17 +90,13 @@ class Loop:
         self._writing = ThreadPoolExecutor(1)  # after an interrupt, a write waits for the one before
         self._reasons: dict[str, str] = {}
         self._told: set[str] = set()  # what is said once in a run
-        self._jobs = JobsInFlight(tasks, self._dispatcher.in_flight)
         self._listened = time.monotonic()
         self.permanent_failures: set[str] = set()
-        """Names of cells that failed and would fail again (`_is_permanent`)."""
 
     def run(self) -> dict[str, str]:
         """Run, and return cell name -> reason for the cells that could not be finished.
 
-        Raises:
-            UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
-            RunFailed: if no node is fit for another reason, all are full or gone, or workers die faster than they work.
+        Raises `UserError` or `RunFailed` as `WorkerManager` does, or if workers die faster than they work.
         """
         try:
             self._announce(self._manager.begin())
@@ -134,7 +127,10 @@ class Loop:
     def _commit_partial_shards(self) -> None:
         """Have workers commit the complete batches of their shards; `ending` tells how many images they are."""
         in_flight, end = self._dispatcher.in_flight, time.monotonic() + KEEP_SECONDS
-        shards = {key for worker in in_flight.running for key in in_flight.keys(worker) if self._jobs.is_shard(key)}
+        shards = {
+            key for worker in in_flight.running for key in in_flight.keys(worker)
+            if isinstance(self._job(key), SampleJob)
+        }  # fmt: skip
         kept = {running.key: 0 for running in in_flight.running.values() if running.key in shards}
         ended = {event.key for event in self._received if isinstance(event, Done | Failed)}
         waited_for = shards & {*self._pool.stop(), *ended} if shards else set[str | None]()
@@ -169,8 +165,7 @@ class Loop:
             reason = f"killed after {silent} without a heartbeat (cluster.hang_seconds)"
             self._lost(Lost(worker, reason, False), self._dispatcher.in_flight.running[worker].key)
         self._manager.tend(now)
-        for worker in self._jobs.to_stop(self._manager.leaving, now):
-            self._pool.stop([worker])
+        self._stop_on_leaving_nodes(now)
         assignments = self._dispatcher.assign(now)
         for worker, task, speculative in assignments:
             if speculative:
@@ -180,8 +175,21 @@ class Loop:
         self._flush()  # before a job begins: if this driver dies, the device of its file must be known
         for worker, task, _ in assignments:
             failed_before = self._dispatcher.attempts(task.key) > 0
-            self._pool.submit(worker, replace(self._jobs.job(task.key), failed_before=failed_before), task.key)
+            self._pool.submit(worker, replace(self._job(task.key), failed_before=failed_before), task.key)
         self._progress.tick(self._manager.snapshot)
+
+    def _stop_on_leaving_nodes(self, now: float) -> None:
+        """Stop the workers, each once, whose jobs do not end before their nodes are taken away: others go on."""
+        for worker, gone_at in self._manager.leaving.items():
+            running = self._dispatcher.in_flight.running.get(worker)
+            if running is None or worker in self._stopped:
+                continue
+            job, batches = self._job(running.key), 1
+            if isinstance(job, SampleJob):
+                batches = math.ceil((job.stop - job.start - job.kept) / job.settings.batch_size)
+            if running.must_stop(now, gone_at, batches):
+                self._stopped.add(worker)
+                self._pool.stop([worker])
 
     def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
         """The events since the last call, and those that an interrupt left over.
@@ -193,7 +201,7 @@ class Loop:
         if not self._events.storage.on_disk:
             for event in self._received:
                 if isinstance(event, Done) and event.key not in self._dispatcher.done:
-                    look = self._looking.submit(confirm, self._jobs.job(event.key), event.result)
+                    look = self._looking.submit(confirm, self._job(event.key), event.result)
                     self._looks.setdefault((event.worker, event.key), look)
         while self._received:
             event = self._received[0]
@@ -202,19 +210,12 @@ class Loop:
             self._received.popleft()  # not before it was handled: an interrupt may come in between
 
     def _flush(self) -> None:
-        """Write the events of this turn, and what was committed in it: in an object store two requests, together."""
-        if self._events.storage.on_disk:
-            self._events.flush()
-            self._add_to_ledger()
-        else:
-            written = self._writing.submit(self._add_to_ledger)
-            self._events.flush()
+        """Write the events of this turn and, at the same time, what was committed in it."""
+        new, self._new = self._new, []
+        written = self._writing.submit(self._committed, new) if new else None
+        self._events.flush()
+        if written is not None:
             written.result()
-
-    def _add_to_ledger(self) -> None:
-        if self._new:
-            new, self._new = self._new, []
-            self._committed(new)
 
     def _announce(self, workers: int) -> None:
         kinds, todo = self._kinds.values(), self._tasks.values()
@@ -228,14 +229,21 @@ class Loop:
         self._progress.say(f"to do: {work}{cost}; starting {counted(workers, 'worker')}")
 
     def _handle(self, event: PoolEvent) -> None:
+        in_flight = self._dispatcher.in_flight
         match event:
             case Located():
                 self._manager.located(event)
             case Joined():
                 self._manager.joined(event)
-            case Alive():
-                if event.worker in self._dispatcher.in_flight.running:
-                    self._heard(event)
+            case Alive(worker):
+                if (running := in_flight.running.get(worker)) is None:
+                    return
+                self._dispatcher.heartbeat(worker, time.monotonic())
+                if event.key != running.key:
+                    return  # of its second task, which computes while the first is written
+                running.doing = event.doing
+                if event.of:
+                    running.fraction = min(1.0, event.done / event.of)
             case Done(worker, result, key):
                 self._manager.worked()
                 try:
@@ -252,31 +260,29 @@ class Loop:
                     raise RunFailed("the Ray on this machine has died (out of memory?); run the same command again")
                 if not with_its_node and self._manager.is_leaving(worker):
                     event = event._replace(with_its_node=True)
-                if worker in self._dispatcher.in_flight.running:
+                if worker in in_flight.running:
                     self._lost(event)
                 else:
                     self._manager.lost(event)
 
-    def _heard(self, event: Alive) -> None:
-        self._dispatcher.heartbeat(event.worker, time.monotonic())
-        running = self._dispatcher.in_flight.running[event.worker]
-        if event.key != running.key:
-            return  # of its second task, which computes while the first is written
-        running.doing = event.doing
-        if event.of:
-            running.fraction = min(1.0, event.done / event.of)
+    def _job(self, key: str) -> Job:
+        """The job of a task; of a shard that was given back, it does the rest."""
+        if key not in self._jobs:
+            job = self._tasks[key].job
+            assert job is not None
+            self._jobs[key] = job
+        return self._jobs[key]
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
         """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.
 
-        Raises:
-            NotCommitted, FileConflict: if the driver does not find it, or finds one that nothing explains.
+        Raises `NotCommitted` or `FileConflict` if the driver does not find it, or finds one that nothing explains.
         """
         is_done, look = key in self._dispatcher.done, self._looks.pop((worker, key), None)
         found = None
         try:
             if not is_done:
-                found = confirm(self._jobs.job(key), result) if look is None else look.result()
+                found = confirm(self._job(key), result) if look is None else look.result()
             if result.conflict is not None:
                 self._judge(worker, key, result.conflict)
         except (NotCommitted, FileConflict) as fault:
@@ -287,15 +293,12 @@ class Loop:
         return found
 
     def _judge(self, worker: str, key: str, conflict: str) -> None:
-        """Keep the file that `worker` found, with a note, if its maker may round differently.
+        """Keep the file that `worker` found, with a note, if its maker may round differently; else `FileConflict`.
 
         So may one whose device, software or threads differ, where the run has had workers of several kinds, and equal
         ones that extract features in batches of different sizes, because memory decides these.
-
-        Raises:
-            FileConflict: if not.
         """
-        job = self._jobs.job(key)
+        job = self._job(key)
         if conflict != OTHER_BYTES:
             raise FileConflict(
                 f"{job.path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices "
@@ -325,17 +328,31 @@ class Loop:
 
     def _record(self, worker: str, result: Result, key: str) -> None:
         found, task = self._found(worker, result, key), self._tasks[key]
-        if is_short := self._jobs.keep(key, result, found):
+        if is_short := self._keep_part(key, result, found):
             self._dispatcher.gave_back(worker, time.monotonic(), key)
         first_copy = not is_short and self._dispatcher.succeeded(worker, time.monotonic(), key)
-        kind, info = self._kinds[task.kind], self._manager.info(worker)
-        name, fields = kind.event(task, result, first_copy)
+        info = self._manager.info(worker)
+        name, fields = self._kinds[task.kind].event(task, result, first_copy)
         given_back = {"given_back": True} if is_short else {}
         self._events.note(name, **fields, **given_back, worker=worker, node=info.node, device=info.device)
         if first_copy and found is not None:
             self._new.append(found)
         if key in self._dispatcher.done:
-            self._jobs.done(key)
+            self._jobs.pop(key, None)
+
+    def _keep_part(self, key: str, result: Result, found: Committed | None) -> bool:
+        """Whether a shard's worker was stopped after some of its batches: the next job continues from them.
+
+        `found` is the file: that part, or a longer copy by another worker. None: the task is done.
+        """
+        job, part = self._job(key), result.part
+        if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
+            return False
+        if found is not None:
+            stop = max(part.stop, min(found.part.stop, job.stop - 1) if found.part else 0)
+            in_batches = (stop - job.start) // job.settings.batch_size * job.settings.batch_size
+            self._jobs[key] = replace(job, kept=in_batches, replaces=found.version)
+        return True
 
     def _failed(self, failure: Failed) -> None:
         worker, cause = failure.worker, failure.cause
@@ -344,7 +361,7 @@ class Loop:
             self._dispatcher.gave_back(worker, time.monotonic(), doing)
             self._events.note("given back", task=doing, worker=worker)
             return
-        job = self._jobs.job(doing)
+        job = self._job(doing)
         if isinstance(cause, OSError) and cause.errno in FULL and job.run_id is not None:
             is_for_all = Path(str(cause.filename)).is_relative_to(job.run_id.root)
             if is_for_all:
@@ -358,24 +375,19 @@ class Loop:
             self._pool.kill(worker)
             self._lost(Lost(worker, reason, False), doing)
             return
-        charge = self._dispatcher.failed(worker, time.monotonic(), fault_of(cause), reason, doing)
+        fault = fault_of(cause)
+        charge = self._dispatcher.failed(worker, time.monotonic(), fault, reason, doing)
         self._charge(worker, charge, f"{reason} (details: {path})")
-        cell = self._tasks[doing].cell
+        kind, cell = self._tasks[doing].kind, self._tasks[doing].cell
         if charge.quarantined and cell is not None:
-            if isinstance(cause, FINAL):
-                given_up = self._dispatcher.quarantine(self._of_cells[self._tasks[doing].kind, cell.id])
-                if given_up:
-                    self._events.note("given up", tasks=sorted(given_up), because=doing)
-                    self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
-            if self._is_permanent(cause, doing):
+            if fault is Fault.FINAL and (given_up := self._dispatcher.quarantine(self._of_cells[kind, cell.id])):
+                self._events.note("given up", tasks=sorted(given_up), because=doing)
+                self._progress.say(f"{counted(len(given_up), 'other task')} of its cell given up")
+            # NaN from the network, a sampler that breaks its contract, and a failing metric come again.
+            of_a_metric = kind == ScoreWork.name and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
+            if isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and fault is Fault.TASK):
                 self.permanent_failures.add(cell.name)
         self._manager.cools_down(charge.cooldown, reason)
-
-    def _is_permanent(self, cause: BaseException, key: str) -> bool:
-        """Whether a retry can't help: NaN from the network, a sampler that breaks its contract, or a failing metric."""
-        is_metrics = self._kinds[self._tasks[key].kind].name == ScoreWork.name
-        of_a_metric = is_metrics and not isinstance(cause, OSError | DamagedFile | DoesNotFit)
-        return isinstance(cause, NotFinite | SamplerFault) or (of_a_metric and fault_of(cause) is Fault.TASK)
 
     def _lost(self, event: Lost, culprit: str | None = None) -> None:
         """A worker that had a task is gone. `culprit`: the task that certainly caused it, if any."""
@@ -411,6 +423,7 @@ class Loop:
 
 
 def fault_of(cause: BaseException) -> Fault:
+    """What to charge an error to."""
     if isinstance(cause, FINAL):
         return Fault.FINAL
     if isinstance(cause, WorkerRefusal):

@@ -14,30 +14,24 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from taugrid.errors import is_out_of_memory, last_line
 from taugrid.jobs import Job, Result, WorkerInfo
-from taugrid.orchestrator.dispatch.address import head_accepts
 from taugrid.orchestrator.dispatch.capacity import Node, Size, nodes
+from taugrid.orchestrator.dispatch.cluster import head_accepts
 from taugrid.workers.actor import CONCURRENCY_GROUPS, LastHeartbeat
 
-MAX_HEARTBEATS_PER_SECOND = 100
-"""Heartbeats of all workers together that the driver receives: each costs it about half a millisecond."""
+MAX_HEARTBEATS_PER_SECOND = 100  # of all workers together: each costs the driver about half a millisecond
+SCORER_BYTES = 2_000_000_000  # that a scorer may need, estimated: torch, SciPy, a cell's and the reference's features
 
-SCORER_BYTES = 2_000_000_000
-"""Memory that a scorer may need, estimated: torch, SciPy, the features of a cell and of the reference."""
-
+# Parts of Ray's message when an actor died with its node, and when only its process did. `ActorDiedError` has no type
+# for it, and its flag `preempted` is only for nodes that an autoscaler removed.
 NODE_DEATHS = ("node has died", "node has crashed", "node died", "was drained", "is drained")
-"""Parts of Ray's message when an actor died with its node. There is no type for it: `ActorDiedError` keeps only the
-text of its cause, and its flag `preempted` is only for nodes that an autoscaler removed."""
-
 PROCESS_DEATH = "worker process has died"
-"""Part of Ray's message when an actor's process ended by itself or was killed, and the node is well."""
 
 
 class Located(NamedTuple):
     """A worker's process has started. Its health is checked next."""
 
     worker: str
-    node: str
-    """The node's address."""
+    node: str  # the node's address
     node_id: str
 
 
@@ -52,31 +46,25 @@ class Alive(NamedTuple):
     """A heartbeat: `done` of `of` of a worker's job is done."""
 
     worker: str
-    key: str
-    """The job's task."""
+    key: str  # the job's task
     done: float
     of: float
-    doing: str = ""
-    """What it does that is no progress, such as `compiling`."""
+    doing: str = ""  # what it does that is no progress, such as `compiling`
 
 
 class Done(NamedTuple):
     worker: str
     result: Result
-    key: str
-    """The job's task."""
+    key: str  # the job's task
 
 
 class Failed(NamedTuple):
     """A job or a health check raised an error; its worker is alive."""
 
     worker: str
-    cause: BaseException
-    """The worker's exception, of its original type."""
-    traceback: str
-    """The whole traceback, as text."""
-    key: str | None = None
-    """The job's task; None: it was a health check."""
+    cause: BaseException  # the worker's exception, of its original type
+    traceback: str  # the whole traceback, as text
+    key: str | None = None  # the job's task; None: it was a health check
 
     @property
     def summary(self) -> str:
@@ -88,11 +76,9 @@ class Failed(NamedTuple):
 
 class Lost(NamedTuple):
     worker: str
-    reason: str
-    """For messages."""
+    reason: str  # for messages
     with_its_node: bool
-    details: str = ""
-    """Ray's error, for the logs."""
+    details: str = ""  # Ray's error, for the logs
 
 
 PoolEvent = Located | Joined | Alive | Done | Failed | Lost
@@ -102,10 +88,8 @@ class _Call(NamedTuple):
     """A call of a worker that has not been answered."""
 
     worker: str
-    is_heartbeat_call: bool = False
-    """Whether it is a call of `locate` or `next_heartbeat`; otherwise it is one of `check_health` or `perform`."""
-    key: str | None = None
-    """The job's task, for a call of `perform`."""
+    is_heartbeat_call: bool = False  # of `locate` or `next_heartbeat`, not of `check_health` or `perform`
+    key: str | None = None  # the job's task, for a call of `perform`
 
 
 class Pool:
@@ -129,8 +113,7 @@ class Pool:
         scorer: tuple[Any, ...] | None = None,
     ) -> None:
         self.size, self.scorer = Size(cpus, gpus), scorer
-        self.selector = dict(label_selector or {})
-        """The labels of the nodes that workers may be on."""
+        self.selector = dict(label_selector or {})  # the labels of the nodes that workers may be on
         self._remote = ray.remote(
             num_cpus=cpus,
             num_gpus=gpus,

@@ -1,14 +1,11 @@
-"""Trains the models of a session, from the driver's side: in turn, or `cluster.trainings` at a time.
-
-Ray Train runs in a thread for each; the driver follows its log and reports its end.
-"""
+"""Trains the models of a session, from the driver's side: in turn, or `cluster.trainings` at a time."""
 
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -34,33 +31,28 @@ from taugrid.workers.data.load import content_fingerprint, load_labels
 from taugrid.workers.training import fit
 from taugrid.workers.training.log import TrainingProgress
 
-POLL_SECONDS = 0.5
-"""How often the driver checks the logs and Ctrl-C."""
-
-CAPACITY_SECONDS = 5.0
-"""How often a training that waits for its workers checks whether nodes have joined."""
-
-ABANDON_SECONDS = 2.0
-"""How long the threads of trainings may take to end with the session, of `ending.GRACE_SECONDS`."""
-
-STANDSTILL_SECONDS = 120.0
-"""Time without a logged step after which a message says what a training may be waiting for."""
+POLL_SECONDS = 0.5  # how often the driver checks the logs and Ctrl-C
+CAPACITY_SECONDS = 5.0  # how often a training that waits for its workers checks whether nodes have joined
+ABANDON_SECONDS = 2.0  # how long the threads may take to end with the session, of `ending.GRACE_SECONDS`
 
 
 class TrainingFailed(RunFailed):
-    """The training of one model failed; others may still succeed."""
+    """The training of one model failed; others may still succeed.
+
+    `fails_again`: whether the same command would fail in the same way.
+    """
 
     def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
         super().__init__(f"training of model {called} failed: {reason} (details: {log})")
         self.fails_again = fails_again
-        """Whether the same command would fail in the same way."""
 
 
 class Training:
-    """One model's training in a driver session; Ray must be connected.
+    """One model's training in a driver session; Ray must be connected. `may_grow`: whether nodes may join the cluster.
 
     Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. The
-    caller does the rest: it calls `begin`, then `check_log` now and then, and `end` once the thread has ended.
+    caller does the rest: it calls `begin`, then `check_log` now and then, and `end` once the thread has ended. `error`
+    is why it ended without a model; after `fit.NoRoom` and `fit.NodesLeave` it can begin again.
     """
 
     def __init__(
@@ -73,41 +65,19 @@ class Training:
         events: Events,
         may_grow: bool = False,
     ) -> None:
-        """`may_grow`: whether nodes may join the cluster."""
-        self.model = model
-        self.steps = source.train.steps
+        self.model, self.steps = model, source.train.steps
         self._source, self._rundir, self._cluster = source, rundir, cluster
         self._say, self._events, self._may_grow = say, events, may_grow
         self._told: set[str] = set()
         self.error: BaseException | None = None
-        """Why its thread ended without a model. After `fit.NoRoom` and `fit.NodesLeave` it can begin again."""
         self.began_at = float("-inf")
-        self.at = self._now()
-        """Progress by its log; None before the first step."""
-        self.has_begun = False
-        """Whether it has logged a step since `begin`."""
-
-    @property
-    def done(self) -> int:
-        """Steps done; before it has begun, those of its last checkpoint."""
-        if self.at is None:
-            return 0
-        return self.at.step if self.has_begun else self.at.checkpoint
-
-    @property
-    def at_stake(self) -> str:
-        """What an interruption loses, as a phrase; empty: nothing."""
-        if self.at is None or not self.has_begun or self.at.step <= self.at.checkpoint:
-            return ""
-        lost, last = counted(self.at.step - self.at.checkpoint, "step"), self.at.checkpoint
-        since = f"since its checkpoint of step {last:,}" if last else "before its first checkpoint"
-        return f"training of {self.model.called}: {lost} {since} lost"
+        self.at = self._now()  # progress by its log; None before the first step
+        self.has_begun = False  # whether it has logged a step since `begin`
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
-        """Start or continue it, from its last checkpoint. It comes into `ended` when its thread ends.
+        """Start or continue it, from its last checkpoint; raises `UserError` if no worker fits, and none ever will.
 
-        Raises:
-            UserError: if no worker fits on the cluster, and none ever will.
+        It comes into `ended` when its thread ends.
         """
         wanted = capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
         model, self._spec = self.model, self.specified(wanted)
@@ -116,63 +86,43 @@ class Training:
             has_checkpoint = any(self._spec.running.glob("checkpoint_*"))
             last = f"continues from its checkpoint of step {self.at.checkpoint}"
             then = last if has_checkpoint else "begins again, because it has no checkpoint"
-            message = f"training of {model.called} ended at step {self.at.step}; it {then}"
-            self._say_once(f"ended at {self.at.step}", message)
-        self.began_at = self._changed = self._checked_at = self._fitted_at = time.monotonic()
+            self._say_once(f"training of {model.called} ended at step {self.at.step}; it {then}")
+        self.began_at = self._checked_at = self._fitted_at = time.monotonic()
         # With this step a watching command detects whether the log has grown since.
         self._events.add("train", model=model.id, **({} if self.at is None else {"step": self.at.step}))
         self.thread = threading.Thread(target=self._fit, args=(ended,), name=f"train-{model.id}", daemon=True)
         self.thread.start()
 
     def check_log(self) -> None:
-        """Read the log, and say once if no step is logged for long.
+        """Read the log; raises `UserError` if nodes large enough have been missing for `cluster.max_wait_seconds`.
 
-        Raises:
-            UserError: if nodes large enough did not join in time. The thread goes on waiting, as Ray Train knows no
-                limit, until the session ends.
+        The thread goes on waiting, as Ray Train knows no limit, until the session ends.
         """
-        if self._may_grow and not self.has_begun:
-            self._require_capacity()
-        at = self._now()
+        at, now = self._now(), time.monotonic()
         if at is not None and at != self.at:
-            self.at, self.has_begun, self._changed = at, True, time.monotonic()
-        train = self._spec.train
-        is_elastic = not isinstance(train.workers, int)
-        may_wait = is_elastic or (self._may_grow and not self.has_begun)
-        if may_wait and time.monotonic() - self._changed > STANDSTILL_SECONDS:
-            self._say_once(
-                "standstill",
-                f"training {self.model.called}: no step logged for {duration(STANDSTILL_SECONDS)}; it waits while "
-                f"the cluster has no room for {counted(train.fewest_workers, 'worker')}",
-            )
-
-    def _require_capacity(self) -> None:
-        """Raise `UserError` if nodes for the fewest workers have been missing for `cluster.max_wait_seconds`."""
-        now, limit = time.monotonic(), self._cluster.max_wait_seconds
-        if now - self._checked_at < CAPACITY_SECONDS:
+            self.at, self.has_begun = at, True
+        if not self._may_grow or self.has_begun or now - self._checked_at < CAPACITY_SECONDS:
             return
         self._checked_at = now
         size = capacity.Size(self._spec.cpus_per_worker, self._spec.gpus_per_worker)
+        limit = self._cluster.max_wait_seconds
         if capacity.total_capacity(size, self._cluster) >= self._spec.train.fewest_workers:
             self._fitted_at = now
-        if now - self._fitted_at >= limit:
+        elif now - self._fitted_at >= limit:
             then = f", nor has one joined in {duration(limit)} (cluster.max_wait_seconds)"
             raise capacity.no_capacity(size, self._cluster, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
         """Put the model in place, and report the outcome. `log` writes a file in logs/.
 
-        Raises:
-            UserError: if something must be changed first.
-            TrainingFailed: if it could not go on.
+        Raises `UserError` if something must be changed first, `TrainingFailed` if it could not go on.
         """
         error, model = self.error, self.model
         if isinstance(error, UserError):
             raise error
         if error is not None:
             path = log(f"train-{model.id}", "".join(traceback.format_exception(error)))
-            reason = with_urls(last_line(error))
-            again = isinstance(error, fit.FailsAgain)
+            reason, again = with_urls(last_line(error)), isinstance(error, fit.FailsAgain)
             place = self._rundir.relative(path)
             self._events.add("training failed", model=model.id, reason=reason, log=place, fails_again=again)
             raise TrainingFailed(model.called, reason, path, again)
@@ -188,10 +138,10 @@ class Training:
         steps = counted(self.at.step, "step")
         self._say(f"trained model {model.called}: {steps} in {duration(seconds)}, loss {self.at.loss:.4f}")
 
-    def _say_once(self, about: str, text: str) -> None:
+    def _say_once(self, text: str) -> None:
         """Say it once: a training that finds no room begins again every ten minutes."""
-        if about not in self._told:
-            self._told.add(about)
+        if text not in self._told:
+            self._told.add(text)
             self._say(text)
 
     def _fit(self, ended: "SimpleQueue[Training]") -> None:
@@ -202,10 +152,10 @@ class Training:
         ended.put(self)
 
     def _now(self) -> TrainingProgress | None:
-        """How far the training is, by the log in the folder where it runs."""
         return progress_of(self.model, self._rundir, self._cluster.scratch)
 
     def specified(self, wanted: capacity.Trainers) -> TrainingSpec:
+        """What the workers `wanted` get; raises `UserError` if its precision needs a GPU and they have none."""
         source = self._source
         need = lacks("cpu", source.train.precision, section="train")
         if need is not None and not wanted.gpus:
@@ -218,8 +168,7 @@ class Training:
         if self._may_grow and wanted.workers != asked:
             grows = "it begins with as many as fit, at least one, and takes more as nodes join"
             then = f"it trains with {wanted.workers}" if isinstance(wanted.workers, int) else grows
-            message = f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}"
-            self._say_once("workers", message)
+            self._say_once(f"training {self.model.called}: the cluster does not fit {asked} workers now; {then}")
         return TrainingSpec(
             data=source.data,
             data_sha256=content_fingerprint(source.data),
@@ -237,9 +186,10 @@ class Training:
 
 
 class Trainings:
-    """The trainings of a session, in turn, or `cluster.trainings` at a time.
+    """The trainings of a session, which begin in their order.
 
-    Only `fit.train` runs in other threads, so nothing here needs a lock.
+    `others`: whether the session has models to go on with when one fails. Only `fit.train` runs in other threads, so
+    nothing here needs a lock.
     """
 
     def __init__(
@@ -251,7 +201,6 @@ class Trainings:
         log: Callable[[str, str], Path],
         others: bool,
     ) -> None:
-        """`trainings` begin in their order. `others`: whether the session has models to go on with when one fails."""
         self._all, self._waiting = list(trainings), deque(trainings)
         self._under_way: list[Training] = []
         self._ended: SimpleQueue[Training] = SimpleQueue()
@@ -259,78 +208,46 @@ class Trainings:
         self._progress, self._events, self._log = progress, events, log
         self._worked_at = float("-inf")  # when one of them was last seen to train
         self._failed: dict[str, TrainingFailed] = {}
-        self._to_change: UserError | None = None  # ends the stage once no training runs
         self._trained = 0
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed.
 
-        Raises:
-            UserError: if something must be changed first. Those that run have then ended; the others continue in the
-                next session.
+        Raises `UserError` if something must be changed first. Those that run end, and continue in the next session.
         """
         self._show_stage()
         try:
-            while self._waiting or self._goes_on():
-                with self._others_go_on():
-                    while self._waiting and len(self._under_way) < self._most:
-                        training = self._waiting.popleft()
-                        training.begin(self._ended)
-                        self._under_way.append(training)
+            while self._waiting or self._under_way:
+                while self._waiting and len(self._under_way) < self._most:
+                    training = self._waiting.popleft()
+                    training.begin(self._ended)
+                    self._under_way.append(training)
                 for training in self._under_way:
-                    with self._others_go_on():
-                        training.check_log()
+                    training.check_log()
                 if any(training.has_begun for training in self._under_way):
                     self._worked_at = time.monotonic()
                 self._show()
-                with suppress(Empty), self._others_go_on():
+                with suppress(Empty):
                     self._end(self._ended.get(timeout=POLL_SECONDS))
         finally:
-            self._abandon()
+            # A thread that speaks to Ray while Ray shuts down would end the process from Ray's C++. Ray waits for a
+            # minute for a head that is gone, so the threads are ended from another one.
+            until = time.monotonic() + ABANDON_SECONDS
+            if self._under_way:
+                threading.Thread(target=ray_compat.kill_train_controllers, name="abandon", daemon=True).start()
+            for training in self._under_way:
+                training.thread.join(max(0.0, until - time.monotonic()))
         self._progress.end()
         ending.lost = ""
-        if self._to_change is not None:
-            raise self._to_change
         return self._failed
-
-    def _abandon(self) -> None:
-        """End the threads: one that speaks to Ray while Ray shuts down would end the process from Ray's C++.
-
-        Killed in a thread as well, because Ray waits for a minute for a head that is gone.
-        """
-        until = time.monotonic() + ABANDON_SECONDS
-        if self._under_way:
-            threading.Thread(target=ray_compat.kill_train_controllers, name="abandon", daemon=True).start()
-        for training in self._under_way:
-            training.thread.join(max(0.0, until - time.monotonic()))
-
-    def _goes_on(self) -> bool:
-        """Whether the end of one under way is worth waiting for."""
-        if self._to_change is None:
-            return bool(self._under_way)
-        return any(training.has_begun for training in self._under_way)
-
-    @contextmanager
-    def _others_go_on(self) -> Iterator[None]:
-        """Keep a `UserError` until the others have ended: what one training lacks must not cost hours of others."""
-        try:
-            yield
-        except UserError as error:
-            is_first, self._to_change = self._to_change is None, self._to_change or error
-            self._waiting.clear()
-            if not self._goes_on():
-                raise self._to_change from None
-            if is_first:
-                self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)
         # It begins again at once where its nodes leave, and later where one that has worked meanwhile had its room.
         has_left = isinstance(training.error, fit.NodesLeave)
         if has_left or (isinstance(training.error, fit.NoRoom) and self._worked_at > training.began_at):
-            if self._to_change is None:
-                self._events.add("training waits", model=training.model.id)
-                self._waiting.insert(0 if has_left else len(self._waiting), training)
+            self._events.add("training waits", model=training.model.id)
+            self._waiting.insert(0 if has_left else len(self._waiting), training)
             return
         try:
             training.end(self._log)
@@ -347,19 +264,27 @@ class Trainings:
         self._progress.end()
         if self._all:
             models = counted(len(self._all), "model") if len(self._all) > 1 else self._all[0].model.called
-            self._progress.begin(
-                f"training {models}", sum(training.steps for training in self._all), "steps", waits=True
-            )
+            steps = sum(training.steps for training in self._all)
+            self._progress.begin(f"training {models}", steps, "steps", waits=True)
 
     def _show(self) -> None:
-        ending.lost = listed([lost for training in self._under_way if (lost := training.at_stake)], 3, "training", "; ")
-        running = {training.model.called: training.at for training in self._under_way if training.has_begun}
-        progress = {called: at for called, at in running.items() if at is not None}
-        if progress:
-            done = sum(training.done for training in self._all)
-            workers = sum(at.workers for at in progress.values())
-            note = note_of_trainings(progress, len(self._all), self._trained)
-            self._progress.update(done, workers=workers, note=note)
+        """Show the steps done, and what an interruption would lose. One that has not begun has its checkpoint's."""
+        done, lost, running = 0, list[str](), dict[str, TrainingProgress]()
+        for training in self._all:
+            if (at := training.at) is None:
+                continue
+            done += at.step if training.has_begun else at.checkpoint
+            if training in self._under_way and training.has_begun:
+                running[training.model.called] = at
+                if at.step > at.checkpoint:
+                    steps = counted(at.step - at.checkpoint, "step")
+                    last = f"since its checkpoint of step {at.checkpoint:,}"
+                    since = last if at.checkpoint else "before its first checkpoint"
+                    lost.append(f"training of {training.model.called}: {steps} {since} lost")
+        ending.lost = listed(lost, 3, "training", "; ")
+        if running:
+            note = note_of_trainings(running, len(self._all), self._trained)
+            self._progress.update(done, workers=sum(at.workers for at in running.values()), note=note)
 
 
 def note_of_trainings(running: Mapping[str, TrainingProgress], models: int, trained: int) -> str:

@@ -1,12 +1,7 @@
-"""Starts, checks, replaces and releases the workers of a run, and ends a run without hope.
-
-It acts on what the dispatcher decides about workers and nodes; `loop.py` does so for tasks. On a cluster that the run
-joined, workers follow the work and the nodes: those that wait for room tell Ray what is needed, nodes that join get
-work, idle workers are released, and nodes that drain are left. An embedded cluster has a given number of workers.
-"""
+"""Starts, checks, replaces and releases the workers of a run, as the dispatcher's decisions and the nodes want it."""
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import inf
@@ -26,30 +21,22 @@ from taugrid.orchestrator.rundir.directory import Committed
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.words import counted, duration
 
+# Workers beyond their number that may fail to start, or die while idle, with no task done in between, before the run
+# gives up: something is wrong with all of them, and starting more would never end.
 FRUITLESS_RESTARTS = 5
-"""How many workers, beyond their number, may fail to start, or die while idle, with no task done in between, before the
-run gives up. Then something is wrong with all of them (memory, a broken installation), and starting more would never
-end."""
 
+# Workers beyond their number that may die of their tasks while no task at all is done: more than the costliest cell has
+# bad shards, as a rule, but far fewer than a queue of which every task kills has tasks.
 FRUITLESS_DEATHS = 40
-"""How many workers, beyond their number, may die of their tasks while no task at all is done: more than the costliest
-cell has bad shards, as a rule, but far fewer than a queue of which every task kills has tasks."""
 
-MAX_PAUSE_SECONDS = 60.0
-"""Maximum pause between two attempts to start a worker. It begins at 0 and doubles from 1 s while none succeeds."""
-
-RESIZE_SECONDS = 0.5
-"""How often the number of workers is adjusted: with hundreds, not after every event."""
-
+MAX_PAUSE_SECONDS = 60.0  # between two attempts to start a worker; it doubles from 1 s while none succeeds
+RESIZE_SECONDS = 0.5  # with hundreds of workers, their number is not adjusted after every event
 NODE_POLL_SECONDS = 5.0
-"""How often Ray is polled for nodes: a node that joins gets work soon, and one that drains gets no more."""
+MESSAGE_SECONDS = 60.0  # how often a message says that no worker is usable
 
-MESSAGE_SECONDS = 60.0
-"""How often a message says that no worker is usable, and why."""
-
+# How long there may be more workers than work for them. The next stage of a cell may come a moment later, and another
+# start of torch takes seconds; an autoscaler waits for minutes itself.
 RELEASE_SECONDS = 30.0
-"""How long there may be more workers than work for them, before the superfluous ones are released. The next stage of a
-cell may come a moment later, and another start of torch takes seconds; an autoscaler waits for minutes itself."""
 
 
 class Outputs(NamedTuple):
@@ -57,35 +44,29 @@ class Outputs(NamedTuple):
 
     progress: Progress
     events: Events
-    log: Callable[[str, str], Path]
-    """Called with the name of a worker or task and a text; writes the text to a file in logs/ and returns its path."""
+    log: Callable[[str, str], Path]  # writes the text about a worker or task to a file in logs/, and returns its path
     committed: Callable[[Sequence[Committed]], None] = lambda files: None
-    """Called with files that were committed."""
 
 
 @dataclass
 class _ManagedWorker:
     is_scorer: bool
-    """Whether it does without a GPU, and only computes scores."""
-    places: frozenset[str] = frozenset()
-    """The ids of the nodes on which a scorer may start."""
-    node: str | None = None
-    """The id of its node; None until its process has started."""
-    info: WorkerInfo | None = None
-    """None until it has passed a health check."""
-    is_starting: bool = True
-    """Whether its first health check is not over."""
-    checked_since: float | None = None
-    """When its current health check began; None if there is none."""
+    places: frozenset[str] = frozenset()  # ids of the nodes on which a scorer may start
+    node: str | None = None  # id; None until its process has started
+    info: WorkerInfo | None = None  # None until it has passed a health check
+    is_starting: bool = True  # its first health check is not over
+    checked_since: float | None = None  # when its current health check began
     started: float = field(default_factory=time.monotonic)
 
 
 class WorkerManager:
-    """The workers of a pool, as the dispatcher's decisions want them and as nodes have room.
+    """The workers of a pool.
 
-    `elastic` means that the run joined a running cluster, whose nodes may come and go. Without `max_workers`, there are
-    then as many workers as fit on the nodes, at least one. An embedded cluster has `max_workers` from beginning to end.
-    Scorers are workers without a GPU, in a pool whose other workers have one; they do only tasks of the kinds `scored`.
+    `elastic`: the run joined a running cluster, whose nodes may come and go. Then workers follow the work and the
+    nodes: those that wait for room tell Ray what is needed, nodes that join get work, idle workers are released, and
+    nodes that drain are left; `max_workers` is their maximum (None: as many as fit, at least one). An embedded cluster
+    has `max_workers` from beginning to end. Scorers are workers without a GPU, in a pool whose other workers have one;
+    they do only tasks of the kinds `scored`.
     """
 
     def __init__(
@@ -98,11 +79,9 @@ class WorkerManager:
         config: Cluster,
         outputs: Outputs,
     ) -> None:
-        self._pool = pool
-        self._dispatcher = dispatcher
+        self._pool, self._dispatcher = pool, dispatcher
         self._max_workers, self._elastic, self._scored = max_workers, elastic, scored
-        self._config = config
-        self._outputs = outputs
+        self._config, self._events, self._log, self._say = config, outputs.events, outputs.log, outputs.progress.say
         self._workers: dict[str, _ManagedWorker] = {}  # in the order in which they were started
         self._names: dict[str, str] = {}  # id of a node -> its name for people
         self._causes: dict[str, BaseException] = {}  # id of a node -> its last error
@@ -112,11 +91,10 @@ class WorkerManager:
         self._not_started = 0  # the same, since another worker joined
         self._has_worked = False
         self._lost = 0  # workers that are gone, and were not released
-        self._deaths: deque[float] = deque()  # when the last workers died of tasks
+        self._deaths = 0  # workers that died of tasks
         self._largest = 1  # the most workers that there should have been at a time
         self._resized = 0.0  # when that was
         self._too_many_since: float | None = None
-        self._unfit_since: float | None = None
         self._nodes: dict[str, Node] = {}  # by id, as at the last poll
         self._gone_at: dict[str, float] = {}  # id of a node that drains -> when it is taken away, if that is known
         self._polled_at = float("-inf")
@@ -126,7 +104,7 @@ class WorkerManager:
     def begin(self) -> int:
         """Start workers. Returns their number."""
         now = time.monotonic()
-        self._look(now)
+        self._poll_nodes(now)
         self._resize(now)
         return len(self._workers)
 
@@ -153,7 +131,7 @@ class WorkerManager:
         self._names.setdefault(worker.node, info.node)
         if worker.info is None:
             worker.info = info
-            self._outputs.events.note("worker", worker=event.worker, node=info.node, **info.made_by)
+            self._events.note("worker", worker=event.worker, node=info.node, **info.made_by)
         if worker.is_starting:
             self._not_started = 0
             self._enlist(event.worker)
@@ -162,23 +140,18 @@ class WorkerManager:
 
     def unhealthy(self, event: Failed) -> None:
         """A worker did not pass its health check: it stays, cools down, and is checked again."""
-        name, worker, now = event.worker, self._workers[event.worker], time.monotonic()
-        path = self._outputs.log(name, event.traceback)
+        name, worker = event.worker, self._workers[event.worker]
         worker.node, worker.checked_since = worker.node or name, None
         self._causes[worker.node] = event.cause
         if worker.is_starting:
             self._enlist(name)
         reason = str(event.cause) if isinstance(event.cause, UserError) else event.summary
         if is_accelerator_error(event.cause):  # a new process may be better
-            self._say(f"{self._name(worker.node)}: {reason}; starting another worker (details: {path})")
             self._pool.kill(name)
-            self._outputs.events.note("lost", worker=name, reason=reason)
-            self._dispatcher.worker_lost(name, now, reason)
-            del self._workers[name]
-            self._lost += 1
-            self._restart(reason)
+            self.lost(Lost(name, reason, False, event.traceback))
         else:
-            self.cools_down(self._dispatcher.health.unhealthy(name, now, reason), reason)
+            self._log(name, event.traceback)
+            self.cools_down(self._dispatcher.health.unhealthy(name, time.monotonic(), reason), reason)
 
     def failed(self, event: Failed) -> None:
         """A worker failed a task: record the error, in case its node is unfit."""
@@ -192,39 +165,37 @@ class WorkerManager:
         who = f"node {node}" if cooldown.whole_node else f"{cooldown.worker} on node {node}"
         whole_node = {"whole_node": True} if cooldown.whole_node else {}
         about = {"worker": cooldown.worker, "node": node, "seconds": seconds, "reason": reason}
-        self._outputs.events.note("benched", **about, **whole_node)
+        self._events.note("benched", **about, **whole_node)
         then = f"{who} gets no work for {duration(seconds)}"
         self._say(f"{then}, for the same reason" if self._said.get(node) == reason else f"{reason}; {then}")
         self._said[node] = reason
 
     def lost(self, event: Lost) -> None:
-        name, reason, now = event.worker, event.reason, time.monotonic()
+        """A worker without a task is gone."""
+        name, reason = event.worker, event.reason
         self._lost += 1
-        self._outputs.log(name, event.details or reason)
-        self._outputs.events.note("lost", worker=name, reason=reason)
+        self._log(name, event.details or reason)
+        self._events.note("lost", worker=name, reason=reason)
         if self._workers.pop(name).is_starting:
             self._say(f"{name} could not be started: {reason}")
         else:
-            charge = self._dispatcher.worker_lost(name, now, reason, event.with_its_node)
+            charge = self._dispatcher.worker_lost(name, time.monotonic(), reason, event.with_its_node)
             self.cools_down(charge.cooldown, reason)
             self._say(f"lost {name}, which was idle: {reason}")
         if not event.with_its_node:
             self._restart(reason)
 
     def died(self, worker: str, reason: str) -> None:
-        """A worker that had a task is gone, as the dispatcher knows.
-
-        Raises:
-            RunFailed: if more died than bad tasks or bad nodes alone would explain.
-        """
+        """A worker that had a task is gone, as the dispatcher knows; raises `RunFailed` if too many died."""
         del self._workers[worker]
         self._lost += 1
-        most = self._largest + FRUITLESS_DEATHS
-        self._deaths.append(time.monotonic())
-        while len(self._deaths) > most:
-            self._deaths.popleft()
-        if len(self._deaths) == most and not self._has_worked and self._dispatcher.in_flight.oldest > self._deaths[0]:
-            died = counted(len(self._deaths), "worker")
+        self._deaths += 1
+        if self._deaths == 1:
+            self._first_death = time.monotonic()
+        oldest = min((task.since for task in self._dispatcher.in_flight.running.values()), default=inf)
+        is_over = self._deaths >= self._largest + FRUITLESS_DEATHS and not self._has_worked
+        if is_over and oldest > self._first_death:  # a task that has run since then may be sound
+            died = counted(self._deaths, "worker")
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
     def grant_grace(self, seconds: float) -> None:
@@ -242,7 +213,7 @@ class WorkerManager:
         node = self._workers[worker].node if worker in self._workers else None
         if node is None:
             return False
-        self._look(time.monotonic(), at_once=True)
+        self._poll_nodes(time.monotonic(), at_once=True)
         return self._elastic and (node not in self._nodes or self._nodes[node].draining)
 
     @property
@@ -262,7 +233,6 @@ class WorkerManager:
 
     @property
     def _usable(self) -> list[Node]:
-        """The nodes on which workers may be started."""
         avoided = self._avoided
         return [node for node in self._nodes.values() if node.id not in avoided]
 
@@ -274,7 +244,7 @@ class WorkerManager:
     def snapshot(self) -> SessionSnapshot:
         """How far the session is, for the progress display."""
         in_flight, backlog, health = self._dispatcher.in_flight, self._dispatcher.backlog, self._dispatcher.health
-        cooling_down = sum(map(health.is_cooling_down, in_flight.idle))
+        cooling_down = len(in_flight.idle.keys() & health.cooling.keys())
         starting = [worker.started for worker in self._workers.values() if worker.is_starting]
         return SessionSnapshot(
             done=backlog.done,
@@ -290,51 +260,44 @@ class WorkerManager:
     def tend(self, now: float) -> None:
         """Start, check, release and end workers as it is time to.
 
-        Raises:
-            UserError: if no node is fit because each lacks what the driver has, or none was ever large enough.
-            RunFailed: if no node is fit for another reason, or all are full or gone.
+        Raises `UserError` if no node is fit because each lacks what the driver has, or none was ever large enough;
+        `RunFailed` if no node is fit for another reason, or all are full or gone.
         """
-        self._look(now)
+        self._poll_nodes(now)
         for worker in self._dispatcher.due_for_health_check(now):
             self._workers[worker].checked_since = now
             self._pool.check_health(worker)
         unfit = self._dispatcher.broken_nodes()
         if unfit or now - self._resized >= RESIZE_SECONDS:
+            limit = self._config.hang_seconds
             for name, since in {name: worker.checked_since for name, worker in self._workers.items()}.items():
-                if since is not None and now - since >= self._config.hang_seconds:
+                if since is not None and now - since >= limit:
                     self._pool.kill(name)
-                    silent = duration(self._config.hang_seconds)
-                    self.lost(Lost(name, f"it has not answered its health check for {silent}", False))
+                    self.lost(Lost(name, f"it has not answered its health check for {duration(limit)}", False))
             self._resize(now)
-        self._wait(now, bool(unfit))
-        if not unfit:
-            self._unfit_since = None
-            return
-        began = self._unfit_since = now if self._unfit_since is None else self._unfit_since
-        is_starting = any(worker.is_starting for worker in self._workers.values())
-        if not (is_starting and self._large) or now - began >= self._config.max_wait_seconds:
-            raise self._no_fit_node(unfit)
+        self._wait(now, unfit)
 
-    def _wait(self, now: float, all_unfit: bool) -> None:
-        """While the run waits for a worker, say so every `MESSAGE_SECONDS`.
+    def _wait(self, now: float, unfit: Mapping[str, str]) -> None:
+        """While the run waits for a worker that is there and fit, say so now and then; raise once it has too long.
 
-        Args:
-            now: the time.
-            all_unfit: there are workers, but all of them are on unfit nodes.
-
-        Raises:
-            UserError: if no worker started in time, and no node of a cluster that was joined was ever large enough.
-            RunFailed: if no worker started in time for any other reason.
+        `unfit` is node -> why, if there are workers, but all of them are on unfit nodes.
         """
         only_scores = self._dispatcher.startable_kinds <= self._scored
         placed = (worker for worker in self._workers.values() if worker.node is not None)
         no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
         self._had_worker = self._had_worker or not no_worker
-        if not no_worker and not all_unfit:
+        if not no_worker and not unfit:
             self._last_worker_at = self._last_message_at = now
             return
+        has_waited = now - self._last_worker_at >= self._config.max_wait_seconds
         limit = f"{duration(self._config.max_wait_seconds)} (cluster.max_wait_seconds)"
-        if no_worker and now - self._last_worker_at >= self._config.max_wait_seconds:
+        is_starting = any(worker.is_starting for worker in self._workers.values())
+        if unfit and (has_waited or not (is_starting and self._large)):
+            causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
+            if not all(isinstance(cause, UserError) for cause in causes):
+                raise RunFailed(f"no node is fit for work: {text}")
+            raise causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)
+        if no_worker and has_waited:
             if not self._elastic:
                 raise RunFailed(f"no worker started in {limit}; see Ray's logs, or set cluster.max_wait_seconds higher")
             if self._large or self._had_worker:
@@ -349,7 +312,7 @@ class WorkerManager:
             else:
                 self._say(f"no worker for {MESSAGE_SECONDS:.0f} s: starting one is slow")
 
-    def _look(self, now: float, at_once: bool = False) -> None:
+    def _poll_nodes(self, now: float, at_once: bool = False) -> None:
         """Poll Ray for the cluster's nodes, now and then, and report those that have begun to drain."""
         if not self._elastic and (self._pool.scorer is None or self._nodes):
             return
@@ -367,7 +330,7 @@ class WorkerManager:
         self._dispatcher.health.set_draining(self._draining)
         for node in sorted(self._draining - before):
             name = self._name(node)
-            self._outputs.events.note("draining", node=name)
+            self._events.note("draining", node=name)
             if any(worker.node == node for worker in self._workers.values()):
                 left = duration(max(0.0, seconds_left[node])) if node in self._gone_at else ""
                 rest = f"; others do what its workers can't finish in {left}" if left else ""
@@ -428,7 +391,7 @@ class WorkerManager:
             there = [name for name in fit if self._workers[name].is_scorer == is_scorer]
             for _ in range(number - len(there) - len(self._pauses)):
                 name = self._pool.start_scorer(places) if is_scorer else self._pool.start(avoided)
-                self._outputs.events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
+                self._events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
                 self._workers[name] = _ManagedWorker(is_scorer, places if is_scorer else frozenset())
             idle = [name for name in there if name not in running]
             # First those that wait for room, then those whose node is the sooner without any.
@@ -442,7 +405,7 @@ class WorkerManager:
         for name in names:
             worker = self._workers.pop(name)
             self._pool.kill(name)
-            self._outputs.events.note("released", worker=name, node=self._name(worker.node or ""), reason=why)
+            self._events.note("released", worker=name, node=self._name(worker.node or ""), reason=why)
             if not worker.is_starting:
                 self._dispatcher.worker_released(name, now)
 
@@ -450,9 +413,8 @@ class WorkerManager:
         """Start a worker in place of one that did nothing, with a longer pause each time."""
         self._fruitless += 1
         if self._fruitless > self._largest + FRUITLESS_RESTARTS and not self._dispatcher.in_flight.running:
-            raise RunFailed(
-                f"{counted(self._fruitless, 'worker')} died with no work done in between; the last: {reason}"
-            )
+            died = counted(self._fruitless, "worker")
+            raise RunFailed(f"{died} died with no work done in between; the last: {reason}")
         self._not_started += 1
         beyond = self._not_started - self._largest
         if beyond > 0:
@@ -460,13 +422,3 @@ class WorkerManager:
 
     def _name(self, node: str) -> str:
         return self._names.get(node, node)
-
-    def _say(self, text: str) -> None:
-        self._outputs.progress.say(text)
-
-    def _no_fit_node(self, unfit: dict[str, str]) -> Exception:
-        """The error that ends a run without a fit node."""
-        causes, text = [self._causes.get(node) for node in unfit], "; ".join(dict.fromkeys(unfit.values()))
-        if not all(isinstance(cause, UserError) for cause in causes):
-            return RunFailed(f"no node is fit for work: {text}")
-        return causes[0] if len(unfit) == 1 and isinstance(causes[0], UserError) else UserError(text)

@@ -30,7 +30,7 @@ import taugrid
 from taugrid.config import Config
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.hashing import SourceFile
-from taugrid.orchestrator.dispatch.address import (
+from taugrid.orchestrator.dispatch.cluster import (
     COMMON_ENVIRONMENT,
     CONNECT_SECONDS,
     is_loopback,

@@ -1,6 +1,7 @@
 """The kinds of work, by file: what is missing on disk, how a worker makes it, and what it leads to."""
 
 from importlib import import_module
+from inspect import isabstract
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ def work_kinds() -> tuple[type["WorkKind"], ...]:
 
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
-    kinds = (kind for kind in found if issubclass(kind, WorkKind) and kind is not WorkKind)
+    kinds = (kind for kind in found if issubclass(kind, WorkKind) and not isabstract(kind))
     return tuple(sorted(kinds, key=lambda kind: (kind.priority, kind.name)))
 
 

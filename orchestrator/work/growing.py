@@ -24,26 +24,22 @@ from taugrid.orchestrator.rundir.grown import read_sizes, resized, write_sizes
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, listed
 
-NAMED = 4
-"""Cells that a line names. The rest are counted."""
+NAMED = 4  # cells that a line names; the rest are counted
 
 
 class Until(NamedTuple):
-    """What `--until told-apart[=KEY] --max N` asks for."""
+    """What `--until told-apart[=KEY] --max N` asks for.
+
+    `key` is that of the grid along which neighbours are compared; None: cells are compared with the best of their
+    column. `most` is the largest N.
+    """
 
     key: str | None
-    """The key of the grid along which neighbours are compared; None: cells are compared with the best of their
-    column."""
     most: int
-    """The largest N."""
 
     @classmethod
     def of(cls, text: str | None, most: int | None) -> "Until | None":
-        """What --until and --max ask for, if they are given.
-
-        Raises:
-            UserError: if one is given without the other, or `text` is something else.
-        """
+        """What --until and --max ask for, if they are given; raises `UserError` if they say something else."""
         if text is None and most is None:
             return None
         if text is None or most is None:
@@ -57,8 +53,7 @@ class Until(NamedTuple):
     def smallest(self, plan: Plan) -> int:
         """The N of all cells, with which looks begin.
 
-        Raises:
-            UserError: if they differ in N or in a seed, or this N or the number of labels does not fit `most`.
+        Raises `UserError` if they differ in N or in a seed, or this N or the number of labels does not fit `most`.
         """
         sizes = sorted({cell.settings.num_samples for cell in plan.cells})
         if len(sizes) > 1:
@@ -85,29 +80,19 @@ class Until(NamedTuple):
 
 
 class Growth:
-    """The looks of one session, and what they came to."""
+    """The looks of one session at the cells of `selected`, and what they came to; `say` gets a line for each look.
+
+    `sizes` is cell id -> N, as far as the looks went. `undecided` are the cells whose order the last look left
+    undecided; before the first, all. Raises `UserError` if they can't be told apart: no score has standard errors, or
+    they differ in N or in a seed.
+    """
 
     def __init__(self, run: Run, selected: Plan, scoring: Scoring, until: Until, say: Callable[[str], None]) -> None:
-        """`selected` are the cells that are compared; `say` gets a line for each look.
-
-        Raises:
-            UserError: if they can't be told apart: no score has standard errors, or they differ in N or in a seed.
-        """
         ids = {cell.id for cell in selected.cells}
         self._run, self._scoring, self._most, self._say = run, scoring, until.most, say
         self._plan = run.configured.with_cells(cell for cell in run.configured.cells if cell.id in ids)
         self._least, self._along = until.smallest(self._plan), until.along(run.configured)
-        self._require_errors()
-        self._looks = ceil(log2(self._most / self._least)) + 1
-        self._column: MetricColumn = FID
-        self.sizes = {cell.id: self._least for cell in self._plan.cells}
-        """Cell id -> N, as far as the looks went."""
-        self.undecided = set(self.sizes)
-        """The cells whose order the last look left undecided; before the first, all."""
-
-    def _require_errors(self) -> None:
-        """Raise `UserError` if no score will have standard errors at the smallest N."""
-        extractor, metrics = self._scoring.extractor, self._scoring.feasible(self._least).settings.metrics
+        extractor, metrics = scoring.extractor, scoring.feasible(self._least).settings.metrics
         needed = SAMPLES_PER_DIMENSION * extractor.dimensions
         others = {column.name for column in STAND_INS} - {FID.name}
         if not others & set(metrics) and (FID.name not in metrics or self._least < needed):
@@ -115,6 +100,10 @@ class Growth:
                 f"--until: no score has a standard error at N = {self._least:,}; FID's begins at N = {needed:,} with "
                 f"{extractor.name}, and KID's often below: add kid to evaluate.metrics, or raise sample.num_samples"
             )
+        self._looks = ceil(log2(self._most / self._least)) + 1
+        self._column: MetricColumn = FID
+        self.sizes = {cell.id: self._least for cell in self._plan.cells}
+        self.undecided = set(self.sizes)
 
     def parts(self) -> Iterator[Plan]:
         """The cells of each look, at its N. Their scores must be made before the next is asked for."""
@@ -123,8 +112,7 @@ class Growth:
             yield part
             rows = collect(part, self._run.rundir, self._scoring)
             if number == 1:
-                self._choose_column(rows)
-                groups = self._groups(rows)
+                groups = self._first_groups(rows)
                 compared = {cell for group in groups for cell in group}
             evidence = rows.evidence.of(self._column.name)
             lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # without an error
@@ -150,16 +138,13 @@ class Growth:
             part = resized(self._plan, dict.fromkeys(found.undecided, larger))
         self._say_outcome(same)
 
-    def _choose_column(self, rows: Rows) -> None:
-        """Choose the score that is compared: the first that has standard errors of most cells."""
+    def _first_groups(self, rows: Rows) -> list[Contenders]:
+        """The cells that are compared with each other, by the first score that has standard errors of most cells."""
         self._column = max(STAND_INS, key=lambda column: len(rows.evidence.of(column.name).influences))
         if self._column is not FID:
             reasons = listed(list(dict.fromkeys(rows.evidence.reasons.values())), 1, "reason", "; ")
             no_error = f"FID has no standard error at N = {self._least:,} ({reasons})"
             self._say(f"cells are told apart by {self._column.title}: {no_error}")
-
-    def _groups(self, rows: Rows) -> list[Contenders]:
-        """The cells that are compared with each other."""
         if self._along is None:
             table = quality_table(self._run, rows)
             return columns(table.arranged(table.layout).tables(self._column))
@@ -167,22 +152,22 @@ class Growth:
         return [[pair["cell_a"], pair["cell_b"]] for pair in pairs if pair["along"] == self._along]
 
     def _say_outcome(self, same: set[str]) -> None:
-        labels = {cell.id: cell.label for cell in self._plan.cells}
-        for about, cells in (
-            ("undecided", self.undecided),
-            ("no N tells these from the best, because they have the same samples", same),
-        ):
+        about = {
+            "undecided": self.undecided,
+            "no N tells these from the best, because they have the same samples": same,
+        }
+        for text, cells in about.items():
             if cells:
-                self._say(f"{about}: {listed([labels[cell] for cell in labels if cell in cells], NAMED, 'cell', '; ')}")
+                labels = [cell.label for cell in self._plan.cells if cell.id in cells]
+                self._say(f"{text}: {listed(labels, NAMED, 'cell', '; ')}")
         told = self.as_dict()
-        sampled, otherwise = told["images"], told["images_if_all_had_grown"]
-        number, largest = counted(len(self.sizes), "cell"), max(self.sizes.values())
+        sampled, otherwise, largest = told["images"], told["images_if_all_had_grown"], max(self.sizes.values())
         if largest == self._least:
             self._say("no cell had to grow")
         else:
             self._say(
-                f"{sampled:,} images of {number}; with N = {largest:,} for each, {otherwise:,}: "
-                f"{1 - sampled / otherwise:.0%} saved"
+                f"{sampled:,} images of {counted(len(self.sizes), 'cell')}; with N = {largest:,} for each, "
+                f"{otherwise:,}: {1 - sampled / otherwise:.0%} saved"
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
-from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.survey import Survey
 
@@ -20,54 +19,33 @@ NETWORK_EVALUATIONS = "network evaluations"
 IMAGES = "images"
 
 
-class Event(NamedTuple):
-    """A line of the events file, without the worker that did the work."""
-
-    name: str
-    fields: dict[str, Any]
-
-
 class KindResult(NamedTuple):
     """The result of a kind of work."""
 
     rows: list[dict[str, Any]]
-    text: "RenderableType" = ""
-    """The table as printed on stdout. Empty: the command prints the rows as the quality table."""
-    quality: "QualityTable | None" = None
-    """The quality table, if `rows` are its rows."""
-    larger: "Sequence[QualityTable]" = ()
-    """The quality tables of cells that grew, one for each larger N."""
+    text: "RenderableType" = ""  # as printed on stdout; empty: the command prints the rows as the quality table
+    quality: "QualityTable | None" = None  # the quality table, if `rows` are its rows
+    larger: "Sequence[QualityTable]" = ()  # the quality tables of cells that grew, one for each larger N
 
 
 class WorkKind(ABC):
-    """One kind of work on one run. A subclass in a module of this folder adds a kind."""
+    """One kind of work on one run. A subclass in a module of this folder, without abstract methods, adds a kind."""
 
-    name: ClassVar[str]
-    """The name in its tasks and their events."""
-    priority: ClassVar[int]
-    """Ready tasks of a lower number are assigned first; leave room between kinds."""
-    folder: ClassVar[str]
-    """The folder of the run directory that its tasks write to."""
+    name: ClassVar[str]  # the name in its tasks and their events
+    priority: ClassVar[int]  # ready tasks of a lower number are assigned first; leave room between kinds
+    folder: ClassVar[str]  # the folder of the run directory that its tasks write to
+    # The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer leaves its temporary
+    # files next to them.
     files: ClassVar[str]
-    """The Parquet files below `folder`, as a glob pattern: `verify` reads them, and a killed writer leaves its
-    temporary files next to them."""
-    stage: ClassVar[str]
-    """The stage of a run that does it."""
-    reported_by: ClassVar[frozenset[str]] = frozenset()
-    """Other stages that report its results without doing any of its work."""
-    unit: ClassVar[str]
-    """The unit of a task's cost, in the plural."""
-    activity: ClassVar[str]
-    """The name of the work in the progress line."""
-    task_in_words: ClassVar[tuple[str, str]]
-    """Such as ("shard", "to sample"). A run's announcement makes the first agree with the number."""
-    counts_images: ClassVar[bool] = False
-    """Whether the progress line also shows images per second."""
+    stage: ClassVar[str]  # the stage of a run that does it
+    reported_by: ClassVar[frozenset[str]] = frozenset()  # other stages that report its results without doing any of it
+    unit: ClassVar[str]  # the unit of a task's cost, in the plural
+    activity: ClassVar[str]  # the name of the work in the progress line
+    task_in_words: ClassVar[tuple[str, str]]  # such as ("shard", "to sample"); the first is put into the plural
+    counts_images: ClassVar[bool] = False  # whether the progress line also shows images per second
+    # Whether its jobs run a network. If not, workers without a GPU may do them beside others with one.
     needs_network: ClassVar[bool] = True
-    """Whether its jobs run a network. If not, workers without a GPU may do them beside others with one, with the
-    same results."""
-    finished_noun: ClassVar[str | None] = None
-    """Noun for finished tasks, such as "cells scored". None: the progress line counts them only while they run."""
+    finished_noun: ClassVar[str | None] = None  # such as "cells scored"; None: tasks are counted only while they run
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
@@ -85,15 +63,13 @@ class WorkKind(ABC):
         return plan.cells
 
     @property
-    def scoring(self) -> Scoring:
-        """How cells are scored; for the kinds of the stage `evaluate` alone."""
-        assert self.survey.scoring is not None
-        return self.survey.scoring
-
-    @property
     def path(self) -> Path:
         """The path of `folder` in this run."""
         return self.rundir.root / self.folder
+
+    def job_at(self, path: Path) -> dict[str, Any]:
+        """The arguments that each job with one file has."""
+        return {"path": str(path), "storage": self.rundir.storage, "run_id": self.rundir.run_id}
 
     def check(self) -> None:
         """Raise `UserError` for failures that can be foreseen before any worker starts."""
@@ -131,15 +107,15 @@ class WorkKind(ABC):
         return "extract" if cls.name == "reference" else cls.name
 
     @classmethod
-    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
-        """The line in the events file for a finished task; `first_copy`: no other copy was finished before.
+    def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:
+        """The name and the fields of the event of a finished task; `first_copy`: no other was finished before.
 
         It names the model and the number of network evaluations: later sessions estimate their rate from these.
         """
         fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
             fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}
-        return Event(cls.name, {**fields, "committed": first_copy})
+        return cls.name, {**fields, "committed": first_copy}
 
 
 def shard_key(kind: str, shard: Shard) -> str:

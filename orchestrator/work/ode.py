@@ -1,8 +1,9 @@
 """Along the ODE: reconstruction (the paper's table 2) and interpolation (its figure 6 and appendix D.5)."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from taugrid.images import to_pictures
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard, name_of, part_name
 from taugrid.orchestrator.plan.grid import with_settings
 from taugrid.orchestrator.plan.scoring import check, other_shapes
-from taugrid.orchestrator.rundir.directory import Damage, OnDamage
+from taugrid.orchestrator.rundir.directory import OnDamage
 from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, KindResult, WorkKind, shard_key
@@ -24,26 +25,23 @@ from taugrid.workers.data import load as data
 from taugrid.workers.diffusion.decoder import Vae
 from taugrid.workers.jobs import InterpolateJob, ReconstructJob
 
-if TYPE_CHECKING:
-    from taugrid.eval.tables.published.counterparts import EncodedImages
-
-PICTURES = 12
-"""Images across figures/reconstructions.png."""
+PICTURES = 12  # images across figures/reconstructions.png
+INTERPOLATION_STEPS = 11  # points from one x_T to another, both included, as in the paper's figure 6
 
 OF_THE_ODE = {"sampler": "ddim", "eta": 0.0, "clip": "none", "precision": "float32", "compile": "none", "guidance": 1.0}
 
 
 def ode_cells(plan: Plan, **changes: Any) -> list[Cell]:
     """The plan's cells of DDIM without labels, with the settings of the ODE and `changes`. Equal cells are one."""
-    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells if _has_no_ode(cell) is None)
+    cells = (with_settings(cell, OF_THE_ODE | changes) for cell in plan.cells if not _has_no_ode(cell))
     return list({cell.id: cell for cell in cells}.values())
 
 
-def _has_no_ode(cell: Cell) -> str | None:
-    """What a cell is that is left out; None: it is not."""
+def _has_no_ode(cell: Cell) -> str:
+    """What a cell is that is left out; empty: it is not."""
     if cell.settings.sampler != DEFAULT:
         return cell.settings.sampler
-    return None if cell.label_rule is None else "networks with labels (sample.labels)"
+    return "" if cell.label_rule is None else "networks with labels (sample.labels)"
 
 
 def require_ode_cells(plan: Plan, stage: str) -> None:
@@ -59,29 +57,49 @@ def require_ode_cells(plan: Plan, stage: str) -> None:
 
 def left_out(plan: Plan, stage: str) -> str:
     """That cells of other samplers are left out, as the end of a sentence."""
-    named = listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)) is not None)), 3)
+    named = listed(list(dict.fromkeys(what for cell in plan.cells if (what := _has_no_ode(cell)))), 3)
     return f"; {stage} leaves out the cells of {named}" if named else ""
 
 
-def ignore_damage(damage: Damage) -> None:
-    """For a second look at files: damage was reported at the first."""
+class OdeWork(WorkKind):
+    """What both kinds share: a folder for each cell, whose name depends on what its files are made from."""
+
+    unit = NETWORK_EVALUATIONS
+    files = "*/part-*.parquet"
+
+    @abstractmethod
+    def cells(self) -> list[Cell]:
+        """The cells to do, with their numbers of images."""
+
+    def source(self, cell: Cell) -> dict[str, Any]:
+        """What the files of a cell are made from, beside its settings."""
+        return {"weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
+
+    def folder_of(self, cell: Cell) -> Path:
+        return self.path / f"{cell.name}-{identity(self.source(cell))[:8]}"
+
+    def labels(self) -> dict[str, str]:
+        return {cell.name: cell.label for cell in self.cells()}
+
+    def common(self, cell: Cell, path: Path) -> dict[str, Any]:
+        """The arguments that both kinds of job have."""
+        return {
+            **self.job_at(path),
+            "network": self.rundir.network(cell.model, cell.settings.weights),
+            "batch_size": cell.settings.batch_size,
+            "diffusion": cell.model.diffusion,
+            "tau": cell.tau,
+            "metadata": {"cell": cell.id, "tau": list(cell.tau), **self.source(cell)},
+        }
 
 
-class ShardFile(NamedTuple):
-    cell: Cell
-    shard: Shard
-    path: Path
-
-
-class ReconstructWork(WorkKind):
+class ReconstructWork(OdeWork):
     """Table 2: held-out images, encoded and decoded."""
 
     name = "reconstruct"
     priority = 20
     folder = "reconstructions"
-    files = "*/part-*.parquet"
     stage = "reconstruct"
-    unit = NETWORK_EVALUATIONS
     activity = "reconstructing"
     task_in_words = ("shard", "to reconstruct")
 
@@ -94,7 +112,7 @@ class ReconstructWork(WorkKind):
 
     def announcement(self, cost: float) -> str:
         """How many images and evaluations it is, and the key that makes it fewer."""
-        images = " or ".join(f"{n:,}" for n in sorted({cell.settings.num_samples for cell in self._cells()}))
+        images = " or ".join(f"{n:,}" for n in sorted({cell.settings.num_samples for cell in self.cells()}))
         said = (
             f"reconstructing {images} held-out images for each S: {round(cost):,} network evaluations to do; for "
             "fewer, set report.reconstructed_images (--set report.reconstructed_images=100)"
@@ -102,67 +120,60 @@ class ReconstructWork(WorkKind):
         return said + left_out(self.plan, self.stage)
 
     def tasks(self) -> Iterator[Task]:
-        for file in self._files(self._cells()):
-            if self._is_whole(file, self.survey.on_damage):
-                continue
-            cell, shard, path = file
-            job = ReconstructJob(
-                path=str(path),
-                storage=self.rundir.storage,
-                run_id=self.rundir.run_id,
-                replaces=self.rundir.version(path),
-                start=shard.start,
-                stop=shard.stop,
-                network=self.rundir.network(cell.model, cell.settings.weights),
-                data=cell.model.data.held_out,
-                data_sha256=data.fingerprint(data.load_images(cell.model.data.held_out)[shard.start : shard.stop]),
-                batch_size=cell.settings.batch_size,
-                diffusion=cell.model.diffusion,
-                tau=cell.tau,
-                metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
-            )
-            yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, given=job)
+        for cell in self.cells():
+            images = data.load_images(cell.model.data.held_out)
+            for shard, path in self._missing_of(cell, self.survey.on_damage):
+                job = ReconstructJob(
+                    replaces=self.rundir.version(path),
+                    start=shard.start,
+                    stop=shard.stop,
+                    data=cell.model.data.held_out,
+                    data_sha256=data.fingerprint(images[shard.start : shard.stop]),
+                    **self.common(cell, path),
+                )
+                yield Task(shard_key(self.name, shard), self.name, 2 * shard.total_nfe, cell=cell, given=job)
 
     def missing(self) -> dict[str, str]:
         lacking = {}
-        for cell in self._cells():
-            count = sum(not self._is_whole(file, ignore_damage) for file in self._files([cell]))
-            if count:
+        for cell in self.cells():
+            if count := len(list(self._missing_of(cell))):
                 lacking[cell.name] = f"{some_of(count, cell.num_shards, 'shard')} not reconstructed"
         return lacking
-
-    def labels(self) -> dict[str, str]:
-        return {cell.name: cell.label for cell in self._cells()}
 
     def conclude(self) -> KindResult:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
         from taugrid.eval.figures.over_steps import reconstruction_figure
-        from taugrid.eval.tables.published.counterparts import pointer, reconstruction_counterparts, write_published
+        from taugrid.eval.tables.published import counterparts
         from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
         from taugrid.eval.tables.render import reconstruction_to_console
+        from taugrid.orchestrator.report.write import network_origin
 
-        lacking = self.missing()
-        cells = [cell for cell in self._cells() if cell.name not in lacking]
-        history = RunHistory.read(self.rundir)
-        rows = [self._row(cell, list(self._files([cell])), history) for cell in cells]
-        beside = reconstruction_counterparts(rows, [_encoded(cell) for cell in cells])
-        labels = self.labels()
+        lacking, labels = self.missing(), self.labels()
+        cells = [cell for cell in self.cells() if cell.name not in lacking]
+        history, rows, encoded, about = RunHistory.read(self.rundir), [], [], list[str]()
+        for cell in cells:
+            rows.append(self._row(cell, history))
+            held_out, seen = cell.model.data.held_out, cell.model.source.relation_to(cell.model.data)
+            origin = network_origin(cell.model)
+            encoded.append(counterparts.EncodedImages(held_out.full_name, held_out.split, cell.tau, origin))
+            about.append(f"Images: {held_out.full_name}, split {held_out.split}, {seen}.")
+        beside = counterparts.reconstruction_counterparts(rows, encoded)
         notes = [f"{labels[name]} is left out: {reason}" for name, reason in lacking.items()]
-        notes += pointer(beside, "reconstruction-published")
+        notes += counterparts.pointer(beside, "reconstruction-published")
+        sentences = " ".join(dict.fromkeys(about))
         if not beside:
             self.rundir.remove_outputs("tables/reconstruction-published.*")
         with self.rundir.storage.local_folder(self.rundir.tables) as tables:
             if beside:
-                write_published(beside, tables, "reconstruction-published")
+                counterparts.write_published(beside, tables, "reconstruction-published")
             if not rows:
                 return KindResult(rows)
-            write_reconstruction(rows, tables, self._about(cells), notes)
+            write_reconstruction(rows, tables, sentences, notes)
         with self.rundir.storage.local_folder(self.rundir.figures) as figures:
             save(reconstruction_figure(reconstruction_frame(rows)), figures / "reconstruction-error")
         self._draw(cells)
-        drawn = reconstruction_to_console(reconstruction_frame(rows), self._about(cells), notes)
-        return KindResult(rows, drawn)
+        return KindResult(rows, reconstruction_to_console(reconstruction_frame(rows), sentences, notes))
 
     def _draw(self, cells: list[Cell]) -> None:
         """Draw a figure of pictures for each group of cells that differ only in S."""
@@ -175,53 +186,50 @@ class ReconstructWork(WorkKind):
         self.rundir.remove_outputs("figures/reconstructions*.png")
         for group, members in groups.items():
             name = "reconstructions" if len(groups) == 1 else f"reconstructions-{group}"
-            originals = to_pictures(data.load_images(members[0].model.data.held_out)[:PICTURES])
             count = min(PICTURES, members[0].settings.num_samples)
+            originals = to_pictures(data.load_images(members[0].model.data.held_out)[:count])
             rebuilt = {
-                cell.settings.steps: first_pictures(
-                    [file.path for file in self._files([cell])], count, self.rundir.storage
-                )
+                cell.settings.steps: first_pictures([path for _, path in self._files(cell)], count, self.rundir.storage)
                 for cell in members
             }
             with self.rundir.storage.local_folder(self.rundir.figures) as figures:
-                pictures.reconstructions(originals[:count], rebuilt, figures / f"{name}.png")
+                pictures.reconstructions(originals, rebuilt, figures / f"{name}.png")
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
         """The cells of the ODE, without a seed of their own: nothing is drawn."""
         return ode_cells(plan, seed=0)
 
-    def _cells(self) -> list[Cell]:
+    def cells(self) -> list[Cell]:
         most = self.config.report.reconstructed_images
         counts = ((cell, len(data.load_images(cell.model.data.held_out))) for cell in self.cells_of(self.plan))
         return [with_settings(cell, {"num_samples": min(count, most)}) for cell, count in counts]
 
-    def _files(self, cells: list[Cell]) -> Iterator[ShardFile]:
-        for cell in cells:
-            # The name depends on images and weights, so a file made from others is never mistaken for this one.
-            folder = self.path / f"{cell.name}-{identity(self._source(cell))[:8]}"
-            for shard in cell.shards:
-                yield ShardFile(cell, shard, folder / shard.name)
+    def source(self, cell: Cell) -> dict[str, Any]:
+        return {"data": data.content_fingerprint(cell.model.data.held_out), **super().source(cell)}
 
-    def _source(self, cell: Cell) -> dict[str, str]:
-        content = data.content_fingerprint(cell.model.data.held_out)
-        return {"data": content, "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights)}
+    def _files(self, cell: Cell) -> Iterator[tuple[Shard, Path]]:
+        folder = self.folder_of(cell)
+        return ((shard, folder / shard.name) for shard in cell.shards)
 
-    def _is_whole(self, file: ShardFile, on_damage: OnDamage) -> bool:
-        return self.rundir.has_intact_file(
-            file.path, file.shard.stop, on_damage, file.shard.start, expected={"cell": file.cell.id}
-        )
+    def _missing_of(self, cell: Cell, on_damage: OnDamage = lambda damage: None) -> Iterator[tuple[Shard, Path]]:
+        """The files of a cell that are not there, or damaged. Without `on_damage`, damage was reported before."""
+        for shard, path in self._files(cell):
+            if not self.rundir.has_intact_file(path, shard.stop, on_damage, shard.start, {"cell": cell.id}):
+                yield shard, path
 
-    def _row(self, cell: Cell, files: list[ShardFile], history: RunHistory) -> dict[str, Any]:
-        n, keys = cell.settings.num_samples, [shard_key(self.name, file.shard) for file in files]
+    def _row(self, cell: Cell, history: RunHistory) -> dict[str, Any]:
+        """The row of a complete cell."""
+        n, keys = cell.settings.num_samples, [shard_key(self.name, shard) for shard in cell.shards]
         seconds = [history.seconds[key] for key in keys if key in history.seconds]
         mse, mse_8bit = (
             np.concatenate(
-                [part for file in files for _, part in parquet.read_numbers(file.path, column, self.rundir.storage)]
+                [part for _, path in self._files(cell)
+                 for _, part in parquet.read_numbers(path, column, self.rundir.storage)]
             )[:n]
             for column in ("mse", "mse_8bit")
-        )
-        assert len(mse) == n, "only complete cells have a row"
+        )  # fmt: skip
+        assert len(mse) == n
         return {
             "model": cell.model.id,
             "weights": cell.settings.weights,
@@ -236,37 +244,14 @@ class ReconstructWork(WorkKind):
             **cell.axes,
         }
 
-    def _about(self, cells: list[Cell]) -> str:
-        """A sentence for each data set: how its images relate to the network."""
-        sentences = []
-        for model in {cell.model.id: cell.model for cell in cells}.values():
-            section, seen = model.data, model.source.relation_to(model.data)
-            sentences.append(f"Images: {section.held_out.full_name}, split {section.held_out.split}, {seen}.")
-        return " ".join(dict.fromkeys(sentences))
 
-
-def _encoded(cell: Cell) -> "EncodedImages":
-    """The images and the network of a cell, to find a published number to compare with."""
-    from taugrid.eval.tables.published.counterparts import EncodedImages
-    from taugrid.orchestrator.report.write import network_origin
-
-    held_out = cell.model.data.held_out
-    return EncodedImages(held_out.full_name, held_out.split, cell.tau, network_origin(cell.model))
-
-
-INTERPOLATION_STEPS = 11
-"""Number of points from one x_T to another, both included, as in the paper's figure 6."""
-
-
-class InterpolateWork(WorkKind):
+class InterpolateWork(OdeWork):
     """Figure 6 and appendix D.5: points between the x_T of samples, decoded."""
 
     name = "interpolate"
     priority = 30
     folder = "interpolations"
-    files = "*/part-*.parquet"
     stage = "interpolate"
-    unit = NETWORK_EVALUATIONS
     activity = "interpolating"
     task_in_words = ("cell", "to interpolate")
 
@@ -279,32 +264,21 @@ class InterpolateWork(WorkKind):
         return left_out(self.plan, self.stage).removeprefix("; ") or None
 
     def tasks(self) -> Iterator[Task]:
-        for cell in self._cells():
-            path, count = self._path(cell), cell.settings.num_samples
-            if self.rundir.has_intact_file(path, count, self.survey.on_damage):
+        for cell in self.cells():
+            if self._is_whole(cell, self.survey.on_damage):
                 continue
             assert cell.settings.seed is not None
             job = InterpolateJob(
-                path=str(path),
-                storage=self.rundir.storage,
-                run_id=self.rundir.run_id,
                 pairs=self.config.report.interpolated_pairs,
                 steps=INTERPOLATION_STEPS,
-                network=self.rundir.network(cell.model, cell.settings.weights),
                 decoder=cell.model.decoder,
                 seed=cell.settings.seed,
-                batch_size=cell.settings.batch_size,
-                diffusion=cell.model.diffusion,
-                tau=cell.tau,
-                metadata={"cell": cell.id, "tau": list(cell.tau), **self._source(cell)},
+                **self.common(cell, self._path(cell)),
             )
-            yield Task(f"{self.name}/{cell.id}", self.name, count * cell.nfe, cell=cell, given=job)
+            yield Task(f"{self.name}/{cell.id}", self.name, cell.settings.num_samples * cell.nfe, cell=cell, given=job)
 
     def missing(self) -> dict[str, str]:
-        return {cell.name: "not interpolated" for cell in self._cells() if not self._is_whole(cell)}
-
-    def labels(self) -> dict[str, str]:
-        return {cell.name: cell.label for cell in self._cells()}
+        return {cell.name: "not interpolated" for cell in self.cells() if not self._is_whole(cell)}
 
     def conclude(self) -> KindResult:
         """Write figures/interpolation*.png, and tables/interpolation.csv with each image's position and its x_T."""
@@ -316,9 +290,8 @@ class InterpolateWork(WorkKind):
         pairs, steps = self.config.report.interpolated_pairs, INTERPOLATION_STEPS
         rows: list[dict[str, Any]] = []
         self.rundir.remove_outputs("figures/interpolation*.png")
-        for cell in self._cells():
-            if not self._is_whole(cell):
-                continue
+        whole = [cell for cell in self.cells() if self._is_whole(cell)]
+        for cell in whole:
             rows += [{"cell": cell.id, "steps": cell.settings.steps, **row} for row in _positions(pairs, steps)]
             shown = first_pictures([self._path(cell)], cell.settings.num_samples, self.rundir.storage)
             lines = shown[: pairs * steps].reshape(pairs, steps, *shown.shape[1:])
@@ -328,30 +301,25 @@ class InterpolateWork(WorkKind):
                 pictures.interpolation_grid(square, figures / f"interpolation-square-{cell.name}.png")
         with replacing(self.rundir.tables / "interpolation.csv", self.rundir.storage) as temporary:
             temporary.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        cells = counted(len({row["cell"] for row in rows}), "cell")
-        return KindResult(rows, f"{cells} interpolated: figures/interpolation*.png")
+        return KindResult(rows, f"{counted(len(whole), 'cell')} interpolated: figures/interpolation*.png")
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
         return ode_cells(plan)
 
-    def _cells(self) -> list[Cell]:
-        steps = INTERPOLATION_STEPS
-        return ode_cells(self.plan, num_samples=self.config.report.interpolated_pairs * steps + steps**2)
+    def cells(self) -> list[Cell]:
+        count = self.config.report.interpolated_pairs * INTERPOLATION_STEPS + INTERPOLATION_STEPS**2
+        return ode_cells(self.plan, num_samples=count)
 
-    def _is_whole(self, cell: Cell) -> bool:
-        return self.rundir.has_intact_file(self._path(cell), cell.settings.num_samples, ignore_damage)
+    def source(self, cell: Cell) -> dict[str, Any]:
+        pairs = self.config.report.interpolated_pairs
+        return {"pairs": pairs, "steps": INTERPOLATION_STEPS, **super().source(cell)}
 
     def _path(self, cell: Cell) -> Path:
-        source = identity(self._source(cell))[:8]
-        return self.path / f"{cell.name}-{source}" / part_name(0)
+        return self.folder_of(cell) / part_name(0)
 
-    def _source(self, cell: Cell) -> dict[str, Any]:
-        return {
-            "pairs": self.config.report.interpolated_pairs,
-            "steps": INTERPOLATION_STEPS,
-            "weights_sha256": self.rundir.weights_sha256(cell.model, cell.settings.weights),
-        }
+    def _is_whole(self, cell: Cell, on_damage: OnDamage = lambda damage: None) -> bool:
+        return self.rundir.has_intact_file(self._path(cell), cell.settings.num_samples, on_damage)
 
 
 def _positions(pairs: int, steps: int) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.task import NOTHING, Task
-from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, Event, WorkKind, shard_key, shard_of
+from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind, shard_key, shard_of
 from taugrid.orchestrator.work.survey import other_sampler
 from taugrid.words import some_of
 from taugrid.workers.conditions import LabelRule
@@ -50,7 +50,7 @@ class SampleWork(WorkKind):
             if len(sampled) == cell.num_shards:
                 continue
             metadata, there = self.rundir.sample_metadata(cell), listing.samples(cell.name)
-            own: dict[str, dict[str, Any]] = {}
+            own: dict[str, dict[str, Any]] = {}  # what only some jobs have, by the task's key
             jobs = self._jobs(cell, metadata, own)
             for shard in cell.shards:
                 if shard.number in sampled:
@@ -79,9 +79,7 @@ class SampleWork(WorkKind):
         def job(task: Task) -> SampleJob:
             shard = shard_of(task)
             return SampleJob(
-                path=f"{folder}/{shard.name}",
-                storage=self.rundir.storage,
-                run_id=self.rundir.run_id,
+                **self.job_at(folder / shard.name),
                 start=shard.start,
                 stop=shard.stop,
                 network=network,
@@ -105,7 +103,7 @@ class SampleWork(WorkKind):
         return {} if self.survey.scoring is not None else unsampled(self.plan, self.rundir)
 
     @classmethod
-    def event(cls, task: Task, result: Result, first_copy: bool) -> Event:
+    def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:
         """A line `shard`, from which `status` and tables compute a cell's speed and time."""
         cell, shard = task.cell, shard_of(task)
         assert cell is not None
@@ -124,17 +122,15 @@ class SampleWork(WorkKind):
         if result.evaluations == 0 and isinstance(job := task.job, SampleJob) and job.latents_of is not None:
             folder = Path(job.latents_of).parent.name
             fields["latents_of"] = folder.rsplit("-", 1)[-1]  # the cell whose makers made these too
-        return Event("shard", fields)
+        return "shard", fields
 
 
 class Keeping(NamedTuple):
-    """A sample file with the latents of its images."""
+    """A sample file with the latents of its images up to `stop`; `task` is to write it (None: it is there)."""
 
     path: Path
     stop: int
-    """Its last image's index + 1."""
     task: str | None = None
-    """The task that is to write it; None: it is there."""
 
 
 def kept_latents(rundir: RunDir) -> dict[tuple[str, str], Keeping]:

@@ -1,79 +1,195 @@
-"""Scores: a task for each cell and, with `report.by: label`, another for its labels; the tables of both."""
+"""Evaluation: the features of the reference, in parts, and of each shard; the scores of cells and of their labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from taugrid.errors import DamagedFile
+from taugrid.eval.extract import ExtractJob
 from taugrid.eval.metrics.floor import read_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile
 from taugrid.eval.score_by_label import ByLabelJob, LabelledReference, read
 from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
+from taugrid.eval.sources import part_bounds
 from taugrid.eval.tables.by_label import LabelTable, write_by_label
-from taugrid.orchestrator.plan.cells import Cell, Plan
-from taugrid.orchestrator.plan.scoring import classes_of, per_sample
+from taugrid.jobs import Result
+from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
+from taugrid.orchestrator.plan.scoring import Scoring, classes_of, per_sample
 from taugrid.orchestrator.report.collect import collect
 from taugrid.orchestrator.report.write import larger_table, quality_table, write_larger, write_report
 from taugrid.orchestrator.rundir.directory import Damage
 from taugrid.orchestrator.rundir.evidence import path_of_floors
 from taugrid.orchestrator.rundir.listing import Listing
-from taugrid.orchestrator.task import Task
-from taugrid.orchestrator.work.extract import required_by_score
-from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind
-from taugrid.orchestrator.work.sample import unsampled
+from taugrid.orchestrator.task import NOTHING, Task
+from taugrid.orchestrator.work.kind import IMAGES, KindResult, WorkKind, shard_key, shard_of
+from taugrid.orchestrator.work.sample import SampleWork, unsampled
 from taugrid.orchestrator.work.scorer import FILE, keep_record
-from taugrid.orchestrator.work.survey import CellState, Survey
+from taugrid.orchestrator.work.survey import CellState
 
 
-class ScoreWork(WorkKind):
+class EvaluateWork(WorkKind):
+    """What the kinds of the stage `evaluate` share."""
+
+    stage = "evaluate"
+    unit = IMAGES
+
+    @property
+    def scoring(self) -> Scoring:
+        """How cells are scored."""
+        assert self.survey.scoring is not None
+        return self.survey.scoring
+
+    @property
+    def extractor_folder(self) -> str:
+        """The folder in features/ of the extractor."""
+        return self.rundir.extractor_folder(self.scoring.extractor)
+
+
+class ReferenceWork(EvaluateWork):
+    """The features of the reference, which all cells share. Every score needs all parts of it."""
+
+    name = "reference"
+    priority = 5
+    folder = "features"
+    files = "*/reference-*/part-*.parquet"
+    activity = "extracting the reference"
+    task_in_words = ("reference part", "to extract")
+
+    def tasks(self) -> Iterator[Task]:
+        """A task for each part whose features are missing, if a score needs them."""
+        if any(state.needs_features for state in self.survey.found.cells):
+            yield from map(self._task, self.survey.found.reference_missing)
+
+    def _task(self, number: int) -> Task:
+        reference, folder = self.scoring.reference, self.extractor_folder
+        assert not isinstance(reference.given, MomentsFile)
+        start, stop = part_bounds(reference.given.num_images)[number]
+        job = ExtractJob(
+            **self.job_at(self.rundir.reference_part(folder, reference.sha256, number)),
+            images=replace(reference.given, parts_sha256=()),
+            images_sha256=reference.given.part_sha256(number),
+            extractor=self.scoring.extractor,
+            batch_size=self.config.evaluate.batch_size,
+            metadata={"reference": reference.sha256, "extractor": folder},
+            start=start,
+            stop=stop,
+        )
+        return Task(f"{self.name}/{number}", self.name, stop - start, given=job)
+
+    @classmethod
+    def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:
+        """A line `extract`, as for other features."""
+        return ExtractWork.name, super().event(task, result, first_copy)[1]
+
+
+class ExtractWork(EvaluateWork):
+    """The features that scores are computed from."""
+
+    name = "extract"
+    priority = 40
+    folder = "features"
+    files = "*/S*/part-*.parquet"
+    activity = "extracting features"
+    task_in_words = ("feature file", "to extract")
+
+    def tasks(self) -> Iterator[Task]:
+        listing = Listing(self.rundir)  # anew: damaged files were moved away
+        for state in (state for state in self.survey.found.cells if state.needs_features):
+            yield from self._cell_tasks(state, listing.features(self.extractor_folder, state.cell.name))
+
+    def _cell_tasks(self, state: CellState, there: Mapping[str, str]) -> Iterator[Task]:
+        cell, folder, missing = state.cell, self.extractor_folder, _not_extracted(state)
+        replaced = {shard.name: there[shard.name] for shard in missing if shard.name in there}
+
+        def job(task: Task) -> ExtractJob:
+            shard = shard_of(task)
+            return ExtractJob(
+                **self.job_at(self.rundir.feature_part(folder, cell, shard)),
+                replaces=replaced.get(shard.name),
+                images=str(self.rundir.sample_part(cell, shard)),
+                images_sha256=None,
+                extractor=self.scoring.extractor,
+                batch_size=self.config.evaluate.batch_size,
+                metadata={"cell": cell.id, "extractor": folder},
+            )
+
+        for shard in missing:
+            is_sampled = shard.number in state.sampled
+            requires = NOTHING if is_sampled else frozenset({shard_key(SampleWork.name, shard)})
+            yield Task(shard_key(self.name, shard), self.name, shard.images, requires, cell, job)
+
+
+def _not_extracted(state: CellState) -> list[Shard]:
+    """The shards whose features must be extracted before the cell can be scored."""
+    return [s for s in state.cell.shards if s.number not in state.extracted or s.number not in state.sampled]
+
+
+class _ScoringWork(EvaluateWork):
+    """What both kinds of scores share."""
+
+    files = "*.parquet"
+    reported_by = frozenset({"report"})
+    needs_network = False
+
+    def task(self, state: CellState, job: ScoreJob | ByLabelJob) -> Task:
+        """The task of a cell, which requires its features and the reference's."""
+        requires = {shard_key(ExtractWork.name, shard) for shard in _not_extracted(state)}
+        requires |= {f"{ReferenceWork.name}/{number}" for number in self.survey.found.reference_missing}
+        cell = state.cell
+        return Task(f"{self.name}/{cell.id}", self.name, cell.settings.num_samples, frozenset(requires), cell, job)
+
+    def common(self, cell: Cell) -> dict[str, Any]:
+        """The arguments that both kinds of job have."""
+        scoring, rundir, folder = self.scoring, self.rundir, self.extractor_folder
+        reference = scoring.reference
+        moments = reference.given if isinstance(reference.given, MomentsFile) else None
+        files = tuple(str(path) for path in self.survey.found.reference)
+        of_parts = str(rundir.reference_part(folder, reference.sha256, 0).parent)
+        return {
+            "feature_paths": tuple(str(rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
+            "num_samples": cell.settings.num_samples,
+            "reference": ReferenceFiles(moments or files, reference.num_images, of_parts, scoring.reference_key),
+        }
+
+    def sample_paths(self, cell: Cell) -> tuple[str, ...]:
+        """The files of a cell's images."""
+        return tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
+
+
+class ScoreWork(_ScoringWork):
+    """The scores of cells."""
+
     name = "score"
     priority = 50
     folder = "scores"
-    files = "*.parquet"
-    stage = "evaluate"
-    reported_by = frozenset({"report"})
-    unit = IMAGES
     activity = "scoring"
     task_in_words = ("cell", "to score")
     finished_noun = "cells scored"
-    needs_network = False
 
     def tasks(self) -> Iterator[Task]:
         """A task for each cell whose score is missing or out of date."""
-        found, without_floors = self.survey.found, self._without_floors()
-        for state in found.cells:
-            if state.to_score:
-                floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
-                key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
-                requires = required_by_score(state, found)
-                yield Task(key, self.name, cost, requires, state.cell, self.job(state, floors))
+        to_score, without_floors = [state for state in self.survey.found.cells if state.to_score], dict[int, str]()
+        if not isinstance(self.scoring.reference.given, MomentsFile):
+            sizes = {state.cell.settings.num_samples for state in to_score}
+            paths = {n: path_of_floors(self.rundir, self.scoring, n) for n in sizes}
+            missing = {n: path for n, path in paths.items() if read_floors(path, self.rundir.storage) is None}
+            without_floors = {n: str(path) for n, path in missing.items()}
+        for state in to_score:
+            floors = without_floors.pop(state.cell.settings.num_samples, None)  # the first cell of an N makes them
+            yield self.task(state, self._job(state.cell, floors))
 
-    def _without_floors(self) -> dict[int, str]:
-        """Each N whose floors are missing -> their file."""
-        if isinstance(self.scoring.reference.given, MomentsFile):
-            return {}
-        sizes = {state.cell.settings.num_samples for state in self.survey.found.cells if state.to_score}
-        paths = {n: path_of_floors(self.rundir, self.scoring, n) for n in sizes}
-        return {n: str(path) for n, path in paths.items() if read_floors(path, self.rundir.storage) is None}
-
-    def job(self, state: CellState, floors: str | None) -> ScoreJob:
-        cell, scoring = state.cell, self.scoring
-        n, folder = cell.settings.num_samples, self.rundir.extractor_folder(scoring.extractor)
+    def _job(self, cell: Cell, floors: str | None) -> ScoreJob:
+        scoring, id = self.scoring, self.scoring.id(cell)
         settings, reasons, remarks = scoring.of_cell(cell)
         return ScoreJob(
-            storage=self.rundir.storage,
-            run_id=self.rundir.run_id,
-            path=str(self.rundir.score(cell, scoring.id(cell))),
-            influence_path=str(self.rundir.influence(cell, scoring.id(cell))),
-            feature_paths=tuple(str(self.rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
-            num_samples=n,
-            reference=reference_files(self.survey),
+            **self.job_at(self.rundir.score(cell, id)),
+            influence_path=str(self.rundir.influence(cell, id)),
             settings=settings,
-            header={"cell": cell.id, "evaluation": scoring.id(cell), "protocol": scoring.protocol(cell).as_dict()},
+            header={"cell": cell.id, "evaluation": id, "protocol": scoring.protocol(cell).as_dict()},
             floor_path=floors,
-            sample_paths=tuple(str(self.rundir.sample_part(cell, shard)) for shard in cell.shards)
-            if settings.sample_columns
-            else (),
+            sample_paths=self.sample_paths(cell) if settings.sample_columns else (),
             notes=(*(f"no {metric}: {reason}" for metric, reason in reasons.items()), *remarks),
+            **self.common(cell),
         )
 
     def clean_up(self) -> None:
@@ -83,7 +199,7 @@ class ScoreWork(WorkKind):
         if damaged or any(state.to_score for state in self.survey.found.cells):
             keep_record(self.config, self.rundir, self.scoring)
         if not self.config.evaluate.keep_features:
-            listing, folder = Listing(self.rundir), self.rundir.extractor_folder(self.scoring.extractor)
+            listing, folder = Listing(self.rundir), self.extractor_folder
             for cell in self.plan.cells:
                 is_scored = self.rundir.score(cell, self.scoring.id(cell)).name in listing.scores(cell)
                 if is_scored and listing.features(folder, cell.name):
@@ -95,10 +211,8 @@ class ScoreWork(WorkKind):
         sampled_in_part = unsampled(self.plan, self.rundir, listing)
         scores = self.rundir.read_scores([(cell, self.scoring.id(cell)) for cell in self.plan.cells], listing)
         for cell, score in zip(self.plan.cells, scores, strict=True):
-            if cell.name in sampled_in_part:
-                lacking[cell.name] = sampled_in_part[cell.name]
-            elif score is None:
-                lacking[cell.name] = "sampled, but not scored"
+            if score is None or cell.name in sampled_in_part:
+                lacking[cell.name] = sampled_in_part.get(cell.name, "sampled, but not scored")
         return lacking
 
     def conclude(self) -> KindResult:
@@ -112,27 +226,14 @@ class ScoreWork(WorkKind):
         return KindResult(collected.rows, quality=quality, larger=larger)
 
 
-def reference_files(survey: Survey) -> ReferenceFiles:
-    """The files of the reference that jobs of `survey` read."""
-    assert survey.scoring is not None
-    scoring, rundir, reference = survey.scoring, survey.rundir, survey.scoring.reference
-    folder = rundir.reference_part(rundir.extractor_folder(scoring.extractor), reference.sha256, 0).parent
-    moments = reference.given if isinstance(reference.given, MomentsFile) else None
-    features = tuple(str(path) for path in survey.found.reference)
-    return ReferenceFiles(moments or features, reference.num_images, str(folder), scoring.reference_key)
+class ByLabelWork(_ScoringWork):
+    """The scores of cells label by label, with `report.by: label`."""
 
-
-class ByLabelWork(WorkKind):
     name = "by_label"
     priority = 60
     folder = "by-label"
-    files = "*.parquet"
-    stage = "evaluate"
-    reported_by = frozenset({"report"})
-    unit = IMAGES
     activity = "scoring by label"
     task_in_words = ("cell", "to score by label")
-    needs_network = False
 
     @classmethod
     def cells_of(cls, plan: Plan) -> list[Cell]:
@@ -142,38 +243,29 @@ class ByLabelWork(WorkKind):
         """A task for each cell whose scores by label are missing or out of date."""
         for state in self.survey.found.cells:
             if state.by_label:
-                key, cost = f"{self.name}/{state.cell.id}", state.cell.settings.num_samples
-                requires = required_by_score(state, self.survey.found)
-                yield Task(key, self.name, cost, requires, state.cell, self._job(state))
+                yield self.task(state, self._job(state.cell))
 
-    def _job(self, state: CellState) -> ByLabelJob:
-        cell, scoring, rundir = state.cell, self.scoring, self.rundir
-        data, labels, classes = scoring.reference.data, scoring.labels, classes_of(cell)
+    def _job(self, cell: Cell) -> ByLabelJob:
+        scoring, classes = self.scoring, classes_of(cell)
+        data, labels = scoring.reference.data, scoring.labels
         assert classes is not None
-        folder = rundir.extractor_folder(scoring.extractor)
         return ByLabelJob(
-            storage=rundir.storage,
-            run_id=rundir.run_id,
-            path=str(rundir.by_label(cell, scoring.by_label_id(cell))),
-            feature_paths=tuple(str(rundir.feature_part(folder, cell, shard)) for shard in cell.shards),
-            num_samples=cell.settings.num_samples,
-            reference=reference_files(self.survey),
+            **self.job_at(self.rundir.by_label(cell, scoring.by_label_id(cell))),
             settings=self.config.evaluate.metric_settings,
             header={"cell": cell.id, "evaluation": scoring.id(cell)},
-            sample_paths=tuple(str(rundir.sample_part(cell, shard)) for shard in cell.shards),
+            sample_paths=self.sample_paths(cell),
             extractor=scoring.extractor,
             samples=per_sample(cell.model.data, classes),
             classes=classes,
             labels=LabelledReference(data, labels.sha256) if data is not None and labels else None,
+            **self.common(cell),
         )
 
     def missing(self) -> dict[str, str]:
         """Cells with a score but none by label."""
-        if self.config.report.by is None:
-            return {}
-        return {cell.name: "scored, but not by label" for cell in self.cells_of(self.plan)
-                if self.rundir.storage.exists(self.rundir.score(cell, self.scoring.id(cell)))
-                and not self._found(cell)}  # fmt: skip
+        cells = self.cells_of(self.plan) if self.config.report.by is not None else []
+        scored = (c for c in cells if self.rundir.storage.exists(self.rundir.score(c, self.scoring.id(c))))
+        return {cell.name: "scored, but not by label" for cell in scored if not self._found(cell)}
 
     def conclude(self) -> None:
         """Write tables/by_label.* with the report; remove earlier ones if nothing is by label."""

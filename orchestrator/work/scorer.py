@@ -20,7 +20,7 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
-from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
+from taugrid.eval.metrics.reference_statistics import of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -32,17 +32,15 @@ from taugrid.versions import versions
 
 FILE = "scorer.json"
 
+# Relative tolerance for the same versions, devices and threads: rounding differs by far less.
 SAME_SETUP_TOLERANCE = 1e-9
-"""Relative tolerance for the same versions, devices and threads: rounding differs by far less."""
 
+# Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more.
 TOLERANCE = 1e-3
-"""Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more."""
 
-DRIVER_METRICS = ("fid", "isc", "kid")
-"""Metrics that need no torch, so that the driver computes them."""
+DRIVER_METRICS = ("fid", "isc", "kid")  # which need no torch, so that the driver computes them
 
-KID_SUBSETS = 10
-"""The number of subsets of KID: enough, since a fault of its formula shows in one."""
+KID_SUBSETS = 10  # the number of subsets of KID: enough, since a fault of its formula shows in one
 
 
 def places(makers: Iterable[Maker]) -> set[str]:
@@ -67,17 +65,13 @@ class ScorerRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    reference: str
-    """SHA-256 of the reference."""
+    reference: str  # SHA-256 of the reference
     extractor: dict[str, Any]
-    settings: dict[str, Any]
-    """The settings of the metrics."""
+    settings: dict[str, Any]  # the settings of the metrics
+    # The scores of its even images against its odd ones, and three numbers of the reference statistics.
     scores: dict[str, float]
-    """The scores of its even images against its odd ones, and three numbers of the reference statistics."""
-    mixed: tuple[str, ...] = ()
-    """The changes of the scorer between the sessions that scored the cells."""
-    made_with: str | None = None
-    """As `setup_of`."""
+    mixed: tuple[str, ...] = ()  # the changes of the scorer between the sessions that scored the cells
+    made_with: str | None = None  # as `setup_of`
 
     def is_comparable(self, other: "ScorerRecord") -> bool:
         return (self.reference, self.extractor) == (other.reference, other.extractor)
@@ -144,7 +138,15 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
             statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
-            scores = halves(features, logits, settings) | _narrow(features) | _totals(statistics)
+            scores = halves(features, logits, settings)
+            # FID over few enough features that it has a standard error checks the influences too.
+            width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
+            narrow = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
+            scores |= {f"{name} of {width} features": value for name, value in narrow.items()}
+            moments = statistics.moments
+            scores["length of the reference's mean"] = float(np.linalg.norm(moments.mean))
+            scores["trace of the reference's covariance"] = float(np.trace(moments.covariance))
+            scores["trace of its root"] = float(np.trace(statistics.root))
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
@@ -177,20 +179,3 @@ def halves(
     of_even = None if logits is None else logits[: 2 * half : 2]
     stream = None if of_even is None else lambda: iter((of_even,))
     return score(lambda: iter((even,)), stream, half, reference, settings).values
-
-
-def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
-    """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
-    width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
-    scores = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
-    return {f"{name} of {width} features": value for name, value in scores.items()}
-
-
-def _totals(statistics: ReferenceStatistics) -> dict[str, float]:
-    """Three numbers of the reference statistics."""
-    covariance = statistics.moments.covariance
-    return {
-        "length of the reference's mean": float(np.linalg.norm(statistics.moments.mean)),
-        "trace of the reference's covariance": float(np.trace(covariance)),
-        "trace of its root": float(np.trace(statistics.root)),
-    }

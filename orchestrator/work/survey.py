@@ -1,7 +1,7 @@
 """What a run directory holds, and what of it is damaged, determined once for all kinds of work."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +21,10 @@ from taugrid.registry.metrics import SAMPLED
 
 class CellState(NamedTuple):
     cell: Cell
-    sampled: set[int]
-    """Numbers of the shards whose images are complete."""
-    extracted: set[int]
-    """Numbers of the shards whose features are complete."""
-    to_score: bool
-    """Whether a score is wanted but missing, or its inputs have changed."""
-    by_label: bool = False
-    """The same of its scores label by label."""
+    sampled: set[int]  # numbers of the shards whose images are complete
+    extracted: set[int]  # numbers of the shards whose features are complete
+    to_score: bool  # whether a score is wanted but missing, or its inputs have changed
+    by_label: bool = False  # the same of its scores label by label
 
     @property
     def needs_features(self) -> bool:
@@ -38,12 +34,9 @@ class CellState(NamedTuple):
 class RunState(NamedTuple):
     """What exists of a run: every cell that there may be work for."""
 
-    cells: tuple[CellState, ...]
-    """Without those that `other_sampler` excludes."""
-    reference: tuple[Path, ...] = ()
-    """The files with the reference's features, in the order of the images. None if no features are wanted."""
-    reference_missing: tuple[int, ...] = ()
-    """Numbers of the parts (`eval.sources.part_bounds`) that are wanted but missing."""
+    cells: tuple[CellState, ...]  # without those that `other_sampler` excludes
+    reference: tuple[Path, ...] = ()  # the files with the reference's features, in the order of the images
+    reference_missing: tuple[int, ...] = ()  # numbers of those (`eval.sources.part_bounds`) that are missing
 
 
 @dataclass(frozen=True)
@@ -51,14 +44,10 @@ class Survey:
     """Finds what is missing in a run directory. Damaged files are reported and count as missing."""
 
     run: Run
-    scoring: Scoring | None
-    """None: only images are wanted."""
-    stages: frozenset[str]
-    """The stages that the run should do."""
-    on_damage: Callable[[Damage], None]
-    """Must move the file away."""
-    selected: Plan | None = None
-    """The part of the run's plan that is to be done; None: all."""
+    scoring: Scoring | None  # None: only images are wanted
+    stages: frozenset[str]  # the stages that the run should do
+    on_damage: Callable[[Damage], None]  # must move the file away
+    selected: Plan | None = None  # the part of the run's plan that is to be done; None: all
 
     @property
     def plan(self) -> Plan:
@@ -72,31 +61,27 @@ class Survey:
     def found(self) -> RunState:
         """The state when it was first read; without the stage `sample`, only cells with all their images.
 
-        Raises:
-            UserError: if a model is not trained yet, or a cell holds samples of other weights.
+        Raises `UserError` if a model is not trained yet, or a cell holds samples of other weights.
         """
+        sampling, listing, found = "sample" in self.stages, Listing(self.rundir), list[tuple[Cell, set[int]]]()
         scoring = self.scoring if "evaluate" in self.stages else None
         paths, missing = ((), ()) if scoring is None else self._reference(scoring)
-        return RunState(tuple(self._look(scoring)), paths, missing)
-
-    def _look(self, scoring: Scoring | None) -> Iterator[CellState]:
-        sampling, listing, found = "sample" in self.stages, Listing(self.rundir), list[tuple[Cell, set[int]]]()
         for cell in self.plan.cells:
             if not sampling and not self.rundir.is_ready(cell.model):
                 continue
             sampled = self._sampled(cell, listing)
-            lacks_images = len(sampled) < cell.num_shards
-            if not lacks_images or (sampling and other_sampler(cell, self.rundir, listing) is None):
+            is_whole = len(sampled) == cell.num_shards
+            if is_whole or (sampling and other_sampler(cell, self.rundir, listing) is None):
                 found.append((cell, sampled))
         if scoring is None:
-            yield from (CellState(cell, sampled, set(), to_score=False) for cell, sampled in found)
-            return
+            return RunState(tuple(CellState(cell, sampled, set(), to_score=False) for cell, sampled in found))
         listing = Listing(self.rundir)  # anew: what came from images that are gone was removed
         wanted = [(cell, scoring.id(cell)) for cell, _ in found]
         scores = list(self.rundir.read_scores(wanted, listing))
         self.rundir.know_influences(wanted, listing)
-        for (cell, sampled), value in zip(found, scores, strict=True):
-            yield self._scored(cell, sampled, scoring, value, listing)
+        each = zip(found, scores, strict=True)
+        states = [self._scored(cell, sampled, scoring, value, listing) for (cell, sampled), value in each]
+        return RunState(tuple(states), paths, missing)
 
     def _sampled(self, cell: Cell, listing: Listing) -> set[int]:
         if not self.rundir.is_ready(cell.model):
@@ -105,10 +90,11 @@ class Survey:
                 "everything"
             )
         gone: UserError | None = None
+        metadata: dict[str, Any] | None = None
         try:
-            metadata: dict[str, Any] | None = self.rundir.sample_metadata(cell)
+            metadata = self.rundir.sample_metadata(cell)
         except UserError as error:  # the weights are gone, which only matters if images are missing
-            gone, metadata = error, None
+            gone = error
         moved = list[Damage]()
         done = self.rundir.sampled(cell, metadata, every_byte=True, on_damage=moved.append, listing=listing)
         for damage in moved:
@@ -127,49 +113,38 @@ class Survey:
         self, cell: Cell, sampled: set[int], scoring: Scoring, value: dict[str, Any] | None, listing: Listing
     ) -> CellState:
         """What is there of a cell; `value` is its score."""
-        damages: list[Damage] = []
+        damages, id, expected = list[Damage](), scoring.id(cell), {"cell": cell.id}
         folder, scores = self.rundir.extractor_folder(scoring.extractor), listing.scores(cell)
         extracted = self.rundir.extracted(folder, cell, damages.append, listing)
         for damage in damages:
             self.on_damage(damage)
-        influence = self.rundir.influence(cell, scoring.id(cell))
         scored = value is not None and (
             not any(column.sampling_error in value["metrics"] for column in SAMPLED)
             or self.rundir.has_intact_file(
-                influence, cell.settings.num_samples, self.on_damage, expected={"cell": cell.id}, there=scores
+                self.rundir.influence(cell, id), cell.settings.num_samples, self.on_damage, 0, expected, scores
             )
         )
         # Features may have been removed to save space: they are only needed for the score.
         to_score = bool(damages) or len(sampled) < cell.num_shards or not scored
-        score, by_label = self.rundir.score(cell, scoring.id(cell)), False
+        score, by_label = self.rundir.score(cell, id), False
         out_of_date = {score: scores.get(score.name)}
         if scoring.config.report.by is not None and (classes := classes_of(cell)) is not None:
             path = self.rundir.by_label(cell, scoring.by_label_id(cell))
             out_of_date[path] = self.rundir.version(path)
-            by_label = to_score or not self.rundir.has_intact_file(
-                path, classes, self.on_damage, expected={"cell": cell.id}
-            )
-        state = CellState(cell, sampled, extracted, to_score, by_label)
-        if state.needs_features:
-            self._require_images(cell, sampled, extracted, listing)
+            by_label = to_score or not self.rundir.has_intact_file(path, classes, self.on_damage, 0, expected)
+        if (to_score or by_label) and listing.has_removed_images(cell):
+            there, lacking = listing.samples(cell.name), sampled - extracted
+            if any(shard.number in lacking and shard.name not in there for shard in cell.shards):
+                raise UserError(
+                    f"{cell.label} is to be scored again, but its images were removed; delete "
+                    f"{self.rundir.removal_record(cell)} to have them sampled again"
+                )
         reason = "it has changed since it was written" if value is None else "what it was computed from is missing"
         for path, version in out_of_date.items() if to_score else ():  # jobs replace nothing
             # Another version is that of a driver that took this one, which was stopped, for dead.
             if version is not None and self.rundir.version(path) == version:
                 self.on_damage(Damage(path, reason))
-        return state
-
-    def _require_images(self, cell: Cell, sampled: set[int], extracted: set[int], listing: Listing) -> None:
-        """Raise `UserError` if features are missing and the images that they come from were removed."""
-        if not listing.has_removed_images(cell):
-            return
-        there, lacking = listing.samples(cell.name), sampled - extracted
-        for shard in cell.shards:
-            if shard.number in lacking and shard.name not in there:
-                raise UserError(
-                    f"{cell.label} is to be scored again, but its images were removed; delete "
-                    f"{self.rundir.removal_record(cell)} to have them sampled again"
-                )
+        return CellState(cell, sampled, extracted, to_score, by_label)
 
     def _reference(self, scoring: Scoring) -> tuple[tuple[Path, ...], tuple[int, ...]]:
         """The files of the reference's parts, and the numbers of those that are missing."""
@@ -177,12 +152,11 @@ class Survey:
         if reference.num_images is None:
             return (), ()  # moments are read as they are
         expected = {"reference": reference.sha256, "extractor": folder}
-        parts = part_bounds(reference.num_images)
         paths = tuple(self.rundir.reference_parts(folder, reference))
         there = Listing(self.rundir).features(folder, paths[0].parent.name)
         missing = (
             number
-            for number, (start, stop) in enumerate(parts)
+            for number, (start, stop) in enumerate(part_bounds(reference.num_images))
             if not self.rundir.has_intact_file(paths[number], stop, self.on_damage, start, expected, there)
         )
         return paths, tuple(missing)

@@ -25,7 +25,7 @@ from shared import taugrid
 import taugrid as package
 from taugrid.config import Config, validate
 from taugrid.errors import RunFailed
-from taugrid.orchestrator.dispatch import address
+from taugrid.orchestrator.dispatch import cluster as joining
 from taugrid.orchestrator.dispatch.capacity import ask_nodes
 from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow
 from taugrid.workers import ray_compat
@@ -273,7 +273,7 @@ def test_mistakes_about_jobs_are_one_line(head, at, mine):
 @pytest.mark.long
 def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_path, monkeypatch):
     """Ray looks for a node for a minute, then speaks of attributes; where it finds another cluster's, it crashes."""
-    monkeypatch.setattr(address, "NODE_SECONDS", 0)
+    monkeypatch.setattr(joining, "NODE_SECONDS", 0)
     monkeypatch.setattr(ray_compat, "node_ids_here", lambda: {"0" * 56})
     done = taugrid("run", config, "--out", tmp_path / "run", "--address", head.gcs, code=2)
     assert "this machine" in done.stderr.splitlines()[-1]

@@ -13,7 +13,7 @@ from taugrid.eval.extract import InBatches
 from taugrid.eval.metrics.kernel import kernel_distance
 from taugrid.eval.metrics.neighbours import ball_radii
 from taugrid.eval.metrics.statistics import moments
-from taugrid.orchestrator.dispatch.policy.in_flight import SILENT_SECONDS
+from taugrid.orchestrator.dispatch.policy.tasks import SILENT_SECONDS
 from taugrid.workers import device, heartbeat
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.arithmetic import kind_of

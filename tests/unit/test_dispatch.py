@@ -2,10 +2,9 @@ from collections import Counter
 
 import pytest
 
-from taugrid.orchestrator.dispatch.policy.backlog import Retries
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.health import Health, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.in_flight import Running
+from taugrid.orchestrator.dispatch.policy.tasks import Retries, Running
 from taugrid.orchestrator.task import Task
 
 KINDS = ("sample", "extract", "score")

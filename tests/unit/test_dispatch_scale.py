@@ -16,7 +16,7 @@ from states import EVENTS, QUESTIONS, STATES, middle, tasks_of
 from states import KINDS as STATE_KINDS
 
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
-from taugrid.orchestrator.dispatch.policy.in_flight import Median
+from taugrid.orchestrator.dispatch.policy.tasks import Median
 
 SLACK = 1.6
 """A growth of 1 is none. Logarithms, and sizes that do not divide, need some room."""

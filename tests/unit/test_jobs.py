@@ -361,7 +361,7 @@ def test_more_samples_cost_what_is_new(tmp_path, at_once):
     assert sum(sampled(task).images for task in pieces) == 2 * (20 - 14 + 2)
     assert files(grown.rundir.root) == at_once
     assert not grown.tasks("sample")
-    event = SampleWork.event(pieces[0], Result(1.0, 4, True), True).fields
+    event = SampleWork.event(pieces[0], Result(1.0, 4, True), True)[1]
     assert (event["images"], event["copied"], event["evaluations"]) == (4, 4, 8)
 
 

@@ -11,7 +11,7 @@ from benchmarks.fake_device import job_of
 from taugrid import parquet
 from taugrid.eval import extract
 from taugrid.eval.features.resolve import resolve
-from taugrid.orchestrator.dispatch.policy.backlog import Backlog
+from taugrid.orchestrator.dispatch.policy.tasks import Backlog
 from taugrid.orchestrator.task import Task
 from taugrid.registry.extractors import DIGITS_CONVNET
 from taugrid.storage import LOCAL, LocalStorage

@@ -363,7 +363,7 @@ def test_another_vae_decodes_kept_latents_to_the_bytes_of_sampling(two_vaes, mon
     device = Device("cpu", lambda done, of, doing="": beats.append((done, of)))
     done = [run_job(task.job, device) for task in second]
     assert [result.evaluations for result in done] == [0, 0, 0]
-    events = [SampleWork.event(task, result, True).fields for task, result in zip(second, done, strict=True)]
+    events = [SampleWork.event(task, result, True)[1] for task, result in zip(second, done, strict=True)]
     assert {event["latents_of"] for event in events} == {first[0].cell.id}
     assert beats[0] == (0, 2), "a heartbeat for each slice"
     assert parts(second) == parts(alone)

@@ -359,7 +359,7 @@ def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
 
 RAYS_IMPORT = """
 import signal, sys
-from taugrid.orchestrator.dispatch.address import import_ray
+from taugrid.orchestrator.dispatch.cluster import import_ray
 sys.path.insert(0, {folder!r})
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:

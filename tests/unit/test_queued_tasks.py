@@ -39,7 +39,7 @@ def test_the_second_follows_the_first_and_a_third_is_given(busy):
     assert busy.in_flight.keys("w0") == ["1"]
     assert given(busy, 1.1) == {("w0", "2")}
     assert busy.succeeded("w0", 1.5, "1")
-    assert busy.in_flight.oldest == 1.5
+    assert busy.in_flight.running["w0"].since == 1.5
 
 
 def test_there_are_seconds_only_while_more_are_ready_than_there_are_workers():

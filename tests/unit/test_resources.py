@@ -103,16 +103,6 @@ def test_a_training_on_nodes_with_labels_has_as_many_workers_as_fit_or_else_as_w
     assert capacity.trainers(Cluster(**labelled, cpus_per_worker=9), 8, may_grow=True).workers == 8
 
 
-@pytest.mark.parametrize("workers", [2, (1, 2)])
-def test_training_workers_never_share_a_gpu(monkeypatch, workers):
-    """NCCL would refuse them only once they have started, as duplicates."""
-    four_nodes(monkeypatch)
-    with raises(UserError):
-        capacity.trainers(Cluster(gpus_per_worker=0.5), workers)
-    assert capacity.trainers(Cluster(gpus_per_worker=0.5), 1) == (1, 1, 0.5)
-    assert capacity.trainers(Cluster(gpus_per_worker=0.5, train={"gpus_per_worker": 1}), workers).gpus == 1
-
-
 @pytest.mark.parametrize(
     "section", [{"gpus_per_worker": 0.00001}, {"gpus_per_worker": 2}, {"train": {"gpus_per_worker": 1.5}}]
 )

@@ -514,17 +514,16 @@ def test_status_counts_as_done_what_a_checkpoint_holds(tmp_path):
 
 
 def watched(tmp_path, monkeypatch, may_grow=False, **train):
-    """What is said of a training that logs no step, by a clock that is a minute later at each call."""
+    """Watch a training that logs no step, by a clock that is a minute later at each call."""
     clock = count(0, 60)
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(driver.fit, "train", lambda spec: None)
-    training, said = a_training(tmp_path, may_grow, config.Cluster(), **train)
+    training, _ = a_training(tmp_path, may_grow, config.Cluster(), **train)
     ended = SimpleQueue()
     training.begin(ended)
     ended.get(timeout=60)  # or its thread might look for `train` after the test
     for _ in range(12):
         training.check_log()
-    return said
 
 
 def a_training(tmp_path, may_grow, settings, **train):
@@ -540,14 +539,6 @@ def few_nodes(monkeypatch):
     """Adds nodes; no images are needed."""
     monkeypatch.setattr(driver, "content_fingerprint", lambda data: "0" * 64)
     return lambda *there: monkeypatch.setattr(capacity, "nodes", lambda selector: list(there))
-
-
-def test_a_training_that_stands_still_says_once_what_it_may_wait_for(tmp_path, monkeypatch, few_nodes):
-    few_nodes(Node("n", 2, 0))
-    assert watched(tmp_path, monkeypatch, workers=2) == []
-    for workers, may_grow in ((2, True), ([2, 4], False)):
-        [line] = watched(tmp_path, monkeypatch, workers=workers, may_grow=may_grow)
-        recorded(line)
 
 
 @pytest.mark.parametrize(("cpus", "ends"), [(1, True), (2, False)])

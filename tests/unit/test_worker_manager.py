@@ -370,7 +370,7 @@ def test_the_heartbeats_of_a_second_task_are_not_taken_for_those_of_a_first_that
 
 
 def test_what_a_worker_does_that_is_no_progress_is_shown(scripted, monkeypatch):
-    """Defect 17: minutes of compiling were silent. Patch: no `doing` in `_heard`."""
+    """Defect 17: minutes of compiling were silent. Patch: no `doing` in `_handle`."""
     run, heard = scripted(["long"]), []
     monkeypatch.setattr(Progress, "tick", lambda _, look, **at: heard.extend(busy.doing for busy in look().busy))
     run.pool.then(START_SECONDS + 0.2, Alive("worker-0", "paint/0", 0.0, 0.0, "compiling"))
@@ -602,7 +602,7 @@ def who_did(run):
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_scorers_on_a_node_with_gpus_do_what_needs_no_network(scripted, embedded):
-    """Defect 6: GPUs' workers do it all if `_look` leaves out the node of an embedded cluster.
+    """Defect 6: GPUs' workers do it all if `_poll_nodes` leaves out the node of an embedded cluster.
 
     Half of the node's five CPUs are for scorers.
     """

@@ -1,87 +1,66 @@
 """The scheduling policy as a pure state machine: no clock, no Ray, no files. It takes events and gives assignments.
 
-`backlog.py` holds the tasks that wait, `in_flight.py` the tasks of workers, `health.py` judges workers, nodes and
-tasks; here they meet. A healthy worker on a node that will stay never idles while a task is ready that it
-takes: a task prefers a node that has not failed it, then a worker that has not, then any.
-
-What a failure is charged to:
+`tasks.py` holds the tasks, `health.py` judges workers, nodes and tasks. What a failure is charged to:
 - an error of the environment: to the worker and its node. The task is queued again.
 - any other error: to the task, and to the worker until other nodes agree that it is the task.
 - a worker's death, a hang, or an accelerator's error, after which a worker is replaced: to the task that ran there,
-  and to the node. A task whose workers died twice may be poison: it waits until nothing else is ready, and only one
-  such task runs at a time.
+  and to the node. If a second task was queued behind it, to neither, but both count as having failed from then on.
 - the loss of a node, or a task that a worker gives back because its node will be lost: to neither.
-
-Where scorers help, which do only some kinds of tasks, the others leave those kinds to them as long as they have other
-tasks or may get some: a GPU should not wait for a score.
-
-A worker that runs a task may have a second one queued, which it begins by itself when the first only writes or is done:
-then the accelerator does not wait for the driver. It gets one only while more are ready than there are workers, so that
-none is kept from an idle one, and only if neither has ever failed. Which of the two a worker died of cannot be known,
-so neither is charged; both count as having failed from then on, and a task that kills will do so alone.
-
-`health.suffices` says when a task is quarantined, which events and messages call given up. Once the backlog
-has nothing for it, an idle worker gets a speculative copy of a task that is queued behind another, or of the oldest one
-that runs much longer than similar ones or is silent. Commits are idempotent, so the first copy counts.
 
 No event and no assignment costs time that grows with the number of tasks or with workers times workers; docs/scale.md
 has the figures for 512 workers.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
+from itertools import islice
 from typing import NamedTuple
 
-from taugrid.orchestrator.dispatch.policy.backlog import Backlog
-from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, PoisonTasks, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.in_flight import InFlight, Throughput
+from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, TaskHistory, suffices
+from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Median
 from taugrid.orchestrator.task import Task
 
+# Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
+# workers.
 MAX_COPIES = 3
-"""Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
-workers."""
 
+# One worker's death is an accident. After a second with the same task, the task may be poison.
 LOSSES_OF_POISON = 2
-"""One worker's death is an accident. After a second with the same task, the task may be poison."""
+
+# A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
+# docs/decisions.md, "Stragglers", says why.
+SPECULATION_SLOWNESS = 1.5
 
 
 class Fault(Enum):
     """The reason for a job's error."""
 
     TASK = auto()
-    ENVIRONMENT = auto()
-    """See `taugrid.errors.is_environment_error`."""
-    REFUSAL = auto()
-    """The environment for certain: see `taugrid.errors.WorkerRefusal`."""
-    FINAL = auto()
-    """The task, and trying again can't help."""
+    ENVIRONMENT = auto()  # see `taugrid.errors.is_environment_error`
+    REFUSAL = auto()  # the environment for certain: see `taugrid.errors.WorkerRefusal`
+    FINAL = auto()  # the task, and trying again can't help
 
 
 class Assignment(NamedTuple):
-    """`worker` should do `task`; it is a speculative copy if another worker already has it."""
-
     worker: str
     task: Task
-    speculative: bool = False
+    speculative: bool = False  # another worker already has it
 
 
 class Charge(NamedTuple):
     """The consequences of a failure."""
 
-    key: str | None
-    """The task that the worker had, if any."""
-    quarantined: bool
-    """Whether the task will not be tried again."""
-    cooldown: Cooldown | None
-    """A worker or node is not to be used for a time."""
+    key: str | None  # the task that the worker had, if any
+    quarantined: bool  # whether the task will not be tried again
+    cooldown: Cooldown | None  # of a worker or node that is not to be used for a time
 
 
 class Dispatcher:
     """Decides which worker gets which task. Times are seconds on any one clock.
 
-    Raises:
-        ValueError: see `Backlog`.
+    `queues_ahead`: whether a worker that runs a task may have another one queued. `left_to_scorers`: kinds that workers
+    of all kinds leave, while there is other work, to those that do no others. Raises `ValueError` as `Backlog` does.
     """
 
     def __init__(
@@ -93,28 +72,23 @@ class Dispatcher:
         queues_ahead: bool = False,
         left_to_scorers: Iterable[str] = (),
     ) -> None:
-        """`queues_ahead`: whether a worker that runs a task may have another one queued.
-
-        `left_to_scorers`: kinds that workers of all kinds leave, while there is other work, to those that do no others.
-        """
         self.backlog = Backlog(tasks, kinds)
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
         self.in_flight = InFlight()
-        self.throughput = Throughput(kinds)
-        self._kinds = frozenset(kinds)
-        self._max_attempts = max_attempts
-        self._hang_seconds = hang_seconds
-        self._queues_ahead = queues_ahead
-        self._histories: dict[str, TaskHistory] = {}
-        self._poison = PoisonTasks()
+        self._paces = {kind: Median() for kind in kinds}  # seconds for each unit of cost, as finished tasks took them
+        self._kinds, self._left_to_scorers = frozenset(kinds), frozenset(left_to_scorers)
+        self._max_attempts, self._hang_seconds, self._queues_ahead = max_attempts, hang_seconds, queues_ahead
+        self._histories = defaultdict[str, TaskHistory](TaskHistory)
+        # Tasks that may kill their workers: they wait for all others, and only one of them runs at a time.
+        self._poison: set[str] = set()
+        self._waiting_poison: OrderedDict[str, None] = OrderedDict()
         self._lost_last: str | None = None  # the task that the last lost worker ran
         self._none_overdue_until = float("-inf")
-        self._left_to_scorers = frozenset(left_to_scorers)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left that can be done. Superfluous copies may still be running."""
+        """Whether nothing is left to do. Superfluous copies may still be running."""
         return self.backlog.finished
 
     def attempts(self, key: str) -> int:
@@ -162,9 +136,9 @@ class Dispatcher:
         if key in self._histories:
             for other in self._histories[key].evidence.keys() - {node}:
                 self.health.blame(other)
-        self._poison.drop([key])
+        self._clear([key])
         if not overtook:
-            self.throughput.add(running.task, now - running.since)
+            self._paces[running.task.kind].add((now - running.since) / max(running.task.cost, 1e-12))
         self.backlog.complete(key, worker)
         return True
 
@@ -178,7 +152,7 @@ class Dispatcher:
     ) -> Charge:
         """`worker` failed the task `key` (None: the one that it ran) but is alive."""
         key = self.in_flight.finish(worker, key, now)[0].key
-        node, history = self.health.node(worker), self._history(key)
+        node, history = self.health.node(worker), self._histories[key]
         others_agree = bool(self.health.proven() & (history.errors.keys() - {node}))
         history.failed_at |= {worker, node}
         if fault in (Fault.TASK, Fault.FINAL):
@@ -206,7 +180,7 @@ class Dispatcher:
         self.health.left(worker, now, with_its_node)
         if not with_its_node:
             for each in tasks:
-                self._history(each).failed_at |= {worker, node}
+                self._histories[each].failed_at |= {worker, node}
         to_blame = False
         if key is not None and not with_its_node and (culprit is not None or len(tasks) == 1):
             to_blame = self._died_of(key, node, now)
@@ -219,7 +193,7 @@ class Dispatcher:
 
     def _died_of(self, key: str, node: str, now: float) -> bool:
         """Charge a task with a worker's death. True if the task is to blame."""
-        history = self._history(key)
+        history = self._histories[key]
         history.losses[node] += 1
         history.losses_in_a_row = history.losses_in_a_row + 1 if self._lost_last == key else 1
         self._lost_last = key
@@ -227,9 +201,6 @@ class Dispatcher:
             self._poison.add(key)
         convincing = bool(history.errors) or history.losses_in_a_row >= self._max_attempts
         return convincing and self._is_to_blame(key, now)
-
-    def _history(self, key: str) -> TaskHistory:
-        return self._histories.setdefault(key, TaskHistory())
 
     def _is_to_blame(self, key: str, now: float) -> bool:
         """Whether a task that failed is to blame; not as long as a copy of it runs."""
@@ -243,12 +214,13 @@ class Dispatcher:
         if key in self.done or key in self.quarantined:
             return False
         if to_blame:
-            self._poison.drop([key])
+            self._clear([key])
             self.backlog.quarantine(key)
             return True
         if key not in self.in_flight:
             if key in self._poison:
-                self._poison.queue(key)
+                self._waiting_poison[key] = None
+                self._waiting_poison.move_to_end(key, last=False)  # before all others: it was on trial
             else:
                 self.backlog.add(key, self._histories[key].failed_at if key in self._histories else ())
         return False
@@ -257,7 +229,7 @@ class Dispatcher:
         """Quarantine those of `keys` that no worker has and that are open; returns which."""
         closed = (self.done, self.quarantined, self.backlog.unreachable)
         waiting = {key for key in keys if not any(key in some for some in (self.in_flight, *closed))}
-        self._poison.drop(waiting)
+        self._clear(waiting)
         for key in waiting:
             if key not in self.backlog.unreachable:  # because of another one
                 self.backlog.quarantine(key)
@@ -276,8 +248,7 @@ class Dispatcher:
     @property
     def startable_kinds(self) -> set[str]:
         """The kinds of the tasks that could start now."""
-        poison = self._poison.first_waiting
-        return self.backlog.kinds | (set() if poison is None else {self._kind(poison)})
+        return self.backlog.kinds | {self._kind(key) for key in islice(self._waiting_poison, 1)}
 
     def due_for_health_check(self, now: float) -> list[str]:
         """The workers whose health is to be checked now: call `health.readmitted` or `unhealthy`, or `worker_lost`."""
@@ -309,7 +280,11 @@ class Dispatcher:
         return Assignment(worker, task)
 
     def _ready(self) -> Iterator[tuple[str, str]]:
-        """Idle workers, the healthiest first, each with the ready task that it gets."""
+        """Idle workers, the healthiest first, each with the ready task that it gets.
+
+        A task prefers a node that has not failed it, then a worker that has not, then any. As long as there are other
+        tasks, or may be some, only scorers get those that they do: a GPU should not wait for a score.
+        """
         workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
         workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # scorers first; stable
         there = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
@@ -336,13 +311,22 @@ class Dispatcher:
         fewest = min((failures[node] for node in self.health.usable_nodes(now, kind)), default=0)
         for worker in self.health.available(self.in_flight.idle, {kind}):
             if failures[self.health.node(worker)] <= fewest:
-                self._poison.begin(key)
+                del self._waiting_poison[key]
                 yield worker, key
                 return
 
     @property
     def _next_trial(self) -> str | None:
-        return self._poison.next_trial(running.key for running in self.in_flight.running.values())
+        """The first task that waits to be tried for poison, if none is on trial."""
+        if not self._waiting_poison or any(run.key in self._poison for run in self.in_flight.running.values()):
+            return None
+        return next(iter(self._waiting_poison))
+
+    def _clear(self, keys: Iterable[str]) -> None:
+        """Suspect tasks no longer that are done or quarantined."""
+        for key in self._poison.intersection(keys):
+            self._poison.discard(key)
+            self._waiting_poison.pop(key, None)
 
     def _copy(self, now: float) -> Iterator[tuple[str, str]]:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
@@ -365,9 +349,14 @@ class Dispatcher:
 
     def _late(self, now: float) -> dict[str, set[str]]:
         """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""
+        usual = {kind: pace.value for kind, pace in self._paces.items()}
+        limits = {kind: float("inf") if each is None else SPECULATION_SLOWNESS * each for kind, each in usual.items()}
+        running = self.in_flight.running.values()
+        late = [r for r in running if now - r.since > limits[r.task.kind] * r.task.cost or r.is_silent(now)]
+        late.sort(key=lambda running: (running.since, running.key))
         return {
             one.key: {self.health.node(worker) for worker in self.in_flight.copies(one.key)}
-            for one in self.throughput.late(self.in_flight.running.values(), now)
+            for one in late
             if self._may_be_copied(one.key, now)
         }
 
@@ -380,7 +369,11 @@ class Dispatcher:
         return heard <= 1 and len(copies) < MAX_COPIES and self.attempts(key) < self._max_attempts
 
     def _queue_second_tasks(self, now: float) -> Iterator[Assignment]:
-        """Workers that run a task, each with a second one of the same kind."""
+        """Workers that run a task, each with a second one of the same kind: its accelerator won't wait for the driver.
+
+        Only while more are ready than there are workers, so that none is kept from an idle one, and only if neither has
+        ever failed, since which of the two a worker died of cannot be known.
+        """
         plenty = len(self.backlog) - len(self.in_flight)
         if plenty <= 0:
             return

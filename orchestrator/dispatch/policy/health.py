@@ -1,69 +1,48 @@
 """Who is to blame for failures: which workers and nodes cool down or are unfit, and which tasks are given up. Pure.
 
-A worker cools down after `FAILURES_IN_A_ROW` failures, for a time that doubles each time. A node cools down when all
-its workers do, or when its workers keep dying. A worker comes back by passing its health check, on probation: one more
-failure, and it cools down again. A task that it does clears its record and its node's.
-
 Failures that only tasks may be to blame for are weak evidence: they cause a cooldown, but never make a node unfit.
 Errors of the environment, failed health checks and tasks that failed here and were done elsewhere are strong evidence:
-a node that cools down for those again and again is unfit.
-
-- An available worker may get a task now: it does not cool down, and its node does not drain.
-- A usable node counts when a task is blamed: it does not drain, and has a worker without a cooldown on strong
-  evidence since its last task.
-- A proven node has done a task and has not cooled down since.
-- An unfit node has only workers with `COOLDOWNS_UNTIL_UNFIT` cooldowns on strong evidence. All others are fit. Workers
-  that do fewer kinds of tasks than others of their node don't count: a GPU may be broken where CPUs are well.
+a node that cools down for those again and again is unfit. A worker comes back by passing its health check, on
+probation: one more failure, and it cools down again. A task that it does clears its record and its node's.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+# Enough to quarantine a task while no node has done any: it is likelier that all tasks fail than that all nodes do.
 UNPROVEN_NODES = 8
-"""Enough to quarantine a task while no node has done any: then it is likelier that all tasks fail than that all nodes
-do, and to try each on every node of a large cluster would take long."""
 
-FAILURES_IN_A_ROW = 3
-"""One failure may be the task's, two a coincidence."""
+FAILURES_IN_A_ROW = 3  # one failure may be the task's, two a coincidence
 
-FIRST_COOLDOWN_SECONDS = 1.0
-"""Long enough for a mount to be back after a blip; it is doubled each time."""
+FIRST_COOLDOWN_SECONDS = 1.0  # long enough for a mount to be back after a blip; it is doubled each time
 
-MAX_COOLDOWN_SECONDS = 60.0
-"""A node whose mount is back after an hour should not wait for a second hour."""
+MAX_COOLDOWN_SECONDS = 60.0  # a node whose mount is back after an hour should not wait for a second hour
 
-COOLDOWNS_UNTIL_UNFIT = 3
-"""After this many in a row on strong evidence, the run no longer counts on a node: it ends if no other is fit. While
-another is, the node's health goes on being checked."""
+COOLDOWNS_UNTIL_UNFIT = 3  # in a row on strong evidence; its health goes on being checked while another node is fit
 
+# How long a node without workers still counts as usable: a killed worker is back there within seconds.
 ABSENT_SECONDS = 120.0
-"""How long a node without workers still counts as usable: a worker that was killed is back there within seconds, and
-its node must not look as if it could not do what a bad node failed."""
 
 
 class Cooldown(NamedTuple):
     worker: str
     node: str
     seconds: float
-    whole_node: bool
-    """Whether no worker of the node may work now."""
+    whole_node: bool  # whether no worker of the node may work now
 
 
 @dataclass(slots=True)
 class _Worker:
     node: str
-    takes: frozenset[str]
-    """The kinds of tasks that it does."""
+    takes: frozenset[str]  # the kinds of tasks that it does
     failures: int = 0
     cooldowns: int = 0
-    until: float | None = None
-    """When its cooldown ends; None: it has none."""
+    until: float | None = None  # when its cooldown ends; None: it has none
     strong: bool = False
     reason: str = ""
-    is_checked: bool = False
-    """Whether its health is being checked."""
+    is_checked: bool = False  # whether its health is being checked
 
     @property
     def is_unfit(self) -> bool:
@@ -72,19 +51,14 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Node:
-    workers: dict[str, None] = field(default_factory=dict)
-    """An ordered set."""
-    taken: frozenset[str] = frozenset()
-    """The kinds of tasks that its workers took, at any time."""
+    workers: dict[str, None] = field(default_factory=dict)  # an ordered set
+    taken: frozenset[str] = frozenset()  # the kinds of tasks that its workers took, at any time
     proven: bool = False
     losses: int = 0
     cooldowns: int = 0
-    until: float = 0.0
-    """Workers that join before then begin with a cooldown."""
-    blamed: int = 0
-    """Tasks that failed here and were done elsewhere."""
-    left: float = 0.0
-    """When its last worker was gone."""
+    until: float = 0.0  # workers that join before then begin with a cooldown
+    blamed: int = 0  # tasks that failed here and were done elsewhere
+    left: float = 0.0  # when its last worker was gone
 
 
 class Health:
@@ -94,7 +68,7 @@ class Health:
         self._workers: dict[str, _Worker] = {}
         self._nodes: dict[str, _Node] = {}
         self._draining: frozenset[str] = frozenset()
-        self._cooling: dict[str, None] = {}  # the workers whose cooldown has an end, in the order in which it began
+        self.cooling: dict[str, None] = {}  # the workers whose cooldown has an end, in the order in which it began
 
     def joined(self, worker: str, node: str, now: float, takes: frozenset[str]) -> None:
         """`worker` is ready on `node`; on a node whose workers keep dying it begins with a cooldown."""
@@ -110,7 +84,7 @@ class Health:
         """`worker` is gone. The loss of its node's other workers may be reported later."""
         name = self._workers.pop(worker).node
         node = self._nodes[name]
-        self._cooling.pop(worker, None)
+        self.cooling.pop(worker, None)
         del node.workers[worker]
         if node.workers:
             return
@@ -120,7 +94,7 @@ class Health:
             node.left = now
 
     def set_draining(self, nodes: Collection[str]) -> None:
-        """Set the nodes that will soon be gone: their workers get no new task."""
+        """Give the workers of these nodes, which will soon be gone, no new task."""
         self._draining = frozenset(nodes)
 
     def succeeded(self, worker: str) -> None:
@@ -129,7 +103,7 @@ class Health:
         node = self._nodes[record.node]
         self._workers[worker] = _Worker(record.node, record.takes)
         self._nodes[record.node] = _Node(node.workers, node.taken, proven=True)
-        self._cooling.pop(worker, None)
+        self.cooling.pop(worker, None)
 
     def failed(self, worker: str, now: float, reason: str, strong: bool) -> Cooldown | None:
         """`worker` failed a task that may not be to blame. If it cools down already, it had that task before."""
@@ -158,7 +132,7 @@ class Health:
         node.cooldowns += 1
         node.until, node.proven = now + seconds, False
         for other in node.workers:
-            if other not in self._cooling:
+            if other not in self.cooling:
                 self._cool(other, node.until)
                 self._workers[other].reason = reason
         return Cooldown(worker, name, seconds, True)
@@ -178,17 +152,14 @@ class Health:
         record.cooldowns += 1
         record.failures, record.is_checked = 0, False
         node = self._nodes[record.node]
-        whole_node = all(other in self._cooling for other in node.workers)
+        whole_node = all(other in self.cooling for other in node.workers)
         node.proven = node.proven and not whole_node
         return Cooldown(worker, record.node, seconds, whole_node)
 
     def readmitted(self, worker: str) -> None:
         record = self._workers[worker]
         record.until, record.is_checked = None, False
-        self._cooling.pop(worker, None)
-
-    def is_cooling_down(self, worker: str) -> bool:
-        return worker in self._cooling
+        self.cooling.pop(worker, None)
 
     def node(self, worker: str) -> str:
         return self._workers[worker].node
@@ -200,8 +171,12 @@ class Health:
         """Those of `workers` that may be given a task of `kinds` now, the healthiest first."""
         if not kinds:
             return []
-        available = [worker for worker in workers if worker not in self._cooling and self._serves(worker, kinds)]
-        return sorted(available, key=self._rank)
+        available = [worker for worker in workers if worker not in self.cooling and self._serves(worker, kinds)]
+        records, nodes = self._workers, self._nodes
+        return sorted(
+            available,
+            key=lambda w: (not nodes[records[w].node].proven, records[w].cooldowns, records[w].failures),
+        )
 
     def may_become_available(self, workers: Iterable[str], kinds: Set[str]) -> bool:
         """Whether any of `workers` may be given a task of `kinds`, now or once its cooldown is over."""
@@ -213,17 +188,13 @@ class Health:
         record = self._workers[worker]
         return record.node not in self._draining and not record.takes.isdisjoint(kinds)
 
-    def _rank(self, worker: str) -> tuple[bool, int, int]:
-        record = self._workers[worker]
-        return not self._nodes[record.node].proven, record.cooldowns, record.failures
-
     def due_for_health_check(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
         """The workers whose health should be checked now, and then is: their cooldown is over, and they are not `busy`.
 
         `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence.
         """
         due = []
-        for worker in self._cooling:
+        for worker in self.cooling:
             record = self._workers[worker]
             is_over = record.until is not None and (record.until <= now or (at_once and not record.strong))
             if is_over and not record.is_checked and worker not in busy:
@@ -232,7 +203,10 @@ class Health:
         return due
 
     def usable_nodes(self, now: float, kind: str) -> set[str]:
-        """The usable nodes that do tasks of this kind, among them those just without workers."""
+        """The nodes that count when a task of this kind is blamed, among them those just without workers.
+
+        They don't drain, and have a worker without a cooldown on strong evidence since its last task.
+        """
         usable = {
             record.node
             for record in self._workers.values()
@@ -246,12 +220,11 @@ class Health:
         return (usable | absent) - self._draining
 
     def proven(self) -> set[str]:
-        """The nodes that did a task and did not cool down since."""
         return {name for name, node in self._nodes.items() if node.proven}
 
     def broken_nodes(self) -> dict[str, str]:
-        """Node -> why the run no longer counts on it."""
-        unfit = dict.fromkeys(record.node for worker in self._cooling if (record := self._workers[worker]).is_unfit)
+        """Unfit node -> why. Workers of fewer kinds of tasks don't count: a GPU may be broken where CPUs are well."""
+        unfit = dict.fromkeys(record.node for worker in self.cooling if (record := self._workers[worker]).is_unfit)
         reasons = {}
         for node in unfit:
             records = [self._workers[worker] for worker in self._nodes[node].workers]
@@ -263,7 +236,7 @@ class Health:
 
     def _cool(self, worker: str, until: float) -> None:
         self._workers[worker].until = until
-        self._cooling[worker] = None
+        self.cooling[worker] = None
 
 
 def _seconds(cooldowns: int) -> float:
@@ -272,18 +245,15 @@ def _seconds(cooldowns: int) -> float:
 
 @dataclass(slots=True)
 class TaskHistory:
-    errors: Counter[str] = field(default_factory=Counter)
-    """Node -> how often it raised an error of its own there."""
-    losses: Counter[str] = field(default_factory=Counter)
-    """Node -> how many workers died of it, or hung, there."""
+    errors: Counter[str] = field(default_factory=Counter)  # node -> how often it raised an error of its own there
+    losses: Counter[str] = field(default_factory=Counter)  # node -> how many workers died of it, or hung, there
+    # With no other worker lost in between: where workers die all the time, a death says little about the task.
     losses_in_a_row: int = 0
-    """With no other worker lost in between: where workers die all the time, a death says little about the task."""
+    # Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can.
     failed_at: set[str] = field(default_factory=set)
-    """Nodes and workers where it failed, for whatever reason: it goes elsewhere if it can."""
 
     @property
     def attempts(self) -> int:
-        """How many failures count against it."""
         return self.errors.total() + self.losses.total()
 
     @property
@@ -311,41 +281,3 @@ def suffices(failures: Counter[str], max_attempts: int, usable: Set[str], proven
     if witnesses := proven & usable:
         return bool(tried & witnesses)
     return len(tried) >= UNPROVEN_NODES
-
-
-class PoisonTasks:
-    """Keys of tasks that may kill their workers: they wait for all others, and only one of them runs at a time."""
-
-    def __init__(self) -> None:
-        self._all: set[str] = set()
-        self._waiting: OrderedDict[str, None] = OrderedDict()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._all
-
-    def next_trial(self, running: Iterable[str]) -> str | None:
-        """The one to try next, if none of them is `running`."""
-        # `running` is all that runs, and nearly always nothing waits
-        return self.first_waiting if self._waiting and self._all.isdisjoint(running) else None
-
-    @property
-    def first_waiting(self) -> str | None:
-        return next(iter(self._waiting), None)
-
-    def add(self, key: str) -> None:
-        """Suspect a task that is not queued."""
-        self._all.add(key)
-
-    def queue(self, key: str) -> None:
-        """Let a task wait, before all others: it was on trial."""
-        self._waiting[key] = None
-        self._waiting.move_to_end(key, last=False)
-
-    def begin(self, key: str) -> None:
-        del self._waiting[key]
-
-    def drop(self, keys: Iterable[str]) -> None:
-        """Clear tasks that are done or quarantined."""
-        for key in self._all.intersection(keys):
-            self._all.discard(key)
-            self._waiting.pop(key, None)

@@ -1,26 +1,29 @@
-"""The tasks of a run: which are ready, in which order they are assigned, and which are done or quarantined. Pure.
+"""The tasks of a run: those that wait, which are ready and in which order, and those in flight. Pure.
 
 Ready tasks are assigned in the order of their kinds, the costliest of a kind first. A worker prefers, of a kind, those
 that required only what it did itself, the last first: it may still have what it made. A task that has failed goes
 behind all that have not, so that a few hopeless ones can't delay the others.
 
-A run may have a million tasks, so each is one number here: its place in that order.
+A run may have a million tasks, so each is one number here: its place in that order. Nothing here costs a search.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from taugrid.orchestrator.task import Task
 
+SILENT_SECONDS = 60.0  # a job has a heartbeat once a second; one that was silent for this long is late, and may hang
+
+
+COMMIT_SECONDS = 5.0  # how long before its node is taken away a worker must stop, to write what it keeps
+
 
 class Backlog:
-    """All tasks of a run.
+    """All tasks of a run; `kinds` are in the order in which they are assigned.
 
-    `kinds` are the names of the kinds of tasks, in the order in which they are assigned.
-
-    Raises:
-        ValueError: if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
+    Raises `ValueError` if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
     """
 
     def __init__(self, tasks: Iterable[Task], kinds: Sequence[str]) -> None:
@@ -53,7 +56,6 @@ class Backlog:
                 self._add(rank)
 
     def __len__(self) -> int:
-        """The number of tasks that are ready and wait."""
         return sum(self._ready.values())
 
     @property
@@ -111,7 +113,7 @@ class Backlog:
         return None
 
     def complete(self, key: str, worker: str = "") -> None:
-        """`key` is done, by `worker`; tasks that required nothing else are ready."""
+        """`key` is done; tasks that required nothing else are ready."""
         self.done.add(key)
         dependents = self._dependents.pop(self._ranks[key], [])
         for dependent in reversed(dependents):  # the last of `_own` is the first that is taken
@@ -150,8 +152,7 @@ class Backlog:
                     frontier.append(dependent)
 
 
-Places = frozenset[str]
-"""Names of nodes and workers."""
+Places = frozenset[str]  # names of nodes and workers
 
 
 class Retries:
@@ -209,3 +210,139 @@ class Retries:
         for head in passed_over:
             heapq.heappush(self._heads, head)
         return taken
+
+
+@dataclass(slots=True)
+class Running:
+    task: Task
+    since: float
+    heartbeat: float  # when its last heartbeat came, or it began
+    fraction: float = 0.0  # how much of it was done at its last heartbeat; 0: not known
+    doing: str = ""  # what its worker did then that is no progress, such as compiling
+
+    @property
+    def key(self) -> str:
+        return self.task.key
+
+    def is_silent(self, now: float) -> bool:
+        return now - self.heartbeat > SILENT_SECONDS
+
+    def must_stop(self, now: float, gone_at: float, batches: int) -> bool:
+        """Whether to stop it now, after the last batch that it can keep, because its node is gone before it ends.
+
+        A first job's loading and compiling count as time of its batches, so that it may stop early.
+        """
+        limit = gone_at - COMMIT_SECONDS
+        if now >= limit or not self.fraction:
+            return now >= limit
+        fit = int((limit - self.since) / max(self.heartbeat - self.since, 1e-3) * self.fraction * batches)
+        return fit < batches and fit <= int(self.fraction * batches)
+
+
+class InFlight:
+    """The workers of a run and their tasks: the one that a worker runs, and perhaps one queued behind it."""
+
+    def __init__(self) -> None:
+        self.idle: dict[str, None] = {}  # the workers that have no task, an ordered set
+        self.running: dict[str, Running] = {}  # worker -> the task that it runs
+        # Worker -> the task that it begins by itself once the first only writes or is done.
+        self.queued: dict[str, Task] = {}
+        self.may_queue: dict[str, None] = {}  # the workers that may get a task to queue, an ordered set
+        self._holders: dict[str, list[str]] = {}  # key -> the workers that run the task or have queued it
+
+    def __len__(self) -> int:
+        return len(self.idle) + len(self.running)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._holders
+
+    def keys(self, worker: str) -> list[str]:
+        """The keys of the tasks of `worker`, first of the one that it runs."""
+        running = [self.running[worker].key] if worker in self.running else []
+        return [*running, self.queued[worker].key] if worker in self.queued else running
+
+    def copies(self, key: str) -> dict[str, Running]:
+        """The workers that run the task `key`, in the order in which they began."""
+        holders = self._holders.get(key, ())
+        return {worker: self.running[worker] for worker in holders if self.running[worker].key == key}
+
+    def is_queued(self, key: str) -> bool:
+        return len(self._holders.get(key, ())) > len(self.copies(key))
+
+    def join(self, worker: str) -> None:
+        if worker in self.idle or worker in self.running:
+            raise ValueError(f"worker {worker!r} joined twice")
+        self.idle[worker] = None
+
+    def begin(self, worker: str, task: Task, now: float) -> None:
+        """`worker`, which ran nothing, runs `task` from now on."""
+        self.idle.pop(worker, None)
+        self.running[worker] = Running(task, now, now)
+        self._holders.setdefault(task.key, []).append(worker)
+        self.may_queue[worker] = None
+
+    def queue(self, worker: str, task: Task) -> None:
+        del self.may_queue[worker]
+        self.queued[worker] = task
+        self._holders.setdefault(task.key, []).append(worker)
+
+    def finish(self, worker: str, key: str | None, now: float) -> tuple[Running, bool]:
+        """`worker` is through with `key` (None: the task that it runs), and goes on with the other one or idles.
+
+        Returns the task, and whether it was queued behind the other one and ended before it.
+        """
+        queued = self.queued.pop(worker, None)
+        running = self._release(worker)
+        if queued is None:
+            self.idle[worker] = None
+            return running, False
+        self._drop(queued.key, worker)
+        if key != queued.key:
+            self.begin(worker, queued, now)
+            return running, False
+        self.begin(worker, running.task, now)
+        del self.may_queue[worker]  # the heartbeats of a third would be taken for the first's, which may hang
+        return Running(queued, now, now), True
+
+    def lose(self, worker: str) -> list[str]:
+        """`worker` is gone. Returns the keys of the tasks that it had, first of the one that it ran."""
+        keys = self.keys(worker)
+        if (queued := self.queued.pop(worker, None)) is not None:
+            self._drop(queued.key, worker)
+        if worker in self.running:
+            self._release(worker)
+        self.idle.pop(worker, None)
+        return keys
+
+    def _release(self, worker: str) -> Running:
+        running = self.running.pop(worker)
+        self.may_queue.pop(worker, None)
+        self._drop(running.key, worker)
+        return running
+
+    def _drop(self, key: str, worker: str) -> None:
+        holders = self._holders[key]
+        holders.remove(worker)
+        if not holders:
+            del self._holders[key]
+
+
+class Median:
+    """The median of numbers that come one by one."""
+
+    def __init__(self) -> None:
+        self._lower: list[float] = []  # a heap of the negative lower half, which has the middle one of an odd number
+        self._upper: list[float] = []  # a heap
+
+    def add(self, number: float) -> None:
+        middle = -heapq.heappushpop(self._lower, -number)
+        heapq.heappush(self._upper, middle)
+        if len(self._upper) > len(self._lower):
+            heapq.heappush(self._lower, -heapq.heappop(self._upper))
+
+    @property
+    def value(self) -> float | None:
+        if not self._lower:
+            return None
+        lower = -self._lower[0]
+        return lower if len(self._lower) > len(self._upper) else (lower + self._upper[0]) / 2
