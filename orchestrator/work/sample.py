@@ -72,25 +72,29 @@ class SampleWork(WorkKind):
         self, cell: Cell, metadata: dict[str, Any], own: Mapping[str, Mapping[str, Any]]
     ) -> Callable[[Task], SampleJob]:
         """What makes the job of a task of a cell; `own` has what only some jobs have, by the task's key."""
+        network, guide = self.rundir.network(cell.model, cell.settings.weights), self.rundir.guide(cell)
+        decoder, guidance, folder = self.rundir.decoder(cell), cell.guidance, self.rundir.samples / cell.name
         labels_of(cell, cell.first_shard)  # or it raises
-        folder = self.rundir.samples / cell.name
-        shared: dict[str, Any] = {
-            "network": self.rundir.network(cell.model, cell.settings.weights),
-            "decoder": self.rundir.decoder(cell),
-            "settings": cell.settings,
-            "diffusion": cell.model.diffusion,
-            "tau": cell.tau,
-            "nfe": cell.nfe,
-            "guidance": cell.guidance,
-            "guide": self.rundir.guide(cell),
-            "sampler_code": cell.sampler_description.code,
-            "metadata": metadata,
-        }
 
         def job(task: Task) -> SampleJob:
             shard = shard_of(task)
-            rest = {**shared, **own.get(task.key, {}), "label_rule": labels_of(cell, shard)}
-            return SampleJob(**self.job_at(folder / shard.name), start=shard.start, stop=shard.stop, **rest)
+            return SampleJob(
+                **self.job_at(folder / shard.name),
+                start=shard.start,
+                stop=shard.stop,
+                network=network,
+                decoder=decoder,
+                settings=cell.settings,
+                diffusion=cell.model.diffusion,
+                tau=cell.tau,
+                nfe=cell.nfe,
+                guidance=guidance,
+                guide=guide,
+                sampler_code=cell.sampler_description.code,
+                label_rule=labels_of(cell, shard),
+                metadata=metadata,
+                **own.get(task.key, {}),
+            )
 
         return job
 

@@ -20,7 +20,7 @@ from taugrid import parquet
 from taugrid.config import Config
 from taugrid.errors import DamagedFile
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
-from taugrid.eval.metrics.reference_statistics import ReferenceStatistics, of_feature_files, of_features, read_all
+from taugrid.eval.metrics.reference_statistics import of_feature_files, of_features, read_all
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.orchestrator.plan.scoring import Scoring
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -38,7 +38,7 @@ SAME_SETUP_TOLERANCE = 1e-9
 # Relative tolerance when versions, devices or threads differ: they change far less, and a fault of 1 % far more.
 TOLERANCE = 1e-3
 
-DRIVER_METRICS = ("fid", "isc", "kid")  # metrics that need no torch, so that the driver computes them
+DRIVER_METRICS = ("fid", "isc", "kid")  # which need no torch, so that the driver computes them
 
 KID_SUBSETS = 10  # the number of subsets of KID: enough, since a fault of its formula shows in one
 
@@ -138,7 +138,15 @@ def _record(config: Config, rundir: RunDir, scoring: Scoring) -> ScorerRecord | 
             statistics = of_feature_files(
                 paths, reference.num_images, paths[0].parent, scoring.reference_key, rundir.storage
             )
-            scores = halves(features, logits, settings) | _narrow(features) | _totals(statistics)
+            scores = halves(features, logits, settings)
+            # FID over few enough features that it has a standard error checks the influences too.
+            width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
+            narrow = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
+            scores |= {f"{name} of {width} features": value for name, value in narrow.items()}
+            moments = statistics.moments
+            scores["length of the reference's mean"] = float(np.linalg.norm(moments.mean))
+            scores["trace of the reference's covariance"] = float(np.trace(moments.covariance))
+            scores["trace of its root"] = float(np.trace(statistics.root))
     except (FileNotFoundError, DamagedFile) as error:
         return f"the features of the reference are missing ({error})"
     except (ValueError, ArithmeticError) as error:
@@ -171,20 +179,3 @@ def halves(
     of_even = None if logits is None else logits[: 2 * half : 2]
     stream = None if of_even is None else lambda: iter((of_even,))
     return score(lambda: iter((even,)), stream, half, reference, settings).values
-
-
-def _narrow(features: NDArray[np.float32]) -> dict[str, float]:
-    """FID of the halves over few enough features that it has a standard error, which checks the influences too."""
-    width = max(1, min(features.shape[1], len(features) // 2 // SAMPLES_PER_DIMENSION))
-    scores = halves(np.ascontiguousarray(features[:, :width]), None, MetricSettings(metrics=("fid",)))
-    return {f"{name} of {width} features": value for name, value in scores.items()}
-
-
-def _totals(statistics: ReferenceStatistics) -> dict[str, float]:
-    """Three numbers of the reference statistics."""
-    covariance = statistics.moments.covariance
-    return {
-        "length of the reference's mean": float(np.linalg.norm(statistics.moments.mean)),
-        "trace of the reference's covariance": float(np.trace(covariance)),
-        "trace of its root": float(np.trace(statistics.root)),
-    }
