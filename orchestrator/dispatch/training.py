@@ -4,8 +4,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -208,26 +208,30 @@ class Trainings:
         self._progress, self._events, self._log = progress, events, log
         self._worked_at = float("-inf")  # when one of them was last seen to train
         self._failed: dict[str, TrainingFailed] = {}
+        self._to_change: UserError | None = None  # ends the stage once no training runs
         self._trained = 0
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed.
 
-        Raises `UserError` if something must be changed first. Those that run end, and continue in the next session.
+        Raises `UserError` if something must be changed first. Those that run have then ended; the others continue in
+        the next session.
         """
         self._show_stage()
         try:
-            while self._waiting or self._under_way:
-                while self._waiting and len(self._under_way) < self._most:
-                    training = self._waiting.popleft()
-                    training.begin(self._ended)
-                    self._under_way.append(training)
+            while self._waiting or self._goes_on():
+                with self._others_go_on():
+                    while self._waiting and len(self._under_way) < self._most:
+                        training = self._waiting.popleft()
+                        training.begin(self._ended)
+                        self._under_way.append(training)
                 for training in self._under_way:
-                    training.check_log()
+                    with self._others_go_on():
+                        training.check_log()
                 if any(training.has_begun for training in self._under_way):
                     self._worked_at = time.monotonic()
                 self._show()
-                with suppress(Empty):
+                with suppress(Empty), self._others_go_on():
                     self._end(self._ended.get(timeout=POLL_SECONDS))
         finally:
             # A thread that speaks to Ray while Ray shuts down would end the process from Ray's C++. Ray waits for a
@@ -239,15 +243,35 @@ class Trainings:
                 training.thread.join(max(0.0, until - time.monotonic()))
         self._progress.end()
         ending.lost = ""
+        if self._to_change is not None:
+            raise self._to_change
         return self._failed
+
+    def _goes_on(self) -> bool:
+        """Whether the end of one under way is worth waiting for."""
+        return any(training.has_begun or self._to_change is None for training in self._under_way)
+
+    @contextmanager
+    def _others_go_on(self) -> Iterator[None]:
+        """Keep a `UserError` until the others have ended: what one training lacks must not cost hours of others."""
+        try:
+            yield
+        except UserError as error:
+            is_first, self._to_change = self._to_change is None, self._to_change or error
+            self._waiting.clear()
+            if not self._goes_on():
+                raise self._to_change from None
+            if is_first:
+                self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)
         # It begins again at once where its nodes leave, and later where one that has worked meanwhile had its room.
         has_left = isinstance(training.error, fit.NodesLeave)
         if has_left or (isinstance(training.error, fit.NoRoom) and self._worked_at > training.began_at):
-            self._events.add("training waits", model=training.model.id)
-            self._waiting.insert(0 if has_left else len(self._waiting), training)
+            if self._to_change is None:
+                self._events.add("training waits", model=training.model.id)
+                self._waiting.insert(0 if has_left else len(self._waiting), training)
             return
         try:
             training.end(self._log)

@@ -190,9 +190,10 @@ def test_if_none_finds_room_they_have_failed(opened, monkeypatch):
         do(opened, monkeypatch, train)
 
 
-def test_a_setting_to_change_ends_all_and_those_at_work_continue(opened, monkeypatch):
+def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened, monkeypatch):
     first, second, third = (model.id for model in opened.plan.models)
-    works, stay, look = threading.Event(), threading.Event(), stage.Training.check_log
+    works, told, stay = threading.Event(), threading.Event(), threading.Event()
+    look, say = stage.Training.check_log, Progress.say
 
     def too_long(self):
         if self.model.id == second and works.is_set():
@@ -201,21 +202,26 @@ def test_a_setting_to_change_ends_all_and_those_at_work_continue(opened, monkeyp
         if self.model.id == first and self.has_begun:
             works.set()
 
+    def said(self, text):
+        say(self, text)
+        if "worker fits" in text:
+            told.set()
+
     def train(spec):
         if spec.model_id == first:
             step(spec, 4)
-        stay.wait(MINUTE)
+            assert told.wait(MINUTE)
+            trained(spec)
+        else:
+            stay.wait(MINUTE)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(stage.Training, "check_log", too_long)
-        patched.setattr(stage, "ABANDON_SECONDS", MINUTE)
-        patched.setattr(stage.ray_compat, "kill_train_controllers", stay.set)
-        with raises(UserError):
-            do(opened, patched, train, trainings=2)
+    monkeypatch.setattr(stage.Training, "check_log", too_long)
+    monkeypatch.setattr(Progress, "say", said)
+    with raises(UserError):
+        do(opened, monkeypatch, train, trainings=2)
+    stay.set()
+    assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [True, False, False]
     assert third not in {event.get("model") for event in read_events(opened.rundir)}, "no other has begun"
-    _, printed = do(opened, monkeypatch, trained)
-    assert len(re.findall("ended .* 4; ", printed)) == 1
-    assert all(opened.rundir.is_ready(model) for model in opened.plan.models)
 
 
 def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
