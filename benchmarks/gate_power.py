@@ -16,9 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from benchmarks.gate_worlds import MIXING, D, rate
-from taugrid.eval.gate.critical import critical_value
 from taugrid.eval.gate.power import EXAMPLE_EFFECT_SE, Variance, missed_share, samples_to_halve_misses
-from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, judge
+from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, critical_value, judge
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 

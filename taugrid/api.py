@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
-    from taugrid.orchestrator.nightly.nights import HistoryView
+    from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")
@@ -34,7 +34,7 @@ def open(directory: Path) -> "RunView | HistoryView":
     Raises:
         taugrid.errors.UserError: if there is no run, and no history either.
     """
-    from taugrid.orchestrator.nightly.nights import HistoryView
+    from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.view.run import RunView

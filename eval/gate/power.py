@@ -1,20 +1,4 @@
-"""Detection power of a nightly run: the smallest regression it would detect, and the N that detects a given one.
-
-The influence function of an FID says how far each sample x moves it: phi(x). The standard error fid_se of the
-FID of N samples is the standard deviation of phi over the root of N. The error of a difference between two networks
-with the same noise is that of phi_new - phi_baseline: the paired error se. A cell is called worse if
-T = (difference - margin) / se exceeds the night's critical value (eval/gate/critical.py).
-
-A network that is worse by D has a different influence function than the baseline, so the paired error grows with D:
-
-    se(D)^2 = se^2 + slope * D,    slope = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
-
-The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of the
-samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences, 2 delta . (x - m),
-by 2 Delta . (x - m). Where features vary alike in all directions, the variances of the two have the ratio D / FID.
-`python -m benchmarks.gate --parts power` measures how well this holds for other changes. KID, CMMD and MIND are squared
-distances as well and grow by the same law; the factor was measured for FID alone.
-"""
+"""Detection power of a nightly run: the smallest regression it would detect, and the N that detects a given one."""
 
 import math
 from dataclasses import dataclass
@@ -34,11 +18,22 @@ EXAMPLE_EFFECT_SE = 3.0
 
 
 class Variance(NamedTuple):
-    """The variance of a difference as a function of the true change D."""
+    """The variance of a difference as a function of the true change D, which a regression makes larger.
+
+    An influence phi(x) says how far sample x moves an FID; the paired error se of a difference is the standard error of
+    the mean of phi_new - phi_baseline. A network that is worse by D has other influences than the baseline, so
+
+        se(D)^2 = se^2 + slope * D,    slope = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
+
+    The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of
+    the samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences,
+    2 delta . (x - m), by 2 Delta . (x - m). Where features vary alike in all directions, the variances of the two have
+    the ratio D / FID. `python -m benchmarks.gate --parts power` measures how well this holds for other changes. KID,
+    CMMD and MIND are squared distances as well and grow by the same law; the factor was measured for FID alone.
+    """
 
     at_zero: float
     slope: float = 0.0
-    """The growth of the variance with D: `Change.sampling_slope`."""
 
     def at(self, change: float) -> float:
         """The variance at a true change; an improvement has that of no change."""
@@ -50,10 +45,8 @@ class DetectionPower:
     """Which regressions of a cell are detected. A comparison's JSON has these fields."""
 
     margin: float
-    errors: float
-    """By how many standard errors a true change must exceed the margin, to be called worse with probability `POWER`."""
-    sampling: Variance
-    """From drawing N samples; it shrinks with N."""
+    errors: float  # by how many standard errors a change must exceed the margin to be called worse with `POWER`
+    sampling: Variance  # from drawing N samples; it shrinks with N
 
     @property
     def detectable(self) -> float:
@@ -68,12 +61,7 @@ class DetectionPower:
     def samples_needed(self, num_samples: int, regression: float) -> int | None:
         """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits.
 
-        Args:
-            num_samples: the N that `sampling` is for.
-            regression: a true change for the worse.
-
-        Returns:
-            N, or None if no N would do: the regression is within the margin.
+        `num_samples` is the N that `sampling` is for. None: no N would do, as the regression is within the margin.
         """
         if regression <= self.margin:
             return None
@@ -83,8 +71,7 @@ class DetectionPower:
     def samples_to_decide(self, num_samples: int) -> int | None:
         """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits.
 
-        The margin stays as it is. Returns None if no N above `num_samples`, which `sampling` is for, is needed or would
-        do.
+        The margin stays as it is. None if no N above `num_samples`, which `sampling` is for, is needed or would do.
         """
         if self.margin <= 0:
             return None

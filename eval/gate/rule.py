@@ -5,19 +5,22 @@ baseline's and se is its paired standard error; where higher is better, the base
 if T is above the night's critical value, *not worse* if the upper end of its interval is below the margin (*better* if
 the baseline would be worse than it), and else *undecided*: too few samples. If nothing has changed by more than its
 margin, the probability that anything is called worse is at most alpha, whatever the number of cells and metrics: over
-all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages"). eval/gate/power.py explains
-influences and paired errors.
+all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages").
+
+The critical value is the quantile of the largest of many correlated normal variables. If each cell were tested at alpha
+alone, 20 independent ones would raise a false alarm in 18 % of nights at alpha = 1 %. The quantile of the largest loses
+less power than Bonferroni's bound where tests are correlated, as cells of one network and metrics of one cell are.
 """
 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from taugrid.config import Gate
-from taugrid.eval.gate.critical import DRAWS, correlation, critical_value
 from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.statistics import LEAST_CARRYING, Array, standard_error
@@ -42,6 +45,21 @@ of a good network may be 0 or negative, and a share of it no margin. FID is alwa
 SCREENING = 0.10
 """The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
 
+BEYOND_CHANCE = 5.0
+"""Two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells."""
+
+MAX_ERROR_RATIO = 3.0
+"""A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
+
+DRAWS = 200_000
+"""Simulated nights. At alpha = 1 % they give the quantile to 0.01 standard errors, and alpha to 2 % of itself."""
+
+DRAWS_AT_ONCE = 20_000
+"""Simulated nights in memory at a time."""
+
+SEED = 20_600
+"""Fixed, so that the same night always gets the same critical value."""
+
 
 class Scored(NamedTuple):
     """One network's cell: a metric of it, and how far each sample moves that, (N,) in the order of the indices."""
@@ -56,13 +74,9 @@ def size_of(baseline: Scored) -> float:
 
 
 def margin_of(baseline: Scored, share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
-    """The regression of a metric that is accepted, in its own unit.
+    """The regression of a metric that is accepted, in its own unit: a `share` of its size, 0 for no margin at all.
 
-    Args:
-        baseline: the baseline's network.
-        share: of the metric's size. 0: no margin at all.
-        metric: a distance without bias has a margin of at least `floor`, because it may be 0.
-        floor: in standard errors of the baseline's metric.
+    A distance without bias, which may be 0, has a margin of at least `floor` standard errors of the baseline's metric.
     """
     of_error = floor * standard_error(baseline.influence) if metric.may_be_zero and share else 0.0
     return max(share * size_of(baseline), of_error)
@@ -73,18 +87,12 @@ class Change:
     """How much worse one metric of a cell is than the baseline's; `Change.between` makes it."""
 
     name: str
-    difference: float
-    """The new FID, say, minus the baseline's; the baseline's minus the new one where higher is better."""
-    margin: float
-    """The non-inferiority margin: the regression that is accepted."""
-    influence: Array
-    """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
-    seed_set: Hashable
-    """The seed set: equal for cells whose sample n has the same noise."""
-    sampling_slope: float = 0.0
-    """The growth of the difference's sampling variance with each unit of a true change, see eval/gate/power.py."""
-    metric: str = "fid"
-    """Its column in quality.csv."""
+    difference: float  # positive for a regression, also where higher is better
+    margin: float  # the non-inferiority margin: the regression that is accepted
+    influence: Array  # (N,): how far each sample moves the difference, in the order of the indices
+    seed_set: Hashable  # equal for cells whose sample n has the same noise
+    sampling_slope: float = 0.0  # `power.Variance.slope`
+    metric: str = "fid"  # its column in quality.csv
     only_worse: bool = False
     """The new value alone has no standard error, because that would rest on too few samples: the verdict is worse or
     none, and T leaves out what the `LEAST_CARRYING` samples for the worse add to the difference. A baseline that has an
@@ -92,24 +100,9 @@ class Change:
 
     @classmethod
     def between(
-        cls,
-        name: str,
-        new: Scored,
-        baseline: Scored,
-        margin: float,
-        seed_set: Hashable,
-        metric: MetricColumn = FID,
+        cls, name: str, new: Scored, baseline: Scored, margin: float, seed_set: Hashable, metric: MetricColumn = FID
     ) -> "Change":
-        """The change from the baseline's network.
-
-        Args:
-            name: the name of the cell.
-            new: tonight's network.
-            baseline: the baseline's, with the same noise and number of samples.
-            margin: in units of the metric.
-            seed_set: the seed set, equal for cells whose sample n has the same noise.
-            metric: which of the numbers of a cell it is.
-        """
+        """The change of a cell from the baseline's network, with the same noise and number of samples."""
         worse = -1 if metric.higher_is_better else 1
         # Of a squared distance, variances grow with the distance; other metrics have no such law.
         per_unit = 0.0 if metric.higher_is_better else 1 / (size_of(baseline) or math.inf)
@@ -125,29 +118,25 @@ class Change:
 
 
 class CellJudgement(NamedTuple):
+    """The verdict on one metric of a cell."""
+
     name: str
     metric: str
     verdict: Verdict
-
-    difference: float
-    """Positive for a regression, also where higher is better."""
-    se: float
-    """The paired standard error of the difference."""
+    difference: float  # positive for a regression, also where higher is better
+    se: float  # the paired standard error of the difference
     margin: float
     t: float
-    upper: float
-    """The upper end of the interval: the true change is below it with a probability of 1 - alpha, for all cells and
-    metrics at once."""
-    detectable: float
-    """The smallest true change that would have been called worse with a probability of 80 %."""
-    reach: DetectionPower
-    """`detectable` and the N that a given regression needs are computed from it."""
+    upper: float  # the true change is below it with a probability of 1 - alpha, for all cells and metrics at once
+    detectable: float  # the smallest true change that would have been called worse with a probability of 80 %
+    reach: DetectionPower  # `detectable` and the N that a given regression needs are computed from it
 
 
 class NightJudgement(NamedTuple):
+    """The verdicts on all cells."""
+
     cells: tuple[CellJudgement, ...]
-    critical: float
-    """The value that T has to exceed; NaN without cells."""
+    critical: float  # the value that T has to exceed; NaN without cells
     alpha: float
 
     @property
@@ -160,9 +149,7 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
 
     Their joint influences say how the errors of cells and metrics correlate. A cell with the same samples on both sides
     must not be among them: nothing about it is random. `draws` is the number of nights that `critical_value` simulates.
-
-    Raises:
-        ValueError: if a cell's influences do not vary.
+    Raises `ValueError` if a cell's influences do not vary.
     """
     if not changes:
         return NightJudgement((), float("nan"), alpha)
@@ -181,36 +168,65 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
     return judge(changes, max(SCREENING, alpha), draws)
 
 
-BEYOND_CHANCE = 5.0
-"""Two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells."""
-
-MAX_ERROR_RATIO = 3.0
-"""A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
-
-
 def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
     """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains.
 
     A fault of today's code can do this. With the usual seeds the baseline's samples were made earlier, by sound code;
-    with a fresh seed today's code samples both networks, so the fault cancels.
-
-    Args:
-        usual: the cell's difference with the usual seeds, and its error.
-        fresh: the same with a fresh seed.
+    with a fresh seed today's code samples both networks, so the fault cancels. Both sides are (difference, its error).
     """
     gap = usual[0] - fresh[0]
     return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
 
-def _by_few(influence: Array) -> float:
-    """What the `LEAST_CARRYING` largest of all influences (N,) add to a mean."""
-    return float(np.sort(influence - influence.mean())[-LEAST_CARRYING:].clip(0).sum()) / len(influence)
+def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> Array:
+    """(k, k), the correlation of the mean influences of k cells, or metrics of them: the errors of their differences.
+
+    `influences` has (N_i,) for each. Samples n of two cells with equal seed sets share their noise; others are
+    independent. Cells with one seed set may differ in N: they share the first samples. Raises `ValueError` if a cell's
+    influences do not vary.
+    """
+    unit = []
+    for influence in influences:
+        centred = influence - influence.mean()
+        length = float(np.linalg.norm(centred))
+        if length == 0:
+            raise ValueError("a cell's influences do not vary, so its difference has no error")
+        unit.append(centred / length)
+    correlations = np.eye(len(unit))
+    for i, first in enumerate(unit):
+        for j in range(i):
+            if seed_sets[i] == seed_sets[j]:
+                common = min(len(first), len(unit[j]))
+                correlations[i, j] = correlations[j, i] = first[:common] @ unit[j][:common]
+    return correlations
+
+
+def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> float:
+    """The c with P(max Z > c) = alpha for Z ~ N(0, R): by simulation, and never beyond Bonferroni's bound.
+
+    `correlations` is R, (k, k), which may be singular: cells can have the same samples. `alpha`, in (0, 1), is the
+    probability of at least one false alarm in the whole night.
+    """
+    k = len(correlations)
+    alone, bound = -NormalDist().inv_cdf(alpha), -NormalDist().inv_cdf(alpha / k)
+    if k == 1:
+        return alone
+    values, vectors = np.linalg.eigh(correlations)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    random, largest = np.random.default_rng(SEED), list[Array]()
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        largest.append((random.standard_normal((min(DRAWS_AT_ONCE, draws - start), k)) @ root.T).max(axis=1))
+    return min(max(float(np.quantile(np.concatenate(largest), 1 - alpha)), alone), bound)
 
 
 def _judged(change: Change, critical: float) -> CellJudgement:
     se = standard_error(change.influence)
     power = DetectionPower(change.margin, standard_errors_for_power(critical), Variance(se**2, change.sampling_slope))
-    t = (change.difference - (_by_few(change.influence) if change.only_worse else 0.0) - change.margin) / se
+    by_few = 0.0
+    if change.only_worse:  # what the largest of all influences add to the mean
+        largest = np.sort(change.influence - change.influence.mean())[-LEAST_CARRYING:]
+        by_few = float(largest.clip(0).sum()) / len(change.influence)
+    t = (change.difference - by_few - change.margin) / se
     if t > critical:
         verdict = Verdict.WORSE
     elif -(change.difference + change.margin) / se > critical:

@@ -24,24 +24,31 @@ CheckResult = Literal["clean", "changed", "unknown", "not applicable"]
 
 @dataclass(frozen=True)
 class Check:
+    """`distance` is in grey levels between images of two environments (`pair`, a `pair_key`); None in the same one."""
+
     result: CheckResult
     reason: str = ""
     distance: float | None = None
-    """The mean difference between today's images and the baseline's in grey levels; None in the same environment."""
     pair: str | None = None
-    """The key of the two environments (`pair_key`) that `distance` is between."""
 
 
 UNCHECKED = Check("unknown", "it was not checked")
+NOT_SAMPLED = Check("unknown", "no night has sampled the baseline's network with this code")
+NOT_OURS = Check(
+    "not applicable", "the images come from elsewhere: no sampler, weights or fresh seed to check, only their scores"
+)
 
 
 class Sampled(NamedTuple):
-    """The first batch of a baseline's cell, sampled with today's code."""
+    """The first batch of a baseline's cell, sampled with today's code, and the first images of it."""
 
     digests: Digests
     images: ImageBatch | None
-    """The first images of the batch."""
     setup: SamplingEnvironment
+
+
+Canaries = Mapping[str, Sampled | Check]
+"""Id of a cell of the baseline -> its canary, or why there is none."""
 
 
 def batch_of(cell: SnapshotCell) -> int:
@@ -49,22 +56,15 @@ def batch_of(cell: SnapshotCell) -> int:
     return min(int(cell.settings["batch_size"]), cell.num_samples)
 
 
-def sampled_again(cell: SnapshotCell) -> Sampled | None:
-    """The first batch of a cell that has the baseline's weights; None if its images are gone."""
-    digests = cell.load_digests()
-    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_setup)
-
-
-def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
+def check_sampler(old: SnapshotCell, again: Sampled) -> Check:
     """Whether the baseline's network still makes the images of `old`."""
-    digests = None if again is None else old.load_digests()
-    if again is None or digests is None:
+    digests, first = old.load_digests(), old.load_first()
+    if digests is None:
         return Check("unknown", "the images, or their hashes, are gone")
     count = len(again.digests)
     differing = int((again.digests != digests[:count]).sum())
     if not differing:
         return Check("clean")
-    first = old.load_first()
     distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
     by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
@@ -82,7 +82,7 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
 
 def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
     """Whether today's scorer gives for the reference what the baseline's gave."""
-    now, before = new.load_scorer(), baseline.load_scorer()
+    now, before = new.scorer, baseline.scorer
     if isinstance(before, str):
         return Check("unknown", f"the baseline has no canary of the scorer: {before}")
     if isinstance(now, str):

@@ -12,13 +12,17 @@ from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.labels import short_checkpoints
 from taugrid.grids.names import varying
-from taugrid.orchestrator.baseline.files import ACCEPT
-from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.cells import COLUMN_NAMES, settings_name
 from taugrid.protocol import disagreements
 from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.words import listed
 from taugrid.workers.samplers.sampler import find
+
+ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
+
+NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
+"""Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
 
 OPTIONAL = ("conditions", "decoder")
 """Fields that a protocol leaves out for unconditional cells and networks of pixels."""
@@ -37,33 +41,26 @@ MAX_DIFFERENCES_NAMED = 4
 """The number of differences between protocols that an error message names."""
 
 
-IMAGES = "images"
-"""The label of images from elsewhere."""
-
-
 class Matched(NamedTuple):
     """The cells of two snapshots, side by side."""
 
-    pairs: list[tuple[SnapshotCell, SnapshotCell]]
-    """(new, baseline), in the order of the new run's grid."""
-    only_new: list[str]
-    """Names of cells that the baseline lacks, unscored ones of the new run included."""
+    pairs: list[tuple[SnapshotCell, SnapshotCell]]  # (new, baseline), in the order of the new run's grid
+    only_new: list[str]  # names of cells that the baseline lacks, unscored ones of the new run included
     only_baseline: list[str]
 
 
 def matched(new: Snapshot, baseline: Snapshot) -> Matched:
     """The cells of both, matched; `UserError` if no cells match, or matching ones were measured in different ways."""
-    shared = _shared_keys(new.cells, baseline.cells)
+    sides = (new.cells, baseline.cells)
+    # N, and what files name, identify a cell only if a grid has several values of them.
+    columns = ["labels"] if any(cell.labels_are_rows for side in sides for cell in side) else []
+    optional = ("num_samples", *columns, *sorted(MODEL_FILES))
+    shared = [name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides)]
     by_key = {_key(cell, shared): cell for cell in baseline.cells}
     pairs = [(cell, by_key[key]) for cell in new.cells if (key := _key(cell, shared)) in by_key]
     if not pairs:
         if changed := changed_code(new, baseline):
             raise UserError("; ".join(changed))
-        if any(cell.images is not None for cell in baseline.cells):
-            raise UserError(
-                f"{baseline.source} is a baseline of images, and {new.source} is a run: give images (export writes a "
-                f"cell's), or accept a run as the baseline: {ACCEPT}"
-            )
         raise UserError(
             f"no cell of {new.source} has the settings of one of {baseline.source} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
@@ -77,14 +74,6 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
         [*(cell.name for cell in new.cells if cell.cell not in matched_new), *new.unscored],
         [*(cell.name for cell in baseline.cells if cell.cell not in matched_old), *baseline.unscored],
     )
-
-
-def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
-    """The keys that identify a cell only if a grid has several values of them: N, and what files name."""
-    sides = (list(new), list(old))
-    columns = ["labels"] if any(cell.labels_are_rows for side in sides for cell in side) else []
-    optional = ("num_samples", *columns, *sorted(MODEL_FILES))
-    return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
 
 
 def _value(cell: SnapshotCell, name: str) -> str:
@@ -123,6 +112,8 @@ def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
 
 
 def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
+    if (new.images is None) != (old.images is None):
+        return "one is a run, and the other images"
     sides = [{**cell.axes, **cell.by_content} for cell in (new, old)]
     for key in {**sides[0], **sides[1]}:
         if key not in NOT_MATCHED | MODEL_FILES and sides[0].get(key) != sides[1].get(key):
@@ -144,9 +135,6 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
     if differences:
         most = sorted(differences.items(), key=lambda item: -len(item[1]))[:MAX_DIFFERENCES_NAMED]
         shown = "; ".join(f"{difference} ({listed(sorted(names), 2, 'cell')})" for difference, names in most)
-        datasets = {cell.protocol["reference"].get("dataset") for pair in pairs for cell in pair}
-        if len(datasets) > 1:
-            raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
             f"the runs were measured in different ways: {shown}; measure both alike, or accept a run that is measured "
             f"as this one: {ACCEPT.replace('DIR', directory)}"
@@ -173,21 +161,18 @@ def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list
     """The differences between versions, such as "scored with torch 2.9.1 -> 2.10.0" or "sampled with diffusers ..."."""
     changes: dict[str, None] = {}
     for new, old in pairs:
-        sides = [_versions(cell.protocol) for cell in (old, new)]
-        for name in sorted({*sides[0], *sides[1]}):
-            if sides[0].get(name) != sides[1].get(name):
-                changes[f"{name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
+        before, after = _versions(old.protocol), _versions(new.protocol)
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name):
+                changes[f"{name} {before.get(name, 'unknown')} -> {after.get(name, 'unknown')}"] = None
     return list(changes)
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
     scoring = {"scoring": protocol.get("scoring"), **(protocol.get("versions") or {})}
     sampling = {key: value for key, value in (protocol.get("sampler") or {}).items() if key not in SAMPLER_FIELDS}
-    return {
-        f"{verb} with {name}": version
-        for verb, its in (("scored", scoring), ("sampled", sampling))
-        for name, version in its.items()
-    }
+    return {f"{verb} with {name}": version for verb, its in (("scored", scoring), ("sampled", sampling))
+            for name, version in its.items()}  # fmt: skip
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
@@ -205,7 +190,7 @@ def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for cell, values in given.items():
             left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
             shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
-            name = settings_name(cells[cell]) if "steps" in cells[cell] else IMAGES
+            name = settings_name(cells[cell]) if "steps" in cells[cell] else "images"
             labels[cell] = " ".join([name, *shown])
         if len(set(labels.values())) == len(labels):
             break

@@ -26,12 +26,12 @@ GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
 @dataclass(frozen=True)
 class PixelDistance:
+    """How many of the images differ, and by how many grey levels; None if the baseline's images are gone."""
+
     images: int
     differing: int
     largest: int | None
-    """Grey levels, over all pixels; None if the baseline's images are gone."""
-    mean: float | None
-    """Grey levels, over the pixels of the images that differ."""
+    mean: float | None  # over the pixels of the images that differ
 
 
 def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:

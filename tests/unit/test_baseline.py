@@ -175,7 +175,6 @@ def test_runs_measured_in_different_ways_are_refused(begun, tmp_path, changes):
     root = run(begun, tmp_path, begun / "same", **changes)
     _, told = taugrid("compare", root, begun / "baseline.json", code=2)
     assert told.count("reference is") <= 1
-    assert "data" not in changes or "accept" not in told
     recorded(told)
     assert len(told.strip().splitlines()) == 1
 
@@ -228,7 +227,7 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
     beside.write_bytes(data[:-1])
     recorded(taugrid("compare", begun / "run", path, code=2)[1], "file")
     beside.unlink()
-    assert "has lost" in taugrid("compare", begun / "run", path, code=2)[1]
+    assert "missing" in taugrid("compare", begun / "run", path, code=2)[1]
     path.write_text(path.read_text().replace("the first", "another"))
     recorded(taugrid("compare", begun / "run", path, code=2)[1], "changed")
     recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "exist")

@@ -10,7 +10,6 @@ from nights import empty_verdict
 from scipy.stats import norm
 from snapshots import raises
 
-from taugrid.eval.gate.critical import correlation, critical_value
 from taugrid.eval.gate.power import (
     POWER,
     DetectionPower,
@@ -19,10 +18,10 @@ from taugrid.eval.gate.power import (
     samples_to_halve_misses,
     standard_errors_for_power,
 )
-from taugrid.eval.gate.rule import ALPHA, Change, judge, screen
+from taugrid.eval.gate.rule import ALPHA, Change, correlation, critical_value, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
-from taugrid.orchestrator.nightly import outcome
-from taugrid.orchestrator.nightly.judging import Terms
+from taugrid.orchestrator.nightly.judging import alpha_of_a_look
+from taugrid.orchestrator.nightly.night import night_result
 from taugrid.orchestrator.nightly.places import History
 from taugrid.storage import write_sealed
 
@@ -191,12 +190,12 @@ def test_the_remark_on_frozen_seeds_names_what_they_hide_and_the_samples_that_ha
 
 def test_looks_at_fresh_samples_share_alpha():
     gate = GateSettings(alpha=0.01)
-    assert [Terms(gate, grow_to).alpha_of_a_look for grow_to in (None, 400)] == [0.01, 0.005]
+    assert [alpha_of_a_look(gate, grow_to) for grow_to in (None, 400)] == [0.01, 0.005]
 
 
 def test_a_cell_that_failed_has_collapsed_without_a_baseline_too():
-    assert outcome.night_result(None, None, has_failed=False) == "no baseline"
-    assert outcome.night_result(None, None, has_failed=True) == "collapsed"
+    assert night_result(None, None, has_failed=False) == "no baseline"
+    assert night_result(None, None, has_failed=True) == "collapsed"
 
 
 def test_nights_are_in_the_order_of_their_verdicts(tmp_path):

@@ -28,8 +28,8 @@ from nights import (
 from snapshots import recorded
 
 import taugrid as taugrid_api
+from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.orchestrator.nightly.judging import fresh_seed
-from taugrid.orchestrator.nightly.write import SCHEMA
 from taugrid.orchestrator.plan import patterns
 from taugrid.storage import open_place
 
