@@ -23,8 +23,6 @@ from taugrid.orchestrator.baseline.canaries import (
     NOT_SAMPLED,
     Canaries,
     Check,
-    Sampled,
-    batch_of,
     check_sampler,
     check_scorer,
     worst_check,
@@ -64,7 +62,7 @@ def compare_snapshots(
     new: Snapshot,
     baseline: Snapshot,
     gate: GateSettings = DEFAULT_GATE,
-    canaries: Mapping[str, Sampled | Check] = {},
+    canaries: Mapping[str, SnapshotCell | Check] = {},
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
@@ -191,10 +189,9 @@ def _checked(
     """The cell with its check of the sampler, and with the verdict that follows from both checks."""
     if cell.result is Verdict.CHANGED_PIXELS:
         return replace(cell, sampler=Check("changed", "its images changed"))
-    again = NOT_OURS if old.images is not None else canaries.get(old.cell, NOT_SAMPLED)
-    if cell.situation != "new weights":
-        digests, gone = new.load_digests(), Check("unknown", "the images, or their hashes, are gone")
-        again = gone if digests is None else Sampled(digests[: batch_of(new)], new.load_first(), new.first_setup)
+    again: SnapshotCell | Check = new
+    if cell.situation == "new weights":
+        again = NOT_OURS if old.images is not None else canaries.get(old.cell, NOT_SAMPLED)
     check = again if isinstance(again, Check) else check_sampler(old, again)
     verdicts, notes = {cell.result}, [cell.note]
     if check.result == "changed":
@@ -242,8 +239,6 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     if lacking and result in (Verdict.UNDECIDED, Verdict.NOT_JUDGED):
         missing = f"{' and '.join(lacking)} {MISSING_INFLUENCES.removeprefix('its ')}"
         result, note = Verdict.NOT_JUDGED, missing if result is Verdict.UNDECIDED else note
-    notes = [note, *(f"{name} lacks images that it was scored on" for name, side in
-                     (("this run", new), ("the baseline", old)) if side.lacks_images and side.metrics)]  # fmt: skip
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))
     metrics = {name: found for name in shown if (found := _metric(new, old, name, gate)) is not None}
     if result is Verdict.IDENTICAL:
@@ -260,7 +255,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         unjudged=unjudged,
         unsure={name: _why_unsure(new, name) for name in judging if name not in new.influences},
         pixels=pixels,
-        note="; ".join(filter(None, notes)),
+        note=note,
         num_samples=new.num_samples,
         others={name: (new.metrics.get(name), old.metrics.get(name)) for name in others},
         missing=missing,

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from taugrid.errors import NOT_WRITABLE, UserError
@@ -27,7 +26,7 @@ from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, VERDICT, Gat
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.images import snapshot_of_images
 from taugrid.orchestrator.baseline.matching import ACCEPT, matched
-from taugrid.orchestrator.baseline.pixels import Digests, all_images, pixel_digests
+from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, images_of, pixel_digests
 from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Baseline,
@@ -129,7 +128,7 @@ def _read_cell(cell: BaselineCell, table: pa.Table, run: str) -> SnapshotCell:
     )
 
 
-def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
+def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> ImageBatch | None:
     """The images that a baseline was accepted with; None if they are gone, or no longer have `digests`."""
     try:
         run = open_existing(directory)
@@ -138,7 +137,7 @@ def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Map
     for cell in run.configured.cells:
         if cell.id == cell_id and digests is not None:
             found = pixel_digests(run.rundir, cell)
-            return all_images(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None
+            return images_of(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None
     return None
 
 

@@ -1,6 +1,5 @@
 """The decoded images of a cell: their hashes, and the distance between two sets of images."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,40 +49,23 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     return digests if len(digests) == cell.settings.num_samples else None
 
 
-def first_images(rundir: RunDir, cell: Cell) -> ImageBatch | None:
-    """The first `FIRST_IMAGES` images of a cell; None if they are gone."""
-    first = cell.shards[0]
-    path, count = rundir.sample_part(cell, first), min(first.stop, FIRST_IMAGES)
-    try:
-        batches = [batch for _, batch in parquet.read_images(path, count, rundir.storage)]
-    except GONE:
-        return None
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> ImageBatch | None:
+    """The first `count` images of a cell, or all; None if some are gone."""
+    stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
+    batches: list[ImageBatch] = []
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        try:
+            if shard.start < stop:
+                read = parquet.read_images(path, min(shard.stop, stop), rundir.storage)
+                batches += [batch for _, batch in read]
+        except GONE:
+            return None
     return np.concatenate(batches) if batches else None
 
 
-def all_images(rundir: RunDir, cell: Cell) -> Mapping[int, NDArray[np.uint8]] | None:
-    """The images of a cell by index; None if files are gone."""
-    images: dict[int, NDArray[np.uint8]] = {}
-    for shard in cell.shards:
-        path = rundir.sample_part(cell, shard)
-        if not rundir.storage.exists(path):
-            return None
-        for index, batch in parquet.read_images(path, shard.stop, rundir.storage):
-            images |= dict(zip(index.tolist(), batch, strict=True))
-    return images
-
-
-def mean_grey_level_distance(one: ImageBatch, other: ImageBatch) -> float:
-    """The mean distance in grey levels between the images that both sets have."""
-    n = min(len(one), len(other))
-    return float(np.abs(one[:n].astype(np.int16) - other[:n].astype(np.int16)).mean())
-
-
 def distance(
-    differing: NDArray[np.int64],
-    images: int,
-    new: Mapping[int, NDArray[np.uint8]] | None,
-    old: Mapping[int, NDArray[np.uint8]] | None,
+    differing: NDArray[np.int64], images: int, new: ImageBatch | None, old: ImageBatch | None
 ) -> PixelDistance:
     """The distance in grey levels over the images `differing` (their indices); unknown if a side's images are gone."""
     if not len(differing):

@@ -5,8 +5,6 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from taugrid.errors import UserError
@@ -14,7 +12,7 @@ from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids.names import CELL_KEYS, PATHS
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, all_images, first_images, pixel_digests
+from taugrid.orchestrator.baseline.pixels import FIRST_IMAGES, Digests, ImageBatch, images_of, pixel_digests
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -122,9 +120,8 @@ class SnapshotCell:
     # As `influences`, of metrics whose standard error would rest on too few samples; not in a baseline file.
     unsure: Mapping[str, Array] = field(default_factory=dict)
     load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
-    load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
+    load_images: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
     load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
-    lacks_images: bool = False  # files of its images are gone, and no record says that they were removed
     # Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels.
     distances: Mapping[str, float] = field(default_factory=dict)
     scored_with: str | None = None  # as `scorer.setup_of`
@@ -281,18 +278,19 @@ def require_scores(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
-def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
+def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}, with_scores: bool = True) -> Snapshot:
     """The snapshot of an opened run, possibly without cells.
 
-    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
+    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics. Without
+    `with_scores` it has all cells as they were sampled, and of their protocols what `canaries.sampling_key` needs.
     """
     rundir = run.rundir
     history, provenance, listing = RunHistory.read(rundir), rundir.read_provenance(), Listing(rundir)
     weights = provenance.get("models") or {}
-    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
+    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed and with_scores else {}
     cells, unscored = list[SnapshotCell](), dict[str, str]()
     for cell in run.configured.cells:
-        score = _score(run, cell, listing)
+        score = _score(run, cell, listing) if with_scores else None
         if score is not None:
             of = rundir, cell, score["evaluation"], score["metrics"], listing
             influences = influences_of(*of)
@@ -304,16 +302,14 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
                 "unsure": influences_of(*of, unsure=True),
                 "scored_with": setup_of(places(history.scorers(cell.id)), score["protocol"].get("versions") or {}),
             }
+        elif not with_scores:
+            more = {"protocol": {"conditions": cell.conditions_block, "decoder": cell.decoder_block}}
         elif cell.name in failed:
             more = {"protocol": protocols[cell.id], "failed": failed[cell.name], "reasons": {"fid": "it is not scored"}}
         else:
             unscored[cell.name] = cell.label
             continue
-        threads = max(1, int(run.config.cluster.cpus_per_worker))
-        origins = history.origin(cell.id).if_known(cell.settings.num_samples), history.first_origin(cell.id)
-        setups = [sampling_environment(origin, threads, cell.settings.batch_size) for origin in origins]
-        sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        cells.append(_cell_of_run(rundir, cell, listing, sha256, setups[0], setups[1], **more))
+        cells.append(_cell_of_run(run, cell, history, weights, **more))
     known = {key: provenance[key] for key in Software.model_fields if provenance.get(key) is not None}
     return Snapshot(
         rundir.shown,
@@ -331,40 +327,34 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
 
     Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
-    rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
-    scoring = scoring_of(config, run.plan, rundir.extractor)
-    cells, listing = [], Listing(rundir)
+    scoring, cells = scoring_of(config, run.plan, run.rundir.extractor), []
     for cell in run.plan.cells:
-        setup = sampling_environment(Origin(), 1, cell.settings.batch_size)
         protocol = json.loads(json.dumps(scoring.protocol(cell).as_dict()))
         reasons = {"fid": "it is not scored"}
-        cells.append(_cell_of_run(rundir, cell, listing, None, setup, setup, protocol=protocol, reasons=reasons))
-    return Snapshot(rundir.shown, run.config.name, Software(), tuple(cells))
+        cells.append(_cell_of_run(run, cell, RunHistory(), {}, protocol=protocol, reasons=reasons))
+    return Snapshot(run.rundir.shown, run.config.name, Software(), tuple(cells))
 
 
 def _cell_of_run(
-    rundir: RunDir,
-    cell: Cell,
-    listing: Listing,
-    weights_sha256: str | None,
-    setup: SamplingEnvironment,
-    first_setup: SamplingEnvironment,
-    **more: Any,
+    run: Run, cell: Cell, history: RunHistory, weights: Mapping[str, Mapping[str, str]], **more: Any
 ) -> SnapshotCell:
+    rundir, settings = run.rundir, cell.settings
+    threads = max(1, int(run.config.cluster.cpus_per_worker))
+    origins = history.origin(cell.id).if_known(settings.num_samples), history.first_origin(cell.id)
+    setup, first_setup = (_environment(origin, threads, settings.batch_size) for origin in origins)
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
-        settings=cell.settings.recorded,
+        settings=settings.recorded,
         axes=cell.axes,
         image_shape=cell.model.image_shape,
-        network=_network(rundir, cell.model, weights_sha256),
+        network=_network(rundir, cell.model, weights.get(cell.model.id, {}).get(settings.weights)),
         setup=setup,
         first_setup=first_setup,
         load_digests=lambda: pixel_digests(rundir, cell),
-        load_images=lambda: all_images(rundir, cell),
-        load_first=lambda: first_images(rundir, cell),
-        lacks_images=rundir.lacks_images(cell, listing),
+        load_images=lambda: images_of(rundir, cell),
+        load_first=lambda: images_of(rundir, cell, FIRST_IMAGES),
         **more,
     )
 
@@ -406,7 +396,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, None)
 
 
-def sampling_environment(origin: Origin, planned_threads: int, batch_size: int) -> SamplingEnvironment:
+def _environment(origin: Origin, planned_threads: int, batch_size: int) -> SamplingEnvironment:
     """The environment that the events record; threads that they do not record are taken from the config."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:

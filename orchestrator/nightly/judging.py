@@ -15,7 +15,7 @@ from typing import Any
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Canaries, check_scorer, sampling_key_of
+from taugrid.orchestrator.baseline.canaries import Canaries, check_scorer, sampling_key
 from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings
 from taugrid.orchestrator.baseline.comparison import changes_of, compare_snapshots, tests_in_words, with_judgement
 from taugrid.orchestrator.baseline.matching import matched
@@ -140,9 +140,9 @@ class SecondLook:
         elif (invalid := self._why_invalid(snapshot)) is not None:
             return invalid
         else:
-            changes, scored = list[Change](), {sampling_key_of(cell): cell for cell in snapshot.cells}
+            changes, scored = list[Change](), {sampling_key(cell): cell for cell in snapshot.cells}
             for pair in pairs:
-                new, old = (scored[sampling_key_of(cell, **self._settings(cell, look, num_samples))] for cell in pair)
+                new, old = (scored[sampling_key(cell, **self._settings(cell, look, num_samples))] for cell in pair)
                 found = _fresh(usual[pair[0].name], new, old, pair[1], look)
                 if isinstance(found, str):
                     return found

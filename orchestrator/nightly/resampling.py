@@ -16,17 +16,15 @@ from taugrid.config import Config, validate
 from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Canaries, Check, Sampled, batch_of, sampling_key, sampling_key_of
+from taugrid.orchestrator.baseline.canaries import Canaries, Check, batch_of, sampling_key
 from taugrid.orchestrator.baseline.matching import matched
-from taugrid.orchestrator.baseline.pixels import first_images, pixel_digests
-from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, sampling_environment
+from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.nightly.places import CANARY, Night
 from taugrid.orchestrator.opened import open_existing, open_to_run
 from taugrid.orchestrator.plan.trust import Code, require_trusted
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
-from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.session import Session
 from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
@@ -73,7 +71,7 @@ class Resampler:
     def canaries(self, tonight: Snapshot, baseline: Snapshot) -> Canaries:
         """The first batch of each cell of the baseline that tonight has with new weights."""
         pairs = [pair for pair in matched(tonight, baseline).pairs if not pair[0].network.is_same(pair[1].network)]
-        unavailable, reasons = dict[str, Sampled | Check](), dict[str, str | None]()
+        unavailable, reasons = dict[str, SnapshotCell | Check](), dict[str, str | None]()
         for new, old in pairs:
             key = _key(old.network, old)
             if key not in reasons:
@@ -100,37 +98,34 @@ def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
 
 def _canaries_in(
     run: Run, tonight: Snapshot, cells: Sequence[SnapshotCell], failed: Mapping[str, str] = {}
-) -> dict[str, Sampled | Check]:
+) -> dict[str, SnapshotCell | Check]:
     """The canaries of `cells` in a run directory, which check the sampler of `tonight`; `failed` is as in `run`."""
-    rundir, history = run.rundir, RunHistory.read(run.rundir)
-    code_changed = len(tonight.codes | history.codes) > 1
-    weights = rundir.read_provenance().get("models") or {}
-    canaries: dict[str, Sampled | Check] = {}
-    for cell in run.plan.cells:
-        weights_sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        blocks = cell.conditions_block, cell.decoder_block
-        key = sampling_key(weights_sha256, cell.model.diffusion.recorded, cell.settings.recorded, *blocks)
-        if code_changed:
-            canaries[key] = Check("unknown", "taugrid's code changed between the sessions of this night")
-        elif cell.name in failed:
-            canaries[key] = Check("changed", f"the baseline's network fails with today's code: {failed[cell.name]}")
-        elif (digests := pixel_digests(rundir, cell)) is not None:
-            origin = history.origin(cell.id).if_known(cell.settings.num_samples)
-            setup = sampling_environment(origin, 1, cell.settings.batch_size)
-            canaries[key] = Sampled(digests, first_images(rundir, cell), setup)
-    missing = Check("unknown", "the canary's images are missing")
-    return {old.cell: canaries.get(sampling_key_of(old, num_samples=batch_of(old)), missing) for old in cells}
+    found = snapshot_of_opened(run, with_scores=False)
+    by_key = {sampling_key(cell): cell for cell in found.cells}
+    canaries: dict[str, SnapshotCell | Check] = {}
+    for old in cells:
+        again = by_key.get(sampling_key(old, num_samples=batch_of(old)))
+        if again is None:
+            canaries[old.cell] = Check("unknown", "the canary's images are missing")
+        elif len(tonight.codes | found.codes) > 1:
+            canaries[old.cell] = Check("unknown", "taugrid's code changed between the sessions of this night")
+        elif again.name in failed:
+            reason = f"the baseline's network fails with today's code: {failed[again.name]}"
+            canaries[old.cell] = Check("changed", reason)
+        else:
+            canaries[old.cell] = again
+    return canaries
 
 
 def canaries_beside(run: Run, tonight: Snapshot, baseline: Snapshot) -> Canaries:
     """The canaries of the baseline's cells that a night left beside its run; other runs have none."""
     folder, storage = run.rundir.around
-    canaries: dict[str, Sampled | Check] = {}
+    canaries: dict[str, SnapshotCell | Check] = {}
     for path in storage.list(folder, f"{CANARY}-*/config.json"):
         found = _canaries_in(open_existing(with_urls(str(path.parent))), tonight, baseline.cells)
-        for cell, canary in found.items():
-            if isinstance(canary, Sampled) > isinstance(canaries.get(cell), Sampled) or cell not in canaries:
-                canaries[cell] = canary
+        for cell, again in found.items():  # the first that was sampled, else the first reason
+            if cell not in canaries or (isinstance(again, SnapshotCell) and isinstance(canaries[cell], Check)):
+                canaries[cell] = again
     return canaries
 
 
