@@ -168,7 +168,7 @@ class BaselineComparison:
     rule: str  # the decision rule that was applied, with the critical value of each test
     checks: Mapping[Literal["sampler", "scorer"], Check]
     usual_critical: float | None = None  # as `critical`, in the test of the usual seeds
-    unmatched: Mapping[str, str] = field(default_factory=dict)  # name -> label of scored cells that only one side has
+    unmatched: Mapping[str, str] = field(default_factory=dict)  # name -> label of cells that only one side has
     gate: GateSettings = DEFAULT_GATE
 
     @property

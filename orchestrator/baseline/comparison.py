@@ -89,7 +89,6 @@ def compare_snapshots(
             unjudged.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
     notes = [*([NO_MARGIN] if gate.margin == 0 else []), *changed_code(new, baseline)]
     notes += [f"{said} ({listed(labels, MAX_NAMED)})" for said, labels in unjudged.items()]
-    of_sides = ((new.cells, only_new, label_of), (baseline.cells, only_baseline, labels(baseline.cells)))
     marks = dict.fromkeys(mark for pair in pairs for mark in _environment_differences(*pair))
     critical = judgement.critical if judgement.cells else None
     checks: dict[Literal["sampler", "scorer"], Check] = {"sampler": worst_check(cell.sampler for cell in cells)}
@@ -100,7 +99,7 @@ def compare_snapshots(
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
-        unmatched={cell.name: its[cell.cell] for of, names, its in of_sides for cell in of if cell.name in names},
+        unmatched=only_new | only_baseline,
         marks=(*marks, *changed_versions(pairs)),
         notes=tuple(notes),
         critical=critical,

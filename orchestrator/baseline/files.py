@@ -30,12 +30,9 @@ from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, images_of,
 from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Baseline,
-    BaselineCell,
     ImagesRequest,
     Snapshot,
     SnapshotCell,
-    require_scores,
-    snapshot_of_opened,
     snapshot_of_run,
 )
 from taugrid.orchestrator.opened import open_existing
@@ -112,15 +109,15 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> Baseline:
     return baseline
 
 
-def _read_cell(cell: BaselineCell, table: pa.Table, run: str) -> SnapshotCell:
+def _read_cell(cell: SnapshotCell, table: pa.Table, run: str) -> SnapshotCell:
     rows = table.filter(pa.compute.equal(table["cell"], cell.cell))
     digests = None if rows["pixels"].null_count else rows["pixels"].to_numpy()
     images = rows["image"].drop_null().to_pylist()
     first = np.frombuffer(b"".join(images), np.uint8).reshape(len(images), *cell.image_shape) if images else None
     stored = {column.name: INFLUENCE_COLUMNS.get(column.name, column.name) for column in SAMPLED}
     known = {name: rows[column] for name, column in stored.items() if column in rows.column_names}
-    return SnapshotCell(
-        **{name: getattr(cell, name) for name in BaselineCell.model_fields if name != "reason"},
+    return replace(
+        cell,
         influences={name: values.to_numpy() for name, values in known.items() if not values.null_count},
         load_digests=lambda: digests,
         load_images=partial(_images_of_run, run, cell.cell, digests),
@@ -150,7 +147,7 @@ def accept(directory: str, file: str, reason: str, force: bool = False) -> Basel
     """
     open_baseline(file, "--to")
     run = open_existing(directory)
-    snapshot, remarks = _after_its_night(require_scores(snapshot_of_opened(run)), run, force)
+    snapshot, remarks = _after_its_night(snapshot_of_run(run), run, force)
     if snapshot.unscored:
         count, first = counted(len(snapshot.unscored), "cell"), next(iter(snapshot.unscored.values()))
         raise UserError(f"{snapshot.source} has {count} without a score ({first}); `taugrid run` completes it")
@@ -212,7 +209,7 @@ def _accept(
         images=images,
         software=snapshot.software,
         scorer=snapshot.scorer,
-        cells=tuple(map(BaselineCell.model_validate, snapshot.cells)),
+        cells=snapshot.cells,
     )
     try:
         # The Parquet file first: the JSON, which names its hash, makes the baseline complete.
@@ -220,7 +217,7 @@ def _accept(
             _write_parquet(snapshot, temporary)
             sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
         baseline = baseline.model_copy(update={"parquet_sha256": sha256})
-        write_sealed(path, baseline.model_dump(mode="json"), storage)
+        write_sealed(path, baseline.as_dict(), storage)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise

@@ -45,8 +45,8 @@ class Matched(NamedTuple):
     """The cells of two snapshots, side by side."""
 
     pairs: list[tuple[SnapshotCell, SnapshotCell]]  # (new, baseline), in the order of the new run's grid
-    only_new: list[str]  # names of cells that the baseline lacks, unscored ones of the new run included
-    only_baseline: list[str]
+    only_new: dict[str, str]  # name -> label of cells that the baseline lacks, unscored ones of the new run included
+    only_baseline: dict[str, str]
 
 
 def matched(new: Snapshot, baseline: Snapshot) -> Matched:
@@ -67,13 +67,12 @@ def matched(new: Snapshot, baseline: Snapshot) -> Matched:
         )
     accepted = new.source if new.images is None else f"{new.source} {new.images.options}"
     _require_comparable(pairs, accepted if new.cells[0].metrics else "DIR")
-    matched_old = {old.cell for _, old in pairs}
-    matched_new = {cell.cell for cell, _ in pairs}
-    return Matched(
-        pairs,
-        [*(cell.name for cell in new.cells if cell.cell not in matched_new), *new.unscored],
-        [*(cell.name for cell in baseline.cells if cell.cell not in matched_old), *baseline.unscored],
-    )
+    only = []
+    for side, snapshot in enumerate((new, baseline)):
+        label_of, both = labels(snapshot.cells), {pair[side].cell for pair in pairs}
+        alone = {cell.name: label_of[cell.cell] for cell in snapshot.cells if cell.cell not in both}
+        only.append({**alone, **snapshot.unscored})
+    return Matched(pairs, *only)
 
 
 def _value(cell: SnapshotCell, name: str) -> str:
@@ -177,21 +176,22 @@ def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
     """Cell id -> label, such as "S0010-eta0.2" or "S0010-sigma_hat clip=x0_and_eps", with the settings that vary."""
-    return labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in cells})
-
-
-def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """As `labels`; `cells` has the settings and the grid's other values of each cell id."""
-    short_paths = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
-    given = {cell: _in_text(values, short_paths) for cell, values in cells.items()}
-    differing = varying(list(given.values()))
+    values = {cell.cell: {**cell.settings, **cell.axes} for cell in cells}
+    short_paths = {key: short_checkpoints(its.get(key) for its in values.values()) for key in MODEL_FILES}
+    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
+    shown: dict[str, dict[str, str]] = {}  # the values other than S, as text; paths of models by their short names
+    for cell, its in values.items():
+        texts = {key: value if isinstance(value, str) else json.dumps(value)
+                 for key, value in its.items() if key not in left_out}  # fmt: skip
+        shown[cell] = {key: short_paths.get(key, {}).get(text, text) for key, text in texts.items()}
+    differing = varying(list(shown.values()))
     labels: dict[str, str] = {}
     for unsaid in ({"sampler", "eta"}, {"sampler"}, set[str]()):  # names of cells begin with the sampler, or ddim's eta
-        for cell, values in given.items():
-            left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
-            shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
-            name = settings_name(cells[cell]) if "steps" in cells[cell] else "images"
-            labels[cell] = " ".join([name, *shown])
+        for cell, its in values.items():
+            unsaid_here = unsaid | _ignored(its.get("sampler", DEFAULT))
+            keys = (key for key in differing if key in shown[cell] and key not in unsaid_here)
+            name = settings_name(its) if "steps" in its else "images"
+            labels[cell] = " ".join([name, *(f"{key}={shown[cell][key]}" for key in keys)])
         if len(set(labels.values())) == len(labels):
             break
     return labels
@@ -203,11 +203,3 @@ def _ignored(sampler: str) -> Set[str]:
         return {"eta"}
     honoured = find(sampler).keys if sampler in SAMPLERS else set(SAMPLER_KEYS) if is_custom(sampler) else set()
     return set(SAMPLER_KEYS) - honoured
-
-
-def _in_text(values: Mapping[str, Any], short_paths: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values other than S, as text; paths of models by their short names."""
-    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
-    given = {key: value for key, value in values.items() if key not in left_out}
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
-    return {key: short_paths[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

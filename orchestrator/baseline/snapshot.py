@@ -33,6 +33,9 @@ MODEL_FILES = frozenset({"model.weights", *PATHS})
 AND = " and "
 """Joins the values of a cell that workers of several kinds made."""
 
+NOT_IN_JSON = {"influences", "unsure", "load_digests", "load_images", "load_first", "failed", "names"}
+"""The fields of a `SnapshotCell` that the JSON of a baseline file lacks."""
+
 NO_ERROR = "its score has no standard error of it"
 MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
 
@@ -212,30 +215,10 @@ class ImagesOfNight(ImagesRequest):
         return {**dump(self), "options": self.options}
 
 
-class BaselineCell(BaseModel):
-    """A cell in the JSON of a baseline file: the fields of `SnapshotCell` that are no arrays."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    cell: str
-    name: str
-    settings: dict[str, Any]
-    axes: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    metrics: dict[str, float]
-    protocol: dict[str, Any]
-    network: Network
-    setup: SamplingEnvironment
-    first_setup: SamplingEnvironment
-    distances: dict[str, float]
-    scored_with: str | None = None
-    images: str | None
-    reason: str | None  # for readers; `reasons` has it too
-    reasons: dict[str, str]
-
-
 class Baseline(BaseModel):
     """The JSON of a baseline file."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     format: str
     run: str
@@ -248,7 +231,14 @@ class Baseline(BaseModel):
     software: Software
     scorer: ScorerRecord | str  # the canary of the scorer, or why there is none
     parquet_sha256: str = ""
-    cells: tuple[BaselineCell, ...]
+    cells: tuple[SnapshotCell, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON: of the cells, what is no array."""
+        plain = self.model_dump(mode="json", exclude={"cells": {"__all__": NOT_IN_JSON}})
+        for shown, cell in zip(plain["cells"], self.cells, strict=True):
+            shown["reason"] = cell.reason  # for readers; `reasons` has it too
+        return plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,13 +256,9 @@ class Snapshot:
     images: ImagesOfNight | None = None  # of external images
 
 
-def snapshot_of_run(directory: str) -> Snapshot:
-    """The snapshot of a run directory; `UserError` if it is not one, or no cell is scored."""
-    return require_scores(snapshot_of_opened(open_existing(directory)))
-
-
-def require_scores(snapshot: Snapshot) -> Snapshot:
-    """The snapshot itself; `UserError` if no cell is scored."""
+def snapshot_of_run(run: str | Run) -> Snapshot:
+    """The snapshot of a run directory, opened or not; `UserError` if it is not one, or no cell is scored."""
+    snapshot = snapshot_of_opened(open_existing(run) if isinstance(run, str) else run)
     if not snapshot.cells:
         raise UserError(f"{snapshot.source} has no scored cells; run `taugrid evaluate` first")
     return snapshot

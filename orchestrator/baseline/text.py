@@ -17,7 +17,7 @@ from taugrid.orchestrator.baseline.compared import (
     MetricComparison,
     sharpness_in_words,
 )
-from taugrid.orchestrator.baseline.matching import labels_of
+from taugrid.orchestrator.baseline.matching import labels
 from taugrid.orchestrator.baseline.snapshot import Baseline, ImagesRequest
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
@@ -189,7 +189,9 @@ def about(comparison: BaselineComparison) -> dict[str, Any]:
         "cells_left_out": counted(len(cells) - MAX_ROWS, "more cell") if len(cells) > MAX_ROWS else "",
         "margin": f"{100 * gate.margin:g} % of the baseline's {titles(cells)}{least}",
         "others": _others(comparison.cells[:MAX_ROWS]),
-        "unmatched": unmatched(comparison.only_new, comparison.only_baseline, comparison.unmatched),
+        "unmatched": unmatched(
+            *([comparison.unmatched[name] for name in only] for only in (comparison.only_new, comparison.only_baseline))
+        ),
     }
 
 
@@ -229,11 +231,10 @@ def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) ->
     return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored else ""
 
 
-def unmatched(only_new: Sequence[str], only_baseline: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+def unmatched(only_new: Sequence[str], only_baseline: Sequence[str]) -> dict[str, str]:
     """The labels of the cells that only one side has, at most `MAX_LISTED` of each, by a title for them."""
     sides = {"not in the baseline": only_new, "only in the baseline": only_baseline}
-    return {title: listed([labels.get(name, name) for name in names], MAX_LISTED)
-            for title, names in sides.items() if names}  # fmt: skip
+    return {title: listed(labels, MAX_LISTED) for title, labels in sides.items() if labels}
 
 
 def scored_as(images: ImagesRequest, protocol: Mapping[str, Any]) -> list[str]:
@@ -254,12 +255,12 @@ def baseline_text(baseline: Baseline) -> str:
         f"taugrid {baseline.software.versions.get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",
     ]
-    labels = labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in baseline.cells})
+    label_of = labels(baseline.cells)
     with_error = [column for column in SAMPLED if any(column.sampling_error in cell.metrics for cell in baseline.cells)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     rows = []
     for cell in baseline.cells:
-        row = [labels[cell.cell], f"N = {cell.settings['num_samples']}"]
+        row = [label_of[cell.cell], f"N = {cell.settings['num_samples']}"]
         for column in shown:
             numbers = (cell.metrics.get(name or "") for name in (column.name, column.sampling_error))
             value = shown_number(*(None if number is None else number * column.scale for number in numbers))

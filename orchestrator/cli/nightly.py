@@ -135,13 +135,13 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     from taugrid.orchestrator.baseline.compared import gate_of
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
+    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
     from taugrid.orchestrator.baseline.text import comparison_text
     from taugrid.orchestrator.nightly.resampling import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
     run = open_existing(directory)
-    new = require_scores(snapshot_of_opened(run))
+    new = snapshot_of_run(run)
     before = snapshot_of(baseline)
     gate, canaries = gate_of(run.config, **requested), canaries_beside(run, new, before)
     comparison = compare_snapshots(new, before, gate, canaries)
@@ -212,13 +212,13 @@ def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, t
     if "reference" not in given:
         _require_run(directory, given)
         accepted = accept_run(directory, file, reason, force)
-        print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
+        print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
         return
     if force:
         raise UserError("--force is for a run; --reference says that DIR holds images")
     with Progress() as progress:
         accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
-    print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
+    print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
 
 
 def _require_run(directory: str, given: Mapping[str, Any]) -> None:
@@ -243,4 +243,4 @@ def show(file: str, as_json: bool) -> None:
     from taugrid.orchestrator.baseline.text import baseline_text
 
     found = read_json_of_baseline(*open_baseline(file, "FILE"))
-    print_value(found.model_dump(mode="json"), as_json, lambda _: baseline_text(found))
+    print_value(found.as_dict(), as_json, lambda _: baseline_text(found))

@@ -12,7 +12,7 @@ from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, NightVerdict, gate_of, shares_in_words
 from taugrid.orchestrator.baseline.comparison import judged_columns
 from taugrid.orchestrator.baseline.files import snapshot_of
-from taugrid.orchestrator.baseline.matching import Matched, changed_code, labels, matched
+from taugrid.orchestrator.baseline.matching import Matched, changed_code, matched
 from taugrid.orchestrator.baseline.snapshot import Snapshot, planned_snapshot
 from taugrid.orchestrator.baseline.text import unmatched
 from taugrid.orchestrator.nightly.places import Night, open_history
@@ -149,11 +149,9 @@ def expected_coverage(run: Run, file: str) -> dict[str, Any]:
     except MissingInput as error:
         return coverage | {"unknown": str(error)}
     found = check_comparable(new, baseline, run)
-    for side, snapshot in (("only_new", new), ("only_baseline", baseline)):
-        label_of = labels(snapshot.cells)
-        by_name = {cell.name: label_of[cell.cell] for cell in snapshot.cells} | dict(snapshot.unscored)
-        coverage[side] = [by_name[name] for name in getattr(found, side)]
-    return coverage | {"compared": len(found.pairs), "notes": changed_code(new, baseline)}
+    only_new, only_baseline = list(found.only_new.values()), list(found.only_baseline.values())
+    coverage |= {"compared": len(found.pairs), "only_new": only_new, "only_baseline": only_baseline}
+    return coverage | {"notes": changed_code(new, baseline)}
 
 
 def coverage_text(coverage: Mapping[str, Any]) -> str:
@@ -162,6 +160,6 @@ def coverage_text(coverage: Mapping[str, Any]) -> str:
         return f"against {coverage['place']}: which cells can be compared is unknown ({coverage['unknown']})"
     cells = counted(coverage["cells"], "cell")
     lines = [f"against {coverage['place']}: {coverage['compared']} of its {cells} would be compared"]
-    alone = unmatched(coverage["only_new"], coverage["only_baseline"], {})
+    alone = unmatched(coverage["only_new"], coverage["only_baseline"])
     lines += [f"{title}, so not compared: {names}" for title, names in alone.items()]
     return "\n".join([*lines, *coverage["notes"]])

@@ -63,8 +63,7 @@ def judge_night(
     else:
         reason = why_no_second_look(list(judged.values()), resampler.trust_code)
     if reason is not None:
-        grow = "; --grow-to has no effect for the same reason" if grow_to else ""
-        return replace(comparison, rule=f"{comparison.rule}; no second stage, because {reason}{grow}")
+        return replace(comparison, rule=f"{comparison.rule}; no second stage, because {reason}")
     cells = [replace(cell, grows=cell.name in judged and not judged[cell.name][0].labels_are_rows)
              for cell in comparison.cells]  # fmt: skip
     found = screen([change for cell in cells if cell.name in judged

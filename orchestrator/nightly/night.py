@@ -86,9 +86,6 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
         gate = replace(request.gate, metrics=named.metrics, margin_floor=named.margin_floor)
         if (problem := standard_error_problem(run)) is not None:
             raise UserError(problem)
-        smallest = min(cell.settings.num_samples for cell in run.plan.cells)
-        if grow_to is not None and grow_to <= smallest:
-            raise UserError(f"--grow-to {grow_to}: every cell has N = {smallest} or more already; give more than that")
         baseline = _baseline_of(request.baseline, history)
         if baseline is not None:
             check_comparable(planned_snapshot(run), baseline, run)  # before anything is sampled
@@ -272,9 +269,7 @@ def _networks(snapshot: Snapshot) -> tuple[NightModel, ...]:
 def _next(
     night: Night, tonight: Snapshot, baseline: Snapshot, comparison: BaselineComparison, result: str, has_failed: bool
 ) -> str:
-    """The next step: find out why cells fail, sample more, or make tonight's network the baseline."""
-    if has_failed:
-        return "find out why the cells above fail; this night can't be a baseline"
+    """The next step: sample more, or make tonight's network the baseline; empty if that would lose cells."""
     if result == Verdict.UNDECIDED:
         undecided = [cell for cell in comparison.cells if cell.result == Verdict.UNDECIDED]
         needed = [n for cell in undecided if (n := decisive(cell)) is not None]
@@ -282,12 +277,9 @@ def _next(
             grow = f"--grow-to {max(needed, default='N')}"
             return f"to decide more, sample the undecided cells again with `{grow}`"
         return "to decide more, let baseline and nights have more images" if needed else ""
+    if has_failed or comparison.only_baseline:
+        return ""
     to = baseline.source if baseline.accepted else "FILE"
-    if comparison.only_baseline:
-        return (
-            "a run of the cells that only the baseline has; later nights lack them if you accept this one: "
-            f"{_acceptance(night, tonight, to)}"
-        )
     if result in REGRESSIONS:
         return f"if the change is meant, {_acceptance(night, tonight, to, ' --force')}"
     return _acceptance(night, tonight, to)

@@ -1,7 +1,6 @@
 """The files of a night for people and for a CI: summary.md, junit.xml and pictures of the worst cells."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,7 +8,6 @@ from xml.etree import ElementTree
 from taugrid.eval.figures.pictures import before_and_after
 from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
-from taugrid.eval.nights import NightModel
 from taugrid.eval.tables.entries import shown_number
 from taugrid.hashing import identity
 from taugrid.orchestrator.baseline import text
@@ -20,9 +18,7 @@ from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
 from taugrid.registry.metrics import COLUMNS
 from taugrid.storage import Storage, replacing, write_text
-from taugrid.words import listed, markdown_table
-
-MAX_NETWORKS = 4
+from taugrid.words import markdown_table
 
 MAX_STRIPS = 4
 """The number of cells that have a picture."""
@@ -47,8 +43,11 @@ def summary(verdict: NightVerdict) -> str:
     compared = {cell.label for cell in comparison.cells} if comparison else set()
     page: dict[str, Any] = {"compared": None}
     if comparison is not None:
-        sides, frozen = _sides(verdict), _frozen(verdict, comparison)
-        page = {**text.about(comparison), "not_judged": verdict.not_judged, "sides": sides, "frozen": frozen}
+        page = {**text.about(comparison), "not_judged": verdict.not_judged, "frozen": ""}
+        undecided = any(cell.result == Verdict.UNDECIDED for cell in comparison.cells)
+        if undecided and comparison.usual_critical is not None and not verdict.images:
+            n = min(score.settings["num_samples"] for score in verdict.scores)
+            page["frozen"] = frozen_seeds_remark(comparison.usual_critical, n)
     headline = "no baseline yet" if verdict.result == NO_BASELINE else "⚠️ incomplete"
     if comparison is not None:
         headline = text.headline(comparison, Verdict.COLLAPSED if verdict.result == Verdict.COLLAPSED else None)
@@ -71,35 +70,6 @@ def summary(verdict: NightVerdict) -> str:
         scores=markdown_table(("cell", column.title), "lr", rows),
         **page,
     ) + "\n"  # fmt: skip
-
-
-def _sides(verdict: NightVerdict) -> dict[str, str]:
-    """The networks and the code of the baseline and of tonight, as far as the verdict knows them."""
-    if images := verdict.images:
-        return {"tonight": f"`{images.path}` ({images.sha256[:10]}), scored with `{images.options}`"}
-    recorded: dict[str, tuple[Sequence[NightModel], str | None]] = {}
-    if verdict.baseline is not None:
-        recorded["baseline"] = verdict.baseline.model, verdict.baseline.git_commit
-    recorded["tonight"] = verdict.model, verdict.software.git_commit
-    sides = {}
-    for side, (networks, commit) in recorded.items():
-        names = []
-        for network in networks:
-            place = f"`{network.checkpoint}`" if network.checkpoint else "no checkpoint"
-            names.append(f"{place} ({(network.weights_sha256 or 'unknown')[:10]})")
-        if names:
-            sides[side] = listed(names, MAX_NETWORKS) + (f", commit {commit[:10]}" if commit else "")
-    return sides
-
-
-def _frozen(verdict: NightVerdict, comparison: BaselineComparison) -> str:
-    """The remark on changes that the usual seeds may hide, where a cell is undecided."""
-    undecided = any(cell.result == Verdict.UNDECIDED for cell in comparison.cells)
-    if not undecided or comparison.usual_critical is None or verdict.images:
-        return ""
-    n = min(score.settings["num_samples"] for score in verdict.scores)
-    remark = frozen_seeds_remark(comparison.usual_critical, n)
-    return f"{remark[0].upper()}{remark[1:]}."
 
 
 def junit_xml(verdict: NightVerdict) -> str:
