@@ -21,7 +21,6 @@ from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.eval.nights import NightModel
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check
-from taugrid.orchestrator.baseline.pixels import PixelDistance
 from taugrid.orchestrator.baseline.snapshot import ImagesOfNight, Software
 from taugrid.registry.metrics import COLUMNS
 from taugrid.run_id import FORMAT, require_format
@@ -42,6 +41,16 @@ FID_KEYS = {
 
 VERDICT = "verdict.json"
 """The file beside the run of a complete night."""
+
+
+@dataclass(frozen=True)
+class PixelDistance:
+    """How many of the images differ, and by how many grey levels; None if the baseline's images are gone."""
+
+    images: int
+    differing: int
+    largest: int | None
+    mean: float | None  # over the pixels of the images that differ
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ from taugrid.orchestrator.baseline.compared import (
     CellComparison,
     GateSettings,
     MetricComparison,
+    PixelDistance,
     Situation,
 )
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
-from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
 from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
@@ -229,7 +229,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     situation: Situation = "same weights and setup" if same_setup else "same weights, other setup"
     if not new.network.is_same(old.network):
         situation = "new weights"
-    pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
+    pixels = None if situation == "new weights" or new.failed else pixel_distance(new, old)
     unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
     judging = tuple(column.name for column in columns if column.name not in unjudged)
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
@@ -281,13 +281,20 @@ def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     return differences
 
 
-def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
+def pixel_distance(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
+    """The distance of the images of a pair; None if the hashes of one side are gone."""
     after, before = new.load_digests(), old.load_digests()
     if after is None or before is None or len(after) != len(before):
         return None
     differing = np.flatnonzero(after != before)
-    images = (new.load_images(), old.load_images()) if len(differing) else (None, None)
-    return distance(differing, len(after), *images)
+    if not len(differing):
+        return PixelDistance(len(after), 0, 0, 0.0)
+    sides = new.load_images(), old.load_images()
+    if sides[0] is None or sides[1] is None:
+        return PixelDistance(len(after), len(differing), None, None)
+    distances = [np.abs(sides[0][i].astype(np.int16) - sides[1][i].astype(np.int16)) for i in differing]
+    largest, mean = int(max(image.max() for image in distances)), float(np.mean([image.mean() for image in distances]))
+    return PixelDistance(len(after), len(differing), largest, mean)
 
 
 def _why_unsure(new: SnapshotCell, column: str) -> str:

@@ -5,14 +5,16 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from taugrid.errors import UserError
+from taugrid import parquet
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids.names import CELL_KEYS, PATHS
-from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import FIRST_IMAGES, Digests, ImageBatch, images_of, pixel_digests
+from taugrid.hashing import digests_of, json_sha256
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -26,6 +28,17 @@ from taugrid.orchestrator.work.scorer import ScorerRecord, kept_record, places, 
 from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
+
+Digests = NDArray[np.int64]
+"""(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices."""
+
+ImageBatch = NDArray[np.uint8]
+"""(n, C, H, W)."""
+
+FIRST_IMAGES = 16
+"""The number of images of each cell that a baseline keeps, to measure by how much those of a later night differ."""
+
+GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
 MODEL_FILES = frozenset({"model.weights", *PATHS})
 """Grid keys whose values are file paths: they differ from night to night."""
@@ -53,12 +66,6 @@ class SamplingEnvironment:
     threads: str
     batch_size: int
 
-    @property
-    def key(self) -> str:
-        """A hash of the environment without the version of taugrid."""
-        versions = {name: version for name, version in self.versions.items() if name != TAUGRID}
-        return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
-
     def differences(self, before: "SamplingEnvironment") -> list[str]:
         """The changes since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
         names = sorted({*self.versions, *before.versions} - {TAUGRID})
@@ -75,8 +82,12 @@ class SamplingEnvironment:
 
 
 def pair_key(one: SamplingEnvironment, other: SamplingEnvironment) -> str:
-    """The key of two environments in `SnapshotCell.distances`."""
-    return "-".join(sorted((one.key, other.key)))
+    """The key of two environments in `SnapshotCell.distances`: hashes of them without the version of taugrid."""
+    keys = []
+    for side in (one, other):
+        versions = {name: version for name, version in side.versions.items() if name != TAUGRID}
+        keys.append(json_sha256([side.devices, versions, side.threads, side.batch_size])[:16])
+    return "-".join(sorted(keys))
 
 
 @dataclass(frozen=True)
@@ -392,3 +403,34 @@ def _environment(origin: Origin, planned_threads: int, batch_size: int) -> Sampl
     threads = {maker.threads or planned_threads for maker in origin.makers} or {planned_threads}
     devices = tuple(sorted({maker.device for maker in origin.makers}))
     return SamplingEnvironment(devices, joined, AND.join(map(str, sorted(threads))), batch_size)
+
+
+def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
+    """The hashes of all images of a cell; if the images were removed, as recorded. None if some are missing."""
+    removed = rundir.removed_digests(cell)
+    if removed is not None:
+        return removed[: cell.settings.num_samples]
+    hashes = []
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        try:
+            hashes += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
+        except GONE:
+            return None
+    digests = np.concatenate(hashes)
+    return digests if len(digests) == cell.settings.num_samples else None
+
+
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> ImageBatch | None:
+    """The first `count` images of a cell, or all; None if some are gone."""
+    stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
+    batches: list[ImageBatch] = []
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        try:
+            if shard.start < stop:
+                read = parquet.read_images(path, min(shard.stop, stop), rundir.storage)
+                batches += [batch for _, batch in read]
+        except GONE:
+            return None
+    return np.concatenate(batches) if batches else None

@@ -18,7 +18,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.verdict import REGRESSIONS, UNFINISHED, Verdict
 from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.compared import NightVerdict
-from taugrid.orchestrator.baseline.pixels import pixel_digests
+from taugrid.orchestrator.baseline.snapshot import pixel_digests
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.opened import open_existing

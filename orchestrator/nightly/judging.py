@@ -1,10 +1,8 @@
 """The verdict of a night, from one or two statistical tests (stages).
 
-The first stage compares tonight's scores with the baseline's recorded ones. The second, the *second look*, samples both
-networks with fresh seeds, for the cells that the first singles out. It takes place only if sampler and scorer are
-unchanged and both networks can still be sampled. It samples both networks with today's code, so a fault in that code
-would cancel. Canaries detect most such faults; others show because the second stage contradicts the first. The fresh
-seed follows from the night's id: it differs from night to night, and a resumed night has the same.
+The first compares tonight's scores with the baseline's recorded ones. The second, the *second look*, samples both
+networks again with today's code, so a fault in that code would cancel: it takes place only if no canary shows one, and
+it does not count if it contradicts the first.
 """
 
 import math
@@ -28,7 +26,7 @@ UNFINISHED_LOOK = "its second look is unfinished"
 
 
 def fresh_seed(night: str, look: str, seed: int) -> int:
-    """A seed below 2^32 from the night's id, the look (`fresh` or `grown`) and the usual seed."""
+    """A seed below 2^32 of a look (`fresh` or `grown`): another one each night, and the same when a night resumes."""
     return int(json_sha256({"night": night, "look": look, "seed": seed})[:8], 16)
 
 

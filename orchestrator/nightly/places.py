@@ -1,13 +1,4 @@
-"""The files of a history of nights. A night is one run of `taugrid nightly`.
-
-HISTORY/nights/<id>/run/        tonight's run directory; a night of external images has none
-HISTORY/nights/<id>/canary-*/   the first batch of each cell, from the baseline's network
-HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
-HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
-HISTORY/nights/<id>/summary.md, junit.xml
-HISTORY/nights/<id>/strips/     pictures of the worst cells beside the baseline's
-HISTORY/history.parquet, trend.png, trend.svg, index.html   rewritten from all verdicts
-"""
+"""The files of a history of nights (docs/nightly-history.md). A night is one run of `taugrid nightly`."""
 
 import re
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """Samples cells of earlier runs again, for canaries and second looks, if their networks still exist unchanged.
 
-The canary of the sampler is the first batch of each cell of the baseline, from its network and with today's code. It is
-a run directory of its own, beside tonight's, with one shard for each cell and without scores. Second looks sample both
-networks (`judging`). The files of the baseline's networks may have been removed or replaced.
+Each is a run directory beside tonight's; that of canaries has one shard for each cell, and no scores.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,7 @@ from taugrid.eval.tables.entries import shown_number
 from taugrid.hashing import identity
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.baseline.compared import BaselineComparison, NightVerdict
-from taugrid.orchestrator.baseline.pixels import ImageBatch
-from taugrid.orchestrator.baseline.snapshot import Snapshot
+from taugrid.orchestrator.baseline.snapshot import ImageBatch, Snapshot
 from taugrid.orchestrator.nightly.places import Night
 from taugrid.orchestrator.plan.cells import name_of
 from taugrid.registry.metrics import COLUMNS

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import get_args
 
 import nights
@@ -14,9 +16,8 @@ from nights import CELLS, CONFIG, compared, taugrid, write_config
 from planted_faults import scaled_sigma
 from snapshots import recorded
 
-from taugrid.orchestrator.baseline import pixels
-from taugrid.orchestrator.baseline.compared import Situation
-from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.compared import PixelDistance, Situation
+from taugrid.orchestrator.baseline.comparison import compare_snapshots, pixel_distance
 from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment
 
@@ -234,9 +235,14 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
 
 
 def test_the_mean_distance_of_images_is_over_all_their_pixels():
-    grey = np.zeros((1, 2, 2), np.uint8)
-    other = grey + np.array([[0, 0], [0, 8]], np.uint8)
-    assert pixels.distance(np.array([3]), 10, {3: other}, {3: grey}) == pixels.PixelDistance(10, 1, 8, 2.0)
+    grey = np.zeros((10, 1, 2, 2), np.uint8)
+    other = grey.copy()
+    other[3, 0, 1, 1] = 8
+    new, old = (
+        SimpleNamespace(load_digests=partial(np.sum, side, axis=(1, 2, 3)), load_images=partial(np.array, side))
+        for side in (other, grey)
+    )
+    assert pixel_distance(new, old) == PixelDistance(10, 1, 8, 2.0)
 
 
 def test_what_is_unknown_on_both_sides_is_not_taken_for_equal():
