@@ -25,6 +25,10 @@ from taugrid.words import counted
 UNFINISHED_LOOK = "its second look is unfinished"
 
 
+class DoesNotCount(Exception):
+    """A second look that does not count, and why."""
+
+
 def fresh_seed(night: str, look: str, seed: int) -> int:
     """A seed below 2^32 of a look (`fresh` or `grown`): another one each night, and the same when a night resumes."""
     return int(json_sha256({"night": night, "look": look, "seed": seed})[:8], 16)
@@ -53,13 +57,10 @@ def judge_night(
     judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.judged}
     if not judged:
         return comparison
-    for name, check in comparison.checks.items():
-        if check.result != "clean":
-            state = "has changed" if check.result == "changed" else "could not be checked"
-            reason: str | None = f"the {name} {state} ({check.reason})"
-            break
-    else:
-        reason = why_no_second_look(list(judged.values()), resampler.trust_code)
+    states = {"changed": "has changed", "unknown": "could not be checked"}
+    reasons = [f"the {name} {states[check.result]} ({check.reason})"
+               for name, check in comparison.checks.items() if check.result != "clean"]  # fmt: skip
+    reason = next(iter(reasons), None) or why_no_second_look(list(judged.values()), resampler.trust_code)
     if reason is not None:
         return replace(comparison, rule=f"{comparison.rule}; no second stage, because {reason}")
     cells = [replace(cell, grows=cell.name in judged and not judged[cell.name][0].labels_are_rows)
@@ -76,12 +77,12 @@ def judge_night(
     if chosen:
         them = "it" if len(chosen) == 1 else "them"
         stage = f"the verdict is that of a fresh seed at alpha = {looks.alpha:g} over {them}"
-        again = looks.judged(screened, chosen, "fresh", None, stage)
-        invalid = again if isinstance(again, str) else contradiction(comparison, again)
-        if invalid is not None:
-            return replace(comparison, rule=f"{comparison.rule}; the second stage does not count, because {invalid}")
-        assert not isinstance(again, str)
-        screened = again
+        try:
+            screened = looks.judged(screened, chosen, "fresh", None, stage)
+            if (reason := contradiction(comparison, screened)) is not None:
+                raise DoesNotCount(reason)
+        except DoesNotCount as error:
+            return replace(comparison, rule=f"{comparison.rule}; the second stage does not count, because {error}")
     if grow_to is None or any(cell.note == UNFINISHED_LOOK for cell in screened.cells):
         return screened
     small = [cell.name for cell in screened.cells if cell.grows and cell.result is Verdict.UNDECIDED]
@@ -89,10 +90,10 @@ def judge_night(
     if not small:
         return replace(screened, rule=f"{screened.rule}; no undecided cell to grow")
     stage = f"{counted(len(small), 'undecided cell')} grown to N = {grow_to} at alpha = {looks.alpha:g}"
-    grown = looks.judged(screened, [judged[name] for name in small], "grown", grow_to, stage)
-    if isinstance(grown, str):
-        return replace(screened, rule=f"{screened.rule}; the grown cells do not count, because {grown}")
-    return grown
+    try:
+        return looks.judged(screened, [judged[name] for name in small], "grown", grow_to, stage)
+    except DoesNotCount as error:
+        return replace(screened, rule=f"{screened.rule}; the grown cells do not count, because {error}")
 
 
 def contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str | None:
@@ -122,11 +123,11 @@ class SecondLook:
 
     def judged(
         self, comparison: BaselineComparison, pairs: Sequence[Pair], look: str, num_samples: int | None, stage: str
-    ) -> BaselineComparison | str:
+    ) -> BaselineComparison:
         """The comparison where `pairs` have the verdict of fresh samples; undecided if some could not be finished.
 
         `look` is `fresh` or `grown`, the name of its run directory; `num_samples` is as many as tonight if None;
-        `stage` describes the test. Returns the reason if the look does not count.
+        `stage` describes the test.
         """
         usual = {cell.name: cell for cell in comparison.cells}
         snapshot = self._sampled(pairs, look, num_samples)
@@ -134,17 +135,12 @@ class SecondLook:
             for new, _ in pairs:
                 usual[new.name] = replace(usual[new.name], result=Verdict.UNDECIDED, note=UNFINISHED_LOOK)
             cells, rule, critical = list(usual.values()), f"{stage}, which is unfinished", comparison.critical
-        elif (invalid := self._why_invalid(snapshot)) is not None:
-            return invalid
         else:
             changes, scored = list[Change](), {sampling_key(cell): cell for cell in snapshot.cells}
             for pair in pairs:
                 new, old = (scored[sampling_key(cell, **self._settings(cell, look, num_samples))] for cell in pair)
-                found = _fresh(usual[pair[0].name], new, old, pair[1], look)
-                if isinstance(found, str):
-                    return found
-                usual[pair[0].name] = found[0]
-                changes += found[1]
+                usual[pair[0].name], its_changes = _fresh(usual[pair[0].name], new, old, pair[1], look)
+                changes += its_changes
             judgement = judge(changes, self.alpha)
             cells = with_judgement(list(usual.values()), judgement, look)
             rule = f"{stage} (T > {judgement.critical:.2f})"
@@ -165,36 +161,34 @@ class SecondLook:
         self.resampler.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
         folder = self.resampler.night.folder / look
         run, failed, is_complete = self.resampler.run(look, points, folder, ("sample", "evaluate", "report"))
-        return snapshot_of_opened(run, failed) if is_complete else None
-
-    def _why_invalid(self, snapshot: Snapshot) -> str | None:
-        """The reason if taugrid has changed since tonight's cells were sampled and scored."""
+        if not is_complete:
+            return None
+        snapshot = snapshot_of_opened(run, failed)
         if len(self.tonight.codes | snapshot.codes) > 1:
-            return "taugrid's code has changed since tonight's cells were sampled"
-        check = check_scorer(snapshot, self.tonight)
-        if check.result == "changed":
-            return f"the scorer has changed since tonight's cells were scored ({check.reason})"
-        return None
+            raise DoesNotCount("taugrid's code has changed since tonight's cells were sampled")
+        if (check := check_scorer(snapshot, self.tonight)).result == "changed":
+            raise DoesNotCount(f"the scorer has changed since tonight's cells were scored ({check.reason})")
+        return snapshot
 
 
 def _fresh(
     cell: CellComparison, new: SnapshotCell, old: SnapshotCell, recorded: SnapshotCell, look: str
-) -> tuple[CellComparison, list[Change]] | str:
+) -> tuple[CellComparison, list[Change]]:
     """A cell with fresh samples of both networks, before they are tested, and its changes.
 
-    `cell` is its comparison by the usual seeds, whose metrics and margins are used; `recorded` is the baseline's cell.
-    Returns the reason if the baseline's network fails, or differs from its record beyond chance.
+    `cell` is its comparison by the usual seeds, whose metrics and margins are used; `recorded` is the baseline's cell,
+    from which its network must not differ beyond chance.
     """
     for name in cell.judging:
         column = COLUMNS[name]
         if not old.scored(name):
             why = old.failed or old.reason or "it is not scored by it"
-            return f"the baseline's network has no {column.title} with an error for these samples ({why})"
+            raise DoesNotCount(f"the baseline's network has no {column.title} with an error for these samples ({why})")
         # The samples differ, so the values have independent errors. At a different N, their biases differ too.
         values = [float(side.metrics[name]) for side in (old, recorded)]
         error = math.hypot(*(float(side.metrics[column.sampling_error or ""]) for side in (old, recorded)))
         if old.num_samples == recorded.num_samples and abs(values[0] - values[1]) > BEYOND_CHANCE * error:
-            return (
+            raise DoesNotCount(
                 f"the baseline's network has {column.title} {values[0]:.4g} with a fresh seed, where {values[1]:.4g} "
                 "was recorded, which is no chance: today's code samples or scores it differently, although no canary "
                 "shows it"
