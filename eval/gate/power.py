@@ -13,9 +13,6 @@ NORMAL = NormalDist()
 VARIANCE_GROWTH = 0.7
 """The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
 
-EXAMPLE_EFFECT_SE = 3.0
-"""The example in `frozen_seeds_remark` is a regression of this many standard errors."""
-
 
 class Variance(NamedTuple):
     """The variance of a difference as a function of the true change D, which a regression makes larger.
@@ -82,29 +79,6 @@ class DetectionPower:
 def standard_errors_for_power(critical: float) -> float:
     """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`."""
     return critical + NORMAL.inv_cdf(POWER)
-
-
-def samples_to_halve_misses(critical: float, num_samples: int) -> int:
-    """The N at which half as many seed sets hide a regression of `EXAMPLE_EFFECT_SE` standard errors at `num_samples`.
-
-    Errors shrink with the root of N. `critical` is what T has to exceed in a night's screening test (`rule.screen`).
-    """
-    halved = critical - NORMAL.inv_cdf(missed_share(critical) / 2)
-    return rounded_up(num_samples * (halved / EXAMPLE_EFFECT_SE) ** 2)
-
-
-def missed_share(critical: float) -> float:
-    """The share of seed sets with which a regression of `EXAMPLE_EFFECT_SE` standard errors stays below `critical`."""
-    return NORMAL.cdf(critical - EXAMPLE_EFFECT_SE)
-
-
-def frozen_seeds_remark(critical: float, num_samples: int) -> str:
-    """One sentence for undecided cells: what frozen seeds hide, and the N that halves it."""
-    return (
-        "the usual seeds are the same every night, so a regression that they miss tonight is likely to be missed every "
-        f"night: {100 * missed_share(critical):.0f} % of seeds hide a regression of {EXAMPLE_EFFECT_SE:g} standard "
-        f"errors; N = {samples_to_halve_misses(critical, num_samples):,} halves that share"
-    )
 
 
 def rounded_up(n: float) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 from taugrid.eval.figures.pictures import before_and_after
-from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.tables.entries import shown_number
 from taugrid.hashing import identity
@@ -42,11 +41,7 @@ def summary(verdict: NightVerdict) -> str:
     compared = {cell.label for cell in comparison.cells} if comparison else set()
     page: dict[str, Any] = {"compared": None}
     if comparison is not None:
-        page = {**text.about(comparison), "not_judged": verdict.not_judged, "frozen": ""}
-        undecided = any(cell.result == Verdict.UNDECIDED for cell in comparison.cells)
-        if undecided and comparison.usual_critical is not None and not verdict.images:
-            n = min(score.settings["num_samples"] for score in verdict.scores)
-            page["frozen"] = frozen_seeds_remark(comparison.usual_critical, n)
+        page = {**text.about(comparison), "not_judged": verdict.not_judged}
     headline = "no baseline yet" if verdict.result == NO_BASELINE else "⚠️ incomplete"
     if comparison is not None:
         headline = text.headline(comparison, Verdict.COLLAPSED if verdict.result == Verdict.COLLAPSED else None)

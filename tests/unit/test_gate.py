@@ -14,8 +14,6 @@ from taugrid.eval.gate.power import (
     POWER,
     DetectionPower,
     Variance,
-    frozen_seeds_remark,
-    samples_to_halve_misses,
     standard_errors_for_power,
 )
 from taugrid.eval.gate.rule import ALPHA, Change, correlation, critical_value, judge, screen
@@ -178,14 +176,12 @@ def test_a_shift_by_the_errors_for_power_is_seen_in_4_of_5_nights():
     assert np.mean(t > 3.5) == pytest.approx(POWER, abs=0.01)
 
 
-def test_the_remark_on_frozen_seeds_names_what_they_hide_and_the_samples_that_halve_it():
+def test_the_samples_that_halve_what_frozen_seeds_hide(benchmark):
     blocks = np.random.default_rng(3).standard_normal(100_000)
-    halved = samples_to_halve_misses(2.27, 1_000)
+    halved = benchmark.samples_to_halve_misses(2.27, 1_000)
     missed = [np.mean(blocks + 3 * np.sqrt(n / 1_000) <= 2.27) for n in (1_000, halved - 100, halved)]
     assert missed[2] <= missed[0] / 2 <= missed[1]  # rounded up to two digits
-    told = frozen_seeds_remark(2.27, 1_000)
-    assert f"{100 * missed[0]:.0f} % of seeds" in told
-    assert f"N = {halved:,} halves" in told
+    assert benchmark.missed_share(2.27) == pytest.approx(missed[0], abs=0.01)
 
 
 def test_looks_at_fresh_samples_share_alpha():
