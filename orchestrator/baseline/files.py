@@ -79,10 +79,7 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     except FileNotFoundError:
         data = b""
     if hashlib.sha256(data).hexdigest() != baseline.parquet_sha256:
-        raise UserError(
-            f"{with_urls(str(beside))} is missing, or not the file that {path.name} was written with; restore both "
-            "from git"
-        )
+        raise UserError(f"{with_urls(str(beside))} is missing, or not that of {path.name}; restore both from git")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, baseline.run) for cell in baseline.cells)
     return Snapshot(
@@ -94,10 +91,7 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> Baseline:
     """The content of a baseline file's JSON; `UserError` if it is not one, or has changed."""
     value, shown = read_sealed(path, storage), with_urls(str(path))
     if value is None:
-        raise UserError(
-            f"{shown} does not exist, was changed by hand, or is not a baseline file; restore it from git, or accept a "
-            f"run: {ACCEPT}"
-        )
+        raise UserError(f"{shown} is missing, changed, or no baseline file; restore it, or accept a run: {ACCEPT}")
     if value.get("format") != FORMAT:
         raise UserError(f"{shown} is not a baseline file of this version ({FORMAT}); accept the baseline again")
     return Baseline.model_validate(value)
@@ -267,16 +261,12 @@ def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapsho
         if folder.parent.name != "nights" or force:
             return snapshot, []
         raise UserError(
-            f"night {folder.name} has no verdict, or {VERDICT} was changed; finish it with `taugrid nightly`, or add "
-            "--force"
+            f"night {folder.name} has no intact {VERDICT}; `taugrid nightly` finishes it, --force accepts it"
         )
     verdict, remarks = NightVerdict.read(value, folder), list[str]()
     if verdict.result in REGRESSIONS:
         if not force:
-            raise UserError(
-                f"night {verdict.night} was judged {verdict.result}; if it shall be the baseline of later "
-                "nights, add --force"
-            )
+            raise UserError(f"night {verdict.night} was judged {verdict.result}; to accept it, add --force")
         remarks.append(f"accepted although night {verdict.night} was judged {verdict.result}")
     cells = verdict.comparison.cells if verdict.comparison else ()
     checks = [(cell.cell, cell.sampler.pair, cell.sampler.distance) for cell in cells]

@@ -39,10 +39,7 @@ def request_of(baseline: Snapshot, trust_code: bool, **given: Any) -> ImagesRequ
     """How the images of a baseline file were scored, with what was `given`; `UserError` if it is one of a run."""
     recorded = baseline.accepted and baseline.accepted.images
     if recorded is None:
-        raise UserError(
-            f"{baseline.source} is the baseline of a run, and these are images: compare them with images "
-            "(compare A B --reference R), or accept images as a baseline (baseline accept DIR --reference R)"
-        )
+        raise UserError(f"{baseline.source} is the baseline of a run, not of images; accept images as a baseline")
     return ImagesRequest(**{**recorded.model_dump(), **given}, trust_code=trust_code)
 
 

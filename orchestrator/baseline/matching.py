@@ -158,13 +158,12 @@ def _reference(fields: Mapping[str, Any]) -> str:
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
     """The differences between versions, such as "scored with torch 2.9.1 -> 2.10.0" or "sampled with diffusers ..."."""
-    changes: dict[str, None] = {}
+    changes = []
     for new, old in pairs:
         before, after = _versions(old.protocol), _versions(new.protocol)
-        for name in sorted({*before, *after}):
-            if before.get(name) != after.get(name):
-                changes[f"{name} {before.get(name, 'unknown')} -> {after.get(name, 'unknown')}"] = None
-    return list(changes)
+        both = [(name, before.get(name), after.get(name)) for name in sorted({*before, *after})]
+        changes += [f"{name} {old or 'unknown'} -> {new or 'unknown'}" for name, old, new in both if old != new]
+    return list(dict.fromkeys(changes))
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,7 @@ def check_same_night(run: Run, night: Night, verdict: NightVerdict) -> None:
         n, had = cell.settings.num_samples, judged.get(cell.id)
         if n != had:
             state = f"has no {cell.label}" if had is None else f"with N = {had}, not N = {n}"
-            raise UserError(
-                f"night {night.id} is complete, but {state}: the checkpoint or the config has changed since; give "
-                "--id NAME for another night"
-            )
+            raise night.other(f"is complete, but {state}: the checkpoint or the config has changed since")
 
 
 def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, Any]:

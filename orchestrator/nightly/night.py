@@ -79,9 +79,7 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
             check_same_night(run, night, verdict)
             return _complete(history, night, verdict, progress)
         if (orphans := orphans_in_words(run.config, run.plan, run.rundir)) is not None:
-            raise UserError(
-                f"night {night.id} is not finished, and {orphans}; undo that, or give --id NAME for another night"
-            )
+            raise night.other(f"is not finished, and {orphans}")
         named, grow_to = gate_of(run.config), request.grow_to
         gate = replace(request.gate, metrics=named.metrics, margin_floor=named.margin_floor)
         if (problem := standard_error_problem(run)) is not None:
@@ -117,21 +115,17 @@ def run_night_of_images(request: NightRequest, progress: Progress) -> tuple[Nigh
             with user_errors_of(progress):
                 sha256 = open_images(request.samples).sha256
             if verdict.images is None or verdict.images.sha256 != sha256:
-                raise UserError(
-                    f"night {night.id} is complete, but not of these images; give --id NAME for another night"
-                )
+                raise night.other("is complete, but not of these images")
             return _complete(history, night, verdict, progress)
         if night.storage.exists(night.run / "config.json"):
-            raise UserError(f"night {night.id} has a run, which CONFIG finishes; give --id NAME for another night")
+            raise night.other("has a run, which CONFIG finishes")
         baseline, scoring = _baseline_of(request.baseline, history), request.scoring
         if baseline is not None:
             images = request_of(baseline, request.trust_code, **scoring)
         elif "reference" in scoring:
             images = ImagesRequest(**scoring, trust_code=request.trust_code)
         else:
-            raise UserError(
-                "--reference is missing, and there is no baseline that has one; give what the images are scored against"
-            )
+            raise UserError("--reference is missing; give what the images are scored against")
         tonight, comparison = snapshot_of_images(request.samples, images, progress, "--samples"), None
         if baseline is not None:
             comparison = compare_snapshots(tonight, baseline, replace(request.gate, metrics=images.metrics or None))

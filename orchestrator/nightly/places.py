@@ -31,6 +31,10 @@ class Night:
         """The path or URL of its run directory, as commands accept it."""
         return with_urls(str(self.run))
 
+    def other(self, why: str) -> UserError:
+        """The error of a call that needs another night."""
+        return UserError(f"night {self.id} {why}; give --id NAME for another night")
+
     @property
     def run_directories(self) -> list[Path]:
         """The existing run directories of its run, canaries and second looks."""

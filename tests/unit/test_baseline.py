@@ -226,12 +226,12 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
     path, beside = tmp_path / "baseline.json", tmp_path / "baseline.parquet"
     data = beside.read_bytes()
     beside.write_bytes(data[:-1])
-    recorded(taugrid("compare", begun / "run", path, code=2)[1], "file")
+    recorded(taugrid("compare", begun / "run", path, code=2)[1], "restore")
     beside.unlink()
     assert "missing" in taugrid("compare", begun / "run", path, code=2)[1]
     path.write_text(path.read_text().replace("the first", "another"))
     recorded(taugrid("compare", begun / "run", path, code=2)[1], "changed")
-    recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "exist")
+    recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "missing")
 
 
 def test_the_mean_distance_of_images_is_over_all_their_pixels():

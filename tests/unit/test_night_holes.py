@@ -135,7 +135,7 @@ def test_a_record_of_the_scorer_that_was_damaged_is_no_record(later):
 def test_a_night_without_its_verdict_or_its_influences_is_no_baseline(history):
     path = history / "nights/1/verdict.json"
     path.write_text(path.read_text().replace("no baseline", "not worse"))
-    recorded(accept(history, "1", code=2)[1], "changed")
+    recorded(accept(history, "1", code=2)[1], "intact")
     path.unlink()
     accept(history, "1", "--force")
     before = (history / "baseline.json").read_bytes()
