@@ -16,8 +16,18 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from benchmarks.gate_worlds import MIXING, D, rate
-from taugrid.eval.gate.power import Variance, rounded_up
-from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, critical_value, judge
+from taugrid.eval.gate.rule import (
+    ALPHA,
+    MARGIN,
+    SCREENING,
+    CellJudgement,
+    Change,
+    Scored,
+    Variance,
+    critical_value,
+    judge,
+    rounded_up,
+)
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 

@@ -16,8 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from taugrid.config import Config
 from taugrid.errors import Exit, UserError
-from taugrid.eval.gate.power import POWER, DetectionPower
-from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR
+from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR, POWER, DetectionPower
 from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.eval.nights import NightModel
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check

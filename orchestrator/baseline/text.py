@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.rule import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.pages.environment import environment
 from taugrid.eval.tables.entries import shown_number

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from taugrid.errors import MissingInput, UserError
-from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.rule import POWER
 from taugrid.eval.gate.verdict import REGRESSIONS
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS, NightVerdict, gate_of, shares_in_words
 from taugrid.orchestrator.baseline.comparison import judged_columns

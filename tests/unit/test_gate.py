@@ -10,13 +10,18 @@ from nights import empty_verdict
 from scipy.stats import norm
 from snapshots import raises
 
-from taugrid.eval.gate.power import (
+from taugrid.eval.gate.rule import (
+    ALPHA,
     POWER,
+    Change,
     DetectionPower,
     Variance,
+    correlation,
+    critical_value,
+    judge,
+    screen,
     standard_errors_for_power,
 )
-from taugrid.eval.gate.rule import ALPHA, Change, correlation, critical_value, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
 from taugrid.orchestrator.nightly.judging import alpha_of_a_look
 from taugrid.orchestrator.nightly.night import night_result
