@@ -43,10 +43,21 @@ MAX_LISTED = 20
 
 
 def headline(comparison: BaselineComparison, result: Verdict | None = None) -> str:
-    """Sign, verdict with its explanation, and facts; a night's `result` may be worse than the comparison's."""
-    verdict = result or comparison.result
-    shown = f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else str(verdict)
-    return f"{BAD if verdict.is_regression else sign(comparison)} {'; '.join([shown, *_facts(comparison)])}"
+    """Sign, verdict, coverage, sharpness, and what was not judged or checked.
+
+    `result` is that of a night, which may be worse than the comparison's.
+    """
+    verdict, (compared, total) = result or comparison.result, comparison.compared
+    facts = [f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else str(verdict)]
+    facts.append(f"{compared:,} of {counted(total, 'baseline cell')} compared")
+    if comparison.sharpnesses and not comparison.result.is_regression:  # that of a broken night is not the gate's
+        facts.append(sharpness_in_words(comparison.sharpnesses))
+    if reasons := comparison.not_judged:
+        facts.append(f"not judged in full: {reasons[0]}")
+    unknown = [name for name, check in comparison.checks.items() if check.result == "unknown"]
+    if unknown:
+        facts.append(f"{' and '.join(unknown)} not checked")
+    return f"{BAD if verdict.is_regression else sign(comparison)} {'; '.join(facts)}"
 
 
 def sign(comparison: BaselineComparison) -> str:
@@ -56,20 +67,6 @@ def sign(comparison: BaselineComparison) -> str:
     checked = all(check.result in ("clean", "not applicable") for check in comparison.checks.values())
     lacking = comparison.not_judged or comparison.missing
     return GOOD if comparison.result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
-
-
-def _facts(comparison: BaselineComparison) -> list[str]:
-    """The coverage, the sharpness, what was not judged and what was not checked, as phrases."""
-    compared, total = comparison.compared
-    facts = [f"{compared:,} of {counted(total, 'baseline cell')} compared"]
-    if comparison.sharpnesses and not comparison.result.is_regression:  # that of a broken night is not the gate's
-        facts.append(sharpness_in_words(comparison.sharpnesses))
-    if reasons := comparison.not_judged:
-        facts.append(f"not judged in full: {reasons[0]}")
-    unknown = [name for name, check in comparison.checks.items() if check.result == "unknown"]
-    if unknown:
-        facts.append(f"{' and '.join(unknown)} not checked")
-    return facts
 
 
 def check_lines(comparison: BaselineComparison, unsaid: Collection[str] = ("clean",)) -> list[str]:
