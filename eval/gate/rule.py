@@ -27,8 +27,7 @@ from taugrid.registry.metrics import METRICS, MetricColumn
 
 FID = METRICS["fid"].columns[0]
 
-ALPHA = 0.01
-"""False alarms: the share of nights without a change beyond the margin in which some cell is called worse."""
+ALPHA = 0.01  # false alarms: the share of nights without a change beyond the margin in which some cell is called worse
 
 MARGIN = 0.02
 """The margin as a share of the baseline's metric. New weights are never exactly equal to the old ones, and the paired
@@ -44,14 +43,12 @@ of a good network may be 0 or negative, and a share of it no margin. FID is alwa
 SCREENING = 0.10
 """The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
 
-BEYOND_CHANCE = 5.0
-"""Two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells."""
+BEYOND_CHANCE = 5.0  # two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells
 
 MAX_ERROR_RATIO = 3.0
 """A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
 
-POWER = 0.80
-"""The probability with which a regression of `DetectionPower.detectable` is called worse."""
+POWER = 0.80  # the probability with which a regression of `DetectionPower.detectable` is called worse
 
 VARIANCE_GROWTH = 0.7
 """The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
@@ -59,11 +56,8 @@ VARIANCE_GROWTH = 0.7
 DRAWS = 200_000
 """Simulated nights. At alpha = 1 % they give the quantile to 0.01 standard errors, and alpha to 2 % of itself."""
 
-DRAWS_AT_ONCE = 20_000
-"""Simulated nights in memory at a time."""
-
-SEED = 20_600
-"""Fixed, so that the same night always gets the same critical value."""
+DRAWS_AT_ONCE = 20_000  # simulated nights in memory at a time
+SEED = 20_600  # fixed, so that the same night always gets the same critical value
 
 
 class Scored(NamedTuple):

@@ -27,8 +27,7 @@ from taugrid.words import counted, with_urls
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
 
-DEFAULT_METRICS = ("fid", "kid")
-"""Of these, a cell is judged by the first that has a standard error."""
+DEFAULT_METRICS = ("fid", "kid")  # of these, a cell is judged by the first that has a standard error
 
 FID_KEYS = {
     "fid": "value",
@@ -38,8 +37,7 @@ FID_KEYS = {
 }
 """The keys of a cell's JSON that hold FID's numbers. They can't change: users' scripts read them."""
 
-VERDICT = "verdict.json"
-"""The file beside the run of a complete night."""
+VERDICT = "verdict.json"  # the file beside the run of a complete night
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,8 @@ from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
-REPEATS = 0.9
-"""Images repeat if the share of distinct ones is below this share of the baseline's."""
-
-MAX_NAMED = 3
-"""The number of cells, or of images, that a note on a metric names."""
+REPEATS = 0.9  # images repeat if the share of distinct ones is below this share of the baseline's
+MAX_NAMED = 3  # the number of cells, or of images, that a note on a metric names
 
 UNCHANGED = "it is the baseline's, and every image has the same part in it"
 """Why the test can't judge a metric of other images, such as a precision of which all are precise on both sides."""

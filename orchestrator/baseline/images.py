@@ -31,8 +31,7 @@ from taugrid.versions import versions
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
 
-CANARY_IMAGES = 128
-"""Images of the reference whose features are extracted anew for the canary of the scorer."""
+CANARY_IMAGES = 128  # images of the reference whose features are extracted anew for the canary of the scorer
 
 
 def request_of(baseline: Snapshot, trust_code: bool, **given: Any) -> ImagesRequest:

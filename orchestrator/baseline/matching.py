@@ -24,8 +24,7 @@ ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
 NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
 """Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
 
-OPTIONAL = ("conditions", "decoder")
-"""Fields that a protocol leaves out for unconditional cells and networks of pixels."""
+OPTIONAL = ("conditions", "decoder")  # fields that a protocol leaves out for unconditional cells and networks of pixels
 
 MUST_AGREE = (
     "reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding", "sampler",
@@ -37,8 +36,7 @@ an upgrade is what a night is for. Settings of metrics other than FID do not cha
 SAMPLER_FIELDS = ("name", "options", "times", "last_sigma", "clip", "code")
 """Those of a sampler's block that must agree. The others are versions of libraries whose code computes its steps."""
 
-MAX_DIFFERENCES_NAMED = 4
-"""The number of differences between protocols that an error message names."""
+MAX_DIFFERENCES_NAMED = 4  # the number of differences between protocols that an error message names
 
 
 class Matched(NamedTuple):

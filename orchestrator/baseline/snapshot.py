@@ -29,11 +29,8 @@ from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
-Digests = NDArray[np.int64]
-"""(N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices."""
-
-ImageBatch = NDArray[np.uint8]
-"""(n, C, H, W)."""
+Digests = NDArray[np.int64]  # (N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices
+ImageBatch = NDArray[np.uint8]  # (n, C, H, W)
 
 FIRST_IMAGES = 16
 """The number of images of each cell that a baseline keeps, to measure by how much those of a later night differ."""
@@ -43,8 +40,7 @@ GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 MODEL_FILES = frozenset({"model.weights", *PATHS})
 """Grid keys whose values are file paths: they differ from night to night."""
 
-AND = " and "
-"""Joins the values of a cell that workers of several kinds made."""
+AND = " and "  # joins the values of a cell that workers of several kinds made
 
 NOT_IN_JSON = {"influences", "unsure", "load_digests", "load_images", "load_first", "failed", "names"}
 """The fields of a `SnapshotCell` that the JSON of a baseline file lacks."""

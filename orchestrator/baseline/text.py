@@ -35,11 +35,8 @@ EXPLANATIONS = {
     Verdict.IDENTICAL: "every image is the same",
 }
 
-MAX_ROWS = 200
-"""Rows of a table: GitHub accepts summaries of 1 MB."""
-
-MAX_LISTED = 20
-"""The number of unmatched cells that are named."""
+MAX_ROWS = 200  # rows of a table: GitHub accepts summaries of 1 MB
+MAX_LISTED = 20  # the number of unmatched cells that are named
 
 
 def headline(comparison: BaselineComparison, result: Verdict | None = None) -> str:

@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 
     from taugrid.orchestrator.view.run import RunView
 
-MAX_CHECKPOINTS = 2
-"""The number of checkpoints that a line names. The rest are counted."""
-
-MAX_NIGHTS_NAMED = 5
-"""The number of nights that an error message names."""
+MAX_CHECKPOINTS = 2  # the number of checkpoints that a line names; the rest are counted
+MAX_NIGHTS_NAMED = 5  # the number of nights that an error message names
 
 COLUMNS_ABOUT = (
     ("night", pa.string(), "the night's id"),

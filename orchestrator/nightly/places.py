@@ -10,8 +10,7 @@ from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
-CANARY = "canary"
-"""The prefix of the folders of a night's canaries, beside its run."""
+CANARY = "canary"  # the prefix of the folders of a night's canaries, beside its run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -28,8 +28,7 @@ from taugrid.words import counted, with_urls
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, weights_sha256
 
-Pair = tuple[SnapshotCell, SnapshotCell]
-"""(new, baseline)."""
+Pair = tuple[SnapshotCell, SnapshotCell]  # (new, baseline)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,8 @@ from taugrid.registry.metrics import COLUMNS
 from taugrid.storage import Storage, replacing, write_text
 from taugrid.words import markdown_table
 
-MAX_STRIPS = 4
-"""The number of cells that have a picture."""
-
-IMAGES = 8
-"""The number of images in a row of a picture."""
+MAX_STRIPS = 4  # the number of cells that have a picture
+IMAGES = 8  # the number of images in a row of a picture
 
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may hold, such as the colours in an error's text from Ray."""
