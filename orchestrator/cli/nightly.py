@@ -137,7 +137,7 @@ def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str,
     from taugrid.orchestrator.baseline.files import snapshot_of
     from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
     from taugrid.orchestrator.baseline.text import comparison_text
-    from taugrid.orchestrator.nightly.resampling import canaries_beside
+    from taugrid.orchestrator.nightly.judging import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
     run = open_existing(directory)

@@ -1,4 +1,4 @@
-"""The verdict of a night, from one or two statistical tests (stages).
+"""The verdict of a night, from canaries and one or two statistical tests (stages).
 
 The first compares tonight's scores with the baseline's recorded ones. The second, the *second look*, samples both
 networks again with today's code, so a fault in that code would cancel: it takes place only if no canary shows one, and
@@ -6,22 +6,37 @@ it does not count if it contradicts the first.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from json import dumps
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from taugrid.config import Config, validate
+from taugrid.config.load import CONFIG_NAME
+from taugrid.errors import UserError
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Canaries, check_scorer, sampling_key
+from taugrid.orchestrator.baseline.canaries import Canaries, Check, batch_of, check_scorer, sampling_key
 from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings
 from taugrid.orchestrator.baseline.comparison import changes_of, compare_snapshots, tests_in_words, with_judgement
 from taugrid.orchestrator.baseline.matching import matched
-from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, snapshot_of_opened
-from taugrid.orchestrator.nightly.resampling import Pair, Resampler, point_of, why_no_second_look
+from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, snapshot_of_opened
+from taugrid.orchestrator.dispatch.cluster import Connection
+from taugrid.orchestrator.nightly.places import CANARY, Night
+from taugrid.orchestrator.opened import open_existing, open_to_run
+from taugrid.orchestrator.plan.trust import Code, require_trusted
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.run import Run
+from taugrid.orchestrator.session import Session
 from taugrid.registry.metrics import COLUMNS
-from taugrid.words import counted
+from taugrid.words import counted, with_urls
+from taugrid.workers.network import custom_process
+from taugrid.workers.network.checkpoint import read_checkpoint, weights_file, weights_sha256
 
+Pair = tuple[SnapshotCell, SnapshotCell]  # (new, baseline)
 UNFINISHED_LOOK = "its second look is unfinished"
 
 
@@ -40,20 +55,15 @@ def alpha_of_a_look(gate: GateSettings, grow_to: int | None) -> float:
 
 
 def judge_night(
-    new: Snapshot,
-    baseline: Snapshot,
-    gate: GateSettings,
-    grow_to: int | None,
-    resampler: Resampler,
-    canaries: Canaries,
+    baseline: Snapshot, gate: GateSettings, grow_to: int | None, resampler: "Resampler"
 ) -> BaselineComparison:
     """Compare tonight's cells with the baseline's, with a second look at those that the usual seeds single out.
 
     Undecided cells are sampled again with N = `grow_to`, unless that is None. The cells of an unfinished second look
     are undecided. Raises `UserError` if the runs can't be compared.
     """
-    comparison = compare_snapshots(new, baseline, gate, canaries)
-    pairs = {pair[0].name: pair for pair in matched(new, baseline).pairs}
+    comparison = compare_snapshots(resampler.tonight, baseline, gate, resampler.canaries(baseline))
+    pairs = {pair[0].name: pair for pair in matched(resampler.tonight, baseline).pairs}
     judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.judged}
     if not judged:
         return comparison
@@ -73,12 +83,12 @@ def judge_night(
     screened = replace(
         comparison, cells=tuple(cells), rule=rule, critical=found.critical, usual_critical=found.critical
     )
-    looks = SecondLook(resampler, new, alpha_of_a_look(gate, grow_to))
+    alpha = alpha_of_a_look(gate, grow_to)
     if chosen:
         them = "it" if len(chosen) == 1 else "them"
-        stage = f"the verdict is that of a fresh seed at alpha = {looks.alpha:g} over {them}"
+        stage = f"the verdict is that of a fresh seed at alpha = {alpha:g} over {them}"
         try:
-            screened = looks.judged(screened, chosen, "fresh", None, stage)
+            screened = resampler.second_look(screened, chosen, "fresh", None, alpha, stage)
             if (reason := contradiction(comparison, screened)) is not None:
                 raise DoesNotCount(reason)
         except DoesNotCount as error:
@@ -89,9 +99,9 @@ def judge_night(
     small = [name for name in small if judged[name][0].num_samples < grow_to]
     if not small:
         return replace(screened, rule=f"{screened.rule}; no undecided cell to grow")
-    stage = f"{counted(len(small), 'undecided cell')} grown to N = {grow_to} at alpha = {looks.alpha:g}"
+    stage = f"{counted(len(small), 'undecided cell')} grown to N = {grow_to} at alpha = {alpha:g}"
     try:
-        return looks.judged(screened, [judged[name] for name in small], "grown", grow_to, stage)
+        return resampler.second_look(screened, [judged[name] for name in small], "grown", grow_to, alpha, stage)
     except DoesNotCount as error:
         return replace(screened, rule=f"{screened.rule}; the grown cells do not count, because {error}")
 
@@ -114,20 +124,74 @@ def contradiction(usual: BaselineComparison, fresh: BaselineComparison) -> str |
 
 
 @dataclass(frozen=True)
-class SecondLook:
-    """Samples both networks of cells again, and judges them at `alpha`."""
+class Resampler:
+    """Samples cells again in a night, for canaries and second looks."""
 
-    resampler: Resampler
+    config: Config  # tonight's
+    night: Night
+    ray: Connection  # tonight's, which all of its sessions share
+    trust_code: bool  # a custom network may load weights that only the baseline names, not the user's config
+    progress: Progress
     tonight: Snapshot
-    alpha: float
+    missing: dict[str, str]  # cells that could not be finished this time are added to it: name -> reason
 
-    def judged(
-        self, comparison: BaselineComparison, pairs: Sequence[Pair], look: str, num_samples: int | None, stage: str
+    def run(
+        self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]
+    ) -> tuple[Run, Mapping[str, str], bool]:
+        """Run tonight's config with the distinct `points` as its grid, in a folder of its own.
+
+        Returns the run, the cells that can never be sampled or scored (name -> why), and whether all others are done.
+        """
+        values = self.config.model_dump(mode="json")
+        grid = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
+        values |= {"name": f"{self.config.name}-{name}", "model": {}, "grid": list(grid.values()), "track": []}
+        config = validate(Config, values, name)
+        with TemporaryDirectory() as place:
+            path = Path(place) / CONFIG_NAME
+            path.write_text(dumps(config.model_dump(mode="json")))
+            # Its custom code is trusted: tonight's run has loaded it already.
+            run = open_to_run(str(path), (), with_urls(str(folder)), self.ray.address, trust_code=True)
+        run = replace(run, configured=replace(run.configured, notes=()))  # on a grid that is not the user's
+        outcome = Session(run, self.ray, self.progress).do(stages)
+        failed = {name: reason for name, reason in outcome.missing.items() if name in outcome.permanent_failures}
+        unfinished = sorted(outcome.missing.keys() - failed.keys())
+        self.missing.update({f"{folder.name}/{name}": outcome.missing[name] for name in unfinished})
+        return run, failed, not unfinished
+
+    def canaries(self, baseline: Snapshot) -> Canaries:
+        """The first batch of each cell of the baseline that tonight has with new weights."""
+        pairs = [pair for pair in matched(self.tonight, baseline).pairs if not pair[0].network.is_same(pair[1].network)]
+        unavailable, reasons = dict[str, SnapshotCell | Check](), dict[str, str | None]()
+        for new, old in pairs:
+            key = _key(old.network, old)
+            if key not in reasons:
+                reasons[key] = _other_code(new, old) or unloadable(old.network, old, self.trust_code)
+            if (reason := reasons[key]) is not None:
+                unavailable[old.cell] = Check("unknown", f"the baseline's network can't be sampled: {reason}")
+        available = [pair for pair in pairs if pair[1].cell not in unavailable]
+        if not available:
+            return unavailable
+        self.progress.say(f"canary: one batch of {counted(len(available), 'cell')}, of the baseline's network")
+        # Of other files, tonight's are known to be there; they have the baseline's content, or nothing is compared.
+        grid = [point_of(old, **new.files, num_samples=batch_of(old)) for new, old in available]
+        # A folder of its own for each grid, since a baseline may be replaced meanwhile.
+        folder = self.night.folder / f"{CANARY}-{json_sha256(grid)[:8]}"
+        run, failed, _ = self.run(CANARY, grid, folder, ("sample",))
+        return {**_canaries_in(run, self.tonight, [old for _, old in available], failed), **unavailable}
+
+    def second_look(
+        self,
+        comparison: BaselineComparison,
+        pairs: Sequence[Pair],
+        look: str,
+        num_samples: int | None,
+        alpha: float,
+        stage: str,
     ) -> BaselineComparison:
         """The comparison where `pairs` have the verdict of fresh samples; undecided if some could not be finished.
 
         `look` is `fresh` or `grown`, the name of its run directory; `num_samples` is as many as tonight if None;
-        `stage` describes the test.
+        `stage` describes the test at `alpha`.
         """
         usual = {cell.name: cell for cell in comparison.cells}
         snapshot = self._sampled(pairs, look, num_samples)
@@ -141,7 +205,7 @@ class SecondLook:
                 new, old = (scored[sampling_key(cell, **self._settings(cell, look, num_samples))] for cell in pair)
                 usual[pair[0].name], its_changes = _fresh(usual[pair[0].name], new, old, pair[1], look)
                 changes += its_changes
-            judgement = judge(changes, self.alpha)
+            judgement = judge(changes, alpha)
             cells = with_judgement(list(usual.values()), judgement, look)
             rule = f"{stage} (T > {judgement.critical:.2f})"
             critical = judgement.critical if judgement.cells else comparison.critical
@@ -150,7 +214,7 @@ class SecondLook:
 
     def _settings(self, cell: SnapshotCell, look: str, num_samples: int | None) -> dict[str, Any]:
         """The seed and the N of a cell in a look."""
-        seed = fresh_seed(self.resampler.night.id, look, cell.settings["seed"])
+        seed = fresh_seed(self.night.id, look, cell.settings["seed"])
         return {"seed": seed, "num_samples": num_samples or cell.num_samples}
 
     def _sampled(self, pairs: Sequence[Pair], look: str, num_samples: int | None) -> Snapshot | None:
@@ -158,9 +222,9 @@ class SecondLook:
         points = [point_of(cell, **pair[0].files, **self._settings(cell, look, num_samples))
                   for pair in pairs for cell in pair]  # fmt: skip
         cells = counted(len({json_sha256(point) for point in points}) // 2, "cell")
-        self.resampler.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
-        folder = self.resampler.night.folder / look
-        run, failed, is_complete = self.resampler.run(look, points, folder, ("sample", "evaluate", "report"))
+        self.progress.say(f"second look: {cells} with a fresh seed, of tonight's network and the baseline's")
+        folder = self.night.folder / look
+        run, failed, is_complete = self.run(look, points, folder, ("sample", "evaluate", "report"))
         if not is_complete:
             return None
         snapshot = snapshot_of_opened(run, failed)
@@ -202,3 +266,94 @@ def _fresh(
     metrics = {name: replace(cell.metrics[name], judged=values) for name, values in values_of.items()}
     judged = replace(cell, metrics={**cell.metrics, **metrics}, num_samples=new.num_samples)
     return judged, changes_of(new, old, cell)
+
+
+def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
+    """The cell as a point of a grid, with `other` settings in place of some."""
+    diffusion = {f"diffusion.{key}": value for key, value in cell.network.diffusion.items() if value is not None}
+    return {**cell.network.keys, **diffusion, **cell.settings, **other}
+
+
+def _canaries_in(
+    run: Run, tonight: Snapshot, cells: Sequence[SnapshotCell], failed: Mapping[str, str] = {}
+) -> dict[str, SnapshotCell | Check]:
+    """The canaries of `cells` in a run directory, which check the sampler of `tonight`; `failed` is as in `run`."""
+    found = snapshot_of_opened(run, with_scores=False)
+    by_key = {sampling_key(cell): cell for cell in found.cells}
+    canaries: dict[str, SnapshotCell | Check] = {}
+    for old in cells:
+        again = by_key.get(sampling_key(old, num_samples=batch_of(old)))
+        if again is None:
+            canaries[old.cell] = Check("unknown", "the canary's images are missing")
+        elif len(tonight.codes | found.codes) > 1:
+            canaries[old.cell] = Check("unknown", "taugrid's code changed between the sessions of this night")
+        elif again.name in failed:
+            reason = f"the baseline's network fails with today's code: {failed[again.name]}"
+            canaries[old.cell] = Check("changed", reason)
+        else:
+            canaries[old.cell] = again
+    return canaries
+
+
+def canaries_beside(run: Run, tonight: Snapshot, baseline: Snapshot) -> Canaries:
+    """The canaries of the baseline's cells that a night left beside its run; other runs have none."""
+    folder, storage = run.rundir.around
+    canaries: dict[str, SnapshotCell | Check] = {}
+    for path in storage.list(folder, f"{CANARY}-*/config.json"):
+        found = _canaries_in(open_existing(with_urls(str(path.parent))), tonight, baseline.cells)
+        for cell, again in found.items():  # the first that was sampled, else the first reason
+            if cell not in canaries or (isinstance(again, SnapshotCell) and isinstance(canaries[cell], Check)):
+                canaries[cell] = again
+    return canaries
+
+
+def why_no_second_look(pairs: Sequence[Pair], trust_code: bool) -> str | None:
+    """The reason why a second look is impossible; None if both networks of every pair can still be sampled."""
+    checked: set[str] = set()
+    for new, old in pairs:
+        if new.network.is_same(old.network):
+            return "the weights are the baseline's, so a fresh seed would compare them with themselves"
+        if (reason := _other_code(new, old)) is not None:
+            return reason
+    for new, old in pairs:
+        for side, cell in (("tonight's", new), ("the baseline's", old)):
+            key = _key(cell.network, new)
+            if key not in checked and (reason := unloadable(cell.network, new, trust_code)) is not None:
+                return f"{side} weights can't be sampled: {reason}"
+            checked.add(key)
+    return None
+
+
+def _other_code(new: SnapshotCell, old: SnapshotCell) -> str | None:
+    one, other = new.network, old.network
+    is_same = (one.callable, one.source_sha256) == (other.callable, other.source_sha256)
+    return None if is_same else "the custom network's code has changed, and the baseline's is gone"
+
+
+def _key(network: Network, cell: SnapshotCell) -> str:
+    return json_sha256([network.keys, network.weights_sha256, cell.settings["weights"]])
+
+
+def unloadable(network: Network, cell: SnapshotCell, trust_code: bool) -> str | None:
+    """The reason why a network can't be loaded with a cell's kind of weights, `ema` or `raw`; None if it can."""
+    path = network.folder if network.callable is None else network.weights_file
+    if path is None and network.callable is None:
+        return "only a folder on a disk or a hub id can be loaded again, not an oracle or a run in a bucket"
+    if path is None:
+        return "the custom network has no file (model.weights), so its weights can't be identified"
+    digest: str | None
+    try:
+        if network.callable is not None:
+            digest = custom_process.weights_sha256(Path(path))
+        else:
+            checkpoint = read_checkpoint(path)
+            folder = checkpoint.unet_folder if cell.settings["weights"] == "ema" else checkpoint.raw_folder
+            digest = None if folder is None else weights_sha256(weights_file(Path(folder)))
+        if digest != network.weights_sha256:
+            return f"{path} holds different weights now"
+        if network.callable is not None and not trust_code:
+            # A baseline file may come from others, and a file of weights may be a pickle.
+            require_trusted([Code("model.callable", network.callable, path)], Path(path))
+    except UserError as error:
+        return str(error)
+    return None

@@ -32,9 +32,8 @@ from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.external import user_errors_of
 from taugrid.orchestrator.nightly.before import check_comparable, check_same_night, standard_error_problem
 from taugrid.orchestrator.nightly.history import remove_images, without_newest, write_history
-from taugrid.orchestrator.nightly.judging import judge_night
+from taugrid.orchestrator.nightly.judging import Resampler, judge_night
 from taugrid.orchestrator.nightly.places import History, Night, open_history
-from taugrid.orchestrator.nightly.resampling import Resampler
 from taugrid.orchestrator.nightly.summary import strips_of_the_worst, write_night
 from taugrid.orchestrator.opened import open_to_run
 from taugrid.orchestrator.progress import Progress
@@ -80,7 +79,7 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
             return _complete(history, night, verdict, progress)
         if (orphans := orphans_in_words(run.config, run.plan, run.rundir)) is not None:
             raise night.other(f"is not finished, and {orphans}")
-        named, grow_to = gate_of(run.config), request.grow_to
+        named = gate_of(run.config)
         gate = replace(request.gate, metrics=named.metrics, margin_floor=named.margin_floor)
         if (problem := standard_error_problem(run)) is not None:
             raise UserError(problem)
@@ -92,9 +91,8 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
         missing = {name: reason for name, reason in outcome.missing.items() if name not in failed}
         tonight, comparison = snapshot_of_opened(run, failed), None
         if tonight.cells and baseline is not None:
-            resampler = Resampler(run.config, night, ray, request.trust_code, progress, missing)
-            canaries = resampler.canaries(tonight, baseline)
-            comparison = judge_night(tonight, baseline, gate, grow_to, resampler, canaries)
+            resampler = Resampler(run.config, night, ray, request.trust_code, progress, tonight, missing)
+            comparison = judge_night(baseline, gate, request.grow_to, resampler)
             missing |= comparison.missing
         verdict = _written(history, night, tonight, baseline, comparison, missing)
         if not verdict.missing and request.keep_images is not None:
