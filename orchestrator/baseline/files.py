@@ -8,6 +8,7 @@ metric that has them, under its name (`kid`).
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from taugrid.errors import NOT_WRITABLE, UserError
 from taugrid.eval.gate.verdict import REGRESSIONS
@@ -92,9 +94,10 @@ def read_json_of_baseline(path: Path, storage: Storage = LOCAL) -> Baseline:
     value, shown = read_sealed(path, storage), with_urls(str(path))
     if value is None:
         raise UserError(f"{shown} is missing, changed, or no baseline file; restore it, or accept a run: {ACCEPT}")
-    if value.get("format") != FORMAT:
-        raise UserError(f"{shown} is not a baseline file of this version ({FORMAT}); accept the baseline again")
-    return Baseline.model_validate(value)
+    if value.get("format") == FORMAT:
+        with suppress(ValidationError):
+            return Baseline.model_validate(value)
+    raise UserError(f"{shown} is not a baseline file of this version ({FORMAT}); accept the baseline again")
 
 
 def _read_cell(cell: SnapshotCell, table: pa.Table, run: str) -> SnapshotCell:
