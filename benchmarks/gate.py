@@ -24,8 +24,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.gate_metrics import report_floors, report_metrics
 from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_worlds import Noise, World, rate
-from taugrid.eval.gate.critical import correlation
-from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, is_denied, judge, screen
+from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, correlation, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.statistics import Array, standard_error
 

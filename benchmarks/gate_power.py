@@ -16,12 +16,23 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from benchmarks.gate_worlds import MIXING, D, rate
-from taugrid.eval.gate.critical import critical_value
-from taugrid.eval.gate.power import EXAMPLE_EFFECT_SE, Variance, missed_share, samples_to_halve_misses
-from taugrid.eval.gate.rule import ALPHA, MARGIN, SCREENING, CellJudgement, Change, Scored, judge
+from taugrid.eval.gate.rule import (
+    ALPHA,
+    MARGIN,
+    SCREENING,
+    CellJudgement,
+    Change,
+    Scored,
+    Variance,
+    critical_value,
+    judge,
+    rounded_up,
+)
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 
+EXAMPLE_EFFECT_SE = 3.0
+"""What frozen seeds hide is measured for a regression of this many standard errors."""
 CELLS, CORRELATION = 12, 0.4
 """Of a night, and of its cells' errors: they give the critical values."""
 POPULATION = 200_000
@@ -62,6 +73,20 @@ class Cell:
     def score(self, features: Array) -> Scored:
         frechet = Frechet.of(Moments.of(features), self.reference, self.root)
         return Scored(frechet.distance, frechet.influence(features))
+
+
+def samples_to_halve_misses(critical: float, num_samples: int) -> int:
+    """The N at which half as many seed sets hide a regression of `EXAMPLE_EFFECT_SE` standard errors at `num_samples`.
+
+    Errors shrink with the root of N. `critical` is what T has to exceed in a night's screening test (`rule.screen`).
+    """
+    halved = critical - float(norm.ppf(missed_share(critical) / 2))
+    return rounded_up(num_samples * (halved / EXAMPLE_EFFECT_SE) ** 2)
+
+
+def missed_share(critical: float) -> float:
+    """The share of seed sets with which a regression of `EXAMPLE_EFFECT_SE` standard errors stays below `critical`."""
+    return float(norm.cdf(critical - EXAMPLE_EFFECT_SE))
 
 
 def shifted(cell: Cell, features: Array, by: float) -> Array:
@@ -192,7 +217,7 @@ def report_frozen_misses(nights: int) -> None:
         by = strength(cell, shifted, made, EXAMPLE_EFFECT_SE * float(np.mean(errors)))
     print(f"  T > {critical:.2f} is singled out; a change of {EXAMPLE_EFFECT_SE:g} se at N = {base}; {nights} blocks")
     expected = f"{100 * missed_share(critical):.1f} %, half of it at N = {samples_to_halve_misses(critical, base)}"
-    print(f"  missed, by eval/gate/power.py: {expected}")
+    print(f"  missed, by `missed_share`: {expected}")
 
     def missed(pair: Pair) -> bool:
         return judged(cell, pair.old, shifted(cell, pair.new, by), critical, 0.0).t <= critical

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from taugrid.errors import FULL, UserError
+from taugrid.orchestrator.nightly.history import remove_images, without_newest
 from taugrid.orchestrator.nightly.places import Night, find_history
-from taugrid.orchestrator.nightly.write import remove_images, without_newest
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS
 from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.rundir.paths import Paths

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from taugrid.config.load import Override
-    from taugrid.orchestrator.nightly.nights import HistoryView
+    from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.view.run import RunView
 
 STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
@@ -33,7 +33,7 @@ def open(directory: Path) -> "RunView | HistoryView":
     Of a history of nights (`taugrid nightly --history`) it is the history: its nights, their verdicts and runs. Raises
     `taugrid.errors.UserError` if there is neither.
     """
-    from taugrid.orchestrator.nightly.nights import HistoryView
+    from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.nightly.places import find_history
     from taugrid.orchestrator.opened import open_existing
     from taugrid.orchestrator.view.run import RunView

@@ -5,28 +5,29 @@ baseline's and se is its paired standard error; where higher is better, the base
 if T is above the night's critical value, *not worse* if the upper end of its interval is below the margin (*better* if
 the baseline would be worse than it), and else *undecided*: too few samples. If nothing has changed by more than its
 margin, the probability that anything is called worse is at most alpha, whatever the number of cells and metrics: over
-all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages"). eval/gate/power.py explains
-influences and paired errors.
+all draws of the baseline's samples, which its nights share (docs/nightly.md, "Two stages").
+
+The critical value is the quantile of the largest of many correlated normal variables. If each cell were tested at alpha
+alone, 20 independent ones would raise a false alarm in 18 % of nights at alpha = 1 %. The quantile of the largest loses
+less power than Bonferroni's bound where tests are correlated, as cells of one network and metrics of one cell are.
 """
 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from taugrid.config import Gate
-from taugrid.eval.gate.critical import DRAWS, correlation, critical_value
-from taugrid.eval.gate.power import VARIANCE_GROWTH, DetectionPower, Variance, standard_errors_for_power
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.metrics.statistics import LEAST_CARRYING, Array, standard_error
 from taugrid.registry.metrics import METRICS, MetricColumn
 
 FID = METRICS["fid"].columns[0]
 
-ALPHA = 0.01
-"""False alarms: the share of nights without a change beyond the margin in which some cell is called worse."""
+ALPHA = 0.01  # false alarms: the share of nights without a change beyond the margin in which some cell is called worse
 
 MARGIN = 0.02
 """The margin as a share of the baseline's metric. New weights are never exactly equal to the old ones, and the paired
@@ -42,6 +43,22 @@ of a good network may be 0 or negative, and a share of it no margin. FID is alwa
 SCREENING = 0.10
 """The level of the screening test, with a night's usual seeds, which selects cells for a test with a fresh seed."""
 
+BEYOND_CHANCE = 5.0  # two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells
+
+MAX_ERROR_RATIO = 3.0
+"""A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
+
+POWER = 0.80  # the probability with which a regression of `DetectionPower.detectable` is called worse
+
+VARIANCE_GROWTH = 0.7
+"""The growth of the paired error's square with D / FID, in units of the square of the baseline's own error."""
+
+DRAWS = 200_000
+"""Simulated nights. At alpha = 1 % they give the quantile to 0.01 standard errors, and alpha to 2 % of itself."""
+
+DRAWS_AT_ONCE = 20_000  # simulated nights in memory at a time
+SEED = 20_600  # fixed, so that the same night always gets the same critical value
+
 
 class Scored(NamedTuple):
     """One network's cell: a metric of it, and how far each sample moves that, (N,) in the order of the indices."""
@@ -56,13 +73,9 @@ def size_of(baseline: Scored) -> float:
 
 
 def margin_of(baseline: Scored, share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
-    """The regression of a metric that is accepted, in its own unit.
+    """The regression of a metric that is accepted, in its own unit: a `share` of its size, 0 for no margin at all.
 
-    Args:
-        baseline: the baseline's network.
-        share: of the metric's size. 0: no margin at all.
-        metric: a distance without bias has a margin of at least `floor`, because it may be 0.
-        floor: in standard errors of the baseline's metric.
+    A distance without bias, which may be 0, has a margin of at least `floor` standard errors of the baseline's metric.
     """
     of_error = floor * standard_error(baseline.influence) if metric.may_be_zero and share else 0.0
     return max(share * size_of(baseline), of_error)
@@ -73,18 +86,12 @@ class Change:
     """How much worse one metric of a cell is than the baseline's; `Change.between` makes it."""
 
     name: str
-    difference: float
-    """The new FID, say, minus the baseline's; the baseline's minus the new one where higher is better."""
-    margin: float
-    """The non-inferiority margin: the regression that is accepted."""
-    influence: Array
-    """(N,): how far each sample moves the difference, phi_new - phi_baseline, in the order of the indices."""
-    seed_set: Hashable
-    """The seed set: equal for cells whose sample n has the same noise."""
-    sampling_slope: float = 0.0
-    """The growth of the difference's sampling variance with each unit of a true change, see eval/gate/power.py."""
-    metric: str = "fid"
-    """Its column in quality.csv."""
+    difference: float  # positive for a regression, also where higher is better
+    margin: float  # the non-inferiority margin: the regression that is accepted
+    influence: Array  # (N,): how far each sample moves the difference, in the order of the indices
+    seed_set: Hashable  # equal for cells whose sample n has the same noise
+    sampling_slope: float = 0.0  # `Variance.slope`
+    metric: str = "fid"  # its column in quality.csv
     only_worse: bool = False
     """The new value alone has no standard error, because that would rest on too few samples: the verdict is worse or
     none, and T leaves out what the `LEAST_CARRYING` samples for the worse add to the difference. A baseline that has an
@@ -92,24 +99,9 @@ class Change:
 
     @classmethod
     def between(
-        cls,
-        name: str,
-        new: Scored,
-        baseline: Scored,
-        margin: float,
-        seed_set: Hashable,
-        metric: MetricColumn = FID,
+        cls, name: str, new: Scored, baseline: Scored, margin: float, seed_set: Hashable, metric: MetricColumn = FID
     ) -> "Change":
-        """The change from the baseline's network.
-
-        Args:
-            name: the name of the cell.
-            new: tonight's network.
-            baseline: the baseline's, with the same noise and number of samples.
-            margin: in units of the metric.
-            seed_set: the seed set, equal for cells whose sample n has the same noise.
-            metric: which of the numbers of a cell it is.
-        """
+        """The change of a cell from the baseline's network, with the same noise and number of samples."""
         worse = -1 if metric.higher_is_better else 1
         # Of a squared distance, variances grow with the distance; other metrics have no such law.
         per_unit = 0.0 if metric.higher_is_better else 1 / (size_of(baseline) or math.inf)
@@ -124,30 +116,88 @@ class Change:
         )
 
 
+class Variance(NamedTuple):
+    """The variance of a difference as a function of the true change D, which a regression makes larger.
+
+    An influence phi(x) says how far sample x moves an FID; the paired error se of a difference is the standard error of
+    the mean of phi_new - phi_baseline. A network that is worse by D has other influences than the baseline, so
+
+        se(D)^2 = se^2 + slope * D,    slope = `VARIANCE_GROWTH` * fid_se^2 / fid, both of the baseline's FID alone.
+
+    The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of
+    the samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences,
+    2 delta . (x - m), by 2 Delta . (x - m). Where features vary alike in all directions, the variances of the two have
+    the ratio D / FID. `python -m benchmarks.gate --parts power` measures how well this holds for other changes. KID,
+    CMMD and MIND are squared distances as well and grow by the same law; the factor was measured for FID alone.
+    """
+
+    at_zero: float
+    slope: float = 0.0
+
+    def at(self, change: float) -> float:
+        """The variance at a true change; an improvement has that of no change."""
+        return self.at_zero + self.slope * max(0.0, change)
+
+
+@dataclass(frozen=True)
+class DetectionPower:
+    """Which regressions of a cell are detected. A comparison's JSON has these fields."""
+
+    margin: float
+    errors: float  # by how many standard errors a change must exceed the margin to be called worse with `POWER`
+    sampling: Variance  # from drawing N samples; it shrinks with N
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true change D that is called worse with probability `POWER`.
+
+        It solves D - margin = errors * sampling.at(D)^1/2, a quadratic equation in D - margin.
+        """
+        square = self.errors**2
+        half = square * self.sampling.slope / 2
+        return self.margin + half + math.sqrt(half**2 + square * self.sampling.at(self.margin))
+
+    def samples_needed(self, num_samples: int, regression: float) -> int | None:
+        """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits.
+
+        `num_samples` is the N that `sampling` is for. None: no N would do, as the regression is within the margin.
+        """
+        if regression <= self.margin:
+            return None
+        variance_budget = ((regression - self.margin) / self.errors) ** 2
+        return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
+
+    def samples_to_decide(self, num_samples: int) -> int | None:
+        """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits.
+
+        The margin stays as it is. None if no N above `num_samples`, which `sampling` is for, is needed or would do.
+        """
+        if self.margin <= 0:
+            return None
+        needed = rounded_up(num_samples * self.sampling.at_zero * (self.errors / self.margin) ** 2)
+        return needed if needed > num_samples else None
+
+
 class CellJudgement(NamedTuple):
+    """The verdict on one metric of a cell."""
+
     name: str
     metric: str
     verdict: Verdict
-
-    difference: float
-    """Positive for a regression, also where higher is better."""
-    se: float
-    """The paired standard error of the difference."""
+    difference: float  # positive for a regression, also where higher is better
+    se: float  # the paired standard error of the difference
     margin: float
     t: float
-    upper: float
-    """The upper end of the interval: the true change is below it with a probability of 1 - alpha, for all cells and
-    metrics at once."""
-    detectable: float
-    """The smallest true change that would have been called worse with a probability of 80 %."""
-    reach: DetectionPower
-    """`detectable` and the N that a given regression needs are computed from it."""
+    upper: float  # the true change is below it with a probability of 1 - alpha, for all cells and metrics at once
+    detectable: float  # the smallest true change that would have been called worse with a probability of 80 %
+    reach: DetectionPower  # `detectable` and the N that a given regression needs are computed from it
 
 
 class NightJudgement(NamedTuple):
+    """The verdicts on all cells."""
+
     cells: tuple[CellJudgement, ...]
-    critical: float
-    """The value that T has to exceed; NaN without cells."""
+    critical: float  # the value that T has to exceed; NaN without cells
     alpha: float
 
     @property
@@ -160,9 +210,7 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
 
     Their joint influences say how the errors of cells and metrics correlate. A cell with the same samples on both sides
     must not be among them: nothing about it is random. `draws` is the number of nights that `critical_value` simulates.
-
-    Raises:
-        ValueError: if a cell's influences do not vary.
+    Raises `ValueError` if a cell's influences do not vary.
     """
     if not changes:
         return NightJudgement((), float("nan"), alpha)
@@ -181,36 +229,65 @@ def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) 
     return judge(changes, max(SCREENING, alpha), draws)
 
 
-BEYOND_CHANCE = 5.0
-"""Two estimates of one number differ by chance by this many standard errors in 3 of 10^7 cells."""
-
-MAX_ERROR_RATIO = 3.0
-"""A cell's error with the usual seeds over that with a fresh one: a larger ratio is not due to chance."""
-
-
 def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
     """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains.
 
     A fault of today's code can do this. With the usual seeds the baseline's samples were made earlier, by sound code;
-    with a fresh seed today's code samples both networks, so the fault cancels.
-
-    Args:
-        usual: the cell's difference with the usual seeds, and its error.
-        fresh: the same with a fresh seed.
+    with a fresh seed today's code samples both networks, so the fault cancels. Both sides are (difference, its error).
     """
     gap = usual[0] - fresh[0]
     return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
 
-def _by_few(influence: Array) -> float:
-    """What the `LEAST_CARRYING` largest of all influences (N,) add to a mean."""
-    return float(np.sort(influence - influence.mean())[-LEAST_CARRYING:].clip(0).sum()) / len(influence)
+def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> Array:
+    """(k, k), the correlation of the mean influences of k cells, or metrics of them: the errors of their differences.
+
+    `influences` has (N_i,) for each. Samples n of two cells with equal seed sets share their noise; others are
+    independent. Cells with one seed set may differ in N: they share the first samples. Raises `ValueError` if a cell's
+    influences do not vary.
+    """
+    unit = []
+    for influence in influences:
+        centred = influence - influence.mean()
+        length = float(np.linalg.norm(centred))
+        if length == 0:
+            raise ValueError("a cell's influences do not vary, so its difference has no error")
+        unit.append(centred / length)
+    correlations = np.eye(len(unit))
+    for i, first in enumerate(unit):
+        for j in range(i):
+            if seed_sets[i] == seed_sets[j]:
+                common = min(len(first), len(unit[j]))
+                correlations[i, j] = correlations[j, i] = first[:common] @ unit[j][:common]
+    return correlations
+
+
+def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> float:
+    """The c with P(max Z > c) = alpha for Z ~ N(0, R): by simulation, and never beyond Bonferroni's bound.
+
+    `correlations` is R, (k, k), which may be singular: cells can have the same samples. `alpha`, in (0, 1), is the
+    probability of at least one false alarm in the whole night.
+    """
+    k = len(correlations)
+    alone, bound = -NormalDist().inv_cdf(alpha), -NormalDist().inv_cdf(alpha / k)
+    if k == 1:
+        return alone
+    values, vectors = np.linalg.eigh(correlations)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    random, largest = np.random.default_rng(SEED), list[Array]()
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        largest.append((random.standard_normal((min(DRAWS_AT_ONCE, draws - start), k)) @ root.T).max(axis=1))
+    return min(max(float(np.quantile(np.concatenate(largest), 1 - alpha)), alone), bound)
 
 
 def _judged(change: Change, critical: float) -> CellJudgement:
     se = standard_error(change.influence)
     power = DetectionPower(change.margin, standard_errors_for_power(critical), Variance(se**2, change.sampling_slope))
-    t = (change.difference - (_by_few(change.influence) if change.only_worse else 0.0) - change.margin) / se
+    by_few = 0.0
+    if change.only_worse:  # what the largest of all influences add to the mean
+        largest = np.sort(change.influence - change.influence.mean())[-LEAST_CARRYING:]
+        by_few = float(largest.clip(0).sum()) / len(change.influence)
+    t = (change.difference - by_few - change.margin) / se
     if t > critical:
         verdict = Verdict.WORSE
     elif -(change.difference + change.margin) / se > critical:
@@ -221,3 +298,14 @@ def _judged(change: Change, critical: float) -> CellJudgement:
         verdict = Verdict.NOT_JUDGED
     numbers = (change.difference, se, change.margin, t, change.difference + critical * se, power.detectable)
     return CellJudgement(change.name, change.metric, verdict, *numbers, power)
+
+
+def standard_errors_for_power(critical: float) -> float:
+    """The number of standard errors by which a true T must exceed 0 to exceed `critical` with probability `POWER`."""
+    return critical + NormalDist().inv_cdf(POWER)
+
+
+def rounded_up(n: float) -> int:
+    """`n` with two significant digits, rounded up."""
+    unit: int = 10 ** max(0, math.floor(math.log10(n)) - 1)
+    return math.ceil(n / unit) * unit

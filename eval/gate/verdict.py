@@ -1,7 +1,4 @@
-"""The verdicts on a cell, which of them are regressions, and the exit code that follows.
-
-One list for the rule, exit codes, pages, junit and the history.
-"""
+"""The verdicts on a cell, which of them are regressions, and the exit code that follows."""
 
 from collections.abc import Collection, Iterable
 from enum import StrEnum
@@ -13,20 +10,15 @@ from taugrid.errors import Exit
 class Verdict(StrEnum):
     """A comparison's verdict on a cell, worst first. The verdict on a night is the worst of its cells' verdicts."""
 
-    CHANGED_SAMPLER = "changed sampler"
-    """Today's code makes different images with the baseline's network, on the same device and software."""
-    CHANGED_SCORER = "changed scorer"
-    """Today's code gives different scores for the same images."""
-    CHANGED_PIXELS = "changed pixels"
-    """The same weights make different images, on the same device and software."""
-    COLLAPSED = "collapsed"
-    """The images no longer vary, the network returns NaN, or a metric can't be computed for them."""
+    CHANGED_SAMPLER = "changed sampler"  # today's code makes other images with the baseline's network
+    CHANGED_SCORER = "changed scorer"  # today's code gives different scores for the same images
+    CHANGED_PIXELS = "changed pixels"  # the same weights, device and software make different images
+    COLLAPSED = "collapsed"  # the images no longer vary, the network returns NaN, or a metric can't be computed
     WORSE = "worse"
     UNDECIDED = "undecided"
     NOT_JUDGED = "not judged"
     NOT_WORSE = "not worse"
-    BETTER = "better"
-    """Better by more than the margin, as surely as worse is worse."""
+    BETTER = "better"  # by more than the margin, as surely as worse is worse
     IDENTICAL = "identical"
 
     @property
@@ -44,10 +36,10 @@ REGRESSIONS = frozenset(
     (Verdict.CHANGED_SAMPLER, Verdict.CHANGED_SCORER, Verdict.CHANGED_PIXELS, Verdict.COLLAPSED, Verdict.WORSE)
 )
 
+# The results of a night without a verdict: there is no baseline, no cell is scored, or it was interrupted.
 NO_BASELINE: Final = "no baseline"
 INCOMPLETE: Final = "incomplete"
 UNFINISHED: Final = "unfinished"
-"""The results of a night without a verdict: there is no baseline, no cell is scored, or it was interrupted."""
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

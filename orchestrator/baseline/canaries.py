@@ -7,11 +7,12 @@ the scorer is the reference, scored against itself (`scorer`).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal
+
+import numpy as np
 
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, mean_grey_level_distance
-from taugrid.orchestrator.baseline.snapshot import SamplingEnvironment, Snapshot, SnapshotCell, pair_key
+from taugrid.orchestrator.baseline.snapshot import Snapshot, SnapshotCell, pair_key
 from taugrid.orchestrator.work.scorer import changes
 from taugrid.words import counted
 
@@ -24,24 +25,23 @@ CheckResult = Literal["clean", "changed", "unknown", "not applicable"]
 
 @dataclass(frozen=True)
 class Check:
+    """`distance` is in grey levels between images of two environments (`pair`, a `pair_key`); None in the same one."""
+
     result: CheckResult
     reason: str = ""
     distance: float | None = None
-    """The mean difference between today's images and the baseline's in grey levels; None in the same environment."""
     pair: str | None = None
-    """The key of the two environments (`pair_key`) that `distance` is between."""
 
 
 UNCHECKED = Check("unknown", "it was not checked")
+NOT_SAMPLED = Check("unknown", "no night has sampled the baseline's network with this code")
+NOT_OURS = Check(
+    "not applicable", "the images come from elsewhere: no sampler, weights or fresh seed to check, only their scores"
+)
 
 
-class Sampled(NamedTuple):
-    """The first batch of a baseline's cell, sampled with today's code."""
-
-    digests: Digests
-    images: ImageBatch | None
-    """The first images of the batch."""
-    setup: SamplingEnvironment
+Canaries = Mapping[str, SnapshotCell | Check]
+"""Id of a cell of the baseline -> it, or its first batch, sampled with today's code, or why there is none."""
 
 
 def batch_of(cell: SnapshotCell) -> int:
@@ -49,29 +49,25 @@ def batch_of(cell: SnapshotCell) -> int:
     return min(int(cell.settings["batch_size"]), cell.num_samples)
 
 
-def sampled_again(cell: SnapshotCell) -> Sampled | None:
-    """The first batch of a cell that has the baseline's weights; None if its images are gone."""
-    digests = cell.load_digests()
-    return None if digests is None else Sampled(digests[: batch_of(cell)], cell.load_first(), cell.first_setup)
-
-
-def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
-    """Whether the baseline's network still makes the images of `old`."""
-    digests = None if again is None else old.load_digests()
-    if again is None or digests is None:
+def check_sampler(old: SnapshotCell, again: SnapshotCell) -> Check:
+    """Whether the baseline's network still makes the images of `old`, by the first batch of `again`."""
+    before, after = old.load_digests(), again.load_digests()
+    if before is None or after is None:
         return Check("unknown", "the images, or their hashes, are gone")
-    count = len(again.digests)
-    differing = int((again.digests != digests[:count]).sum())
+    count = batch_of(again)
+    differing = int((after[:count] != before[:count]).sum())
     if not differing:
         return Check("clean")
-    first = old.load_first()
-    distance = None if first is None or again.images is None else mean_grey_level_distance(again.images, first)
+    one, other, distance = old.load_first(), again.load_first(), None
+    if one is not None and other is not None:
+        n = min(len(one), len(other))
+        distance = float(np.abs(one[:n].astype(np.int16) - other[:n].astype(np.int16)).mean())
     by = "" if distance is None else f", by {distance:.2g} grey levels on average"
     message = f"{differing} of the first {counted(count, 'image')} of the baseline's network differ{by}"
-    differences = again.setup.differences(old.first_setup)
+    differences = again.first_setup.differences(old.first_setup)
     if not differences:
         return Check("changed", f"{message}, on the same device and software")
-    pair = pair_key(again.setup, old.first_setup)
+    pair = pair_key(again.first_setup, old.first_setup)
     accepted = old.distances.get(pair)
     if accepted is None or distance is None:
         return Check("unknown", f"other software or device ({', '.join(differences)})", distance, pair)
@@ -82,7 +78,7 @@ def check_sampler(old: SnapshotCell, again: Sampled | None) -> Check:
 
 def check_scorer(new: Snapshot, baseline: Snapshot) -> Check:
     """Whether today's scorer gives for the reference what the baseline's gave."""
-    now, before = new.load_scorer(), baseline.load_scorer()
+    now, before = new.scorer, baseline.scorer
     if isinstance(before, str):
         return Check("unknown", f"the baseline has no canary of the scorer: {before}")
     if isinstance(now, str):
@@ -102,20 +98,11 @@ def worst_check(checks: Iterable[Check]) -> Check:
     return replace(worst, distance=None, pair=None)
 
 
-def sampling_key_of(cell: SnapshotCell, **other: object) -> str:
-    """The key of a sampled cell, from its networks and its settings, some of which `other` replaces."""
-    network, protocol = cell.network, cell.protocol
-    blocks = protocol.get("conditions"), protocol.get("decoder")
-    return sampling_key(network.weights_sha256, network.diffusion, {**cell.settings, **other}, *blocks)
+def sampling_key(cell: SnapshotCell, **other: object) -> str:
+    """The key of a sampled cell, from its networks and its settings, some of which `other` replaces.
 
-
-def sampling_key(
-    weights_sha256: str | None,
-    diffusion: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    conditions: Mapping[str, Any] | None,
-    decoder: Mapping[str, Any] | None,
-) -> str:
-    """The same key from its parts; `conditions` and `decoder` are the protocol's, with the hashes of further files."""
-    without_labels = {key: value for key, value in settings.items() if key != "labels"}  # maybe a path
-    return json_sha256([weights_sha256, diffusion, without_labels, conditions, decoder])
+    The protocol's blocks on conditions and decoder have the hashes of further files.
+    """
+    settings = {key: value for key, value in {**cell.settings, **other}.items() if key != "labels"}  # maybe a path
+    blocks = cell.protocol.get("conditions"), cell.protocol.get("decoder")
+    return json_sha256([cell.network.weights_sha256, cell.network.diffusion, settings, *blocks])

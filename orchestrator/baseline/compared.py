@@ -1,4 +1,4 @@
-"""The result of comparing a run with a baseline, as `--json` prints it and verdict.json keeps it, and its exit code.
+"""The result of comparing a run with a baseline, as `--json` prints it, and the verdict of a night, verdict.json.
 
 A *second look* samples both networks of a cell once more: with a fresh seed (`fresh`), or with a fresh seed and more
 samples (`grown`). Its numbers then replace those of the usual seeds.
@@ -7,63 +7,27 @@ samples (`grown`). Its numbers then replace those of the usual seeds.
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, field
-from typing import Any, Literal
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from pydantic import SerializerFunctionWrapHandler, TypeAdapter, model_serializer
+from pydantic import SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 from pydantic.dataclasses import dataclass
 
 from taugrid.config import Config
-from taugrid.errors import Exit
-from taugrid.eval.gate.power import POWER, DetectionPower
-from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR
+from taugrid.errors import Exit, UserError
+from taugrid.eval.gate.rule import ALPHA, MARGIN, MARGIN_FLOOR, POWER, DetectionPower
 from taugrid.eval.gate.verdict import Verdict, exit_of
+from taugrid.eval.nights import NightModel
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check
-from taugrid.orchestrator.baseline.pixels import PixelDistance
+from taugrid.orchestrator.baseline.snapshot import ImagesOfNight, Software
 from taugrid.registry.metrics import COLUMNS
-from taugrid.words import counted
+from taugrid.run_id import FORMAT, require_format
+from taugrid.words import counted, with_urls
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
 
-
-@dataclass(frozen=True)
-class MetricComparison:
-    """One metric of a cell compared with the baseline's. Numbers are None where it was not judged."""
-
-    value: float | None
-    """None: the cell can't be scored."""
-    baseline: float
-    size: float
-    """What shares are of: `baseline`, or two of its standard errors if they are more."""
-    difference: float | None
-    """The judged value minus the baseline's."""
-    margin: float
-    """The regression that is accepted."""
-    verdict: Verdict | None = None
-    """None: the test did not judge it."""
-    se: float | None = None
-    """The paired standard error of `difference`."""
-    t: float | None = None
-    """The test statistic T = (regression - margin) / se; the regression is `difference`, or its negative where higher
-    is better."""
-    upper: float | None = None
-    """The upper end of the confidence interval of the regression."""
-    detectable: float | None = None
-    """The smallest regression that the test calls worse with probability `POWER`."""
-    decisive: int | None = None
-    """The N at which an equal network is not worse with probability `POWER` by this margin, if it is above the cell's;
-    None: it is not, or no N would do."""
-    reach: DetectionPower | None = None
-    """The detection power that `detectable` is computed from."""
-    judged: tuple[float, float] | None = None
-    """The new value and the baseline's in a second look, whose difference is `difference`. None: there was none."""
-
-    def regression(self, name: str) -> tuple[float, float]:
-        """The difference of a judged metric with its standard error: positive if the new value is worse."""
-        assert self.difference is not None
-        assert self.se is not None
-        return -self.difference if COLUMNS[name].higher_is_better else self.difference, self.se
-
+DEFAULT_METRICS = ("fid", "kid")  # of these, a cell is judged by the first that has a standard error
 
 FID_KEYS = {
     "fid": "value",
@@ -73,41 +37,68 @@ FID_KEYS = {
 }
 """The keys of a cell's JSON that hold FID's numbers. They can't change: users' scripts read them."""
 
+VERDICT = "verdict.json"  # the file beside the run of a complete night
+
+
+@dataclass(frozen=True)
+class PixelDistance:
+    """How many of the images differ, and by how many grey levels; None if the baseline's images are gone."""
+
+    images: int
+    differing: int
+    largest: int | None
+    mean: float | None  # over the pixels of the images that differ
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of a cell compared with the baseline's. Numbers are None where it was not judged."""
+
+    value: float | None  # None: the cell can't be scored
+    baseline: float
+    size: float  # what shares are of: `baseline`, or two of its standard errors if they are more
+    difference: float | None  # the judged value minus the baseline's
+    margin: float  # the regression that is accepted
+    verdict: Verdict | None = None
+    se: float | None = None  # the paired standard error of `difference`
+    # (regression - margin) / se, where the regression is `difference`, or its negative where higher is better.
+    t: float | None = None
+    upper: float | None = None  # the upper end of the confidence interval of the regression
+    detectable: float | None = None  # the smallest regression that the test calls worse with probability `POWER`
+    # The N at which an equal network is not worse with probability `POWER`; None: the cell's, or no N would do.
+    decisive: int | None = None
+    reach: DetectionPower | None = None  # `detectable` is computed from it
+    judged: tuple[float, float] | None = None  # the new value and the baseline's in a second look, if there was one
+
+    def regression(self, name: str) -> tuple[float, float]:
+        """The difference of a judged metric with its standard error: positive if the new value is worse."""
+        assert self.difference is not None
+        assert self.se is not None
+        return -self.difference if COLUMNS[name].higher_is_better else self.difference, self.se
+
 
 @dataclass(frozen=True)
 class CellComparison:
-    """One cell compared with the baseline's."""
+    """One cell compared with the baseline's. Mappings are by column of quality.csv."""
 
     cell: str
     name: str
     baseline_cell: str
     situation: Situation
-    result: Verdict
-    """The worst verdict of its metrics, or that of a check."""
-    metrics: Mapping[str, MetricComparison]
-    """Column of quality.csv -> those that the gate judges, and FID."""
-    judging: tuple[str, ...] = ()
-    """The columns that the statistical test judges."""
-    unjudged: Mapping[str, str] = field(default_factory=dict)
-    """Column -> why it is not judged, of those that `gate.metrics` names."""
-    unsure: Mapping[str, str] = field(default_factory=dict)
-    """Column -> why it can only be worse: it has no standard error, and the baseline's has (`Change.only_worse`)."""
+    result: Verdict  # the worst verdict of its metrics, or that of a check
+    metrics: Mapping[str, MetricComparison]  # those that the gate judges, and FID
+    judging: tuple[str, ...] = ()  # the columns that the statistical test judges
+    unjudged: Mapping[str, str] = field(default_factory=dict)  # why one of `gate.metrics` is not judged
+    unsure: Mapping[str, str] = field(default_factory=dict)  # why one can only be worse (`Change.only_worse`)
     num_samples: int = 0
-    seeds: str = "usual"
-    """The samples that were judged: `usual`, or those of a second look, `fresh` or `grown`."""
-    pixels: PixelDistance | None = None
-    """The difference between the images of both sides, if their weights are the same."""
+    seeds: str = "usual"  # the samples that were judged: `usual`, or those of a second look, `fresh` or `grown`
+    pixels: PixelDistance | None = None  # between the images of both sides, if their weights are the same
     note: str = ""
-    others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    """All metrics but FID: the new value, and the baseline's."""
-    label: str = ""
-    """The cell's settings, as the history shows them (`labels`)."""
+    others: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)  # all but FID: (new, baseline)
+    label: str = ""  # as the history shows the cell (`labels`)
     sampler: Check = UNCHECKED
-    """Whether the baseline's network still makes the baseline's images."""
-    missing: str = ""
-    """The files that the comparison needs and that can still be computed, as a message; empty: it has all."""
-    grows: bool = False
-    """Whether `--grow-to` of this night samples it with more images, by the same margins, if it is undecided."""
+    missing: str = ""  # the files that the comparison needs and that can still be computed, as a message
+    grows: bool = False  # `--grow-to` samples it with more images, by the same margins, if it is undecided
 
     @property
     def is_judged(self) -> bool:
@@ -131,18 +122,12 @@ class CellComparison:
 
 @dataclass(frozen=True)
 class GateSettings:
-    margin: float = MARGIN
-    """As a share of the baseline's metric (`MetricComparison.size`)."""
-    alpha: float = ALPHA
-    """The probability of a false alarm in a whole night."""
-    allow_missing: bool = False
-    """Cells of the baseline may be missing."""
-    sharpness: float | None = None
-    """The regression, as a share of the baseline's metric, that must be detectable in half of the cells."""
-    metrics: tuple[str, ...] | None = None
-    """What is judged, `gate.metrics`; None: `DEFAULT_METRICS`."""
-    margin_floor: float = MARGIN_FLOOR
-    """`gate.margin_floor`."""
+    margin: float = MARGIN  # as a share of `MetricComparison.size`
+    alpha: float = ALPHA  # the probability of a false alarm in a whole night
+    allow_missing: bool = False  # cells of the baseline may be missing
+    sharpness: float | None = None  # the regression, a share as `margin`, that half of the cells must detect
+    metrics: tuple[str, ...] | None = None  # `gate.metrics`; None: `DEFAULT_METRICS`
+    margin_floor: float = MARGIN_FLOOR  # `gate.margin_floor`
 
 
 DEFAULT_GATE = GateSettings()
@@ -154,21 +139,11 @@ def gate_of(config: Config, **requested: Any) -> GateSettings:
     return GateSettings(metrics=None if metrics is None else tuple(metrics), margin_floor=floor, **requested)
 
 
-DEFAULT_METRICS = ("fid", "kid")
-"""Of these, a cell is judged by the first that has a standard error."""
+class Sharpness(NamedTuple):
+    """The smallest regression of a metric, as a share of the baseline's, that is detected with probability `POWER`."""
 
-
-@dataclass(frozen=True)
-class Sharpness:
-    """The smallest regression of a metric, as a share of the baseline's, that is detected with probability `POWER`.
-
-    Smaller regressions may go undetected.
-    """
-
-    loss: float
-    """The median over the judged cells."""
-    cells: int
-    """The number of judged cells."""
+    loss: float  # the median over the judged cells
+    cells: int  # the number of judged cells
 
 
 def sharpness_in_words(sharpnesses: Mapping[str, Sharpness]) -> str:
@@ -189,24 +164,17 @@ def shares_in_words(shares: Mapping[str, float]) -> str:
 class BaselineComparison:
     directory: str
     baseline: str
-    result: Verdict
-    """The worst verdict of the cells."""
+    result: Verdict  # the worst verdict of the cells
     cells: tuple[CellComparison, ...]
     only_new: tuple[str, ...]
     only_baseline: tuple[str, ...]
-    marks: tuple[str, ...]
-    """Versions and devices that differ between the two sides."""
+    marks: tuple[str, ...]  # versions and devices that differ between the two sides
     notes: tuple[str, ...]
-    critical: float | None
-    """The value that T had to exceed in the last test; None if no cell was judged."""
-    rule: str
-    """The decision rule that was applied, with the critical value of each test."""
+    critical: float | None  # the value that T had to exceed in the last test; None if no cell was judged
+    rule: str  # the decision rule that was applied, with the critical value of each test
     checks: Mapping[Literal["sampler", "scorer"], Check]
-    """Whether the baseline's network still makes the baseline's images, and the scorer gives them the same scores."""
-    usual_critical: float | None = None
-    """The value that T had to exceed in the test of the usual seeds."""
-    unmatched: Mapping[str, str] = field(default_factory=dict)
-    """Name -> label of the scored cells that only one side has."""
+    usual_critical: float | None = None  # as `critical`, in the test of the usual seeds
+    unmatched: Mapping[str, str] = field(default_factory=dict)  # name -> label of cells that only one side has
     gate: GateSettings = DEFAULT_GATE
 
     @property
@@ -218,8 +186,7 @@ class BaselineComparison:
     def sharpnesses(self) -> dict[str, Sharpness]:
         """The sharpness of each metric that the statistical test judged in some cell."""
         shares: dict[str, list[float]] = {}
-        judged = (item for cell in self.cells if cell.is_judged for item in cell.judged.items())
-        for name, metric in judged:
+        for name, metric in (item for cell in self.cells if cell.is_judged for item in cell.judged.items()):
             if metric.detectable is not None:
                 shares.setdefault(name, []).append(metric.detectable / metric.size)
         found = {name: shares[name] for name in COLUMNS if name in shares}
@@ -240,22 +207,20 @@ class BaselineComparison:
         required = self.gate.sharpness
         blunt = {name: found for name, found in self.sharpnesses.items() if required and found.loss > required}
         if required is not None and blunt and not self.result.is_regression:
-            needed = [self._samples_needed(name, required) for name in blunt]
-            n = None if None in needed else max(n for n in needed if n is not None)
-            fix = "no N detects that, within the margin" if n is None else f"N = {n:,} would do"
+            needed = max(self._samples_needed(name, required) for name in blunt)
+            fix = "no N detects that, within the margin" if math.isinf(needed) else f"N = {int(needed):,} would do"
             reasons.append(f"--sharpness {required:g}: it {sharpness_in_words(blunt)}; {fix}")
         return reasons
 
-    def _samples_needed(self, column: str, regression: float) -> int | None:
-        """The N at which the sharpness of a metric would be `regression`, a share of it; None: no N would do."""
+    def _samples_needed(self, column: str, regression: float) -> float:
+        """The N at which the sharpness of a metric would be `regression`, a share of it; infinite: no N would do."""
         needed = [
             metric.reach.samples_needed(cell.num_samples, regression * metric.size) or math.inf
             for cell in self.cells
             if cell.is_judged and (metric := cell.judged.get(column)) is not None and metric.reach is not None
         ]
         # The upper median: of an even number of cells, both in the middle must detect it, for their mean to be enough.
-        n = statistics.median_high(needed) if needed else math.inf
-        return None if math.isinf(n) else int(n)
+        return statistics.median_high(needed) if needed else math.inf
 
     @property
     def exit(self) -> Exit:
@@ -263,11 +228,10 @@ class BaselineComparison:
 
     @model_serializer(mode="wrap")
     def _with_results(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        sharpnesses = {name: asdict(found) for name, found in self.sharpnesses.items()}
-        results = {name: getattr(self, name) for name in ("compared", "not_judged", "missing")}
+        sharpnesses = {name: found._asdict() for name, found in self.sharpnesses.items()}
         return {
             **dump(self),
-            **results,
+            **{name: getattr(self, name) for name in ("compared", "not_judged", "missing")},
             "alpha": self.gate.alpha,
             "margin": self.gate.margin,
             "sharpness": sharpnesses.get("fid"),
@@ -278,3 +242,67 @@ class BaselineComparison:
         """As plain data, for JSON."""
         plain: dict[str, Any] = TypeAdapter(BaselineComparison).dump_python(self, mode="json")
         return plain
+
+
+@dataclass(frozen=True)
+class NightScore:
+    """A scored cell of a night."""
+
+    cell: str
+    name: str
+    label: str  # its settings, the same every night (`matching.labels`)
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    weights_sha256: str | None
+
+
+@dataclass(frozen=True)
+class NightBaseline:
+    """What a night was compared with."""
+
+    place: str  # a baseline file or a run directory
+    id: str | None  # SHA-256 of the baseline's Parquet file; None for a run
+    accepted: str | None
+    reason: str | None
+    model: tuple[NightModel, ...]
+    git_commit: str | None
+
+
+@dataclass(frozen=True)
+class NightVerdict:
+    """verdict.json, from which the summary of a night, the history and the pages are made."""
+
+    night: str
+    name: str
+    time: str  # when it was reached, UTC, ISO 8601
+    result: Verdict | Literal["no baseline", "incomplete"]
+    missing: dict[str, str]  # cells that could not be finished -> why; the same command goes on with them
+    failed: dict[str, str]  # labels of cells that can never be scored -> why
+    not_judged: tuple[str, ...]  # reasons for exit code 5
+    baseline: NightBaseline | None
+    model: tuple[NightModel, ...]
+    images: ImagesOfNight | None
+    scores: tuple[NightScore, ...]
+    comparison: BaselineComparison | None
+    software: Software
+    next: str | None = None  # the next step, in words
+    strips: Mapping[str, str] | None = None  # label -> path from the summary, of the pictures of the worst cells
+    format: int = FORMAT
+
+    @property
+    def exit(self) -> Exit:
+        return exit_of(self.result, self.missing, self.not_judged)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        plain: dict[str, Any] = TypeAdapter(NightVerdict).dump_python(self, mode="json")
+        return plain
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], folder: Path) -> "NightVerdict":
+        """The verdict in the JSON of a night's folder; `UserError` if another version of taugrid wrote it."""
+        require_format(value, folder)
+        try:
+            return TypeAdapter(cls).validate_python(value)
+        except ValidationError:
+            raise UserError(f"{with_urls(str(folder))} was judged by another version of taugrid; remove it") from None

@@ -6,7 +6,7 @@ weights*: the paired differences are judged, and the sampler and the scorer are 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,11 +19,12 @@ from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.entries import ROUNDING
 from taugrid.orchestrator.baseline.canaries import (
+    NOT_OURS,
+    NOT_SAMPLED,
+    Canaries,
     Check,
-    Sampled,
     check_sampler,
     check_scorer,
-    sampled_again,
     worst_check,
 )
 from taugrid.orchestrator.baseline.compared import (
@@ -33,23 +34,17 @@ from taugrid.orchestrator.baseline.compared import (
     CellComparison,
     GateSettings,
     MetricComparison,
+    PixelDistance,
     Situation,
 )
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
-from taugrid.orchestrator.baseline.pixels import PixelDistance, distance
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
 from taugrid.orchestrator.work.scorer import differs, tolerance
 from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 from taugrid.words import counted, listed
 
-REPEATS = 0.9
-"""Images repeat if the share of distinct ones is below this share of the baseline's."""
-
-MAX_CELLS_NAMED = 3
-"""The number of cells that a note on a metric names."""
-
-MAX_IMAGES_NAMED = 3
-"""The number of images that a note on a metric names."""
+REPEATS = 0.9  # images repeat if the share of distinct ones is below this share of the baseline's
+MAX_NAMED = 3  # the number of cells, or of images, that a note on a metric names
 
 UNCHANGED = "it is the baseline's, and every image has the same part in it"
 """Why the test can't judge a metric of other images, such as a precision of which all are precise on both sides."""
@@ -59,46 +54,41 @@ NO_MARGIN = (
     "without consequence are called worse"
 )
 
-Canaries = Callable[[SnapshotCell], Sampled | Check]
-"""Called with a cell of the baseline: its first batch, sampled with today's code, or why there is none."""
-
-
-def not_sampled(cell: SnapshotCell) -> Check:
-    """The `Canaries` of a comparison that has none."""
-    return Check("unknown", "no night has sampled the baseline's network with this code")
-
 
 def compare_snapshots(
-    new: Snapshot, baseline: Snapshot, gate: GateSettings = DEFAULT_GATE, canaries: Canaries = not_sampled
+    new: Snapshot,
+    baseline: Snapshot,
+    gate: GateSettings = DEFAULT_GATE,
+    canaries: Mapping[str, SnapshotCell | Check] = {},
 ) -> BaselineComparison:
     """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
 
-    `canaries` is called for cells with new weights. Raises `UserError` as `matched` does.
+    `canaries` is used for cells with new weights. Raises `UserError` as `matched` does.
     """
     pairs, only_new, only_baseline = matched(new, baseline)
-    scorer = check_scorer(new, baseline)
-    label_of = labels(new.cells)
+    scorer, label_of = check_scorer(new, baseline), labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
     judged = [(pair, cell) for pair, cell in zip(pairs, cells, strict=True) if cell.is_judged]
-    changes = [change for pair, cell in judged for change in changes_of(*pair, cell)]
-    judgement = judge(changes, gate.alpha)
+    judgement = judge([change for pair, cell in judged for change in changes_of(*pair, cell)], gate.alpha)
     cells = with_judgement(cells, judgement)
     cells = [_checked(cell, *pair, scorer, canaries) for cell, pair in zip(cells, pairs, strict=True)]
     if scorer.result == "unknown" and all(_scores_agree(*pair) for pair in pairs):
         scorer = Check("clean")
-    critical = None if math.isnan(judgement.critical) else judgement.critical
     if judgement.cells:
         samples = "the usual seeds" if new.images is None else "these images"
-        over = f"over {tests_in_words(judgement)} ({threshold(judgement.critical)})"
+        over = f"over {tests_in_words(judgement)} (T > {judgement.critical:.2f})"
         rule = f"one stage: {samples} at alpha = {gate.alpha:g} {over}"
     else:
         rule = f"one stage at alpha = {gate.alpha:g}: there is no cell to judge"
-    of_sides = ((new.cells, only_new, label_of), (baseline.cells, only_baseline, labels(baseline.cells)))
-    unmatched = {cell.name: its[cell.cell] for of, names, its in of_sides for cell in of if cell.name in names}
-    checks: dict[Literal["sampler", "scorer"], Check] = {
-        "sampler": worst_check(cell.sampler for cell in cells),
-        "scorer": scorer,
-    }
+    unjudged: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, reason in cell.unjudged.items() if cell.is_judged else ():
+            unjudged.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
+    notes = [*([NO_MARGIN] if gate.margin == 0 else []), *changed_code(new, baseline)]
+    notes += [f"{said} ({listed(labels, MAX_NAMED)})" for said, labels in unjudged.items()]
+    marks = dict.fromkeys(mark for pair in pairs for mark in _environment_differences(*pair))
+    critical = judgement.critical if judgement.cells else None
+    checks: dict[Literal["sampler", "scorer"], Check] = {"sampler": worst_check(cell.sampler for cell in cells)}
     return BaselineComparison(
         directory=new.source,
         baseline=baseline.source,
@@ -106,27 +96,15 @@ def compare_snapshots(
         cells=tuple(cells),
         only_new=tuple(only_new),
         only_baseline=tuple(only_baseline),
-        unmatched=unmatched,
-        marks=(
-            *dict.fromkeys(difference for pair in pairs for difference in _environment_differences(*pair)),
-            *changed_versions(pairs),
-        ),
-        notes=(*((NO_MARGIN,) if gate.margin == 0 else ()), *changed_code(new, baseline), *_unjudged(cells)),
+        unmatched=only_new | only_baseline,
+        marks=(*marks, *changed_versions(pairs)),
+        notes=tuple(notes),
         critical=critical,
         usual_critical=critical,
         rule=rule,
-        checks=checks,
+        checks=checks | {"scorer": scorer},
         gate=gate,
     )
-
-
-def _unjudged(cells: Sequence[CellComparison]) -> list[str]:
-    """A sentence for each metric that is not judged in cells that others judge, and why."""
-    found: dict[str, list[str]] = {}
-    for cell in cells:
-        for name, reason in cell.unjudged.items() if cell.is_judged else ():
-            found.setdefault(f"{COLUMNS[name].title} is not judged: {reason}", []).append(cell.label or cell.name)
-    return [f"{said} ({listed(labels, MAX_CELLS_NAMED)})" for said, labels in found.items()]
 
 
 def tests_in_words(judgement: NightJudgement) -> str:
@@ -136,18 +114,14 @@ def tests_in_words(judgement: NightJudgement) -> str:
     return cells if len(metrics) == 1 else f"{cells} and {' and '.join(metrics)}"
 
 
-def threshold(critical: float) -> str:
-    return f"T > {critical:.2f}"
-
-
 def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> list[Change]:
     """The changes of a pair's metrics that the statistical test judges, under the name of `cell`."""
     changes = []
     for name in cell.judging:
-        tonight, baseline = new.tested(name), old.scored(name)
+        tonight, baseline = new.scored(name, unsure=True), old.scored(name)
         assert tonight is not None
         assert baseline is not None
-        if new.seed_set != old.seed_set:  # images from elsewhere, which have no names in common
+        if new.seed_set != old.seed_set:  # external images, which have no names in common
             influences = independent(baseline.influence, tonight.influence)
             baseline = baseline._replace(influence=influences[0])
             tonight = tonight._replace(influence=influences[1])
@@ -184,18 +158,20 @@ def with_judgement(
 def _with_judgement(cell: CellComparison, judged: Sequence[CellJudgement], seeds: str) -> CellComparison:
     metrics, unjudged, verdicts, notes = dict(cell.metrics), dict(cell.unjudged), set(), [cell.note]
     for found in judged:
+        name, column = found.metric, COLUMNS[found.metric]
         if found.verdict is Verdict.NOT_JUDGED:
-            unjudged[found.metric] = cell.unsure.get(found.metric, NO_ERROR)
-            metrics[found.metric] = replace(metrics[found.metric], verdict=None)
+            unjudged[name] = cell.unsure.get(name, NO_ERROR)
+            metrics[name] = replace(metrics[name], verdict=None)
             continue
         verdicts.add(found.verdict)
-        if found.metric in cell.unsure and seeds == "usual":
-            notes.append(f"{COLUMNS[found.metric].title}: {cell.unsure[found.metric]}")
-        better = -1 if COLUMNS[found.metric].higher_is_better else 1
-        names = ("verdict", "se", "t", "upper", "detectable", "reach")
-        fields = {name: getattr(found, name) for name in names}
-        fields["decisive"] = found.reach.samples_to_decide(cell.num_samples)
-        metrics[found.metric] = replace(metrics[found.metric], difference=better * found.difference, **fields)
+        if name in cell.unsure and seeds == "usual":
+            notes.append(f"{column.title}: {cell.unsure[name]}")
+        metrics[name] = replace(
+            metrics[name],
+            difference=-found.difference if column.higher_is_better else found.difference,
+            decisive=found.reach.samples_to_decide(cell.num_samples),
+            **{key: getattr(found, key) for key in ("verdict", "se", "t", "upper", "detectable", "reach")},
+        )
     if not verdicts:
         notes.append("; ".join(dict.fromkeys(unjudged.values())))
     result = worst(verdicts or [Verdict.NOT_JUDGED])
@@ -207,10 +183,12 @@ def _checked(
     cell: CellComparison, new: SnapshotCell, old: SnapshotCell, scorer: Check, canaries: Canaries
 ) -> CellComparison:
     """The cell with its check of the sampler, and with the verdict that follows from both checks."""
-    again = canaries(old) if cell.situation == "new weights" else sampled_again(new)
-    check = again if isinstance(again, Check) else check_sampler(old, again)
     if cell.result is Verdict.CHANGED_PIXELS:
         return replace(cell, sampler=Check("changed", "its images changed"))
+    again: SnapshotCell | Check = new
+    if cell.situation == "new weights":
+        again = NOT_OURS if old.images is not None else canaries.get(old.cell, NOT_SAMPLED)
+    check = again if isinstance(again, Check) else check_sampler(old, again)
     verdicts, notes = {cell.result}, [cell.note]
     if check.result == "changed":
         verdicts.add(Verdict.CHANGED_SAMPLER)
@@ -223,47 +201,45 @@ def _checked(
 def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
     """The metrics that judge a cell: those that `gate` names, else the first default one with a standard error.
 
-    `new` may be unscored or failed: then what the baseline has decides. So it does of a metric that is `unsure`.
+    `new` may be unscored or failed: then what the baseline has decides. So it does of a metric that is `unsure`. Raises
+    `UserError` if none of them is on both sides.
     """
-    if gate.metrics is not None:
-        named = (column for name in gate.metrics for column in METRICS[name].columns)
-        return [column for column in named if column.sampling_error]
-    default = [column for name in DEFAULT_METRICS for column in METRICS[name].columns if column.sampling_error]
-    sides = [old, *([new] if new.metrics else [])]
-    for wanted in ("sampling_error", "name"):
-        for column in default:
-            if all(
-                getattr(column, wanted) in side.metrics or (side is new and column.name in new.unsure) for side in sides
-            ):
-                return [column]
-    return default[:1]
+    named = DEFAULT_METRICS if gate.metrics is None else gate.metrics
+    columns = [column for name in named for column in METRICS[name].columns if column.sampling_error]
+    if gate.metrics is None:
+        sides = [old, *([new] if new.metrics else [])]
+        with_error = [column for column in columns if all(column.sampling_error in side.metrics or
+                      (side is new and column.name in new.unsure) for side in sides)]  # fmt: skip
+        with_value = [column for column in columns if all(column.name in side.metrics for side in sides)]
+        columns = [*with_error, *with_value, *columns][:1]
+    if not any(column.name in old.metrics and (new.failed or column.name in new.metrics) for column in columns):
+        titles = " or ".join(column.title for column in columns)
+        names = " or ".join(name for name, metric in METRICS.items() if set(metric.columns) & set(columns))
+        raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
+    return columns
 
 
 def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> CellComparison:
     """Compare a pair before the statistical test: the cells that it will judge are undecided."""
     columns = judged_columns(new, old, gate)
-    require_common_metric(new, old, columns)
     same_setup = not new.setup.differences(old.setup) and new.network.source_sha256 == old.network.source_sha256
     situation: Situation = "same weights and setup" if same_setup else "same weights, other setup"
     if not new.network.is_same(old.network):
         situation = "new weights"
-    pixels = None if situation == "new weights" or new.failed else _pixels(new, old)
+    pixels = None if situation == "new weights" or new.failed else pixel_distance(new, old)
     unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
     judging = tuple(column.name for column in columns if column.name not in unjudged)
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
-    wanted = {column.name for column in columns}
+    wanted, missing = {column.name for column in columns}, ""
     lacking = [name for name, side in (("its", new), ("the baseline's", old)) if wanted & set(side.lacking)]
-    missing = f"{' and '.join(lacking)} {MISSING_INFLUENCES.removeprefix('its ')}" if lacking else ""
-    sides = (("this run", new), ("the baseline", old))
-    gone = [f"{name} lacks images that it was scored on" for name, side in sides if side.lacks_images and side.metrics]
-    if missing and result is Verdict.UNDECIDED:
-        result, note = Verdict.NOT_JUDGED, missing
+    if lacking and result in (Verdict.UNDECIDED, Verdict.NOT_JUDGED):
+        missing = f"{' and '.join(lacking)} {MISSING_INFLUENCES.removeprefix('its ')}"
+        result, note = Verdict.NOT_JUDGED, missing if result is Verdict.UNDECIDED else note
     shown = dict.fromkeys(("fid", *(column.name for column in columns)))
     metrics = {name: found for name in shown if (found := _metric(new, old, name, gate)) is not None}
-    others = {name: (new.metrics.get(name), old.metrics.get(name)) for name in COLUMNS
-              if name != "fid" and (name in new.metrics or name in old.metrics)}  # fmt: skip
     if result is Verdict.IDENTICAL:
         metrics = {name: replace(metric, se=0.0) for name, metric in metrics.items()}
+    others = [name for name in COLUMNS if name != "fid" and (name in new.metrics or name in old.metrics)]
     return CellComparison(
         cell=new.cell,
         name=new.name,
@@ -275,19 +251,11 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
         unjudged=unjudged,
         unsure={name: _why_unsure(new, name) for name in judging if name not in new.influences},
         pixels=pixels,
-        note="; ".join(filter(None, [note, *gone])),
+        note=note,
         num_samples=new.num_samples,
-        others=others,
-        missing=missing if result is Verdict.NOT_JUDGED else "",
+        others={name: (new.metrics.get(name), old.metrics.get(name)) for name in others},
+        missing=missing,
     )
-
-
-def require_common_metric(new: SnapshotCell, old: SnapshotCell, columns: Sequence[MetricColumn]) -> None:
-    """Raise `UserError` if a cell has none of the metrics that it would be judged by on both sides."""
-    if not any(column.name in old.metrics and (new.failed or column.name in new.metrics) for column in columns):
-        titles = " or ".join(column.title for column in columns)
-        names = " or ".join(name for name, metric in METRICS.items() if set(metric.columns) & set(columns))
-        raise UserError(f"{new.name} has no {titles} on both sides; evaluate.metrics must name {names}")
 
 
 def _metric(new: SnapshotCell, old: SnapshotCell, name: str, gate: GateSettings) -> MetricComparison | None:
@@ -310,19 +278,26 @@ def _environment_differences(new: SnapshotCell, old: SnapshotCell) -> list[str]:
     return differences
 
 
-def _pixels(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
+def pixel_distance(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None:
+    """The distance of the images of a pair; None if the hashes of one side are gone."""
     after, before = new.load_digests(), old.load_digests()
     if after is None or before is None or len(after) != len(before):
         return None
     differing = np.flatnonzero(after != before)
-    images = (new.load_images(), old.load_images()) if len(differing) else (None, None)
-    return distance(differing, len(after), *images)
+    if not len(differing):
+        return PixelDistance(len(after), 0, 0, 0.0)
+    sides = new.load_images(), old.load_images()
+    if sides[0] is None or sides[1] is None:
+        return PixelDistance(len(after), len(differing), None, None)
+    distances = [np.abs(sides[0][i].astype(np.int16) - sides[1][i].astype(np.int16)) for i in differing]
+    largest, mean = int(max(image.max() for image in distances)), float(np.mean([image.mean() for image in distances]))
+    return PixelDistance(len(after), len(differing), largest, mean)
 
 
 def _why_unsure(new: SnapshotCell, column: str) -> str:
     """Why a metric has no standard error, and which images move it most."""
     influence = new.unsure[column]
-    furthest = np.argsort(-np.abs(influence - influence.mean()))[:MAX_IMAGES_NAMED]
+    furthest = np.argsort(-np.abs(influence - influence.mean()))[:MAX_NAMED]
     names = ", ".join(new.names[image] if new.names else str(image) for image in furthest)
     why = new.reasons.get(column, NO_ERROR)
     return f"its value alone has no standard error ({why}), unlike the baseline's; look at images such as {names}"
@@ -341,7 +316,7 @@ def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) 
         return f"its settings are not the baseline's ({', '.join(changed)})"
     if new.num_samples != old.num_samples and not column.unbiased:
         return f"its bias depends on N, of which A has {old.num_samples:,} and B {new.num_samples:,}"
-    tonight, baseline = new.tested(name), old.scored(name)
+    tonight, baseline = new.scored(name, unsure=True), old.scored(name)
     assert tonight is not None
     assert baseline is not None
     if new.seed_set == old.seed_set:
@@ -361,6 +336,7 @@ def _before_judgement(
     unjudged: Mapping[str, str],
 ) -> tuple[Verdict, str]:
     """The verdict before the statistical test, and a note on it; `unjudged` is why no metric can be judged."""
+    is_paired = new.seed_set == old.seed_set
     if new.failed is not None:
         return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
@@ -369,17 +345,16 @@ def _before_judgement(
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
     if (reason := _collapse(new, old)) is not None:
         return Verdict.COLLAPSED, reason
-    if new.seed_set != old.seed_set and not unjudged and new.images is None:
+    if not is_paired and not unjudged and new.images is None:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
-    if new.seed_set == old.seed_set and (found := _by_influences(new, old)) is not None:
+    if is_paired and (found := _by_influences(new, old)) is not None:
         return found
     if unjudged:
-        reasons = dict.fromkeys(unjudged.values())
-        if list(reasons) == [UNCHANGED]:
-            return Verdict.NOT_WORSE, UNCHANGED
-        named = (f"{COLUMNS[name].title}: {reason}" for name, reason in unjudged.items())
-        return Verdict.NOT_JUDGED, next(iter(reasons)) if len(reasons) == 1 else "; ".join(named)
-    if new.seed_set != old.seed_set:
+        reasons = list(dict.fromkeys(unjudged.values()))
+        if len(reasons) == 1:
+            return Verdict.NOT_WORSE if reasons == [UNCHANGED] else Verdict.NOT_JUDGED, reasons[0]
+        return Verdict.NOT_JUDGED, "; ".join(f"{COLUMNS[name].title}: {reason}" for name, reason in unjudged.items())
+    if not is_paired:
         return Verdict.UNDECIDED, "unpaired: the images' names are not the baseline's"
     unknown = situation != "new weights" and pixels is None
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""

@@ -1,4 +1,4 @@
-"""Snapshots of images from anywhere: one cell, whose images are paired by their names in place of their noise."""
+"""Snapshots of external images: one cell, whose images are paired by their names in place of their noise."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,6 @@ from taugrid.errors import UserError
 from taugrid.eval.metrics.score import feasible
 from taugrid.eval.pairs import named_order
 from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.canaries import Check
 from taugrid.orchestrator.baseline.compared import DEFAULT_METRICS
 from taugrid.orchestrator.baseline.snapshot import (
     ImagesOfNight,
@@ -32,33 +31,20 @@ from taugrid.versions import versions
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
 
-CANARY_IMAGES = 128
-"""Images of the reference whose features are extracted anew for the canary of the scorer."""
-
-NOT_OURS = Check(
-    "not applicable", "the images come from elsewhere: no sampler, weights or fresh seed to check, only their scores"
-)
-"""The canary of the sampler."""
+CANARY_IMAGES = 128  # images of the reference whose features are extracted anew for the canary of the scorer
 
 
 def request_of(baseline: Snapshot, trust_code: bool, **given: Any) -> ImagesRequest:
     """How the images of a baseline file were scored, with what was `given`; `UserError` if it is one of a run."""
     recorded = baseline.accepted and baseline.accepted.images
     if recorded is None:
-        raise UserError(
-            f"{baseline.source} is the baseline of a run, and these are images: compare them with images "
-            "(compare A B --reference R), or accept images as a baseline (baseline accept DIR --reference R)"
-        )
+        raise UserError(f"{baseline.source} is the baseline of a run, not of images; accept images as a baseline")
     return ImagesRequest(**{**recorded.model_dump(), **given}, trust_code=trust_code)
 
 
 @contextmanager
 def opened(request: ImagesRequest, sets: Mapping[str, str], progress: Progress) -> Iterator[OpenedSets]:
-    """Sets of images (what messages call each -> its path), opened; errors within the block name the options.
-
-    Raises:
-        UserError: if images, reference, weights or settings can't be used.
-    """
+    """Sets of images (what messages call each -> its path), opened; raises `UserError` for what can't be used."""
     settings = {key: value for key in ("extractor", "weights") if (value := getattr(request, key)) is not None}
     section = section_of({**settings, "metrics": list(request.metrics or DEFAULT_METRICS)}, ())
     with user_errors_of(progress):
@@ -69,21 +55,19 @@ def opened(request: ImagesRequest, sets: Mapping[str, str], progress: Progress) 
 def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, called: str = "DIR") -> Snapshot:
     """Score the images in a folder, .npz or Parquet, which messages call `called`, in this process.
 
-    Raises:
-        UserError: if images, reference, weights or settings can't be used.
+    Raises `UserError` if images, reference, weights or settings can't be used.
     """
     with opened(request, {called: place}, progress) as sets:
-        names = named_order(sets.sets[0], request.pair_by)
+        (source,) = sets.sets
+        names = named_order(source, request.pair_by)
         (scored,) = sets.scored(progress, keep=True, orders=[names.order if names else None])
         canary = _canary(sets)
-    source = sets.sets[0]
     images = json_sha256(list(names.names)) if names else source.sha256
     made_with = canary.made_with if isinstance(canary, ScorerRecord) else None
     cell = cell_of_images(scored, images, names.names if names else (), made_with)
-    name = Path(place).name or "images"
     about = ImagesOfNight(path=place, sha256=source.sha256, **request.model_dump())
     software = Software.model_validate({"versions": versions((TAUGRID, *SOFTWARE))})
-    return Snapshot(place, name, software, (cell,), load_scorer=lambda: canary, images=about)
+    return Snapshot(place, Path(place).name or "images", software, (cell,), scorer=canary, images=about)
 
 
 def cell_of_images(
@@ -128,5 +112,4 @@ def _canary(opened: OpenedSets) -> ScorerRecord | str:
         scores = halves(features, None, settings)
     except (ValueError, ArithmeticError) as error:
         return f"a metric fails for the halves of the reference ({error})"
-    made_with = setup_of([place], versions(SOFTWARE))
-    return record_of(reference.sha256, extractor.describe(), settings, scores, made_with)
+    return record_of(reference.sha256, extractor.describe(), settings, scores, setup_of([place], versions(SOFTWARE)))

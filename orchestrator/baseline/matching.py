@@ -12,16 +12,19 @@ from taugrid.errors import UserError
 from taugrid.eval.reference_names import images_in_words
 from taugrid.eval.tables.labels import short_checkpoints
 from taugrid.grids import varying
-from taugrid.orchestrator.baseline.files import ACCEPT
-from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, NOT_MATCHED, Snapshot, SnapshotCell
+from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, Snapshot, SnapshotCell
 from taugrid.orchestrator.plan.cells import COLUMN_NAMES, settings_name
 from taugrid.protocol import disagreements
 from taugrid.registry.samplers import DEFAULT, SAMPLERS, is_custom
 from taugrid.words import listed
 from taugrid.workers.samplers.sampler import find
 
-OPTIONAL = ("conditions", "decoder")
-"""Fields that a protocol leaves out for unconditional cells and networks of pixels."""
+ACCEPT = "`taugrid baseline accept DIR --to FILE --reason TEXT`"
+
+NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
+"""Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
+
+OPTIONAL = ("conditions", "decoder")  # fields that a protocol leaves out for unconditional cells and networks of pixels
 
 MUST_AGREE = (
     "reference", "extractor", "num_samples", "weights", "tau", "clip", "precision", "compile", "rounding", "sampler",
@@ -33,58 +36,41 @@ an upgrade is what a night is for. Settings of metrics other than FID do not cha
 SAMPLER_FIELDS = ("name", "options", "times", "last_sigma", "clip", "code")
 """Those of a sampler's block that must agree. The others are versions of libraries whose code computes its steps."""
 
-MAX_DIFFERENCES_NAMED = 4
-"""The number of differences between protocols that an error message names."""
-
-
-IMAGES = "images"
-"""The label of images from elsewhere."""
+MAX_DIFFERENCES_NAMED = 4  # the number of differences between protocols that an error message names
 
 
 class Matched(NamedTuple):
     """The cells of two snapshots, side by side."""
 
-    pairs: list[tuple[SnapshotCell, SnapshotCell]]
-    """(new, baseline), in the order of the new run's grid."""
-    only_new: list[str]
-    """Names of cells that the baseline lacks, unscored ones of the new run included."""
-    only_baseline: list[str]
+    pairs: list[tuple[SnapshotCell, SnapshotCell]]  # (new, baseline), in the order of the new run's grid
+    only_new: dict[str, str]  # name -> label of cells that the baseline lacks, unscored ones of the new run included
+    only_baseline: dict[str, str]
 
 
 def matched(new: Snapshot, baseline: Snapshot) -> Matched:
     """The cells of both, matched; `UserError` if no cells match, or matching ones were measured in different ways."""
-    shared = _shared_keys(new.cells, baseline.cells)
+    sides = (new.cells, baseline.cells)
+    # N, and what files name, identify a cell only if a grid has several values of them.
+    columns = ["labels"] if any(cell.labels_are_rows for side in sides for cell in side) else []
+    optional = ("num_samples", *columns, *sorted(MODEL_FILES))
+    shared = [name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides)]
     by_key = {_key(cell, shared): cell for cell in baseline.cells}
     pairs = [(cell, by_key[key]) for cell in new.cells if (key := _key(cell, shared)) in by_key]
     if not pairs:
         if changed := changed_code(new, baseline):
             raise UserError("; ".join(changed))
-        if any(cell.images is not None for cell in baseline.cells):
-            raise UserError(
-                f"{baseline.source} is a baseline of images, and {new.source} is a run: give images (export writes a "
-                f"cell's), or accept a run as the baseline: {ACCEPT}"
-            )
         raise UserError(
             f"no cell of {new.source} has the settings of one of {baseline.source} "
             f"({_first_difference(new.cells[0], baseline.cells[0])}); give the baseline of this grid"
         )
     accepted = new.source if new.images is None else f"{new.source} {new.images.options}"
     _require_comparable(pairs, accepted if new.cells[0].metrics else "DIR")
-    matched_old = {old.cell for _, old in pairs}
-    matched_new = {cell.cell for cell, _ in pairs}
-    return Matched(
-        pairs,
-        [*(cell.name for cell in new.cells if cell.cell not in matched_new), *new.unscored],
-        [*(cell.name for cell in baseline.cells if cell.cell not in matched_old), *baseline.unscored],
-    )
-
-
-def _shared_keys(new: Iterable[SnapshotCell], old: Iterable[SnapshotCell]) -> tuple[str, ...]:
-    """The keys that identify a cell only if a grid has several values of them: N, and what files name."""
-    sides = (list(new), list(old))
-    columns = ["labels"] if any(cell.labels_are_rows for side in sides for cell in side) else []
-    optional = ("num_samples", *columns, *sorted(MODEL_FILES))
-    return tuple(name for name in optional if any(len({_value(cell, name) for cell in side}) > 1 for side in sides))
+    only = []
+    for side, snapshot in enumerate((new, baseline)):
+        label_of, both = labels(snapshot.cells), {pair[side].cell for pair in pairs}
+        alone = {cell.name: label_of[cell.cell] for cell in snapshot.cells if cell.cell not in both}
+        only.append({**alone, **snapshot.unscored})
+    return Matched(pairs, *only)
 
 
 def _value(cell: SnapshotCell, name: str) -> str:
@@ -123,6 +109,8 @@ def changed_code(new: Snapshot, baseline: Snapshot) -> list[str]:
 
 
 def _first_difference(new: SnapshotCell, old: SnapshotCell) -> str:
+    if (new.images is None) != (old.images is None):
+        return "one is a run, and the other images"
     sides = [{**cell.axes, **cell.by_content} for cell in (new, old)]
     for key in {**sides[0], **sides[1]}:
         if key not in NOT_MATCHED | MODEL_FILES and sides[0].get(key) != sides[1].get(key):
@@ -144,9 +132,6 @@ def _require_comparable(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]], dire
     if differences:
         most = sorted(differences.items(), key=lambda item: -len(item[1]))[:MAX_DIFFERENCES_NAMED]
         shown = "; ".join(f"{difference} ({listed(sorted(names), 2, 'cell')})" for difference, names in most)
-        datasets = {cell.protocol["reference"].get("dataset") for pair in pairs for cell in pair}
-        if len(datasets) > 1:
-            raise UserError(f"the runs are of different data: {shown}; give a run or a baseline of the same data")
         raise UserError(
             f"the runs were measured in different ways: {shown}; measure both alike, or accept a run that is measured "
             f"as this one: {ACCEPT.replace('DIR', directory)}"
@@ -171,42 +156,39 @@ def _reference(fields: Mapping[str, Any]) -> str:
 
 def changed_versions(pairs: Iterable[tuple[SnapshotCell, SnapshotCell]]) -> list[str]:
     """The differences between versions, such as "scored with torch 2.9.1 -> 2.10.0" or "sampled with diffusers ..."."""
-    changes: dict[str, None] = {}
+    changes = []
     for new, old in pairs:
-        sides = [_versions(cell.protocol) for cell in (old, new)]
-        for name in sorted({*sides[0], *sides[1]}):
-            if sides[0].get(name) != sides[1].get(name):
-                changes[f"{name} {sides[0].get(name, 'unknown')} -> {sides[1].get(name, 'unknown')}"] = None
-    return list(changes)
+        before, after = _versions(old.protocol), _versions(new.protocol)
+        both = [(name, before.get(name), after.get(name)) for name in sorted({*before, *after})]
+        changes += [f"{name} {old or 'unknown'} -> {new or 'unknown'}" for name, old, new in both if old != new]
+    return list(dict.fromkeys(changes))
 
 
 def _versions(protocol: Mapping[str, Any]) -> dict[str, Any]:
     scoring = {"scoring": protocol.get("scoring"), **(protocol.get("versions") or {})}
     sampling = {key: value for key, value in (protocol.get("sampler") or {}).items() if key not in SAMPLER_FIELDS}
-    return {
-        f"{verb} with {name}": version
-        for verb, its in (("scored", scoring), ("sampled", sampling))
-        for name, version in its.items()
-    }
+    return {f"{verb} with {name}": version for verb, its in (("scored", scoring), ("sampled", sampling))
+            for name, version in its.items()}  # fmt: skip
 
 
 def labels(cells: Sequence[SnapshotCell]) -> dict[str, str]:
     """Cell id -> label, such as "S0010-eta0.2" or "S0010-sigma_hat clip=x0_and_eps", with the settings that vary."""
-    return labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in cells})
-
-
-def labels_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """As `labels`; `cells` has the settings and the grid's other values of each cell id."""
-    short_paths = {key: short_checkpoints(values.get(key) for values in cells.values()) for key in MODEL_FILES}
-    given = {cell: _in_text(values, short_paths) for cell, values in cells.items()}
-    differing = varying(list(given.values()))
+    values = {cell.cell: {**cell.settings, **cell.axes} for cell in cells}
+    short_paths = {key: short_checkpoints(its.get(key) for its in values.values()) for key in MODEL_FILES}
+    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
+    shown: dict[str, dict[str, str]] = {}  # the values other than S, as text; paths of models by their short names
+    for cell, its in values.items():
+        texts = {key: value if isinstance(value, str) else json.dumps(value)
+                 for key, value in its.items() if key not in left_out}  # fmt: skip
+        shown[cell] = {key: short_paths.get(key, {}).get(text, text) for key, text in texts.items()}
+    differing = varying(list(shown.values()))
     labels: dict[str, str] = {}
     for unsaid in ({"sampler", "eta"}, {"sampler"}, set[str]()):  # names of cells begin with the sampler, or ddim's eta
-        for cell, values in given.items():
-            left_out = unsaid | _ignored(cells[cell].get("sampler", DEFAULT))
-            shown = (f"{name}={values[name]}" for name in differing if name in values and name not in left_out)
-            name = settings_name(cells[cell]) if "steps" in cells[cell] else IMAGES
-            labels[cell] = " ".join([name, *shown])
+        for cell, its in values.items():
+            unsaid_here = unsaid | _ignored(its.get("sampler", DEFAULT))
+            keys = (key for key in differing if key in shown[cell] and key not in unsaid_here)
+            name = settings_name(its) if "steps" in its else "images"
+            labels[cell] = " ".join([name, *(f"{key}={shown[cell][key]}" for key in keys)])
         if len(set(labels.values())) == len(labels):
             break
     return labels
@@ -218,11 +200,3 @@ def _ignored(sampler: str) -> Set[str]:
         return {"eta"}
     honoured = find(sampler).keys if sampler in SAMPLERS else set(SAMPLER_KEYS) if is_custom(sampler) else set()
     return set(SAMPLER_KEYS) - honoured
-
-
-def _in_text(values: Mapping[str, Any], short_paths: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The values other than S, as text; paths of models by their short names."""
-    left_out = {"steps", *(NOT_MATCHED - {"num_samples"}), *COLUMN_NAMES.values()}
-    given = {key: value for key, value in values.items() if key not in left_out}
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
-    return {key: short_paths[key].get(value, value) if key in MODEL_FILES else value for key, value in shown.items()}

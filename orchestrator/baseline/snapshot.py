@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from taugrid.errors import UserError
+from taugrid import parquet
+from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids import CELL_KEYS, PATHS
-from taugrid.hashing import json_sha256
-from taugrid.orchestrator.baseline.pixels import Digests, ImageBatch, all_images, first_images, pixel_digests
+from taugrid.hashing import digests_of, json_sha256
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -29,41 +29,38 @@ from taugrid.protocol import on_devices
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
-NOT_MATCHED = frozenset({"num_samples", "batch_size", "shard_evaluations"})
-"""Keys of `sample` that do not identify a cell: how many images it has, and how the work is divided."""
+Digests = NDArray[np.int64]  # (N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices
+ImageBatch = NDArray[np.uint8]  # (n, C, H, W)
+
+FIRST_IMAGES = 16
+"""The number of images of each cell that a baseline keeps, to measure by how much those of a later night differ."""
+
+GONE = (FileNotFoundError, NotADirectoryError, DamagedFile)
 
 MODEL_FILES = frozenset({"model.weights", *PATHS})
 """Grid keys whose values are file paths: they differ from night to night."""
 
-AND = " and "
-"""Joins the values of a cell that workers of several kinds made."""
+AND = " and "  # joins the values of a cell that workers of several kinds made
+
+NOT_IN_JSON = {"influences", "unsure", "load_digests", "load_images", "load_first", "failed", "names"}
+"""The fields of a `SnapshotCell` that the JSON of a baseline file lacks."""
+
+NO_ERROR = "its score has no standard error of it"
+MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
 
 
 @dataclass(frozen=True)
 class SamplingEnvironment:
     """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it.
 
-    A cell that several kinds of worker made has all their values. Which of them made which image is unknown, so its
-    environment equals that of no other cell.
+    A cell that several kinds of worker made has all their values, joined by `AND`. Which of them made which image is
+    unknown, so its environment equals that of no other cell.
     """
 
     devices: tuple[str, ...]
     versions: Mapping[str, str]
-    """The versions of the software. Values of a mixed cell are joined by `AND`."""
     threads: str
-    """A number, or several joined by `AND`."""
     batch_size: int
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether workers of several kinds made the cell."""
-        return len(self.devices) > 1 or any(AND in value for value in (*self.versions.values(), self.threads))
-
-    @property
-    def key(self) -> str:
-        """A hash of the environment without the version of taugrid."""
-        versions = {name: version for name, version in self.versions.items() if name != TAUGRID}
-        return json_sha256([self.devices, versions, self.threads, self.batch_size])[:16]
 
     def differences(self, before: "SamplingEnvironment") -> list[str]:
         """The changes since `before`, such as "torch 2.9.1 -> 2.10.0"; unknown and mixed values differ."""
@@ -73,8 +70,20 @@ class SamplingEnvironment:
         pairs.append(("threads", before.threads, self.threads))
         pairs.append(("batch size", str(before.batch_size), str(self.batch_size)))
         found = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new or "unknown" in (old, new)]
-        mixed = self.is_mixed or before.is_mixed
+        mixed = any(
+            len(side.devices) > 1 or any(AND in value for value in (*side.versions.values(), side.threads))
+            for side in (self, before)
+        )
         return found or (["workers of several kinds, and who made which image is not known"] if mixed else [])
+
+
+def pair_key(one: SamplingEnvironment, other: SamplingEnvironment) -> str:
+    """The key of two environments in `SnapshotCell.distances`: hashes of them without the version of taugrid."""
+    keys = []
+    for side in (one, other):
+        versions = {name: version for name, version in side.versions.items() if name != TAUGRID}
+        keys.append(json_sha256([side.devices, versions, side.threads, side.batch_size])[:16])
+    return "-".join(sorted(keys))
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,11 @@ class Network:
     """The network that made a cell, and where it may still exist."""
 
     weights_sha256: str | None
-    diffusion: Mapping[str, Any]
-    """The resolved section."""
-    source_sha256: str | None
-    """SHA-256 of the code of a custom network."""
-    folder: str | None
-    """A diffusers folder, or an id on the hub, for `model.checkpoint`; None: it can't be loaded that way."""
-    callable: str | None = None
-    """`model.callable` of a custom network."""
+    diffusion: Mapping[str, Any]  # the resolved section
+    source_sha256: str | None  # of the code of a custom network
+    folder: str | None  # a diffusers folder or a hub id; None: it can't be loaded that way
+    callable: str | None = None  # `model.callable` and `model.weights` of a custom network
     weights_file: str | None = None
-    """`model.weights` of a custom network, if it has any."""
 
     @property
     def keys(self) -> dict[str, str | None]:
@@ -108,47 +112,41 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class SnapshotCell:
+    """A cell; the functions that load images return None if these are gone."""
+
     cell: str
     name: str
-    settings: Mapping[str, Any]
-    """The resolved section `sample`."""
-    axes: Mapping[str, Any]
-    """Values of the grid's other keys."""
+    settings: Mapping[str, Any]  # the resolved section `sample`
+    axes: Mapping[str, Any]  # values of the grid's other keys
     image_shape: tuple[int, int, int]
     network: Network
     setup: SamplingEnvironment
-    first_setup: SamplingEnvironment
-    """The environment that made image 0."""
+    first_setup: SamplingEnvironment  # that made image 0
     protocol: Mapping[str, Any]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    # Column of quality.csv -> (N,), how far each sample moves it; of those with a standard error.
     influences: Mapping[str, Array] = field(default_factory=dict)
-    """Column of quality.csv -> (N,): how far each sample moves it; of those that have a standard error."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Column -> why it has no influences, as far as that is known."""
+    reasons: Mapping[str, str] = field(default_factory=dict)  # column -> why it has no influences
+    # As `influences`, of metrics whose standard error would rest on too few samples; not in a baseline file.
     unsure: Mapping[str, Array] = field(default_factory=dict)
-    """As `influences`, of those whose standard error would rest on too few samples; not in a baseline file."""
     load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
-    """Called without arguments: reads and hashes the decoded images; None if they are gone."""
-    load_images: Callable[[], Mapping[int, NDArray[np.uint8]] | None] = field(repr=False, default=lambda: None)
-    """The decoded images by index, or None if they are gone."""
+    load_images: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
     load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
-    """The first images (n, C, H, W), at most `pixels.FIRST_IMAGES`; None if they are gone."""
-    lacks_images: bool = False
-    """Whether files of its images are gone, although no record says that they were removed."""
+    # Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels.
     distances: Mapping[str, float] = field(default_factory=dict)
-    """Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels."""
-    scored_with: str | None = None
-    """As `scorer.setup_of`."""
-    failed: str | None = None
-    """The reason why the cell can never be scored: its network returns NaN, or a metric fails. It has no metrics."""
-    names: tuple[str, ...] = ()
-    """Of images from elsewhere: their names, in the order of the influences; none: their positions are known."""
-    images: str | None = None
-    """Of images from elsewhere: a hash of their names, or of the images themselves where they have none."""
+    scored_with: str | None = None  # as `scorer.setup_of`
+    failed: str | None = None  # why the cell can never be scored; it has no metrics
+    names: tuple[str, ...] = ()  # of external images, in the order of the influences
+    images: str | None = None  # of external images: a hash of their names, or of the images if they have none
 
     @property
     def num_samples(self) -> int:
         return int(self.settings["num_samples"])
+
+    @property
+    def labels_are_rows(self) -> bool:
+        """Whether its labels are a column of a file, which may have no more rows than it has samples."""
+        return isinstance(self.settings.get("labels"), Mapping)
 
     @property
     def files(self) -> dict[str, Any]:
@@ -157,24 +155,14 @@ class SnapshotCell:
         return named | ({"labels": self.settings["labels"]} if self.labels_are_rows else {})
 
     @property
-    def labels_are_rows(self) -> bool:
-        """Whether its labels are a column of a file, which may have no more rows than it has samples."""
-        return isinstance(self.settings.get("labels"), Mapping)
-
-    @property
     def by_content(self) -> dict[str, Any]:
         """Its settings, with the hash of a column of labels for its path: the file may move."""
         labels = (self.protocol.get("conditions") or {}).get("labels")
         return {**self.settings, **({"labels": labels} if self.labels_are_rows else {})}
 
-    def scored(self, column: str) -> Scored | None:
-        """A metric with the influences of its samples; None if it has no standard error."""
-        influence = self.influences.get(column)
-        return None if influence is None else Scored(float(self.metrics[column]), influence)
-
-    def tested(self, column: str) -> Scored | None:
-        """As `scored` for a test against a baseline, if need be by influences that are `unsure`."""
-        influence = self.influences.get(column, self.unsure.get(column))
+    def scored(self, column: str, unsure: bool = False) -> Scored | None:
+        """A metric with its influences, with `unsure` if need be those that give no standard error; None without."""
+        influence = self.influences.get(column, self.unsure.get(column) if unsure else None)
         return None if influence is None else Scored(float(self.metrics[column]), influence)
 
     @property
@@ -211,11 +199,9 @@ class ImagesRequest(BaseModel):
     reference: str
     extractor: str | None = None
     weights: str | None = None
-    metrics: tuple[str, ...] = ()
-    """The metrics that judge; none: FID where it has a standard error, else KID."""
+    metrics: tuple[str, ...] = ()  # those that judge; none: FID where it has a standard error, else KID
     pair_by: str | None = None
-    trust_code: bool = Field(False, exclude=True)
-    """Said each time, and never recorded."""
+    trust_code: bool = Field(False, exclude=True)  # said each time, and never recorded
 
     @property
     def options(self) -> str:
@@ -226,7 +212,7 @@ class ImagesRequest(BaseModel):
 
 
 class ImagesOfNight(ImagesRequest):
-    """Images from elsewhere that were compared, and how they were scored."""
+    """External images that were compared, and how they were scored."""
 
     path: str
     sha256: str
@@ -236,96 +222,87 @@ class ImagesOfNight(ImagesRequest):
         return {**dump(self), "options": self.options}
 
 
-class Acceptance(BaseModel):
-    """What the JSON of a baseline file says of its acceptance."""
+class Baseline(BaseModel):
+    """The JSON of a baseline file."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     format: str
     run: str
     name: str
-    accepted: str
-    """The time, UTC, ISO 8601."""
+    accepted: str  # the time, UTC, ISO 8601
     reason: str
     remarks: tuple[str, ...]
-    replaces: str | None
-    """SHA-256 of the Parquet file of the baseline that it replaced."""
-    images: ImagesRequest | None = None
-    """Of a baseline of images from elsewhere."""
+    replaces: str | None  # SHA-256 of the Parquet file of the baseline that it replaced
+    images: ImagesRequest | None = None  # of a baseline of external images
     software: Software
-    scorer: ScorerRecord | str
-    """The canary of the scorer, or the reason why there is none."""
+    scorer: ScorerRecord | str  # the canary of the scorer, or why there is none
     parquet_sha256: str = ""
+    cells: tuple[SnapshotCell, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON: of the cells, what is no array."""
+        plain = self.model_dump(mode="json", exclude={"cells": {"__all__": NOT_IN_JSON}})
+        for shown, cell in zip(plain["cells"], self.cells, strict=True):
+            shown["reason"] = cell.reason  # for readers; `reasons` has it too
+        return plain
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """The scored cells of a run, and what is not scored."""
 
-    source: str
-    """The run directory or the baseline file."""
+    source: str  # the run directory or the baseline file
     name: str
-    """The name of the run."""
     software: Software
     cells: tuple[SnapshotCell, ...]
-    unscored: Mapping[str, str] = field(default_factory=dict)
-    """Name -> label of cells without a complete score."""
-    accepted: Acceptance | None = None
-    """None for a run."""
-    codes: frozenset[str] = frozenset()
-    """The hashes of taugrid's code in the sessions that sampled it."""
-    load_scorer: Callable[[], ScorerRecord | str] = field(repr=False, default=lambda: "none was recorded")
-    """Called without arguments: the canary of the scorer, or the reason why there is none."""
-    images: ImagesOfNight | None = None
-    """Of images from elsewhere."""
+    unscored: Mapping[str, str] = field(default_factory=dict)  # name -> label of cells without a complete score
+    accepted: Baseline | None = None  # None for a run
+    codes: frozenset[str] = frozenset()  # hashes of taugrid's code in the sessions that sampled it
+    scorer: ScorerRecord | str = "none was recorded"  # the canary of the scorer, or why there is none
+    images: ImagesOfNight | None = None  # of external images
 
 
-def snapshot_of_run(directory: str) -> Snapshot:
-    """The snapshot of a run directory; `UserError` if it is not one, or no cell is scored."""
-    return require_scores(snapshot_of_opened(open_existing(directory)))
-
-
-def require_scores(snapshot: Snapshot) -> Snapshot:
-    """The snapshot itself; `UserError` if no cell is scored."""
+def snapshot_of_run(run: str | Run) -> Snapshot:
+    """The snapshot of a run directory, opened or not; `UserError` if it is not one, or no cell is scored."""
+    snapshot = snapshot_of_opened(open_existing(run) if isinstance(run, str) else run)
     if not snapshot.cells:
         raise UserError(f"{snapshot.source} has no scored cells; run `taugrid evaluate` first")
     return snapshot
 
 
-def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
+def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}, with_scores: bool = True) -> Snapshot:
     """The snapshot of an opened run, possibly without cells.
 
-    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics.
+    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics. Without
+    `with_scores` it has all cells as they were sampled, and of their protocols what `canaries.sampling_key` needs.
     """
     rundir = run.rundir
-    history, provenance = RunHistory.read(rundir), rundir.read_provenance()
+    history, provenance, listing = RunHistory.read(rundir), rundir.read_provenance(), Listing(rundir)
     weights = provenance.get("models") or {}
-    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed else {}
-    threads = max(1, int(run.config.cluster.cpus_per_worker))
-    cells, listing = list[SnapshotCell](), Listing(rundir)
-    unscored: dict[str, str] = {}
+    protocols = {cell.cell: cell.protocol for cell in planned_snapshot(run).cells} if failed and with_scores else {}
+    cells, unscored = list[SnapshotCell](), dict[str, str]()
     for cell in run.configured.cells:
-        score = _score(run, cell, listing)
-        if score is None and cell.name not in failed:
-            unscored[cell.name] = cell.label
-            continue
-        sha256 = weights.get(cell.model.id, {}).get(cell.settings.weights)
-        origins = history.origin(cell.id).if_known(cell.settings.num_samples), history.first_origin(cell.id)
-        setups = [sampling_environment(origin, threads, cell.settings.batch_size) for origin in origins]
-        more: dict[str, Any] = {}
-        if score is None:
-            more = {"protocol": protocols[cell.id], "failed": failed[cell.name], "reasons": {"fid": "it is not scored"}}
-        else:
+        score = _score(run, cell, listing) if with_scores else None
+        if score is not None:
             of = rundir, cell, score["evaluation"], score["metrics"], listing
             influences = influences_of(*of)
-            scored_on = places(history.scorers(cell.id))
-            more = {
+            more: dict[str, Any] = {
                 "protocol": on_devices(score["protocol"], history.device_kinds(cell.id)),
                 "metrics": score["metrics"],
                 "influences": influences,
                 "reasons": reasons_of(score, influences),
                 "unsure": influences_of(*of, unsure=True),
-                "scored_with": setup_of(scored_on, score["protocol"].get("versions") or {}),
+                "scored_with": setup_of(places(history.scorers(cell.id)), score["protocol"].get("versions") or {}),
             }
-        cells.append(_cell_of_run(rundir, cell, listing, sha256, setups[0], setups[1], **more))
+        elif not with_scores:
+            more = {"protocol": {"conditions": cell.conditions_block, "decoder": cell.decoder_block}}
+        elif cell.name in failed:
+            more = {"protocol": protocols[cell.id], "failed": failed[cell.name], "reasons": {"fid": "it is not scored"}}
+        else:
+            unscored[cell.name] = cell.label
+            continue
+        cells.append(_cell_of_run(run, cell, history, weights, **more))
     known = {key: provenance[key] for key in Software.model_fields if provenance.get(key) is not None}
     return Snapshot(
         rundir.shown,
@@ -334,7 +311,7 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}) -> Snapshot:
         tuple(cells),
         unscored,
         codes=frozenset(history.codes),
-        load_scorer=lambda: kept_record(rundir),
+        scorer=kept_record(rundir),
     )
 
 
@@ -343,40 +320,34 @@ def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
 
     Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
     """
-    rundir = run.rundir
     config = run.config if downloads else without_downloads(run.config)
-    scoring = scoring_of(config, run.plan, rundir.extractor)
-    cells, listing = [], Listing(rundir)
+    scoring, cells = scoring_of(config, run.plan, run.rundir.extractor), []
     for cell in run.plan.cells:
-        setup = sampling_environment(Origin(), 1, cell.settings.batch_size)
         protocol = json.loads(json.dumps(scoring.protocol(cell).as_dict()))
         reasons = {"fid": "it is not scored"}
-        cells.append(_cell_of_run(rundir, cell, listing, None, setup, setup, protocol=protocol, reasons=reasons))
-    return Snapshot(rundir.shown, run.config.name, Software(), tuple(cells))
+        cells.append(_cell_of_run(run, cell, RunHistory(), {}, protocol=protocol, reasons=reasons))
+    return Snapshot(run.rundir.shown, run.config.name, Software(), tuple(cells))
 
 
 def _cell_of_run(
-    rundir: RunDir,
-    cell: Cell,
-    listing: Listing,
-    weights_sha256: str | None,
-    setup: SamplingEnvironment,
-    first_setup: SamplingEnvironment,
-    **more: Any,
+    run: Run, cell: Cell, history: RunHistory, weights: Mapping[str, Mapping[str, str]], **more: Any
 ) -> SnapshotCell:
+    rundir, settings = run.rundir, cell.settings
+    threads = max(1, int(run.config.cluster.cpus_per_worker))
+    origins = history.origin(cell.id).if_known(settings.num_samples), history.first_origin(cell.id)
+    setup, first_setup = (_environment(origin, threads, settings.batch_size) for origin in origins)
     return SnapshotCell(
         cell=cell.id,
         name=cell.name,
-        settings=cell.settings.recorded,
+        settings=settings.recorded,
         axes=cell.axes,
         image_shape=cell.model.image_shape,
-        network=_network(rundir, cell.model, weights_sha256),
+        network=_network(rundir, cell.model, weights.get(cell.model.id, {}).get(settings.weights)),
         setup=setup,
         first_setup=first_setup,
         load_digests=lambda: pixel_digests(rundir, cell),
-        load_images=lambda: all_images(rundir, cell),
-        load_first=lambda: first_images(rundir, cell),
-        lacks_images=rundir.lacks_images(cell, listing),
+        load_images=lambda: images_of(rundir, cell),
+        load_first=lambda: images_of(rundir, cell, FIRST_IMAGES),
         **more,
     )
 
@@ -393,11 +364,6 @@ def _score(run: Run, cell: Cell, listing: Listing) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-NO_ERROR = "its score has no standard error of it"
-
-MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` computes them"
-
-
 def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dict[str, str]:
     """Column -> why it has no influences, from the notes of a score (or of `eval.standalone.score_sets`)."""
     reasons = {}
@@ -407,23 +373,6 @@ def reasons_of(score: Mapping[str, Any], influences: Mapping[str, Array]) -> dic
         if column.name not in influences and column.name in score["metrics"]:
             reasons[column.name] = next(noted, MISSING_INFLUENCES if column.name == "fid" else NO_ERROR)
     return reasons
-
-
-def pair_key(one: SamplingEnvironment, other: SamplingEnvironment) -> str:
-    return "-".join(sorted((one.key, other.key)))
-
-
-def images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Mapping[int, NDArray[np.uint8]] | None:
-    """The images of a cell in a run directory by index; None if they are gone, or their hashes are not `digests`."""
-    try:
-        run = open_existing(directory)
-    except UserError:
-        return None
-    for cell in run.configured.cells:
-        if cell.id == cell_id and digests is not None:
-            found = pixel_digests(run.rundir, cell)
-            return all_images(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None
-    return None
 
 
 def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Network:
@@ -440,7 +389,7 @@ def _network(rundir: RunDir, model: Model, weights_sha256: str | None) -> Networ
             return Network(weights_sha256, diffusion, None, None)
 
 
-def sampling_environment(origin: Origin, planned_threads: int, batch_size: int) -> SamplingEnvironment:
+def _environment(origin: Origin, planned_threads: int, batch_size: int) -> SamplingEnvironment:
     """The environment that the events record; threads that they do not record are taken from the config."""
     versions: dict[str, set[str]] = {}
     for maker in origin.makers:
@@ -450,3 +399,34 @@ def sampling_environment(origin: Origin, planned_threads: int, batch_size: int) 
     threads = {maker.threads or planned_threads for maker in origin.makers} or {planned_threads}
     devices = tuple(sorted({maker.device for maker in origin.makers}))
     return SamplingEnvironment(devices, joined, AND.join(map(str, sorted(threads))), batch_size)
+
+
+def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
+    """The hashes of all images of a cell; if the images were removed, as recorded. None if some are missing."""
+    removed = rundir.removed_digests(cell)
+    if removed is not None:
+        return removed[: cell.settings.num_samples]
+    hashes = []
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        try:
+            hashes += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
+        except GONE:
+            return None
+    digests = np.concatenate(hashes)
+    return digests if len(digests) == cell.settings.num_samples else None
+
+
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> ImageBatch | None:
+    """The first `count` images of a cell, or all; None if some are gone."""
+    stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
+    batches: list[ImageBatch] = []
+    for shard in cell.shards:
+        path = rundir.sample_part(cell, shard)
+        try:
+            if shard.start < stop:
+                read = parquet.read_images(path, min(shard.stop, stop), rundir.storage)
+                batches += [batch for _, batch in read]
+        except GONE:
+            return None
+    return np.concatenate(batches) if batches else None

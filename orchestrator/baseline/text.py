@@ -3,9 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from taugrid.eval.gate.power import POWER
+from taugrid.eval.gate.rule import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.pages.environment import environment
 from taugrid.eval.tables.entries import shown_number
@@ -16,10 +17,8 @@ from taugrid.orchestrator.baseline.compared import (
     MetricComparison,
     sharpness_in_words,
 )
-from taugrid.orchestrator.baseline.files import Baseline
-from taugrid.orchestrator.baseline.matching import labels_of
-from taugrid.orchestrator.baseline.pixels import PixelDistance
-from taugrid.orchestrator.baseline.snapshot import ImagesRequest
+from taugrid.orchestrator.baseline.matching import labels
+from taugrid.orchestrator.baseline.snapshot import Baseline, ImagesRequest
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import COLUMNS, SAMPLED, MetricColumn
 from taugrid.words import counted, in_columns, listed, markdown_table
@@ -36,23 +35,26 @@ EXPLANATIONS = {
     Verdict.IDENTICAL: "every image is the same",
 }
 
-MAX_ROWS = 200
-"""Rows of a table: GitHub accepts summaries of 1 MB."""
-
-MAX_LISTED = 20
-"""The number of unmatched cells that are named."""
-
-OTHER_COLUMNS = tuple(column for name, column in COLUMNS.items() if name != "fid")
-"""Metrics other than FID. Those that judge no cell are shown beside the verdict."""
+MAX_ROWS = 200  # rows of a table: GitHub accepts summaries of 1 MB
+MAX_LISTED = 20  # the number of unmatched cells that are named
 
 
-def explained(verdict: Verdict) -> str:
-    """The verdict with its explanation, such as "undecided: N is too small to tell"."""
-    return f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else verdict
+def headline(comparison: BaselineComparison, result: Verdict | None = None) -> str:
+    """Sign, verdict, coverage, sharpness, and what was not judged or checked.
 
-
-def headline(comparison: BaselineComparison) -> str:
-    return f"{sign(comparison)} {'; '.join([explained(comparison.result), *facts(comparison)])}"
+    `result` is that of a night, which may be worse than the comparison's.
+    """
+    verdict, (compared, total) = result or comparison.result, comparison.compared
+    facts = [f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else str(verdict)]
+    facts.append(f"{compared:,} of {counted(total, 'baseline cell')} compared")
+    if comparison.sharpnesses and not comparison.result.is_regression:  # that of a broken night is not the gate's
+        facts.append(sharpness_in_words(comparison.sharpnesses))
+    if reasons := comparison.not_judged:
+        facts.append(f"not judged in full: {reasons[0]}")
+    unknown = [name for name, check in comparison.checks.items() if check.result == "unknown"]
+    if unknown:
+        facts.append(f"{' and '.join(unknown)} not checked")
+    return f"{BAD if verdict.is_regression else sign(comparison)} {'; '.join(facts)}"
 
 
 def sign(comparison: BaselineComparison) -> str:
@@ -64,34 +66,14 @@ def sign(comparison: BaselineComparison) -> str:
     return GOOD if comparison.result.rank >= Verdict.NOT_WORSE.rank and checked and not lacking else NEUTRAL
 
 
-def facts(comparison: BaselineComparison) -> list[str]:
-    """The coverage, the sharpness, what was not judged and what was not checked, as phrases."""
-    compared, total = comparison.compared
-    facts = [f"{compared:,} of {counted(total, 'baseline cell')} compared"]
-    if comparison.sharpnesses and not comparison.result.is_regression:  # that of a broken night is not the gate's
-        facts.append(sharpness_in_words(comparison.sharpnesses))
-    if reasons := comparison.not_judged:
-        facts.append(f"not judged in full: {reasons[0]}")
-    unknown = [name for name, check in comparison.checks.items() if check.result == "unknown"]
-    if unknown:
-        facts.append(f"{' and '.join(unknown)} not checked")
-    return facts
-
-
 def check_lines(comparison: BaselineComparison, unsaid: Collection[str] = ("clean",)) -> list[str]:
     """A line for each canary whose result is not among `unsaid`."""
-    return [
-        f"{name} {'not checked' if check.result == 'unknown' else check.result}: {check.reason}"
-        for name, check in comparison.checks.items()
-        if check.result not in unsaid
-    ]
+    return [f"{name} {'not checked' if check.result == 'unknown' else check.result}: {check.reason}"
+            for name, check in comparison.checks.items() if check.result not in unsaid]  # fmt: skip
 
 
 def tests(cell: CellComparison) -> dict[str, MetricComparison]:
-    """Column -> each metric that a cell was judged by, that of its verdict first.
-
-    Of a cell that was not judged, the first that is known.
-    """
+    """Column -> each metric that judged a cell, that of its verdict first; if none did, the first that is known."""
     return cell.judged or dict(list(cell.metrics.items())[:1])
 
 
@@ -101,28 +83,25 @@ def judged_columns(cells: Iterable[CellComparison]) -> list[MetricColumn]:
     return [column for name, column in COLUMNS.items() if name in found]
 
 
+def titles(cells: Iterable[CellComparison]) -> str:
+    """The metrics that cells are judged by, such as "FID and KID"."""
+    return " and ".join(column.title for column in judged_columns(cells))
+
+
 def worst_first(cell: CellComparison) -> tuple[int, float]:
     """Sorts cells: the worst verdict first, and of equal ones that with the largest T."""
     first = next(iter(tests(cell).values()), None)
     return cell.result.rank, -((first and first.t) or 0)
 
 
-def _sides(metric: MetricComparison, column: MetricColumn, judged: bool = True) -> tuple[str, str]:
-    """The baseline's value and the new one: with `judged` those of a second look, if there was one."""
-    new, base = metric.judged if judged and metric.judged else (metric.value, metric.baseline)
-    return shown_number(_scaled(base, column)), shown_number(_scaled(new, column))
-
-
-def _change(metric: MetricComparison, column: MetricColumn) -> str:
-    """The judged difference with its sign and standard error; empty if there is none."""
-    if metric.difference is None:
-        return ""
-    shown = shown_number(_scaled(metric.difference, column), _scaled(metric.se, column))
-    return f"{'+' if metric.difference > 0 else ''}{shown}"
-
-
-def _scaled(value: float | None, column: MetricColumn) -> float | None:
-    return None if value is None else value * column.scale
+def _numbers(metric: MetricComparison, column: MetricColumn) -> tuple[str, str, str]:
+    """The judged values of baseline and new side, and their difference with its sign and error; empty without one."""
+    scale, (new, base) = column.scale, metric.judged or (metric.value, metric.baseline)
+    change = ""
+    if metric.difference is not None:
+        shown = shown_number(metric.difference * scale, None if metric.se is None else metric.se * scale)
+        change = f"{'+' if metric.difference > 0 else ''}{shown}"
+    return shown_number(base * scale), shown_number(None if new is None else new * scale), change
 
 
 def reason(cell: CellComparison) -> str:
@@ -130,8 +109,8 @@ def reason(cell: CellComparison) -> str:
     said = []
     for name, metric in tests(cell).items():
         column = COLUMNS[name]
-        base, new = _sides(metric, column)
-        said.append(f"{column.title} {base} -> {new}, change {_change(metric, column) or 'unknown'}")
+        base, new, change = _numbers(metric, column)
+        said.append(f"{column.title} {base} -> {new}, change {change or 'unknown'}")
         if metric.t is not None:
             said.append(f"T = {metric.t:+.1f}, margin {metric.margin * column.scale:.3g}")
     return "; ".join([*said, *remarks(cell)])
@@ -142,9 +121,11 @@ def remarks(cell: CellComparison) -> list[str]:
     remarks, judged = list[str](), tests(cell)
     if cell.seeds != "usual":
         seeds = "a fresh seed" if cell.seeds == "fresh" else "more samples and a fresh seed"
-        usual = {COLUMNS[name].title: _sides(metric, COLUMNS[name], judged=False) for name, metric in judged.items()}
-        values = ", ".join(f"{title} {base} -> {new}" for title, (base, new) in usual.items())
-        remarks.append(f"numbers of {seeds}; with the usual one: {values}")
+        usual = []
+        for name, metric in judged.items():
+            base, new, _ = _numbers(replace(metric, judged=None), COLUMNS[name])
+            usual.append(f"{COLUMNS[name].title} {base} -> {new}")
+        remarks.append(f"numbers of {seeds}; with the usual one: {', '.join(usual)}")
     if len({metric.verdict for metric in judged.values()}) > 1:
         remarks.append(", ".join(f"by {COLUMNS[name].title}: {metric.verdict}" for name, metric in judged.items()))
     first = next(iter(judged), None)
@@ -155,8 +136,11 @@ def remarks(cell: CellComparison) -> list[str]:
         if (n := decisive(cell)) is not None:
             how = f"`--grow-to {n}`" if cell.grows else f"N = {n:,}"
             remarks.append(f"{how} would decide, if the networks are equal")
-    if cell.pixels and cell.pixels.differing:
-        remarks.append(_pixels(cell.pixels))
+    if (pixels := cell.pixels) and pixels.differing:
+        by = " (by how many grey levels is unknown: the baseline's images are gone)"
+        if pixels.largest is not None:
+            by = f", by up to {counted(pixels.largest, 'grey level')} ({pixels.mean:.2g} on average)"
+        remarks.append(f"{pixels.differing:,} of {counted(pixels.images, 'image')} differ{by}")
     return [*remarks, cell.note] if cell.note else remarks
 
 
@@ -166,18 +150,10 @@ def decisive(cell: CellComparison) -> int | None:
     A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
     """
     undecided = {name: metric for name, metric in tests(cell).items() if metric.verdict == Verdict.UNDECIDED}
-    needed = [metric.decisive for metric in undecided.values()]
     if not cell.grows and any(COLUMNS[name].may_be_zero for name in undecided):
         return None
-    return None if None in needed else max((n for n in needed if n is not None), default=None)
-
-
-def _pixels(pixels: PixelDistance) -> str:
-    """The number of images that differ, and by how many grey levels."""
-    differing = f"{pixels.differing:,} of {counted(pixels.images, 'image')} differ"
-    if pixels.largest is None:
-        return f"{differing} (by how many grey levels is unknown: the baseline's images are gone)"
-    return f"{differing}, by up to {counted(pixels.largest, 'grey level')} ({pixels.mean:.2g} on average)"
+    needed = [metric.decisive for metric in undecided.values() if metric.decisive is not None]
+    return max(needed, default=None) if len(needed) == len(undecided) else None
 
 
 def comparison_text(comparison: BaselineComparison) -> str:
@@ -197,16 +173,19 @@ def markdown(template: str, **values: Any) -> str:
 def about(comparison: BaselineComparison) -> dict[str, Any]:
     """What the template comparison.md shows of a comparison."""
     cells = sorted(comparison.cells, key=worst_first)
-    number_of = Counter(cell.result for cell in cells)
+    number_of, gate = Counter(cell.result for cell in cells), comparison.gate
+    least = least_margin(judged_columns(cells), gate.margin, gate.margin_floor)
     return {
         "compared": comparison,
         "counts": ", ".join(f"{number_of[verdict]} {verdict}" for verdict in Verdict if number_of[verdict]),
         "check_lines": check_lines(comparison),
         "cells": _cells(cells[:MAX_ROWS]),
         "cells_left_out": counted(len(cells) - MAX_ROWS, "more cell") if len(cells) > MAX_ROWS else "",
-        "margin": _margin(comparison),
+        "margin": f"{100 * gate.margin:g} % of the baseline's {titles(cells)}{least}",
         "others": _others(comparison.cells[:MAX_ROWS]),
-        "unmatched": unmatched(comparison.only_new, comparison.only_baseline, comparison.unmatched),
+        "unmatched": unmatched(
+            *([comparison.unmatched[name] for name in only] for only in (comparison.only_new, comparison.only_baseline))
+        ),
     }
 
 
@@ -218,9 +197,8 @@ def _cells(cells: Sequence[CellComparison]) -> str:
         for column in columns:
             if (metric := metrics.get(column.name)) is None:
                 numbers += [""] * 4
-                continue
-            t = "" if metric.t is None else format(metric.t, "+.1f")
-            numbers += [*_sides(metric, column), _change(metric, column), t]
+            else:
+                numbers += [*_numbers(metric, column), "" if metric.t is None else format(metric.t, "+.1f")]
         shown = f"**{cell.result}**" if cell.result.is_regression else cell.result
         rows.append((cell.label, shown, *numbers, "; ".join(remarks(cell))))
     heads = (head for column in columns for head in (f"baseline {column.title}", column.title, "change", "T"))
@@ -235,16 +213,10 @@ def _others(cells: Sequence[CellComparison]) -> str:
         return ""
     rows = []
     for cell in cells:
-        pairs = ([_scaled(value, column) for value in cell.others.get(column.name, (None, None))] for column in columns)
-        rows.append((cell.label, *(f"{shown_number(old)} → {shown_number(new)}" for new, old in pairs)))
+        pairs = [(column.scale, cell.others.get(column.name, (None, None))) for column in columns]
+        shown = [[shown_number(None if value is None else value * scale) for value in pair] for scale, pair in pairs]
+        rows.append((cell.label, *(f"{old} → {new}" for new, old in shown)))
     return markdown_table(("cell", *(column.title for column in columns)), "l" + "r" * len(columns), rows)
-
-
-def _margin(comparison: BaselineComparison) -> str:
-    """The margin, such as "2 % of the baseline's FID and KID, of KID at least 0.15 of its standard error"."""
-    gate, cells = comparison.gate, comparison.cells
-    least = least_margin(judged_columns(cells), gate.margin, gate.margin_floor)
-    return f"{100 * gate.margin:g} % of the baseline's {titles(cells)}{least}"
 
 
 def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) -> str:
@@ -253,27 +225,21 @@ def least_margin(columns: Iterable[MetricColumn], share: float, floor: float) ->
     return f", of {' and '.join(floored)} at least {floor:g} of its standard error" if floored else ""
 
 
-def titles(cells: Iterable[CellComparison]) -> str:
-    """The metrics that cells are judged by, such as "FID and KID"."""
-    return " and ".join(column.title for column in judged_columns(cells))
-
-
-def unmatched(only_new: Sequence[str], only_baseline: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+def unmatched(only_new: Sequence[str], only_baseline: Sequence[str]) -> dict[str, str]:
     """The labels of the cells that only one side has, at most `MAX_LISTED` of each, by a title for them."""
     sides = {"not in the baseline": only_new, "only in the baseline": only_baseline}
-    return {
-        title: listed([labels.get(name, name) for name in names], MAX_LISTED) for title, names in sides.items() if names
-    }
+    return {title: listed(labels, MAX_LISTED) for title, labels in sides.items() if labels}
 
 
 def scored_as(images: ImagesRequest, protocol: Mapping[str, Any]) -> list[str]:
-    """Lines with the reference and the extractor of images from elsewhere; `images` says how they were scored."""
+    """Lines with the reference and the extractor of external images; `images` says how they were scored."""
     number = protocol["reference"]["num_images"]
     size = "mean and covariance" if number is None else counted(number, "image")
     return [f"reference: {images.reference} ({size})", f"extractor: {extractor_in_words(protocol['extractor'])}"]
 
 
 def baseline_text(baseline: Baseline) -> str:
+    """What `baseline show` prints."""
     commit = baseline.software.git_commit
     lines = [
         f"baseline of {baseline.name}, accepted {baseline.accepted}: {baseline.reason}",
@@ -283,14 +249,15 @@ def baseline_text(baseline: Baseline) -> str:
         f"taugrid {baseline.software.versions.get('taugrid')}, commit {commit[:12] if commit else 'unknown'}",
         "",
     ]
-    labels = labels_of({cell.cell: {**cell.settings, **cell.axes} for cell in baseline.cells})
+    label_of = labels(baseline.cells)
     with_error = [column for column in SAMPLED if any(column.sampling_error in cell.metrics for cell in baseline.cells)]
     shown = [column for column in COLUMNS.values() if column.name == "fid" or column in with_error]
     rows = []
     for cell in baseline.cells:
-        row = [labels[cell.cell], f"N = {cell.settings['num_samples']}"]
+        row = [label_of[cell.cell], f"N = {cell.settings['num_samples']}"]
         for column in shown:
-            value, error = (cell.metrics.get(name or "") for name in (column.name, column.sampling_error))
-            row.append(f"{column.title} {shown_number(_scaled(value, column), _scaled(error, column))}")
+            numbers = (cell.metrics.get(name or "") for name in (column.name, column.sampling_error))
+            value = shown_number(*(None if number is None else number * column.scale for number in numbers))
+            row.append(f"{column.title} {value}")
         rows.append(row)
     return "\n".join([*lines, *in_columns(rows)])

@@ -204,8 +204,8 @@ def read_night(found: FoundFolder, before: NightEntry | None) -> NightEntry:
             return before
         if (verdict := read_sealed(path, found.storage)) is None:
             return {**entry, "version": version, "verdict": "damaged verdict.json"}
-        from taugrid.orchestrator.baseline.verdict import NightVerdict  # the first night loads what judges
-        from taugrid.orchestrator.nightly.nights import night_line
+        from taugrid.orchestrator.baseline.compared import NightVerdict  # the first night loads what judges
+        from taugrid.orchestrator.nightly.history import night_line
 
         line = night_line(NightVerdict.read(verdict, found.root))
         told = {"time": text(line.time), "verdict": text(line.verdict), "light": line.light}

@@ -84,9 +84,9 @@ def show_plan(
         line = f"with N = {until.most:,} for all: at most {left:,} network evaluations still to do"
         texts.append(lambda _: line)
     if history is not None:
-        from taugrid.orchestrator.nightly.before import expected_standard_error_problem, price, price_text
+        from taugrid.orchestrator.nightly.before import price, price_text, standard_error_problem
 
-        if (problem := expected_standard_error_problem(run)) is not None:
+        if (problem := standard_error_problem(run, is_planned=True)) is not None:
             described["remarks"].append(problem)
         described["night"] = price(described, run.plan, history)
         texts.append(lambda shown: price_text(shown["night"]))
@@ -130,7 +130,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
         from taugrid.orchestrator.view.inspection import describe_status
 
     if (history := find_history(directory)) is not None:
-        from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of, nights_text
+        from taugrid.orchestrator.nightly.history import history_as_dict, nights_of, nights_text
 
         if watches:
             raise click.UsageError("--watch shows a run, not a history; give the run of a night, HISTORY/nights/ID/run")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -26,11 +26,6 @@ from taugrid.orchestrator.cli.options import (
     with_workers,
 )
 from taugrid.words import counted, with_urls
-
-if TYPE_CHECKING:
-    from taugrid.orchestrator.nightly.night import NightResult
-    from taugrid.orchestrator.progress import Progress
-
 
 OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers", "address")
 """The options of a night that have no meaning for images from elsewhere."""
@@ -76,6 +71,8 @@ def nightly(**given: Any) -> None:
         taugrid nightly my.yaml --history history --baseline mine.json --sharpness 0.1  # 5 if it sees too little
         taugrid nightly --samples pngs --history served --baseline images.json  # images of another server
     """
+    from taugrid.orchestrator.baseline.compared import GateSettings
+    from taugrid.orchestrator.nightly.night import NightRequest, run_night, run_night_of_images
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
@@ -84,12 +81,32 @@ def nightly(**given: Any) -> None:
     if given.pop("dry_run"):
         _show_night(given)
         return
+    _require_fitting(given)
+    as_json, samples = given.pop("as_json"), given.pop("samples")
+    gate = GateSettings(**{name: given.pop(name) for name in ("margin", "alpha", "allow_missing", "sharpness")})
+    scoring = {name: value for name in OF_IMAGES if (value := given.pop(name))}
+    assignments = with_workers(given.pop("assignments"), given.pop("workers"))
+    config = given.pop("config") or ""
+    request = NightRequest(
+        config=config, assignments=assignments, samples=samples or "", gate=gate, scoring=scoring, **given
+    )
     with Progress() as progress:
-        result = (_night_of_images if given["samples"] is not None else _sampled_night)(given, progress)
-    print_value(result.verdict.as_dict(), given["as_json"], lambda _: summary(result.verdict).rstrip())
-    echo(f"summary: {with_urls(str(result.night.summary))}", err=True)
-    if (code := result.verdict.exit) != Exit.DONE:
+        night, verdict = (run_night if samples is None else run_night_of_images)(request, progress)
+    print_value(verdict.as_dict(), as_json, lambda _: summary(verdict).rstrip())
+    echo(f"summary: {with_urls(str(night.summary))}", err=True)
+    if (code := verdict.exit) != Exit.DONE:
         sys.exit(code)
+
+
+def _require_fitting(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options that have no meaning for a night of images, or for one that samples."""
+    if given["samples"] is None:
+        if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
+            raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
+        return
+    useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
+    if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
+        raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
 
 
 def _show_night(given: Mapping[str, Any]) -> None:
@@ -113,47 +130,21 @@ def _flag(name: str) -> str:
     return "--set" if name == "assignments" else f"--{name.replace('_', '-')}"
 
 
-def _night_of_images(given: dict[str, Any], progress: "Progress") -> "NightResult":
-    """The night that the options of `nightly` ask for, with --samples."""
-    from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.nightly.night import ImagesNightRequest, run_night_of_images
-
-    useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
-    if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
-        raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
-    values = {name: given[name] for name in ("samples", "history", "baseline", "night", "break_lock", "trust_code")}
-    scoring = {name: given[name] for name in OF_IMAGES if given[name]}
-    gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "sharpness")})
-    return run_night_of_images(ImagesNightRequest(**values, scoring=scoring, gate=gate), progress)
-
-
-def _sampled_night(given: dict[str, Any], progress: "Progress") -> "NightResult":
-    """The night that the options of `nightly` ask for, without --samples."""
-    from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.nightly.night import RunRequest, run_night
-
-    if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
-        raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
-    gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "allow_missing", "sharpness")})
-    same = ("config", "address", "break_lock", "trust_code", "history", "baseline", "night", "keep_images", "grow_to")
-    assignments = with_workers(given["assignments"], given["workers"])
-    return run_night(RunRequest(gate=gate, assignments=assignments, **{name: given[name] for name in same}), progress)
-
-
 def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
     """Print the comparison of a run with a baseline, and exit with its code; `requested` holds `GateSettings`."""
     from taugrid.orchestrator.baseline.compared import gate_of
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.snapshot import require_scores, snapshot_of_opened
+    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
     from taugrid.orchestrator.baseline.text import comparison_text
-    from taugrid.orchestrator.nightly.resampling import canaries_beside
+    from taugrid.orchestrator.nightly.judging import canaries_beside
     from taugrid.orchestrator.opened import open_existing
 
     run = open_existing(directory)
-    new = require_scores(snapshot_of_opened(run))
-    canaries = canaries_beside(run, new)
-    comparison = compare_snapshots(new, snapshot_of(baseline), gate_of(run.config, **requested), canaries)
+    new = snapshot_of_run(run)
+    before = snapshot_of(baseline)
+    gate, canaries = gate_of(run.config, **requested), canaries_beside(run, new, before)
+    comparison = compare_snapshots(new, before, gate, canaries)
     print_value(comparison.as_dict(), as_json, lambda _: comparison_text(comparison))
     if comparison.exit is not Exit.DONE:
         sys.exit(comparison.exit)
@@ -166,7 +157,7 @@ def compare_images_with_baseline(
     from taugrid.orchestrator.baseline.compared import GateSettings
     from taugrid.orchestrator.baseline.comparison import compare_snapshots
     from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.images import NOT_OURS, request_of, snapshot_of_images
+    from taugrid.orchestrator.baseline.images import request_of, snapshot_of_images
     from taugrid.orchestrator.baseline.text import comparison_text, scored_as
     from taugrid.orchestrator.progress import Progress
 
@@ -175,7 +166,7 @@ def compare_images_with_baseline(
     with Progress() as progress:
         new = snapshot_of_images(images, request, progress)
     gate = GateSettings(metrics=request.metrics or None, **requested)
-    comparison = compare_snapshots(new, before, gate, lambda old: NOT_OURS)
+    comparison = compare_snapshots(new, before, gate)
     (cell,), (old,) = new.cells, before.cells
     pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
     about = [*pairs, *scored_as(request, cell.protocol)]
@@ -209,8 +200,8 @@ def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, t
         taugrid baseline accept runs/mine --to mine.json --reason "first release"  # the measure of later runs
         taugrid baseline accept pngs --reference runs/mine --to pngs.json --reason v1  # of later images
     """
-    from taugrid.orchestrator.baseline.accept import accept as accept_run
-    from taugrid.orchestrator.baseline.accept import accept_images
+    from taugrid.orchestrator.baseline.files import accept as accept_run
+    from taugrid.orchestrator.baseline.files import accept_images
     from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.baseline.text import baseline_text
     from taugrid.orchestrator.progress import Progress
@@ -221,13 +212,13 @@ def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, t
     if "reference" not in given:
         _require_run(directory, given)
         accepted = accept_run(directory, file, reason, force)
-        print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
+        print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
         return
     if force:
         raise UserError("--force is for a run; --reference says that DIR holds images")
     with Progress() as progress:
         accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
-    print_value(accepted.model_dump(mode="json"), as_json, lambda _: baseline_text(accepted))
+    print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
 
 
 def _require_run(directory: str, given: Mapping[str, Any]) -> None:
@@ -252,4 +243,4 @@ def show(file: str, as_json: bool) -> None:
     from taugrid.orchestrator.baseline.text import baseline_text
 
     found = read_json_of_baseline(*open_baseline(file, "FILE"))
-    print_value(found.model_dump(mode="json"), as_json, lambda _: baseline_text(found))
+    print_value(found.as_dict(), as_json, lambda _: baseline_text(found))

@@ -155,9 +155,8 @@ def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
 
 def _report_history(requested: RunOptions) -> bool:
     """Write the files of a history again, and print where its page is; False if CONFIG is not a history."""
-    from taugrid.orchestrator.nightly.nights import history_as_dict, nights_of
+    from taugrid.orchestrator.nightly.history import history_as_dict, nights_of, write_history
     from taugrid.orchestrator.nightly.places import find_history
-    from taugrid.orchestrator.nightly.write import write_history
     from taugrid.orchestrator.rundir.lease import sole_driver
     from taugrid.words import with_urls
 

@@ -1,44 +1,38 @@
-"""The files of a history of nights. A night is one run of `taugrid nightly`.
-
-HISTORY/nights/<id>/run/        tonight's run directory; a night of images from elsewhere has none
-HISTORY/nights/<id>/canary-*/   the first batch of each cell, from the baseline's network
-HISTORY/nights/<id>/fresh/      both networks, sampled with a fresh seed (`grown/`: with more samples)
-HISTORY/nights/<id>/verdict.json   sealed; its presence makes the night complete
-HISTORY/nights/<id>/summary.md, junit.xml
-HISTORY/nights/<id>/strips/     pictures of the worst cells beside the baseline's
-HISTORY/history.parquet, trend.png, trend.svg, index.html   rewritten from all verdicts
-"""
+"""The files of a history of nights (docs/nightly-history.md). A night is one run of `taugrid nightly`."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from taugrid.errors import UserError
-from taugrid.orchestrator.baseline.verdict import VERDICT, NightVerdict
+from taugrid.orchestrator.baseline.compared import VERDICT, NightVerdict
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
-CANARY = "canary"
-"""The prefix of the folders of a night's canaries, beside its run."""
+CANARY = "canary"  # the prefix of the folders of a night's canaries, beside its run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Night:
+    """The files of one night."""
+
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.id = folder.name
         self.folder, self.storage = folder, storage
         self.run = folder / "run"
         self.verdict_file = folder / VERDICT
         self.summary = folder / "summary.md"
-        self.junit = folder / "junit.xml"
-        self.strips = folder / "strips"
 
     @property
     def run_name(self) -> str:
         """The path or URL of its run directory, as commands accept it."""
         return with_urls(str(self.run))
+
+    def other(self, why: str) -> UserError:
+        """The error of a call that needs another night."""
+        return UserError(f"night {self.id} {why}; give --id NAME for another night")
 
     @property
     def run_directories(self) -> list[Path]:
@@ -49,10 +43,9 @@ class Night:
 
     @property
     def verdict(self) -> NightVerdict | None:
-        """The verdict of a complete night; None if the night is unfinished or the file was changed.
+        """The verdict of a complete night; None if it is unfinished or the file was changed.
 
-        Raises:
-            UserError: if another version of taugrid wrote it.
+        Raises `UserError` if another version of taugrid wrote it.
         """
         value = read_sealed(self.verdict_file, self.storage)
         return None if value is None else NightVerdict.read(value, self.folder)
@@ -76,18 +69,15 @@ class History(Paths):
             raise UserError(f"--id {name}: give letters, digits, dots, dashes and underscores")
         return Night(self.nights / name, self.storage)
 
-    def complete_nights(self) -> Sequence[Night]:
-        """The nights with a verdict, oldest first."""
-        return [night for night, _ in self._judged()]
-
-    def verdicts(self) -> Sequence[NightVerdict]:
-        """The verdicts of the complete nights, oldest first."""
-        return [verdict for _, verdict in self._judged()]
-
-    def _judged(self) -> list[tuple[Night, NightVerdict]]:
+    def judged(self) -> Sequence[tuple[Night, NightVerdict]]:
+        """The nights that have a verdict, oldest first."""
         nights = [Night(path.parent, self.storage) for path in self.storage.list(self.nights, f"*/{VERDICT}")]
         found = [(night, verdict) for night in nights if (verdict := night.verdict) is not None]
         return sorted(found, key=lambda judged: (judged[1].time, judged[0].id))
+
+    def complete_nights(self) -> Sequence[Night]:
+        """The nights with a verdict, oldest first."""
+        return [night for night, _ in self.judged()]
 
     def unfinished_nights(self) -> Sequence[Night]:
         """The nights that have begun and have no verdict, in the order of their ids."""
@@ -98,35 +88,29 @@ class History(Paths):
 
 def open_history(text: str) -> History:
     """The history that `--history` names, which may be new; `UserError` for a place that is something else."""
-    if not text:
-        raise UserError("--history is empty; give a folder or a URL")
-    if not is_url(text) and Path(text).exists() and not Path(text).is_dir():
-        raise UserError(f"--history {text} is a file; give a folder")
+    if not text or (not is_url(text) and Path(text).exists() and not Path(text).is_dir()):
+        raise UserError(f"--history {text or 'is empty'}: give a folder or a URL")
     history = _history_at(text, "--history")
     storage = history.storage
-    if storage.exists(history.config):
-        raise UserError(f"--history {text} is a run directory; give the folder that holds all nights, or a new one")
     names = sorted(path.name for path in storage.list(history.root, "*") if not path.name.startswith("."))
-    if "nights" not in names and set(names) - {history.lease.name, "baseline.json", "baseline.parquet"}:
+    own = {"nights", history.lease.name, "baseline.json", "baseline.parquet"}
+    if storage.exists(history.config) or ("nights" not in names and set(names) - own):
         more = ", ..." if len(names) > 3 else ""
         raise UserError(
-            f"--history {text} is not empty and no history of nights (it holds {', '.join(names[:3])}{more}); give a "
-            "new folder"
+            f"--history {text} is not empty and no history of nights (it holds {', '.join(names[:3])}{more}); give the "
+            "folder that holds all nights, or a new one"
         )
     return history
 
 
 def find_history(text: str) -> History | None:
-    """The history at a place that may also be a run directory; None if there is none.
-
-    A history has at least one night, complete or not.
-    """
+    """The history, with a night at least, at a place that may also be a run directory; None if there is none."""
     if not text or (not is_url(text) and not Path(text).is_dir()):
         return None
     history = _history_at(text, "DIR")
     if history.storage.exists(history.config):
         return None
-    begun = (history.storage.list(history.nights, pattern) for pattern in ("*/verdict.json", "*/run/config.json"))
+    begun = (history.storage.list(history.nights, pattern) for pattern in (f"*/{VERDICT}", "*/run/config.json"))
     return history if any(begun) else None
 
 

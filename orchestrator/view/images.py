@@ -12,7 +12,7 @@ from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.pairs import Distances, Pairing, distances, distribution, pairing
 from taugrid.orchestrator.baseline.compared import CellComparison, GateSettings
 from taugrid.orchestrator.baseline.comparison import REPEATS, UNCHANGED, compare_snapshots
-from taugrid.orchestrator.baseline.images import NOT_OURS, cell_of_images, opened
+from taugrid.orchestrator.baseline.images import cell_of_images, opened
 from taugrid.orchestrator.baseline.snapshot import ImagesRequest, Snapshot, Software
 from taugrid.orchestrator.exports.target import make_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
@@ -122,7 +122,6 @@ def judged(
             Snapshot("B", "B", Software(), (new,)),
             Snapshot("A", "A", Software(), (old,)),
             replace(gate, metrics=tuple(asked)),
-            lambda _: NOT_OURS,
         )
         cell, critical = compared.cells[0], compared.critical
     rows, notes = dict[str, dict[str, Any]](), list[str]()

@@ -14,8 +14,8 @@ import yaml
 from diffusers import UNet2DModel
 from in_process import COOLDOWN_SECONDS, PoolHere
 
+from taugrid.orchestrator.baseline.compared import NightVerdict
 from taugrid.orchestrator.baseline.snapshot import Software
-from taugrid.orchestrator.baseline.verdict import NightVerdict
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.policy import health

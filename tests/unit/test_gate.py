@@ -10,19 +10,21 @@ from nights import empty_verdict
 from scipy.stats import norm
 from snapshots import raises
 
-from taugrid.eval.gate.critical import correlation, critical_value
-from taugrid.eval.gate.power import (
+from taugrid.eval.gate.rule import (
+    ALPHA,
     POWER,
+    Change,
     DetectionPower,
     Variance,
-    frozen_seeds_remark,
-    samples_to_halve_misses,
+    correlation,
+    critical_value,
+    judge,
+    screen,
     standard_errors_for_power,
 )
-from taugrid.eval.gate.rule import ALPHA, Change, judge, screen
 from taugrid.orchestrator.baseline.compared import GateSettings
-from taugrid.orchestrator.nightly import outcome
-from taugrid.orchestrator.nightly.judging import Terms
+from taugrid.orchestrator.nightly.judging import alpha_of_a_look
+from taugrid.orchestrator.nightly.night import night_result
 from taugrid.orchestrator.nightly.places import History
 from taugrid.storage import write_sealed
 
@@ -179,24 +181,22 @@ def test_a_shift_by_the_errors_for_power_is_seen_in_4_of_5_nights():
     assert np.mean(t > 3.5) == pytest.approx(POWER, abs=0.01)
 
 
-def test_the_remark_on_frozen_seeds_names_what_they_hide_and_the_samples_that_halve_it():
+def test_the_samples_that_halve_what_frozen_seeds_hide(benchmark):
     blocks = np.random.default_rng(3).standard_normal(100_000)
-    halved = samples_to_halve_misses(2.27, 1_000)
+    halved = benchmark.samples_to_halve_misses(2.27, 1_000)
     missed = [np.mean(blocks + 3 * np.sqrt(n / 1_000) <= 2.27) for n in (1_000, halved - 100, halved)]
     assert missed[2] <= missed[0] / 2 <= missed[1]  # rounded up to two digits
-    told = frozen_seeds_remark(2.27, 1_000)
-    assert f"{100 * missed[0]:.0f} % of seeds" in told
-    assert f"N = {halved:,} halves" in told
+    assert benchmark.missed_share(2.27) == pytest.approx(missed[0], abs=0.01)
 
 
 def test_looks_at_fresh_samples_share_alpha():
     gate = GateSettings(alpha=0.01)
-    assert [Terms(gate, grow_to).alpha_of_a_look for grow_to in (None, 400)] == [0.01, 0.005]
+    assert [alpha_of_a_look(gate, grow_to) for grow_to in (None, 400)] == [0.01, 0.005]
 
 
 def test_a_cell_that_failed_has_collapsed_without_a_baseline_too():
-    assert outcome.night_result(None, None, has_failed=False) == "no baseline"
-    assert outcome.night_result(None, None, has_failed=True) == "collapsed"
+    assert night_result(None, None, has_failed=False) == "no baseline"
+    assert night_result(None, None, has_failed=True) == "collapsed"
 
 
 def test_nights_are_in_the_order_of_their_verdicts(tmp_path):

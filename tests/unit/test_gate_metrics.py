@@ -245,7 +245,7 @@ def test_at_another_n_the_sharpness_by_kid_is_unknown_because_its_margin_may_be_
     comparison = SimpleNamespace(result="undecided", gate=GateSettings(), sharpnesses=sharpnesses)
     verdict = SimpleNamespace(comparison=comparison, scores=[SimpleNamespace(settings={"num_samples": 150})])
     plan = SimpleNamespace(cells=[SimpleNamespace(settings=SimpleNamespace(num_samples=n))])
-    assert expected_sharpness([SimpleNamespace(verdict=verdict)], plan) == pytest.approx(known)
+    assert expected_sharpness([verdict], plan) == pytest.approx(known)
 
 
 def test_the_metrics_of_a_cell_are_tested_at_one_alpha_by_their_joint_influences():

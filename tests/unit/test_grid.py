@@ -12,7 +12,7 @@ from snapshots import raises
 from taugrid.config import Config, Data, Diffusion, Sample, validate
 from taugrid.errors import UserError, WeightsChanged
 from taugrid.orchestrator.baseline.snapshot import Network
-from taugrid.orchestrator.nightly.resampling import unloadable
+from taugrid.orchestrator.nightly.judging import unloadable
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.record import from_json, to_json
 from taugrid.orchestrator.plan.sections import data_identity

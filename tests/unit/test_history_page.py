@@ -16,10 +16,9 @@ import taugrid as taugrid_api
 from taugrid.errors import UserError
 from taugrid.eval.nights import NightLine
 from taugrid.eval.pages.history import history_html
-from taugrid.orchestrator.baseline.verdict import NightVerdict
-from taugrid.orchestrator.nightly.nights import night_line
+from taugrid.orchestrator.baseline.compared import NightVerdict
+from taugrid.orchestrator.nightly.history import SCHEMA, night_line, write_history
 from taugrid.orchestrator.nightly.places import open_history
-from taugrid.orchestrator.nightly.write import SCHEMA, write_history
 from taugrid.storage import read_sealed, write_sealed
 
 CLEAN = {"result": "clean", "reason": ""}

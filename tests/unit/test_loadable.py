@@ -9,7 +9,7 @@ from nights import checkpoint
 from snapshots import recorded
 
 from taugrid.orchestrator.baseline.snapshot import Network
-from taugrid.orchestrator.nightly.resampling import why_no_second_look
+from taugrid.orchestrator.nightly.judging import why_no_second_look
 from taugrid.workers.network.checkpoint import weights_file, weights_sha256
 
 

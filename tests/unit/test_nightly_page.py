@@ -20,7 +20,7 @@ from ci_schemas import CRON_JOB, WORKFLOW, workflow
 from nights import taugrid
 
 from taugrid.errors import Exit
-from taugrid.orchestrator.nightly.write import COLUMNS_ABOUT
+from taugrid.orchestrator.nightly.history import COLUMNS_ABOUT
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES, HISTORY = ((DOCS / f"nightly-{part}.md").read_text() for part in ("recipes", "history"))

@@ -11,10 +11,16 @@ from taugrid.errors import UserError
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.nights import NightModel
 from taugrid.orchestrator.baseline.canaries import UNCHECKED
-from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, MetricComparison
+from taugrid.orchestrator.baseline.compared import (
+    BaselineComparison,
+    CellComparison,
+    MetricComparison,
+    NightBaseline,
+    NightScore,
+    NightVerdict,
+)
 from taugrid.orchestrator.baseline.snapshot import Software
 from taugrid.orchestrator.baseline.text import comparison_text
-from taugrid.orchestrator.baseline.verdict import NightBaseline, NightScore, NightVerdict
 from taugrid.orchestrator.nightly.summary import junit_xml, summary
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from taugrid.eval.pages.history import judged_metrics, trend_figure
-from taugrid.orchestrator.nightly.write import SCHEMA
+from taugrid.orchestrator.nightly.history import SCHEMA
 from taugrid.registry.metrics import COLUMNS
 
 

@@ -25,7 +25,7 @@ from taugrid.eval.tables import by_label, differences, long_form, reconstruction
 from taugrid.eval.tables.ablation.effects import Effect
 from taugrid.eval.tables.published.counterparts import Counterpart, published_frame
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.nightly.nights import HistoryView
+from taugrid.orchestrator.nightly.history import HistoryView
 from taugrid.orchestrator.plan.sections import NOT_IDENTITY
 from taugrid.orchestrator.report import write
 from taugrid.orchestrator.view.run import CellView, RunView

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from taugrid.eval.gate.power import POWER
-from taugrid.eval.gate.rule import MARGIN_FLOOR
+from taugrid.eval.gate.rule import MARGIN_FLOOR, POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns

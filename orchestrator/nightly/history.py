@@ -1,29 +1,39 @@
-"""Writes the files of a night and of the history, and removes images of old nights.
+"""A history of nights: its lines, its Python object, its files, and the removal of images of old nights.
 
 history.parquet has a row for each metric of each cell of each complete night. pandas and duckdb read it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid import parquet
-from taugrid.errors import DamagedFile
-from taugrid.orchestrator.baseline.pixels import pixel_digests
-from taugrid.orchestrator.baseline.verdict import NightVerdict
-from taugrid.orchestrator.nightly.nights import night_line, unfinished
+from taugrid.errors import DamagedFile, UserError
+from taugrid.eval.gate.verdict import REGRESSIONS, UNFINISHED, Verdict
+from taugrid.eval.nights import Light, NightLine, NightModel
+from taugrid.orchestrator.baseline.compared import NightVerdict
+from taugrid.orchestrator.baseline.snapshot import pixel_digests
+from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
 from taugrid.orchestrator.nightly.places import History, Night
-from taugrid.orchestrator.nightly.summary import junit_xml, summary
 from taugrid.orchestrator.opened import open_existing
-from taugrid.parquet import read_table
 from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
-from taugrid.words import counted, with_urls
+from taugrid.words import counted, in_columns, listed, short_path, with_urls
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from taugrid.orchestrator.view.run import RunView
+
+MAX_CHECKPOINTS = 2  # the number of checkpoints that a line names; the rest are counted
+MAX_NIGHTS_NAMED = 5  # the number of nights that an error message names
 
 COLUMNS_ABOUT = (
     ("night", pa.string(), "the night's id"),
@@ -58,18 +68,109 @@ COLUMNS_ABOUT = (
 SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) for name, kind, about in COLUMNS_ABOUT])
 
 
-def write_night(night: Night, verdict: NightVerdict) -> None:
-    for path, text in ((night.summary, summary(verdict)), (night.junit, junit_xml(verdict))):
-        with replacing(path, night.storage) as temporary:
-            write_text(temporary, text)
+def nights_of(history: History) -> list[NightLine]:
+    """The complete nights, oldest first, and after them the unfinished ones."""
+    return [*(night_line(verdict) for _, verdict in history.judged()), *_unfinished(history)]
+
+
+def _unfinished(history: History) -> list[NightLine]:
+    return [NightLine(night.id, "", UNFINISHED, "grey") for night in history.unfinished_nights()]
+
+
+def night_line(verdict: NightVerdict) -> NightLine:
+    """The line of a night with this verdict."""
+    comparison = verdict.comparison
+    light: Light = "grey"
+    remarks = [f"{counted(len(verdict.missing), 'cell')} missing"] if verdict.missing else []
+    remarks += verdict.not_judged
+    if comparison is not None:
+        # Grey, if the verdict may still change.
+        light = "green" if sign(comparison) == GOOD and not verdict.missing else "grey"
+        remarks += check_lines(comparison, ("clean", "not applicable"))
+        remarks += [f"judged by {name}" for name in [titles(comparison.cells)] if name not in ("", "FID")]
+    if verdict.result in REGRESSIONS:
+        light = "red"
+    counts = Counter(cell.result for cell in comparison.cells) if comparison else Counter[Verdict]()
+    return NightLine(
+        id=verdict.night,
+        time=verdict.time,
+        verdict=str(verdict.result),
+        light=light,
+        counts={str(result): counts[result] for result in Verdict if counts[result]},
+        compared=comparison.compared if comparison else None,
+        remarks=tuple(remarks),
+        models=(NightModel(verdict.images.path, None),) if verdict.images else verdict.model,
+        commit=verdict.software.git_commit,
+        is_dirty=bool(verdict.software.git_dirty),
+    )
+
+
+def history_as_dict(history: History, nights: Sequence[NightLine]) -> dict[str, Any]:
+    """The history as plain data, which `taugrid status --json` prints."""
+    return {"dir": history.shown, "nights": [night.as_dict() for night in nights]}
+
+
+def nights_text(nights: Sequence[NightLine]) -> str:
+    """A line for each night, in columns: id, time, verdict, and then cells, checkpoints and remarks."""
+    rows = []
+    for night in nights:
+        checkpoints = listed([short_path(name) for name in night.checkpoints], MAX_CHECKPOINTS)
+        remarks = f"({'; '.join(night.remarks)})" if night.remarks else ""
+        rows.append((night.id, night.time, night.verdict, "  ".join(filter(None, (night.cells, checkpoints, remarks)))))
+    return "\n".join(in_columns(rows))
+
+
+class HistoryView:
+    """One history, read only: no method starts a run, runs code that a config names, or writes a file."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __repr__(self) -> str:
+        count = counted(len(self.nights), "night")
+        newest = next((f"newest verdict: {line.verdict} ({line.id})" for line in self.nights[::-1] if line.time), "")
+        return f"<history of {count} in {self.directory}; {newest or 'no verdict yet'}>"
+
+    @property
+    def directory(self) -> str:
+        """The path or URL of the history."""
+        return self._history.shown
+
+    @cached_property
+    def nights(self) -> Sequence[NightLine]:
+        """The complete nights, oldest first, and then the unfinished ones."""
+        return tuple(nights_of(self._history))
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """history.parquet: a row for each metric of each cell of each complete night; `UserError` if there is none."""
+        try:
+            table: pd.DataFrame = parquet.read_table(self._history.storage.read(self._history.parquet)).to_pandas()
+        except (FileNotFoundError, DamagedFile):
+            report = f"`taugrid report {self.directory}` writes it"
+            raise UserError(f"{self.directory} has no history.parquet, or a damaged one; {report}") from None
+        return table
+
+    def open(self, night: str) -> "RunView":
+        """The run of a night, by the night's id; `UserError` if there is no such night."""
+        from taugrid.orchestrator.view.run import RunView
+
+        ids = [line.id for line in self.nights]
+        if night not in ids:
+            newest = ", ".join(ids[-MAX_NIGHTS_NAMED:])
+            raise UserError(f"{self.directory} has no night {night!r}; its newest are {newest}")
+        found = self._history.night(night)
+        if (verdict := found.verdict) is not None and verdict.images:
+            raise UserError(f"night {night} judged images from elsewhere, so it has no run")
+        return RunView(open_existing(found.run_name))
 
 
 def write_history(history: History) -> None:
-    """Write history.parquet, the trend figure and the page from the verdicts of all complete nights."""
+    """Write history.parquet, the trend figures and the page from the verdicts of all complete nights."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.pages.history import history_html, judged_metrics, trend_figure
 
-    verdicts = history.verdicts()
+    verdicts = [verdict for _, verdict in history.judged()]
     nights = [night_line(verdict) for verdict in verdicts]
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -81,21 +182,13 @@ def write_history(history: History) -> None:
         for number, metric in enumerate(judged_metrics(frame)):
             name = "trend" if number == 0 else f"trend-{metric.name}"
             save(trend_figure(frame, lights, {}, metric), folder / name)
+    files: dict[str, dict[str, str]] = {}  # night -> "report" or "summary" -> its path
+    for kind, pattern in (("report", "*/run/report.html"), ("summary", "*/summary.md")):
+        for path in history.storage.list(history.nights, pattern):
+            files.setdefault(path.relative_to(history.nights).parts[0], {})[kind] = history.relative(path)
     name = verdicts[-1].name if verdicts else history.root.name
-    page = history_html(name, [*nights, *unfinished(history)], rows, _files(history))
     with replacing(history.index, history.storage) as temporary:
-        write_text(temporary, page)
-
-
-def is_current(history: History) -> bool:
-    """Whether history.parquet has all complete nights, and the trend figure and the page exist."""
-    try:
-        table = read_table(history.storage.read(history.parquet), ["night"])
-    except (FileNotFoundError, DamagedFile):
-        return False
-    return set(table["night"].to_pylist()) == {night.id for night in history.complete_nights()} and all(
-        history.storage.exists(history.root / name) for name in ("trend.png", "trend.svg", history.index.name)
-    )
+        write_text(temporary, history_html(name, [*nights, *_unfinished(history)], rows, files))
 
 
 def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
@@ -132,16 +225,6 @@ def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
                 row |= {"baseline_value": metric.baseline, "difference_se": metric.se}
                 row["verdict"] = metric.verdict and str(metric.verdict)
             yield row
-
-
-def _files(history: History) -> dict[str, dict[str, str]]:
-    """Night -> the paths of its existing report and summary, relative to the history."""
-    files: dict[str, dict[str, str]] = {}
-    for kind, pattern in (("report", "*/run/report.html"), ("summary", "*/summary.md")):
-        for path in history.storage.list(history.nights, pattern):
-            night = path.relative_to(history.nights).parts[0]
-            files.setdefault(night, {})[kind] = history.relative(path)
-    return files
 
 
 def without_newest(nights: Sequence[Night], keep: int) -> Sequence[Night]:
