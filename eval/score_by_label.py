@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.config import Data
-from taugrid.eval.metrics.floor import NO_ROOT
-from taugrid.eval.metrics.reference_statistics import MomentsFile, ReferenceStatistics, read_all
+from taugrid.eval.metrics.reference_statistics import NO_ROOT, MomentsFile, ReferenceStatistics, read_all
 from taugrid.eval.metrics.score import Feasible, feasible, score
 from taugrid.eval.metrics.statistics import Features, Moments, loaded, symmetric_root
 from taugrid.eval.score_cell import ReferenceFiles, ScoringJob, read_column, read_stream
