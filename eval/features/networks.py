@@ -54,16 +54,12 @@ def network_input(images: Tensor) -> Tensor:
 class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
     """A `Convnet` as a torch-fidelity extractor: layers `64` (B, 64) and `logits` (B, 10).
 
-    Takes uint8 images (B, 1, side, side) or (B, 3, side, side). It averages the channels of the latter and rounds to
-    whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one. `64` is the last layer
-    before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
-
-    Raises:
-        ValueError: for images of another shape or dtype, for an unknown layer, or weights that don't fit.
+    Takes uint8 images (B, 1, side, side) or (B, 3, side, side), ValueError for others. It averages the channels of the
+    latter and rounds to whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one.
+    `64` is the last layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
     """
 
-    shipped_as: ClassVar[str]
-    """The name under which its weights ship with taugrid."""
+    shipped_as: ClassVar[str]  # the name under which its weights ship with taugrid
 
     def __init__(
         self,
@@ -86,11 +82,9 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
         """The requested layers of (B, 1 or 3, side, side) uint8 `images`, in the order of the request."""
         shapes = [(channels, self.side, self.side) for channels in (1, 3)]
         if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) not in shapes:
-            raise ValueError(
-                f"{self.name} takes uint8 images of shape (B, 1, {self.side}, {self.side}) or "
-                f"(B, 3, {self.side}, {self.side}), "
-                f"not {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-            )
+            found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+            one, three = (f"(B, {channels}, {self.side}, {self.side})" for channels in (1, 3))
+            raise ValueError(f"{self.name} takes uint8 images of shape {one} or {three}, not {found}")
         features = self.network.features(network_input(images))
         layers = {"64": features, "logits": self.network.classifier(features)}
         return tuple(layers[layer] for layer in self.features_list)
@@ -106,8 +100,7 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """False: a network this small gains nothing from torch.compile."""
-        return False
+        return False  # a network this small gains nothing from torch.compile
 
 
 class DigitsConvnet(ConvnetExtractor):
