@@ -49,11 +49,9 @@ class ExtractJob(Job):
 
 
 def run(job: ExtractJob, device: Device) -> Result:
-    """Extract the job's features and commit their file.
-
-    While a GPU works on a batch, the next one is decoded and sent to it, also beyond the end of a row group. Raises
-    `DamagedFile` if the images can't be read, ValueError if the extractor does not accept them.
-    """
+    """Extract the job's features and commit their file. While a GPU works on a batch, the next one is decoded and sent
+    to it, also beyond the end of a row group. Raises `DamagedFile` if the images can't be read, ValueError if the
+    extractor does not accept them."""
     import torch
 
     from taugrid.eval.features.load import load
@@ -97,8 +95,7 @@ class InBatches:
     kernels that it took for batches of this size while memory was short: no larger ones are extracted there either, as
     long as the process lives.
 
-    An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
-    """
+    An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much)."""
 
     def __init__(
         self, extractor: "Callable[[Tensor], Extraction]", size: int, device: Device, number_of_images: int = 0
@@ -123,10 +120,8 @@ class InBatches:
                 yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
-        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large.
-
-        The next one has the same size if there was something else to be freed and this is no GPU.
-        """
+        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large. The next
+        one has the same size if there was something else to be freed and this is no GPU."""
         on_gpu = self._device.kind == "cuda"
         try:
             extraction = self._extractor(batch)

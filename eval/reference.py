@@ -21,8 +21,7 @@ from taugrid.storage import is_url
 from taugrid.words import counted
 from taugrid.workers.data.published import IDX_IMAGES
 
-CACHE_FORMAT = 1
-"""Part of every key: raised when the meaning of a cached file changes."""
+CACHE_FORMAT = 1  # part of every key: raised when the meaning of a cached file changes
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,9 @@ class Reference:
         return ReferenceIdentity(name, split, self.num_images, self.preprocessing, self.sha256)
 
     def cache_key(self, extractor: ExtractorSpec, code: str | None = None) -> str:
-        """64 hexadecimal digits that name its statistics, from everything that determines them, and no paths.
-
-        `code` is the hash of a shipped extractor's code (`eval.features.load.code_sha256`). A run directory gives none:
-        its scores outlive an upgrade.
-        """
+        """64 hexadecimal digits that name its statistics, from everything that determines them, and no paths. `code` is
+        the hash of a shipped extractor's code (`eval.features.load.code_sha256`). A run directory gives none: its
+        scores outlive an upgrade."""
         determines = {
             "format": CACHE_FORMAT,
             "content": self.sha256,
@@ -81,9 +78,7 @@ class Reference:
 
     def require_same_features(self, extractor: str, dimensions: int | None, precision: FeaturePrecision) -> None:
         """Raise ValueError if a mean and covariance have a different number or precision of features than an extractor.
-
-        Its `dimensions` may be unknown while its weights or code are missing.
-        """
+        Its `dimensions` may be unknown while its weights or code are missing."""
         if not isinstance(self.given, MomentsFile):
             return
         if dimensions is not None and self.given.dimensions != dimensions:
@@ -99,12 +94,9 @@ class Reference:
 
 
 def open_reference(given: Data | str) -> Reference:
-    """The reference that a data set or a text (see `resolve_reference`) means.
-
-    A path leads to an `.npz` with `mu` and `sigma`, or to images as in `open_images`. An `.npz` that also holds images
-    (guided-diffusion's) counts as images, because any extractor can use those. Raises as `open_images` and
-    `open_moments`.
-    """
+    """The reference that a data set or a text (see `resolve_reference`) means. A path leads to an `.npz` with `mu` and
+    `sigma`, or to images as in `open_images`. An `.npz` that also holds images (guided-diffusion's) counts as images,
+    because any extractor can use those. Raises as `open_images` and `open_moments`."""
     if isinstance(given, str):
         given = resolve_reference(given).given
     moments = reference_of_moments(given) if isinstance(given, str) else None

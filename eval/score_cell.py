@@ -36,16 +36,14 @@ from taugrid.workers.heartbeat import alive
 INFLUENCE_COLUMNS = {"fid": "influence"}
 """The column of a file of influences for those metrics that it does not hold under their own name."""
 
-NUM_SAMPLES, NUM_REFERENCE = "num_samples", "num_reference"
-"""The columns with the numbers of images of a label."""
+NUM_SAMPLES, NUM_REFERENCE = "num_samples", "num_reference"  # the columns with the numbers of images of a label
 
 
 @dataclass(frozen=True)
 class ReferenceFiles:
     """The reference's files, as a worker reads them."""
 
-    features: tuple[str, ...] | MomentsFile
-    """Feature files in the order of the images, or only a mean and a covariance."""
+    features: tuple[str, ...] | MomentsFile  # feature files in the order of the images, or only a mean and a covariance
     num_images: int | None  # None if unknown
     cache: str  # the folder that caches its statistics
     key: str  # the name of the statistics in `cache`
@@ -55,13 +53,11 @@ class ReferenceFiles:
 class ScoringJob(Job):
     """What jobs that compute metrics of one cell have in common."""
 
-    feature_paths: tuple[str, ...]
-    """The cell's feature files in the order of sample indices."""
+    feature_paths: tuple[str, ...]  # the cell's feature files in the order of sample indices
     num_samples: int
     reference: ReferenceFiles
     settings: MetricSettings
-    header: dict[str, Any]
-    """The cell and how it is scored; written together with the metrics."""
+    header: dict[str, Any]  # the cell and how it is scored; written together with the metrics
     sample_paths: tuple[str, ...]
     """The files of samples, in the order of their indices, if a metric needs a column of them."""
 
@@ -73,8 +69,7 @@ class ScoreJob(ScoringJob):
     entry_point = "taugrid.eval.score_cell:run"
 
     influence_path: str
-    notes: tuple[str, ...]
-    """Why requested metrics are missing."""
+    notes: tuple[str, ...]  # why requested metrics are missing
     floor_path: str | None = None
     """The file that is to hold the reference's floors at this N; None: it does, or another job makes it."""
 
@@ -94,11 +89,9 @@ class ByLabelJob(ScoringJob):
 
 
 def run(job: ScoreJob, device: Device) -> Result:
-    """Compute the job's metrics and write them, with its header, to its file. What another job wrote is kept.
-
-    Raises `DamagedFile` if a file holds the features of a different cell, or can't be read; ValueError if there are
-    fewer features than `num_samples`, or some are not finite.
-    """
+    """Compute the job's metrics and write them, with its header, to its file. What another job wrote is kept. Raises
+    `DamagedFile` if a file holds the features of a different cell, or can't be read; ValueError if there are fewer
+    features than `num_samples`, or some are not finite."""
     began = time.perf_counter()
     reference = _statistics(job.reference, job.storage) if job.settings.need("reference") else None
     scores = score(
@@ -193,10 +186,8 @@ class Extracted(NamedTuple):
 
 
 def run_by_label(job: ByLabelJob, device: Device) -> Result:
-    """Compute the metrics of each label and commit their file. What another job wrote is kept.
-
-    Raises as `run`, and `ContentMismatch` if the reference's labels differ on this node.
-    """
+    """Compute the metrics of each label and commit their file. What another job wrote is kept. Raises as `run`, and
+    `ContentMismatch` if the reference's labels differ on this node."""
     began, n = time.perf_counter(), job.num_samples
     logits = loaded(read_stream(job, "logits"), n) if job.settings.need("logits") else None
     labels = read_column(job, "label").astype(np.int64)
@@ -226,10 +217,8 @@ def run_by_label(job: ByLabelJob, device: Device) -> Result:
 def of_label(
     own: Extracted, reference: Extracted | None, wanted: MetricSettings, extractor: ExtractorSpec, samples: PerSample
 ) -> tuple[dict[str, float], list[str]]:
-    """The metrics of one label's images, with a note for each that can't be computed.
-
-    FID needs more images than features on both sides: of fewer, the covariance is singular, and FID mostly bias.
-    """
+    """The metrics of one label's images, with a note for each that can't be computed. FID needs more images than
+    features on both sides: of fewer, the covariance is singular, and FID mostly bias."""
     n, m = len(own.labels), None if reference is None else len(reference.labels)
     if n == 0:
         return {}, ["no image has this label"]

@@ -29,8 +29,7 @@ FID_TOLERANCE = 2e-6
 """Largest relative error of the table's FID. The features' float32 moved it by up to 2.6e-7 in the Gaussian cells;
 covariances divided by N instead of N - 1 moved it by 8e-4 at N = 512."""
 
-ROWS_AT_ONCE = 4096
-"""Images that are recomputed at a time, so that memory does not grow with N."""
+ROWS_AT_ONCE = 4096  # images that are recomputed at a time, so that memory does not grow with N
 
 STEPS = (25, 100, 200)
 """S of the cells of `--sampler`. Limits hold at the last S, orders between the first two: there an image's error falls
@@ -130,11 +129,9 @@ def judge(
     reference: NDArray[np.uint8] | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> CellFindings:
-    """Judge one cell by its `images` (n, C, H, W) from the files, in any order, with their recorded indices (n,).
-
-    A Gaussian cell needs the `fid` in the run's table, from features uint8 / 127.5 - 1, and the images (M, C, H, W)
-    that it compares with; classes need the recorded class of each image, (n,).
-    """
+    """Judge one cell by its `images` (n, C, H, W) from the files, in any order, with their recorded indices (n,). A
+    Gaussian cell needs the `fid` in the run's table, from features uint8 / 127.5 - 1, and the images (M, C, H, W) that
+    it compares with; classes need the recorded class of each image, (n,)."""
     problems = index_problems(index, cell.num_samples)
     difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell, labels))
     share, largest = float((difference > 0).mean()), int(difference.max())
@@ -184,11 +181,9 @@ def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
 def recomputed(
     index: NDArray[np.int64], cell: CellSettings, labels: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper.
-
-    Guided classes are recomputed as what they should be, one Gaussian for each class, and not by guidance: the mean of
-    a sample of class c is g m_c + (1 - g) m_0.
-    """
+    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper. Guided classes are
+    recomputed as what they should be, one Gaussian for each class, and not by guidance: the mean of a sample of class c
+    is g m_c + (1 - g) m_0."""
     parts = []
     for start in range(0, len(index), ROWS_AT_ONCE):
         rows, data = slice(start, start + ROWS_AT_ONCE), cell.data
@@ -277,10 +272,8 @@ def _expected_x0(data: Gaussian | TwoPoints, x: Array, at: Visited) -> Array:
 
 def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) -> Array:
     """The noise of the samples `index` at `time`, (n, dims), from its definition in `workers/diffusion/noise.py`.
-
     Philox4x32-10 with counter (block, time, index mod 2^32, index div 2^32) and the first 8 bytes of a SHA-256 as its
-    key. Box-Muller turns pairs of words into pairs of normals, rounded to float32.
-    """
+    key. Box-Muller turns pairs of words into pairs of normals, rounded to float32."""
     digest = hashlib.sha256(f"taugrid/sample/{seed}".encode()).digest()
     key = np.frombuffer(digest[:8], dtype="<u4").astype(np.uint64)
     n = index.astype(np.uint64)[:, None]
@@ -298,10 +291,8 @@ def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) 
 
 
 def frechet_distance(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """FID of the pixels, |m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^1/2, of two arrays (n, C, H, W) or (n, d).
-
-    L^T A L has the eigenvalues of A B where B = L L^T.
-    """
+    """FID of the pixels, |m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^1/2, of two arrays (n, C, H, W) or (n, d). L^T A L
+    has the eigenvalues of A B where B = L L^T."""
     a, b = (pixels.reshape(len(pixels), -1) / 127.5 - 1 for pixels in (images, reference))
     of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     factor = np.linalg.cholesky(of_b)
@@ -319,8 +310,7 @@ def ode_images(
     that adds noise has only the distribution of those images.
 
     It leads from x_T at alpha_bar = `first` to the network's last call at `last`. `start` is the standard deviation of
-    x_T, if x has a variance of 1 at the first call where x0 has.
-    """
+    x_T, if x has a variance of 1 at the first call where x0 has."""
     vectors, m, l = data.eigenvectors, data.mean @ data.eigenvectors, data.eigenvalues  # noqa: E741
     growth = np.sqrt((last * l + 1 - last) / (first * l + 1 - first))
     gain = np.sqrt(last) * l / (last * l + 1 - last) * growth
@@ -339,11 +329,9 @@ def judge_sampler(
     follows: bool,
     is_last: bool,
 ) -> CellFindings:
-    """Judge one cell by its images, as `judge`, against the ODE's: `exact` (n, d), `ode_images` of `index`.
-
-    `follows` says that the sampler solves the ODE; if it is false, the images tell. `is_last` marks the cell with the
-    largest S, at which the images should be near the ODE's.
-    """
+    """Judge one cell by its images, as `judge`, against the ODE's: `exact` (n, d), `ode_images` of `index`. `follows`
+    says that the sampler solves the ODE; if it is false, the images tell. `is_last` marks the cell with the largest S,
+    at which the images should be near the ODE's."""
     flat = images.reshape(len(images), -1).astype(np.int64)
     levels = _levels(exact)
     difference = np.abs(flat - levels)

@@ -82,8 +82,7 @@ def open_images(given: Data | str) -> ImageSet:
     A text is the path of a folder of PNG or JPEG files (those directly in it, sorted by real path), an `.npz` with
     `arr_0` (N, H, W, C) uint8, or a Parquet file or a folder of Parquet files with an image column (taugrid's: rows by
     `index`; others: by file name, then row). Raises `SourceError` for anything but a set of 8-bit grey or RGB images of
-    one size, `DamagedFile` for one that can't be read, `UserError` for a data set that can't be read.
-    """
+    one size, `DamagedFile` for one that can't be read, `UserError` for a data set that can't be read."""
     if isinstance(given, Data):
         count = len(load_images(given))
         return ImageSet("dataset", given, count, given.image_shape, content_fingerprint(given))
@@ -125,8 +124,7 @@ def batches(
 
     Threads decode a bounded number of large images ahead (`threads.decode_each`). `sha256` is that of these images
     alone (`ImageSet.part_sha256`). Raises as `open_images`, and `SourceError` if the images are gone, or have changed
-    since they were opened, which is only known at the end.
-    """
+    since they were opened, which is only known at the end."""
     stop, expected = images.num_images if stop is None else stop, sha256 or images.sha256
     digest, first = digest_of_shape((stop - start, *images.shape)), start
     try:
@@ -158,10 +156,8 @@ def _chunks(images: ImageSet, size: int, start: int, stop: int) -> tuple[int, It
 
 
 def names_of(images: ImageSet, column: str | None) -> list[str] | None:
-    """The images' names in their order: of files, or the values of a Parquet `column`; None if they have none.
-
-    Raises `SourceError` if a Parquet file has no such column.
-    """
+    """The images' names in their order: of files, or the values of a Parquet `column`; None if they have none. Raises
+    `SourceError` if a Parquet file has no such column."""
     if images.kind == "folder":
         return folder.names(Path(str(images.given)))
     if images.kind == "parquet" and column is not None:

@@ -92,8 +92,7 @@ def score_sets(
 
     Raises ValueError if no metric can be computed for a set, the extractor does not fit the images, the reference or
     its weights, features hold nan or infinity, images have changed meanwhile, or a cache can't be made; `DamagedFile`
-    for an image or a file that can't be read.
-    """
+    for an image or a file that can't be read."""
     possible = [
         feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(())) for samples in sets
     ]

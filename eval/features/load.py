@@ -28,8 +28,7 @@ from taugrid.workers.content import require_same, unchanged, verified_copy
 from taugrid.workers.custom.describe import find
 from taugrid.workers.custom.source import NOT_USER_PACKAGES, SourceCode, identity_of_code, source_of, tensors_sha256
 
-TRIED_IMAGES = 2
-"""How many images a custom extractor is tried on."""
+TRIED_IMAGES = 2  # how many images a custom extractor is tried on
 
 LOGITS = "logits"
 """A custom `isc` layer counts as logits if its name contains this. torch-fidelity requires an `isc` layer of every
@@ -40,10 +39,8 @@ extractor, so having one proves nothing, and an Inception Score of plain feature
 class Extraction(Transfer):
     """An extractor's output for a batch, in host memory."""
 
-    features: Tensor
-    """(B, d) float32."""
-    logits: Tensor | None
-    """(B, k) float32; None if the extractor is not a classifier."""
+    features: Tensor  # (B, d) float32
+    logits: Tensor | None  # (B, k) float32; None if the extractor is not a classifier
 
 
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
@@ -53,8 +50,7 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
     Raises `ContentMismatch` if this node has another file of weights than the resolved one, or none, or if a custom
     class has other source code or loads other weights; `DeviceUnusable` if the device lacks the extractor's precision;
-    ValueError if the file of weights could run code or doesn't fit the extractor.
-    """
+    ValueError if the file of weights could run code or doesn't fit the extractor."""
     layers = _layers(spec.feature_layer, spec.logits_layer)
     known = None if spec.source_sha256 else EXTRACTORS[spec.name]
     module = _custom(spec, layers) if known is None else _known(known, spec, layers)
@@ -132,8 +128,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
     A worker has other files loaded, so it checks the `class_source` and the tensors of the new instance.
 
     Raises `CustomCodeError` if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer,
-    or its default layers for `fid`, `kid` and `prc` differ.
-    """
+    or its default layers for `fid`, `kid` and `prc` differ."""
     extractor_class = find_class(name)
     defaults: dict[str, str | None] = dict.fromkeys(("fid", "kid", "prc", "isc"))
     for metric in defaults:

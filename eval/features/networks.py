@@ -56,8 +56,7 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
 
     Takes uint8 images (B, 1, side, side) or (B, 3, side, side), ValueError for others. It averages the channels of the
     latter and rounds to whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one.
-    `64` is the last layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
-    """
+    `64` is the last layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant."""
 
     shipped_as: ClassVar[str]  # the name under which its weights ship with taugrid
 
@@ -114,11 +113,9 @@ class FashionConvnet(ConvnetExtractor):
 
 
 class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # torch-fidelity has no types
-    """torch-fidelity's Inception with its layers `2048` and `logits_unbiased`; features change only by rounding.
-
-    Batch norms are folded into the convolutions before them, memory is laid out with channels last, and images are
-    resized in two directions one after the other.
-    """
+    """torch-fidelity's Inception with its layers `2048` and `logits_unbiased`; features change only by rounding. Batch
+    norms are folded into the convolutions before them, memory is laid out with channels last, and images are resized in
+    two directions one after the other."""
 
     def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
         super().__init__(name, features_list, **settings)
@@ -139,11 +136,9 @@ class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # tor
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images (B, C, H, W) float32 as (B, C, side, side), by TensorFlow 1's bilinear interpolation.
-
-    The bits are those of torch-fidelity's `interpolate_bilinear_2d_like_tensorflow1x`. That makes both neighbours of
-    each row as wide as they will be, once for every row of the result; here each row of the images is widened once.
-    """
+    """Images (B, C, H, W) float32 as (B, C, side, side), by TensorFlow 1's bilinear interpolation. The bits are those
+    of torch-fidelity's `interpolate_bilinear_2d_like_tensorflow1x`. That makes both neighbours of each row as wide as
+    they will be, once for every row of the result; here each row of the images is widened once."""
     left, right, x = _neighbours(images.shape[3], side, images.device)
     from_left = images[..., left]
     wide = from_left + (images[..., right] - from_left) * x

@@ -64,14 +64,13 @@ def resolve(
 ) -> ExtractorSpec:
     """The extractor that `evaluate.extractor`, `weights` and `precision` mean for the data set `data_name`.
 
-    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
-    from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
+    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or from
+    Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
     torch-fidelity's file in torch's hub folder, with `download` fetched if it is missing; a custom class must find its
     weights itself. `image_shape` is (channels, height, width).
 
     Raises `MissingWeights` if a file of weights is missing or can't be downloaded, ValueError if name, image size,
-    precision, weights and extractor do not fit together.
-    """
+    precision, weights and extractor do not fit together."""
     extractor = chosen(name, data_name)
     if ":" in extractor:
         given = None if weights is None else str(given_weights(weights))
@@ -119,10 +118,8 @@ def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
 
 def find_weights(extractor: KnownExtractor, weights: str | None, download: bool = True) -> Path | None:
     """The file of weights of `extractor`, downloaded if need be; None if they ship with taugrid or there are none.
-
     Raises `MissingWeights` if the file is missing or can't be downloaded, ValueError if it is damaged, or the extractor
-    takes none.
-    """
+    takes none."""
     name, source = extractor.name, extractor.weights
     if isinstance(source, PackagedWeights):
         shipped_weights(name)  # the network is in a package of its own

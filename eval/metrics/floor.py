@@ -20,8 +20,7 @@ from taugrid.hashing import identity
 from taugrid.registry.metrics import Metric, MetricSettings, Sizes
 from taugrid.storage import LOCAL, Storage, read_sealed, write_sealed
 
-FORMAT = 1
-"""Part of every file's name: raised when the meaning of a floor changes."""
+FORMAT = 1  # part of every file's name: raised when the meaning of a floor changes
 
 DRAWS = 5
 
@@ -29,8 +28,7 @@ LEAST_REFERENCE = 2000
 """Metrics other than FID are unbiased or hardly depend on the reference's size, and their time grows with it, so they
 get as many images of the rest as there are samples, or as many as these."""
 
-MOST_BYTES = 2**31
-"""Larger features of a reference have no floor: it needs all of them in memory."""
+MOST_BYTES = 2**31  # larger features of a reference have no floor: it needs all of them in memory
 
 
 class Floor(NamedTuple):
@@ -73,10 +71,8 @@ def keep_floors(
     settings: MetricSettings,
     storage: Storage = LOCAL,
 ) -> dict[str, Floor]:
-    """The floors in the file at `path`. If it is missing or damaged, they are computed and kept there.
-
-    None keeps them with `reference` alone. Empty if it has no features, or more of them than `MOST_BYTES`.
-    """
+    """The floors in the file at `path`. If it is missing or damaged, they are computed and kept there. None keeps them
+    with `reference` alone. Empty if it has no features, or more of them than `MOST_BYTES`."""
     key = ("floor", num_samples, settings)
     known = reference.kept.get(key) if path is None else read_floors(path, storage)
     size = (reference.num_images or 0) * len(reference.moments.mean) * np.float32().nbytes
@@ -97,8 +93,7 @@ def floors(features: Features, moments: Moments, num_samples: int, settings: Met
     `DRAWS` times, N images of the reference, `features` (m, d) with their `moments`, play the samples, and the others
     are the reference; FID, whose bias depends on the size of both, gets all of them. A reference of fewer than 2 N
     images is halved, and N is half of it: then the floor of FID is too high. A metric is left out where it would take
-    too long (`Metric.floor_up_to`). The settings' `seed` also seeds the draws.
-    """
+    too long (`Metric.floor_up_to`). The settings' `seed` also seeds the draws."""
     n = min(num_samples, len(features) // 2)
     drawn: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
@@ -144,11 +139,9 @@ def _values(
 
 
 def _frechet(features: Features, moments: Moments) -> float:
-    """FID of `features` (n, d), some of the vectors of `moments`, against the others.
-
-    With S = F^T F, S M has the eigenvalues of F M F^T. F is a Cholesky factor, or the n centred vectors if there are
-    fewer than d: a root, as `frechet_distance` needs, would take twice to ten times as long, in each draw.
-    """
+    """FID of `features` (n, d), some of the vectors of `moments`, against the others. With S = F^T F, S M has the
+    eigenvalues of F M F^T. F is a Cholesky factor, or the n centred vectors if there are fewer than d: a root, as
+    `frechet_distance` needs, would take twice to ten times as long, in each draw."""
     samples = Moments.of(features)
     rest = moments.without(samples)
     if len(features) <= features.shape[1]:

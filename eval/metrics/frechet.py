@@ -40,14 +40,11 @@ the steps beside it then leave the cache: 8 % more in all."""
 
 NOTHING_VARIES = "no feature varies both in the samples and in the reference"
 
-NO_ERROR = "no fid_se: "
-"""The beginning of the note that says why FID has no standard error."""
+NO_ERROR = "no fid_se: "  # the beginning of the note that says why FID has no standard error
 
-POINTS = 15
-"""How many subsets the line of `fid_infinity` is fitted to, as in the paper."""
+POINTS = 15  # how many subsets the line of `fid_infinity` is fitted to, as in the paper
 
-SMALLEST_SHARE = 10
-"""The smallest subset has N / SMALLEST_SHARE samples: 5000 of 50,000 in the paper."""
+SMALLEST_SHARE = 10  # the smallest subset has N / SMALLEST_SHARE samples: 5000 of 50,000 in the paper
 
 IN_SMALLEST = 2
 """Least samples per feature dimension in the smallest subset. The paper's 5000 samples of 2048 features are 2.4.
@@ -57,8 +54,7 @@ FID's with 2 samples per dimension, and up to -41 % with 1: too few samples have
 bends the line.
 """
 
-MIN_SPAN = 2
-"""Least ratio of N to the smallest subset: over a shorter range, noise determines the slope."""
+MIN_SPAN = 2  # least ratio of N to the smallest subset: over a shorter range, noise determines the slope
 
 NO_ERROR_AT_INFINITY = (
     "fid_infinity has no ±: it scatters up to 2.2 times as much as FID in simulations, and can be negative"
@@ -122,11 +118,8 @@ class Frechet:
 
     @classmethod
     def of(cls, samples: Moments, reference: Moments, root: Array | None = None) -> "Frechet":
-        """The distance of `samples` from `reference`; `root` as for `frechet_distance`.
-
-        If R S R is singular (a feature never varies), its inverse root is that of the pseudo-inverse: no sample is
-        outside the range of S.
-        """
+        """The distance of `samples` from `reference`; `root` as for `frechet_distance`. If R S R is singular (a feature
+        never varies), its inverse root is that of the pseudo-inverse: no sample is outside the range of S."""
         root = symmetric_root(reference.covariance) if root is None else root
         product = _product(root, samples.covariance)
         difference = samples.mean - reference.mean
@@ -146,10 +139,8 @@ class Frechet:
 
     def influence(self, features: NDArray[np.floating[Any]]) -> Array:
         """Return phi (n,) float64 of some of the samples, `features` (n, d), from which standard errors are computed.
-
-        phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of
-        FID towards a sample x at (m, S), up to a constant, with the reference (mu, M) fixed and R the root of M.
-        """
+        phi(x) = 2 (m - mu)^T (x - m) + (x - m)^T (I - T) (x - m), with T = R (R S R)^(-1/2) R, is the derivative of FID
+        towards a sample x at (m, S), up to a constant, with the reference (mu, M) fixed and R the root of M."""
         from scipy.linalg.blas import dtrmm  # late: a plan needs this module's limits, and SciPy takes 0.2 s
 
         if self.curvature is None:
@@ -213,8 +204,7 @@ def fid_infinity(
 
     FID's bias falls as 1 / N (Chong and Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find
     them"). The bias of the reference's moments stays. `features` (N, d) are in the order of the samples' indices, on
-    which the draws depend; raises ValueError for too few of them, or if they are not finite.
-    """
+    which the draws depend; raises ValueError for too few of them, or if they are not finite."""
     sizes = subset_sizes(*features.shape)
     require_finite(features)
     root = symmetric_root(reference.covariance) if root is None else root

@@ -25,14 +25,11 @@ BLOCK = 2000
 ROWS_IN_CACHE = 64
 """Rows of a block whose kernel is computed at a time: 1 MB in float64, and as much for the step between."""
 
-ALL_PAIRS = 10**8
-"""`kid` is of all pairs of two sets if they have no more than these: 10,000 vectors on each side."""
+ALL_PAIRS = 10**8  # `kid` is of all pairs of two sets if they have no more than these: 10,000 vectors on each side
 
-MOST_PARTS = 10
-"""Above it, both sets are cut into up to so many parts, and part meets part."""
+MOST_PARTS = 10  # above it, both sets are cut into up to so many parts, and part meets part
 
-LEAST_FOR_ERROR = 3
-"""Fewer vectors have no error: leaving one out leaves no pair."""
+LEAST_FOR_ERROR = 3  # fewer vectors have no error: leaving one out leaves no pair
 
 SIGMA, SCALE = 10, 1000
 """Width of CMMD's kernel and factor of its value, as in the paper (Jayasumana et al. 2024) and its code."""
@@ -71,10 +68,8 @@ def _kid(inputs: MetricInputs) -> "KernelDistance":
 
 
 def compute_cmmd(inputs: MetricInputs) -> MetricResult:
-    """CMMD of any extractor's features, of all pairs whatever N, and `cmmd_biased`, the reference code's estimator.
-
-    The latter also pairs each vector with itself, where the kernel is 1.
-    """
+    """CMMD of any extractor's features, of all pairs whatever N, and `cmmd_biased`, the reference code's estimator. The
+    latter also pairs each vector with itself, where the kernel is 1."""
     reference = inputs.compared_with
     found = discrepancy(inputs.all_features, reference.features, reference.kept, UNIT_GAUSSIAN)
     n, m = inputs.num_samples, len(reference.features)
@@ -86,12 +81,10 @@ class Kernel(NamedTuple):
     """A kernel as a function of inner products."""
 
     name: str
-    lengths: Callable[[FloatFeatures], Array]
-    """What it needs of each vector besides inner products: (n, d) -> (n,)."""
+    lengths: Callable[[FloatFeatures], Array]  # what it needs of each vector besides inner products: (n, d) -> (n,)
     of: Callable[[FloatFeatures, Array, Array], Array]
     """(inner products (a, b), lengths (a, 1), lengths (b,)) -> (a, b) in float64."""
-    scale: float
-    """The factor that its sums are multiplied by, instead of each entry."""
+    scale: float  # the factor that its sums are multiplied by, instead of each entry
 
 
 def cubic(dimensions: int) -> Kernel:
@@ -156,8 +149,7 @@ def discrepancy(
 
     Influences are the jackknife's: leaving out sample i moves the value by -phi_i / (n - 1), up to a constant. `kept`
     keeps the part of its one reference for the next cell. The `kernel` is KID's if none is given. Both sides need
-    `LEAST_FOR_ERROR` vectors; raises ValueError if they are not finite.
-    """
+    `LEAST_FOR_ERROR` vectors; raises ValueError if they are not finite."""
     require_finite(features)
     kernel = kernel or cubic(features.shape[1])
     if kernel.name not in kept:
@@ -180,8 +172,7 @@ def _together(within: "Term", of_reference: "Term", between: "Term") -> Discrepa
 class KernelDistance(NamedTuple):
     """KID over subsets, its mean and standard deviation (divisor n) as torch-fidelity's, and that of the whole set."""
 
-    of_subsets: dict[str, float]
-    """`kid_mean` and `kid_std`."""
+    of_subsets: dict[str, float]  # `kid_mean` and `kid_std`
     whole: Discrepancy
 
 
@@ -204,8 +195,7 @@ def kernel_distance(
 
     Features (n, d) and (m, d) are in the order of their indices, on which the draws depend; `seed` seeds NumPy's legacy
     generator. `kept` keeps the part of its one reference between cells of the same n. Raises ValueError for a subset
-    size beyond 2 to min(n, m) (see `kid_limits`), or for features that are not finite.
-    """
+    size beyond 2 to min(n, m) (see `kid_limits`), or for features that are not finite."""
     require_finite(features)
     n, m = len(features), len(reference_features)
     if not 2 <= subset_size <= min(n, m):
@@ -249,12 +239,9 @@ class Term(NamedTuple):
         draws: tuple[Draws, Draws] = ((), ()),
         seed: int | None = None,
     ) -> "Term":
-        """The term of `x` and `y`; if both are the same array, no vector is paired with itself.
-
-        Subsets overlap: if x and y have fewer pairs than all subsets together, each pair is computed once and counted
-        in every subset that holds it. `draws` are indices in x and in y. Without a `seed` x and y are never cut into
-        parts.
-        """
+        """The term of `x` and `y`; if both are the same array, no vector is paired with itself. Subsets overlap: if x
+        and y have fewer pairs than all subsets together, each pair is computed once and counted in every subset that
+        holds it. `draws` are indices in x and in y. Without a `seed` x and y are never cut into parts."""
         alone, parts = x is y, _parts(x, y, seed)
         one_pass = len(x) * len(y) <= sum(len(a) * len(b) for a, b in zip(*draws, strict=True))  # as fast, within 3 %
         whole = kernel_sums(kernel, x, y, draws) if one_pass or len(parts) == 1 else None
@@ -271,11 +258,9 @@ class Term(NamedTuple):
 
 
 def _parts(x: FloatFeatures, y: FloatFeatures, seed: int | None) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Which of `x` meet which of `y` (indices), so that the pairs of all parts are about `ALL_PAIRS`.
-
-    Parts are random, because images may be in the order of their classes. x and y are cut in different ways, since
-    image i of both may be of one origin.
-    """
+    """Which of `x` meet which of `y` (indices), so that the pairs of all parts are about `ALL_PAIRS`. Parts are random,
+    because images may be in the order of their classes. x and y are cut in different ways, since image i of both may be
+    of one origin."""
     count = min(MOST_PARTS, ceil(len(x) * len(y) / ALL_PAIRS))
     if seed is None or count == 1:
         return [(np.arange(len(x)), np.arange(len(y)))]
@@ -287,10 +272,8 @@ def _parts(x: FloatFeatures, y: FloatFeatures, seed: int | None) -> list[tuple[N
 def kernel_sums(
     kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws] = ((), ())
 ) -> tuple[Array, Array, Array]:
-    """The sums over `x` (n, d) and `y` (m, d), each pair computed once; no vector is paired with itself if x is y.
-
-    They are of each of x with all of y (n,), of each of y with all of x (m,), unused if x is y, and by subset.
-    """
+    """The sums over `x` (n, d) and `y` (m, d), each pair computed once; no vector is paired with itself if x is y. They
+    are of each of x with all of y (n,), of each of y with all of x (m,), unused if x is y, and by subset."""
     of_x, of_y, by_subset = np.zeros(len(x)), np.zeros(len(y)), np.zeros(len(draws[0]))
     in_x, in_y = np.zeros((len(x), len(by_subset))), np.zeros((len(y), len(by_subset)))
     for subset, (chosen_x, chosen_y) in enumerate(zip(*draws, strict=True)):
@@ -316,10 +299,8 @@ def _subset_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tupl
 
 def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[tuple[slice, slice, Array, bool]]:
     """All values of the kernel, `ROWS_IN_CACHE` of a block at a time: rows, columns, values, and whether they also
-    stand for their mirror image.
-
-    Those of x with itself are symmetric, so half of the blocks are computed; they are 0 for a vector with itself.
-    """
+    stand for their mirror image. Those of x with itself are symmetric, so half of the blocks are computed; they are 0
+    for a vector with itself."""
     alone, of_x, of_y = x is y, kernel.lengths(x)[:, None], kernel.lengths(y)
     for rows in _slices(0, len(x), BLOCK):
         for columns in _slices(rows.start if alone else 0, len(y), BLOCK):

@@ -95,9 +95,7 @@ class InceptionSums:
 
     def scores(self) -> Array:
         """(splits,): exp of the mean KL(p(y | x) || p(y)), where p(y) is a split's mean; ValueError for an empty split.
-
-        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so the sums are enough.
-        """
+        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so the sums are enough."""
         if not self.counts.all():
             raise ValueError("a split of the Inception Score has no samples")
         marginal = self.probabilities / self.counts[:, None]
@@ -109,8 +107,7 @@ class InceptionSums:
         It is the jackknife's: N / (S n_s) times n_s - 1 times what a split's score loses without the sample. To first
         order that is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL), because p(y) minimises the mean KL.
         Where a split has few samples for its classes, most of the score's scatter comes from p(y), by terms of second
-        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000.
-        """
+        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000."""
         counts, scores = self.counts[split_of], self.scores()
         others = np.maximum(counts - 1, 1)  # a split's only sample has influence 0
         without = np.empty(len(logits))
@@ -156,11 +153,9 @@ def compute_agreement(inputs: MetricInputs) -> MetricResult:
 
 
 def binomial_error(agrees: Array) -> float:
-    """sqrt(p (1 - p) / N) of the share p of ones in `agrees` (N,).
-
-    Where fewer than `LEAST_CARRYING` agree, or don't, that would rest on luck, or be 0. Then it is the standard
-    deviation of p given the counts, if all p are equally probable before: that of a beta distribution.
-    """
+    """sqrt(p (1 - p) / N) of the share p of ones in `agrees` (N,). Where fewer than `LEAST_CARRYING` agree, or don't,
+    that would rest on luck, or be 0. Then it is the standard deviation of p given the counts, if all p are equally
+    probable before: that of a beta distribution."""
     n, ones = len(agrees), float(agrees.sum())
     if min(ones, n - ones) >= LEAST_CARRYING:
         p = ones / n

@@ -30,11 +30,9 @@ def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_prc(inputs: MetricInputs) -> MetricResult:
-    """Precision and recall. The reference's radii are computed once for all cells.
-
-    With the reference's balls fixed, precision is a share of independent samples. Recall has no error: its samples'
-    balls overlap, and leaving out one at a time gives errors 1.3 to 1.8 times too large (docs/decisions.md).
-    """
+    """Precision and recall. The reference's radii are computed once for all cells. With the reference's balls fixed,
+    precision is a share of independent samples. Recall has no error: its samples' balls overlap, and leaving out one at
+    a time gives errors 1.3 to 1.8 times too large (docs/decisions.md)."""
     reference, neighbourhood = inputs.compared_with, inputs.settings.prc_neighborhood
     key = ("prc", neighbourhood)
     if key not in reference.kept:
@@ -54,8 +52,7 @@ def covered(
 
     A ball reaches to the neighbour number `neighbourhood`; torch-fidelity's default is 3. `reference_radii` (m,) are
     `ball_radii` of the reference, if many cells share it: the time is n (n + m), or m^2 more. Raises ValueError as
-    `ball_radii`.
-    """
+    `ball_radii`."""
     import torch
 
     radii = ball_radii(features, neighbourhood)

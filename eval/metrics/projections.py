@@ -27,10 +27,8 @@ def compute_mind(inputs: MetricInputs) -> MetricResult:
 
 class MongeDistance(NamedTuple):
     value: float
-    influence: Array
-    """(N,): how far each sample moves it, with the reference and the directions fixed."""
-    reference_influence: Array
-    """(m,): how far each reference image moves it."""
+    influence: Array  # (N,): how far each sample moves it, with the reference and the directions fixed
+    reference_influence: Array  # (m,): how far each reference image moves it
 
 
 def monge_distance(
@@ -46,8 +44,7 @@ def monge_distance(
     Samples that were cut away have influence 0, and those of the others grow by N / n.
 
     Features (N, d) and (m, d) are in the order of their indices, on which the cut depends; raises ValueError if the
-    samples' are not finite. `seed` seeds torch's generator on the CPU.
-    """
+    samples' are not finite. `seed` seeds torch's generator on the CPU."""
     import torch
 
     require_finite(features)

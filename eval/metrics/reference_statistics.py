@@ -23,18 +23,15 @@ from taugrid.workers.content import verified_copy
 from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz, require_small_arrays
 
-ASYMMETRY = 1e-6
-"""How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
+ASYMMETRY = 1e-6  # how asymmetric a covariance from a file may be, relative to its largest entry: some are in float32
 
 NEGATIVITY = 1e-4
 """How far below 0 an eigenvalue of a covariance from a file may be, relative to the largest. Rounding entries to
 float32 moves eigenvalues by at most 6e-8 sqrt(d) of it (3e-6 at d = 2048); summing in float32 moves them further."""
 
-PRECISION = "taugrid_precision"
-"""The name of an array that only taugrid writes; other tools read `mu` and `sigma`."""
+PRECISION = "taugrid_precision"  # the name of an array that only taugrid writes; other tools read `mu` and `sigma`
 
-NO_ROOT: Array = np.empty((0, 0))
-"""The root where no metric needs it; only FID does."""
+NO_ROOT: Array = np.empty((0, 0))  # the root where no metric needs it; only FID does
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,7 @@ class MomentsFile:
 
 def open_moments(file: Path) -> MomentsFile | None:
     """The mean and covariance in an `.npz`; None if it holds none, or if it holds images, which any extractor can use.
-
-    Raises `SourceError` if they belong to no distribution, `DamagedFile` if the file can't be read.
-    """
+    Raises `SourceError` if they belong to no distribution, `DamagedFile` if the file can't be read."""
     with load_npz(file) as arrays:
         if NPZ_IMAGES in arrays or not {"mu", "sigma"} & set(arrays):
             return None
@@ -65,10 +60,8 @@ def open_moments(file: Path) -> MomentsFile | None:
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file; ContentMismatch if this node has another one there than the driver opened, or none.
-
-    Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
-    """
+    """The moments in a file; ContentMismatch if this node has another one there than the driver opened, or none. Their
+    `n` is unknown; it is set to 2, which makes scatter and covariance equal."""
     with verified_copy(Path(file.path), file.sha256) as copy, load_npz(copy) as arrays:
         return _read_moments(Path(file.path), arrays)
 
@@ -113,10 +106,8 @@ class ReferenceStatistics:
     """The reference's side of a comparison, the same for all cells."""
 
     moments: Moments
-    root: Array
-    """(d, d), `symmetric_root` of the moments' covariance."""
-    num_images: int | None
-    """None if only a mean and a covariance are known."""
+    root: Array  # (d, d), `symmetric_root` of the moments' covariance
+    num_images: int | None  # None if only a mean and a covariance are known
     load_features: Callable[[], Features] | None = None
     """Returns (m, d) float32 in the reference's order; None if they are unavailable or not needed."""
     kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -144,11 +135,9 @@ def of_features(
     load_features: Callable[[], Features] | None = None,
     storage: Storage = LOCAL,
 ) -> ReferenceStatistics:
-    """The statistics of `num_images` feature vectors, in the order of the images.
-
-    The folder `cache` keeps them under `key` (`eval.reference.Reference.cache_key`): features are read only if it lacks
-    them. None keeps nothing. `load_features` returns all features at once; None: no metric needs them.
-    """
+    """The statistics of `num_images` feature vectors, in the order of the images. The folder `cache` keeps them under
+    `key` (`eval.reference.Reference.cache_key`): features are read only if it lacks them. None keeps nothing.
+    `load_features` returns all features at once; None: no metric needs them."""
     known, root = load_or_compute(cache, key, lambda: moments(features(), num_images), storage)
     return ReferenceStatistics(known, root, num_images, load_features)
 
@@ -164,10 +153,8 @@ def of_feature_files(
 def load_or_compute(
     folder: Path | None, key: str, compute: Callable[[], Moments], storage: Storage = LOCAL
 ) -> tuple[Moments, Array]:
-    """The moments and root that `folder` holds under `key`. If there are none, they are computed and kept there.
-
-    A damaged file is replaced. Without a folder nothing is kept.
-    """
+    """The moments and root that `folder` holds under `key`. If there are none, they are computed and kept there. A
+    damaged file is replaced. Without a folder nothing is kept."""
     path = None if folder is None else folder / f"{key}.npz"
     if path is not None and (cached := read_statistics(path, storage)) is not None:
         return cached

@@ -20,14 +20,10 @@ class MetricInputs:
     """The samples of one cell and the reference, as far as the requested metrics need them."""
 
     num_samples: int
-    features: Stream
-    """The samples' features, N of them."""
-    in_memory: Features | None
-    """(N, d): the same in memory, if a requested metric needs all of them at once."""
-    logits: Stream | None
-    """The samples' logits; None if the extractor has none."""
-    reference: ReferenceStatistics | None
-    """None: no requested metric needs it."""
+    features: Stream  # the samples' features, N of them
+    in_memory: Features | None  # (N, d): the same in memory, if a requested metric needs all of them at once
+    logits: Stream | None  # the samples' logits; None if the extractor has none
+    reference: ReferenceStatistics | None  # None: no requested metric needs it
     settings: MetricSettings
     columns: Mapping[str, Array] = field(default_factory=dict)
     """Name -> (N,) float64: the columns of the sample files that the requested metrics name."""
@@ -44,13 +40,11 @@ class MetricInputs:
 
 
 class MetricResult(NamedTuple):
-    values: dict[str, float]
-    """Column of a table -> number."""
+    values: dict[str, float]  # column of a table -> number
     influences: Mapping[str, Array] = {}
     """Column of a table -> (N,): how far each sample moves that number, up to a constant, for its error and for paired
     differences; without those that have no standard error."""
-    notes: tuple[str, ...] = ()
-    """Why a number is missing."""
+    notes: tuple[str, ...] = ()  # why a number is missing
     reference_influences: Mapping[str, Array] = {}
     """Column of a table -> (m,): how far each reference image moves that number, up to a constant."""
     typical_influences: Mapping[str, Array] = {}
@@ -62,8 +56,7 @@ class MetricResult(NamedTuple):
 
 class Feasible(NamedTuple):
     settings: MetricSettings
-    reasons: dict[str, str]
-    """Metric -> why it can't be computed."""
+    reasons: dict[str, str]  # metric -> why it can't be computed
     remarks: list[str]
 
 
@@ -75,9 +68,7 @@ def feasible(
     samples: PerSample = UNLABELLED,
 ) -> Feasible:
     """The metrics in `wanted` that can be computed from N samples, and their settings; ValueError for an unknown one.
-
-    `num_reference` is None if only the mean and covariance of the reference are known.
-    """
+    `num_reference` is None if only the mean and covariance of the reference are known."""
     unknown = sorted(set(wanted.metrics) - METRICS.keys())
     if unknown:
         raise ValueError(f"unknown metric {', '.join(unknown)}; known metrics: {', '.join(METRICS)}")
@@ -133,11 +124,9 @@ def score(
     settings: MetricSettings,
     columns: Mapping[str, Array] = {},
 ) -> MetricResult:
-    """The numbers of all metrics in `settings` (from `feasible`). They don't depend on how the streams are cut.
-
-    FID reads the features twice, with `ROWS_AT_ONCE` of them in memory at a time. The `reference` has features if a
-    metric needs them. Raises ValueError if streams are shorter or longer than N, or hold nan or infinity.
-    """
+    """The numbers of all metrics in `settings` (from `feasible`). They don't depend on how the streams are cut. FID
+    reads the features twice, with `ROWS_AT_ONCE` of them in memory at a time. The `reference` has features if a metric
+    needs them. Raises ValueError if streams are shorter or longer than N, or hold nan or infinity."""
     in_memory = loaded(features, num_samples) if settings.need("all_features") else None
     stream = features if in_memory is None else lambda: iter((in_memory,))
     inputs = MetricInputs(num_samples, stream, in_memory, logits, reference, settings, columns)

@@ -13,11 +13,9 @@ from taugrid.workers.heartbeat import alive
 
 Array = NDArray[np.float64]
 
-Features = NDArray[np.float32]
-"""(n, d), as they are extracted."""
+Features = NDArray[np.float32]  # (n, d), as they are extracted
 
-FloatFeatures = NDArray[np.floating[Any]]
-"""(n, d), of any precision."""
+FloatFeatures = NDArray[np.floating[Any]]  # (n, d), of any precision
 
 Stream = Callable[[], Iterator[Features]]
 """Starts at the first sample at each call; yields (n, d) float32 in the order of the samples' indices, cut anywhere."""
@@ -88,29 +86,23 @@ class Moments:
 
 
 def standard_error(influence: Array) -> float:
-    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of a metric from drawing these N samples.
-
-    It does not include the metric's bias at this N or the spread between trainings, and takes the reference as fixed.
-    """
+    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of a metric from drawing these N samples. It
+    does not include the metric's bias at this N or the spread between trainings, and takes the reference as fixed."""
     return float(influence.std(ddof=1) / np.sqrt(len(influence)))
 
 
 def carrying(influence: Array) -> float:
-    """The effective number of samples that a standard error rests on, given `influence` (N,) of all of them.
-
-    It is N over the kurtosis, (sum of phi^2)^2 / (sum of phi^4), as the variance's relative error is that of so many
-    samples: N / 3 for Gaussian influences, and near N p for a share p that is small.
-    """
+    """The effective number of samples that a standard error rests on, given `influence` (N,) of all of them. It is N
+    over the kurtosis, (sum of phi^2)^2 / (sum of phi^4), as the variance's relative error is that of so many samples: N
+    / 3 for Gaussian influences, and near N p for a share p that is small."""
     squares = np.square(influence - influence.mean())
     total = float(squares.sum())
     return total**2 / float(np.square(squares).sum()) if total > 0 else 0.0
 
 
 def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
-    """Why `influence` (N,) of all samples gives no standard error; None if it gives one.
-
-    `typical` (m,) has the tails of influences, but is of the reference alone: how many of N samples typically carry it.
-    """
+    """Why `influence` (N,) of all samples gives no standard error; None if it gives one. `typical` (m,) has the tails
+    of influences, but is of the reference alone: how many of N samples typically carry it."""
     n = len(influence)
     if n < (LEAST_CARRYING if typical is None else LEAST_TYPICAL):
         return f"it needs more than {counted(n, 'image')}"
@@ -135,10 +127,8 @@ def symmetric_root(m: Array) -> Array:
 
 
 def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
-    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut.
-
-    A run that lies in one chunk is a view of it. Raises ValueError if there are more or fewer than `count`.
-    """
+    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut. A run
+    that lies in one chunk is a view of it. Raises ValueError if there are more or fewer than `count`."""
     pending: list[Features] = []
     waiting = seen = 0
     for chunk in stream:
