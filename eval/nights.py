@@ -44,7 +44,6 @@ class NightLine(NamedTuple):
 
     @property
     def checkpoints(self) -> list[str]:
-        """The known names of its checkpoints."""
         return list(dict.fromkeys(model.checkpoint for model in self.models if model.checkpoint))
 
     @property

@@ -20,7 +20,6 @@ from taugrid.workers.data.folder import EXTENSIONS
 
 Order = NDArray[np.int64]  # (N,): positions in a source, pair by pair
 
-ImageArray = NDArray[np.uint8]  # (n, C, H, W), or (C, H, W) of one image
 
 WINDOW_SIGMA, WINDOW_RADIUS, K1, K2, LEVELS = 1.5, 5, 0.01, 0.03, 255
 """The window and the constants of SSIM as its authors give them: 11 x 11 pixels, 8 bits."""
@@ -98,8 +97,8 @@ class DifferingPair(NamedTuple):
     """One pair of different images."""
 
     position: int  # in `Pairing.names`
-    a: ImageArray  # (C, H, W)
-    b: ImageArray
+    a: NDArray[np.uint8]  # (C, H, W)
+    b: NDArray[np.uint8]
 
 
 class Distances(NamedTuple):
@@ -117,7 +116,9 @@ def distances(a: ImageSet, b: ImageSet, paired: Pairing, progress: Callable[[int
     size = max(1, VALUES_AT_ONCE // prod(a.shape))
     has_ssim = min(a.shape[1:]) > 2 * WINDOW_RADIUS
 
-    def measured(a: ImageArray, b: ImageArray) -> tuple[ImageArray, ImageArray, Array, Array]:
+    def measured(
+        a: NDArray[np.uint8], b: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Array, Array]:
         return a, b, psnr(a, b), ssim(a, b) if has_ssim else np.empty(0)
 
     sides = (_in_order(source, order, size) for source, order in zip((a, b), paired.orders, strict=True))
@@ -140,7 +141,7 @@ def distances(a: ImageSet, b: ImageSet, paired: Pairing, progress: Callable[[int
     return Distances(np.concatenate(noise), ssim_of_all, [pair for _, pair in worst])
 
 
-def _in_order(source: ImageSet, order: Order, size: int) -> Iterator[ImageArray]:
+def _in_order(source: ImageSet, order: Order, size: int) -> Iterator[NDArray[np.uint8]]:
     """The images of a source in another order, `size` at a time; if it differs, by way of a file that vanishes."""
     if np.array_equal(order, np.arange(len(order))):
         yield from (batch.images for batch in batches(source, size))
@@ -153,7 +154,7 @@ def _in_order(source: ImageSet, order: Order, size: int) -> Iterator[ImageArray]
         yield from (held[start : start + size] for start in range(0, len(held), size))
 
 
-def psnr(a: ImageArray, b: ImageArray) -> Array:
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Array:
     """(n,): the peak signal-to-noise ratio of images (n, C, H, W), 10 log10(255^2 / MSE) in dB; infinite if equal."""
     error = ((a.astype(np.float64) - b) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -161,7 +162,7 @@ def psnr(a: ImageArray, b: ImageArray) -> Array:
     return ratios
 
 
-def ssim(a: ImageArray, b: ImageArray) -> Array:
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Array:
     """(n,): the structural similarity (Wang et al. 2004, eq. 13) of images (n, C, H, W) of at least 11 x 11 pixels. It
     is the mean over all windows that lie within the image, and over the channels."""
     x, y = a.astype(np.float64), b.astype(np.float64)
