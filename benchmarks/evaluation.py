@@ -43,7 +43,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.metrics import kernel
 from taugrid.eval.metrics.frechet import Frechet
-from taugrid.eval.metrics.inception import InceptionSums
+from taugrid.eval.metrics.logits import InceptionSums
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import score
 from taugrid.eval.metrics.statistics import Features, symmetric_root

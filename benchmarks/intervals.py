@@ -24,8 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from taugrid import parquet
-from taugrid.eval.metrics.extrapolation import fid_infinity
-from taugrid.eval.metrics.frechet import Frechet, frechet_distance
+from taugrid.eval.metrics.frechet import Frechet, fid_infinity, frechet_distance
 from taugrid.eval.metrics.kernel import Term, cubic
 from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.score import MetricInputs, MetricResult

@@ -6,7 +6,7 @@ Torch is imported when a job runs, not with this module, because the driver buil
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExtractJob(Job):
-    """Extract the features of one sample file (its path), or of a part of a set of images."""
+    """Extract the features of one sample file (its path), or of images `start` to `stop` - 1 of a set."""
 
     entry_point = "taugrid.eval.extract:run"
 
@@ -43,22 +43,15 @@ class ExtractJob(Job):
     batch_size: int
     metadata: dict[str, Any]
     start: int = 0
-    """The first of the reference's images."""
     stop: int = 0
-    """The last of the reference's images, plus 1."""
     at_once: int = parquet.ROWS_PER_GROUP
     """How many of the reference's images are read at once: no batch goes beyond them."""
 
 
 def run(job: ExtractJob, device: "Device") -> Result:
-    """Extract the job's features and commit their file.
-
-    While a GPU works on a batch, the next one is decoded and sent to it, also beyond the end of a row group.
-
-    Raises:
-        taugrid.errors.DamagedFile: if the images can't be read.
-        ValueError: if the extractor does not accept such images.
-    """
+    """Extract the job's features and commit their file. While a GPU works on a batch, the next one is decoded and sent
+    to it, also beyond the end of a row group. Raises `DamagedFile` if the images can't be read, ValueError if the
+    extractor does not accept them."""
     import torch
 
     from taugrid.eval.features.load import load
@@ -69,43 +62,30 @@ def run(job: ExtractJob, device: "Device") -> Result:
     row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled)
     number = _number_of_images(job) if sampled is None else sum(len(index) for index, _ in sampled)
     extracted = InBatches(extractor, job.batch_size, device, number)
+    groups: deque[NDArray[np.int64]] = deque()  # the indices of row groups whose work was begun
+
+    def begun() -> "Iterator[Extraction]":
+        for index, images in one_ahead(row_groups):
+            groups.append(index)
+            yield from extracted(torch.tensor(images))
+
     began, count = time.perf_counter(), 0  # excludes loading the extractor, as times of networks do
     schema = parquet.feature_schema(job.metadata, job.extractor.dimensions, job.extractor.classes)
     with parquet.PartWriter(Path(job.path), schema, job.storage, job.check_run) as part:
-        groups: deque[NDArray[np.int64]] = deque()
-        for chunks in _whole(completed(_begun(row_groups, extracted, groups)), groups):
+        chunks: list[Extraction] = []
+        for extraction in completed(begun()):
+            chunks.append(extraction)
+            if sum(len(chunk.features) for chunk in chunks) < len(groups[0]):
+                continue
             index = groups.popleft()
             columns: dict[str, Any] = {"index": index, "features": torch.cat([c.features for c in chunks]).numpy()}
             if job.extractor.classes is not None:
                 columns["logits"] = torch.cat([c.logits for c in chunks if c.logits is not None]).numpy()
             part.write(columns)
             count += len(index)
+            chunks = []
         created = part.commit_over(job.replaces)
-    seconds = time.perf_counter() - began
-    return Result.of(part, created, seconds, count)
-
-
-def _begun(
-    row_groups: Iterator[Batch], extracted: "InBatches", groups: "deque[NDArray[np.int64]]"
-) -> "Iterator[Extraction]":
-    """The extractions, each once its work was begun. The indices of their row groups are added to `groups`."""
-    import torch
-
-    for index, images in one_ahead(row_groups):
-        groups.append(index)
-        yield from extracted(torch.tensor(images))
-
-
-def _whole(extractions: "Iterable[Extraction]", groups: "deque[NDArray[np.int64]]") -> "Iterator[list[Extraction]]":
-    """The extractions of each row group in turn; the next to be complete is always `groups[0]`."""
-    held: list[Extraction] = []
-    rows = 0
-    for extraction in extractions:
-        held.append(extraction)
-        rows += len(extraction.features)
-        if rows == len(groups[0]):
-            yield held
-            held, rows = [], 0
+    return Result.of(part, created, time.perf_counter() - began, count)
 
 
 class InBatches:
@@ -115,8 +95,7 @@ class InBatches:
     kernels that it took for batches of this size while memory was short: no larger ones are extracted there either, as
     long as the process lives.
 
-    An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much).
-    """
+    An image's features do not depend on its batch, except for rounding (docs/decisions.md has how much)."""
 
     def __init__(
         self, extractor: "Callable[[Tensor], Extraction]", size: int, device: "Device", number_of_images: int = 0
@@ -133,18 +112,16 @@ class InBatches:
         start = 0
         while start < len(images):
             self._submitted.make_room()
-            most = min(self._size, self._device.most_to_extract or self._size)
-            batch = images[start : start + _even(len(images) - start, most)]
+            left, most = len(images) - start, min(self._size, self._device.most_to_extract or self._size)
+            batch = images[start : start + math.ceil(left / math.ceil(left / most))]  # batches of even sizes
             if (extraction := self._try(batch)) is not None:
                 start += len(batch)
                 self._submitted.add(extraction.copied, len(batch))
                 yield extraction
 
     def _try(self, batch: "Tensor") -> "Extraction | None":
-        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large.
-
-        The next one has the same size if there was something else to be freed and this is no GPU.
-        """
+        """The extraction of a batch; None if it did not fit into memory, and the next one is half as large. The next
+        one has the same size if there was something else to be freed and this is no GPU."""
         on_gpu = self._device.kind == "cuda"
         try:
             extraction = self._extractor(batch)
@@ -163,17 +140,8 @@ class InBatches:
         return None
 
 
-def _even(left: int, most: int) -> int:
-    """The size of the next batch where `left` images are split evenly into batches of at most `most`."""
-    return math.ceil(left / math.ceil(left / most))
-
-
 def _number_of_images(job: ExtractJob) -> int:
-    """The number of images of a job.
-
-    Raises:
-        DamagedFile: if its file has those of a different cell.
-    """
+    """The number of images of a job; DamagedFile if its file has those of a different cell."""
     if not isinstance(job.images, str):
         return job.stop - job.start
     part = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage)

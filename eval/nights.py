@@ -9,8 +9,7 @@ from taugrid.words import counted
 Light = Literal["red", "green", "grey"]
 """The colour of a verdict: red for a regression, green for nothing worse, grey for undecided."""
 
-DIGITS = 10
-"""Digits of a hash that are shown."""
+DIGITS = 10  # digits of a hash that are shown
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,15 @@ class NightLine(NamedTuple):
     """A night, finished or not."""
 
     id: str
-    time: str
-    """When its verdict was reached, UTC, ISO 8601; empty if there is none."""
-    verdict: str
-    """The worst verdict of its cells, "no baseline", or "unfinished"."""
+    time: str  # when its verdict was reached, UTC, ISO 8601; empty if there is none
+    verdict: str  # the worst verdict of its cells, "no baseline", or "unfinished"
     light: Light
-    counts: Mapping[str, int] = {}
-    """Verdict -> number of cells, worst first."""
-    compared: tuple[int, int] | None = None
-    """The number of compared cells, and of the baseline's cells."""
-    remarks: tuple[str, ...] = ()
-    """Cells and checks that were not judged, and why."""
+    counts: Mapping[str, int] = {}  # verdict -> number of cells, worst first
+    compared: tuple[int, int] | None = None  # the number of compared cells, and of the baseline's cells
+    remarks: tuple[str, ...] = ()  # cells and checks that were not judged, and why
     models: tuple[NightModel, ...] = ()
-    commit: str | None = None
-    """The commit of taugrid's repository."""
-    is_dirty: bool = False
-    """Whether there were uncommitted changes."""
+    commit: str | None = None  # the commit of taugrid's repository
+    is_dirty: bool = False  # whether there were uncommitted changes
 
     @property
     def cells(self) -> str:
@@ -52,7 +44,6 @@ class NightLine(NamedTuple):
 
     @property
     def checkpoints(self) -> list[str]:
-        """The known names of its checkpoints."""
         return list(dict.fromkeys(model.checkpoint for model in self.models if model.checkpoint))
 
     @property

@@ -1,13 +1,15 @@
 """The judge of `taugrid selfcheck`: compares a cell's images with a float64 loop of the paper, and its FID with theirs.
 
-Nothing here uses the sampler, the noise, the oracle or the statistics of a run. The judge shares only the paper, the
-definition of the noise and the data with them.
+With `--sampler`, it compares them with the solution of the ODE in closed form. Nothing here uses the sampler, the
+noise, the oracle or the statistics of a run. The judge shares only the paper, the definition of the noise and the data
+with them.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -27,35 +29,70 @@ FID_TOLERANCE = 2e-6
 """Largest relative error of the table's FID. The features' float32 moved it by up to 2.6e-7 in the Gaussian cells;
 covariances divided by N instead of N - 1 moved it by 8e-4 at N = 512."""
 
-ROWS_AT_ONCE = 4096
-"""Images that are recomputed at a time, so that memory does not grow with N."""
+ROWS_AT_ONCE = 4096  # images that are recomputed at a time, so that memory does not grow with N
+
+STEPS = (25, 100, 200)
+"""S of the cells of `--sampler`. Limits hold at the last S, orders between the first two: there an image's error falls
+with the order, for DDIM from 0.96 to 0.24 grey levels, for UniPC from 0.0047 to 0.00003."""
+
+SLACK = 0.25
+"""How far the measured order may fall short. DDIM's was 1.0, Heun's 2.1, that of DPM-Solver++(2M) 2.0; the others end
+below `ROUNDING`. DPM-Solver++(3M) with half of its second difference had 2.4, UniPC-2 3.1."""
+
+ROUNDING = 2e-4
+"""Grey levels by which float32 may move the mean pixel: it was 1.3e-4 at most in the cells of `selfcheck`."""
+
+NEAR = 1.0
+"""Largest mean difference at the last S, in grey levels. Of 100 linear steps of DDIM it was 0.5; a standard deviation
+that is 10 % too large makes it 1.0."""
+
+WIDE = 0.02
+"""How far the FID may be above that of the ODE's images at the last S, as a share of the data's variance. A standard
+deviation that is 14 % off makes it 0.02. Of 200 linear steps of DDPM it was 0.013."""
+
+FAR = 6.0
+"""Mean difference of one image, in grey levels, beyond which it is another image. Unrelated ones differ by 15."""
+
+FOLLOWS = 0.9
+"""Least correlation of images with the ODE's, for a sampler of unknown order to be judged as its solver. DDIM had
+0.9997 at eta = 0, and 0.01 at eta = 1."""
+
+
+class Visited(NamedTuple):
+    """A place where x = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
+    key: int  # the integer that names the noise drawn there
 
 
 @dataclass(frozen=True, eq=False)
 class CellSettings:
     data: Gaussian | TwoPoints | Classes
-    path: "tuple[Visited, ...]"
-    """Where the sampler calls the network, and then the image."""
+    path: tuple[Visited, ...]  # where the sampler calls the network, and then the image
     eta: float | Literal["sigma_hat"]
     clip: str
     seed: int
     num_samples: int
-    guidance: float = 1.0
-    """The scale g, for classes."""
-    start: float = 1.0
-    """The standard deviation of x_T."""
+    guidance: float = 1.0  # the scale g, for classes
+    start: float = 1.0  # the standard deviation of x_T
     sampler: Literal["ddim", "heun", "edm-heun"] = "ddim"
     churn: float = 0.0
     churn_noise: float = 1.0
 
 
-class Visited(NamedTuple):
-    """There, x = alpha x_0 + sigma eps."""
+@dataclass(frozen=True)
+class CellFindings:
+    """The findings about a cell. No `problems` means that all is well."""
 
-    alpha: float
-    sigma: float
-    key: int
-    """The integer that names the noise drawn there."""
+    differing_share: float  # of pixels that differ from the recomputed ones
+    largest_difference: int  # of a pixel, in grey levels
+    fid: dict[str, float] | None
+    """`measured`, that of the table, and `recomputed` of the images on disk; None for data other than the Gaussian."""
+    problems: tuple[str, ...]
+    mean_difference: float | None = None
+    """With --sampler: of a pixel from the ODE's image, in grey levels; None if the images do not follow the ODE. Its
+    expectation is the mean absolute error, as rounding is unbiased, so it shows errors far below a level."""
 
 
 IMAGE = Visited(1.0, 0.0, 0)
@@ -84,37 +121,6 @@ def _key(alpha: float, sigma: float) -> int:
     return 2**32 - 1 if alpha == 0 else 2**31 - round(2**21 * float(np.log(alpha / sigma)))
 
 
-class ComparedFid(NamedTuple):
-    measured: float
-    """That of the table."""
-    recomputed: float
-    """That of the images on disk, in float64."""
-
-    @property
-    def problems(self) -> list[str]:
-        """At most one line."""
-        if abs(self.measured - self.recomputed) <= FID_TOLERANCE * self.recomputed:
-            return []
-        return [f"the table's FID is {self.measured:.8g}, that of the images on disk {self.recomputed:.8g}"]
-
-
-@dataclass(frozen=True)
-class CellFindings:
-    """The findings about a cell. No `problems` means that all is well."""
-
-    differing_share: float
-    """The share of pixels that differ from the recomputed ones."""
-    largest_difference: int
-    """The largest difference of a pixel, in grey levels."""
-    fid: ComparedFid | None
-    """None for data other than the Gaussian."""
-    problems: tuple[str, ...]
-    """A line for each problem."""
-    mean_difference: float | None = None
-    """With --sampler: of a pixel from the ODE's image, in grey levels; None if the images do not follow the ODE. Its
-    expectation is the mean absolute error, as rounding is unbiased, so it shows errors far below a level."""
-
-
 def judge(
     images: NDArray[np.uint8],
     index: NDArray[np.int64],
@@ -123,42 +129,38 @@ def judge(
     reference: NDArray[np.uint8] | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> CellFindings:
-    """Judge one cell by its images.
-
-    Args:
-        images: (n, C, H, W), from the files, in any order.
-        index: (n,), the recorded sample index of each image.
-        cell: the settings that they should have been made with.
-        fid: the FID in the run's table, from features uint8 / 127.5 - 1.
-        reference: (M, C, H, W), the images that `fid` compares with.
-        labels: (n,), the recorded class of each image, for classes.
-
-    Raises:
-        ValueError: for a Gaussian cell, whose FID alone is judged, without `fid` or `reference`; for classes without
-            labels.
-    """
+    """Judge one cell by its `images` (n, C, H, W) from the files, in any order, with their recorded indices (n,). A
+    Gaussian cell needs the `fid` in the run's table, from features uint8 / 127.5 - 1, and the images (M, C, H, W) that
+    it compares with; classes need the recorded class of each image, (n,)."""
     problems = index_problems(index, cell.num_samples)
     difference = np.abs(images.reshape(len(images), -1).astype(np.int64) - recomputed(index, cell, labels))
     share, largest = float((difference > 0).mean()), int(difference.max())
-    problems += _pixel_problems(difference, share, largest)
-    if isinstance(cell.data, Classes):
-        problems += label_problems(index, _given(labels), cell.data.count)
-    if not isinstance(cell.data, Gaussian):
-        return CellFindings(share, largest, None, tuple(problems))
-    if fid is None or reference is None:
-        raise ValueError("judging a Gaussian cell needs the table's FID and the reference's images")
-    compared = ComparedFid(fid, frechet_distance(images, reference))
-    return CellFindings(share, largest, compared, (*problems, *compared.problems))
-
-
-def _pixel_problems(difference: NDArray[np.int64], share: float, largest: int) -> list[str]:
-    """At most one line about |images - recomputed|, (n, d), with the share of pixels that differ and the largest."""
     if largest > 1:
         off = int((difference > 1).any(axis=1).sum())
-        return [f"{off} of {len(difference)} images not as (seed, n) gives them: up to {largest} grey levels off"]
-    if share > DIFFERING_SHARE:
-        return [f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}"]
-    return []
+        problems.append(f"{off} of {len(images)} images not as (seed, n) gives them: up to {largest} grey levels off")
+    elif share > DIFFERING_SHARE:
+        line = f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}"
+        problems.append(line)
+    if isinstance(cell.data, Classes):
+        assert labels is not None
+        problems += label_problems(index, labels, cell.data.count)
+    if not isinstance(cell.data, Gaussian):
+        return CellFindings(share, largest, None, tuple(problems))
+    assert fid is not None
+    assert reference is not None
+    compared, of_fid = _compared_fid(fid, images, reference)
+    return CellFindings(share, largest, compared, (*problems, *of_fid))
+
+
+def _compared_fid(
+    measured: float, images: NDArray[np.uint8], reference: NDArray[np.uint8]
+) -> tuple[dict[str, float], list[str]]:
+    """The FID in the table beside that of the images on disk, and at most one problem."""
+    found = frechet_distance(images, reference)
+    problems = []
+    if abs(measured - found) > FID_TOLERANCE * found:
+        problems.append(f"the table's FID is {measured:.8g}, that of the images on disk {found:.8g}")
+    return {"measured": measured, "recomputed": found}, problems
 
 
 def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
@@ -179,21 +181,24 @@ def index_problems(index: NDArray[np.int64], num_samples: int) -> list[str]:
 def recomputed(
     index: NDArray[np.int64], cell: CellSettings, labels: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper.
+    """The grey levels (n, d) of the samples `index`, (n,), in float64 from section 4 of the paper. Guided classes are
+    recomputed as what they should be, one Gaussian for each class, and not by guidance: the mean of a sample of class c
+    is g m_c + (1 - g) m_0."""
+    parts = []
+    for start in range(0, len(index), ROWS_AT_ONCE):
+        rows, data = slice(start, start + ROWS_AT_ONCE), cell.data
+        if isinstance(data, Classes):
+            assert labels is not None
+            offset = cell.guidance * data.offsets[labels[rows]] + (1 - cell.guidance) * data.offsets[-1]
+            data = replace(data.base, mean=data.base.mean + offset)
+        dims = data.points.shape[1] if isinstance(data, TwoPoints) else data.mean.shape[-1]
+        x = _steps(cell, data, partial(standard_normals, cell.seed, index[rows], dims=dims))
+        parts.append(_levels(x))
+    return np.concatenate(parts)
 
-    Guided classes are recomputed as what they should be, one Gaussian for each class, and not by guidance.
-    """
-    rows = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(index), ROWS_AT_ONCE)]
-    if isinstance(cell.data, Classes):
-        classes, of = cell.data, _given(labels)
-        return np.concatenate([_recomputed(index[at], cell, _guided(classes, cell.guidance, of[at])) for at in rows])
-    return np.concatenate([_recomputed(index[at], cell, cell.data) for at in rows])
 
-
-def _guided(classes: Classes, scale: float, labels: NDArray[np.int64]) -> Gaussian:
-    """The distribution of each guided sample: its mean, (n, d), is g m_c + (1 - g) m_0."""
-    offset = scale * classes.offsets[labels] + (1 - scale) * classes.offsets[-1]
-    return replace(classes.base, mean=classes.base.mean + offset)
+def _levels(x: Array) -> NDArray[np.int64]:
+    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
 
 
 def label_problems(index: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[str]:
@@ -201,18 +206,6 @@ def label_problems(index: NDArray[np.int64], labels: NDArray[np.int64], classes:
     ordered = labels[np.argsort(index)][: len(labels) // classes * classes].reshape(-1, classes)
     wrong = int((np.sort(ordered, axis=1) != np.arange(classes)).any(axis=1).sum())
     return [f"{counted(wrong, 'block')} of {classes} samples without each class once"] if wrong else []
-
-
-def _given(labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    if labels is None:
-        raise ValueError("judging classes needs the labels of their images")
-    return labels
-
-
-def _recomputed(index: NDArray[np.int64], cell: CellSettings, data: Gaussian | TwoPoints) -> NDArray[np.int64]:
-    dims = data.points.shape[1] if isinstance(data, TwoPoints) else data.mean.shape[-1]
-    x = _steps(cell, data, lambda key: standard_normals(cell.seed, index, key, dims))
-    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
 
 
 def _steps(cell: CellSettings, data: Gaussian | TwoPoints, normals: Callable[[int], Array]) -> Array:
@@ -279,10 +272,8 @@ def _expected_x0(data: Gaussian | TwoPoints, x: Array, at: Visited) -> Array:
 
 def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) -> Array:
     """The noise of the samples `index` at `time`, (n, dims), from its definition in `workers/diffusion/noise.py`.
-
     Philox4x32-10 with counter (block, time, index mod 2^32, index div 2^32) and the first 8 bytes of a SHA-256 as its
-    key. Box-Muller turns pairs of words into pairs of normals, rounded to float32.
-    """
+    key. Box-Muller turns pairs of words into pairs of normals, rounded to float32."""
     digest = hashlib.sha256(f"taugrid/sample/{seed}".encode()).digest()
     key = np.frombuffer(digest[:8], dtype="<u4").astype(np.uint64)
     n = index.astype(np.uint64)[:, None]
@@ -300,12 +291,75 @@ def standard_normals(seed: int, index: NDArray[np.int64], time: int, dims: int) 
 
 
 def frechet_distance(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """FID of the pixels, |m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^1/2, of two arrays (n, C, H, W) or (n, d).
-
-    L^T A L has the eigenvalues of A B where B = L L^T.
-    """
+    """FID of the pixels, |m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^1/2, of two arrays (n, C, H, W) or (n, d). L^T A L
+    has the eigenvalues of A B where B = L L^T."""
     a, b = (pixels.reshape(len(pixels), -1) / 127.5 - 1 for pixels in (images, reference))
     of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     factor = np.linalg.cholesky(of_b)
     roots = np.sqrt(np.maximum(np.linalg.eigvalsh(factor.T @ of_a @ factor), 0))
     return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.trace(of_a + of_b) - 2 * roots.sum())
+
+
+def ode_images(
+    data: Gaussian, first: float, last: float, seed: int, index: NDArray[np.int64], start: float = 1.0
+) -> Array:
+    """(n, d): the solution of eq. 14's ODE for the samples `index`, (n,), and x0 as predicted there.
+
+    For a Gaussian it takes x_T along each eigenvector of Sigma by a factor: x - alpha m grows as the standard deviation
+    of x does. So the image that all solvers converge to is known from (seed, n), whatever their steps are; a sampler
+    that adds noise has only the distribution of those images.
+
+    It leads from x_T at alpha_bar = `first` to the network's last call at `last`. `start` is the standard deviation of
+    x_T, if x has a variance of 1 at the first call where x0 has."""
+    vectors, m, l = data.eigenvectors, data.mean @ data.eigenvectors, data.eigenvalues  # noqa: E741
+    growth = np.sqrt((last * l + 1 - last) / (first * l + 1 - first))
+    gain = np.sqrt(last) * l / (last * l + 1 - last) * growth
+    x_T = start * standard_normals(seed, index, 0, len(m)) @ vectors
+    images: Array = (m + gain * (x_T - np.sqrt(first) * m)) @ vectors.T
+    return images
+
+
+def judge_sampler(
+    images: NDArray[np.uint8],
+    index: NDArray[np.int64],
+    num_samples: int,
+    exact: Array,
+    fid: float,
+    reference: NDArray[np.uint8],
+    follows: bool,
+    is_last: bool,
+) -> CellFindings:
+    """Judge one cell by its images, as `judge`, against the ODE's: `exact` (n, d), `ode_images` of `index`. `follows`
+    says that the sampler solves the ODE; if it is false, the images tell. `is_last` marks the cell with the largest S,
+    at which the images should be near the ODE's."""
+    flat = images.reshape(len(images), -1).astype(np.int64)
+    levels = _levels(exact)
+    difference = np.abs(flat - levels)
+    problems = index_problems(index, num_samples)
+    mean: float | None = None
+    if equal := len(flat) - len(np.unique(flat, axis=0)):
+        problems.append(f"{counted(equal, 'image')} equal to another one")
+    centre = exact.mean(axis=0)
+    if follows or np.corrcoef((flat / 127.5 - 1 - centre).ravel(), (exact - centre).ravel())[0, 1] > FOLLOWS:
+        mean = float(difference.mean())
+        if far := int((difference.mean(axis=1) > FAR).sum()):
+            problems.append(f"{far} of {len(flat)} images not as the ODE takes their noise")
+        if is_last and mean > NEAR:
+            problems.append(f"pixels are off by {mean:.2g} grey levels on average, {NEAR:g} at most is expected")
+    compared, of_fid = _compared_fid(fid, images, reference)
+    if is_last:
+        expected = frechet_distance(levels.astype(np.uint8), reference)
+        if (beyond := compared["recomputed"] - expected) > WIDE * exact.var(axis=0).sum():
+            problems.append(f"FID is {beyond:.4f} above {expected:.4f}, that of the ODE's images")
+    share, largest = float((difference > 0).mean()), int(difference.max())
+    return CellFindings(share, largest, compared, (*problems, *of_fid), mean)
+
+
+def order_problems(sampler: str, order: int, differences: Mapping[int, float]) -> list[str]:
+    """At most one line, if the mean differences at each S fall more slowly than the sampler's order says."""
+    few, many, _ = STEPS
+    measured = np.log(differences[few] / max(differences[many], ROUNDING)) / np.log(many / few)
+    if differences[many] <= ROUNDING or measured >= order - SLACK:
+        return []
+    said = f"from {few} to {many} steps the error falls with order {measured:.1f}"
+    return [f"{said}, where {sampler} has order {order}"]

@@ -5,7 +5,7 @@ their place and file names. Imports no torch.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,12 @@ PART_IMAGES = 4 * parquet.ROWS_PER_GROUP
 """Images of a reference whose features are one file. Whole row groups: a cut elsewhere would change batches, and a
 feature may depend on its batch in the last bit."""
 
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "folder": folder.reader,
+    "npz": npz.reader,
+    "parquet": parquet_files.reader,
+}
+
 WAYS = "a folder of PNG or JPEG files, an .npz with arr_0, a Parquet file or a folder of them"
 
 
@@ -36,15 +42,12 @@ class ImageSet:
     """A set of images in a fixed order; plain data, so that it can travel to a worker."""
 
     kind: Kind | Literal["dataset"]
-    given: Data | str
-    """A data set of a config, or an absolute path."""
+    given: Data | str  # a data set of a config, or an absolute path
     num_images: int
-    shape: tuple[int, int, int]
-    """(channels, height, width), the same for all images."""
+    shape: tuple[int, int, int]  # (channels, height, width), the same for all images
     sha256: str
     """`workers.data.load.fingerprint` of all images: SHA-256 of the shape (N, C, H, W) and the pixels, in order."""
-    warnings: tuple[str, ...] = ()
-    """Threats to a fair comparison."""
+    warnings: tuple[str, ...] = ()  # threats to a fair comparison
     parts_sha256: tuple[str, ...] = ()
     """Of external images, the same of each part (`part_bounds`) by itself. Not part of its identity."""
 
@@ -78,45 +81,40 @@ def open_images(given: Data | str) -> ImageSet:
 
     A text is the path of a folder of PNG or JPEG files (those directly in it, sorted by real path), an `.npz` with
     `arr_0` (N, H, W, C) uint8, or a Parquet file or a folder of Parquet files with an image column (taugrid's: rows by
-    `index`; others: by file name, then row).
-
-    Raises:
-        workers.data.decoding.SourceError: for anything but a set of 8-bit grey or RGB images of one size.
-        taugrid.errors.DamagedFile: for an image or a file that can't be read, naming it.
-        UserError: for a data set that can't be read.
-    """
+    `index`; others: by file name, then row). Raises `SourceError` for anything but a set of 8-bit grey or RGB images of
+    one size, `DamagedFile` for one that can't be read, `UserError` for a data set that can't be read."""
     if isinstance(given, Data):
         count = len(load_images(given))
         return ImageSet("dataset", given, count, given.image_shape, content_fingerprint(given))
     kind, found = _locate(given)
-    reader = _reader(kind, found)
-    lossy, turned, shape, digest = 0, 0, (0, 0, 0), hashlib.sha256()
-    parts: list[hashlib._Hash] = []
+    reader = READERS[kind](found)
+    lossy, turned, shape, count = 0, 0, (0, 0, 0), reader.num_images
+    digests: list[hashlib._Hash] = []  # of all images, and of each part
     for position, picture in enumerate(_alike(reader.images())):
         if position == 0:
             channels, height, width = picture.pixels.shape
             shape = (channels, height, width)
-            digest = digest_of_shape((reader.num_images, *shape))
+            digests = [digest_of_shape((count, *shape))]
         if position % PART_IMAGES == 0:
-            parts.append(digest_of_shape((min(PART_IMAGES, reader.num_images - position), *shape)))
+            digests.append(digest_of_shape((min(PART_IMAGES, count - position), *shape)))
         pixels = np.ascontiguousarray(picture.pixels).tobytes()
-        digest.update(pixels)
-        parts[-1].update(pixels)
+        digests[0].update(pixels)
+        digests[-1].update(pixels)
         lossy += picture.lossy
         turned += picture.turned
     warnings = reader.warnings
     if lossy:
         warnings += (
-            f"{lossy} of {reader.num_images} images in {found} are JPEG, whose compression alone can change FID by a "
-            "factor of two: use PNG",
+            f"{lossy} of {count} images in {found} are JPEG, whose compression alone can change FID by a factor of "
+            "two: use PNG",
         )
     if turned:
         warnings += (
-            f"{turned} of {reader.num_images} images in {found} have an EXIF orientation, which is ignored: they are "
-            "taken as they are stored, so turn them first",
+            f"{turned} of {count} images in {found} have an EXIF orientation, which is ignored: they are taken as they "
+            "are stored, so turn them first",
         )
-    parts_sha256 = tuple(part.hexdigest() for part in parts)
-    return ImageSet(kind, str(found), reader.num_images, shape, digest.hexdigest(), warnings, parts_sha256)
+    sha256, *parts = (digest.hexdigest() for digest in digests)
+    return ImageSet(kind, str(found), count, shape, sha256, warnings, tuple(parts))
 
 
 def batches(
@@ -125,14 +123,8 @@ def batches(
     """Images `start` to `stop` - 1 of a set in order, `size` at a time; all of them if nothing is said.
 
     Threads decode a bounded number of large images ahead (`threads.decode_each`). `sha256` is that of these images
-    alone (`ImageSet.part_sha256`).
-
-    Raises:
-        workers.data.decoding.SourceError: also if the images are gone, or have changed since they were opened,
-            which is only known at the end.
-        taugrid.errors.DamagedFile: for an image or a file that can't be read.
-        UserError: for a data set that can't be read.
-    """
+    alone (`ImageSet.part_sha256`). Raises as `open_images`, and `SourceError` if the images are gone, or have changed
+    since they were opened, which is only known at the end."""
     stop, expected = images.num_images if stop is None else stop, sha256 or images.sha256
     digest, first = digest_of_shape((stop - start, *images.shape)), start
     try:
@@ -157,19 +149,15 @@ def _chunks(images: ImageSet, size: int, start: int, stop: int) -> tuple[int, It
     if isinstance(images.given, Data):
         loaded = load_images(images.given)
         return len(loaded), (np.array(loaded[at : min(at + size, stop)]) for at in range(start, stop, size))
-    assert images.kind != "dataset"
-    reader = _reader(images.kind, Path(images.given))
+    reader = READERS[images.kind](Path(images.given))
     pictures = _alike(islice(reader.images(start), stop - start))
     chunks = iter(lambda: list(islice(pictures, size)), [])
     return reader.num_images, (np.stack([picture.pixels for picture in chunk]) for chunk in chunks)
 
 
 def names_of(images: ImageSet, column: str | None) -> list[str] | None:
-    """The images' names in their order: of files, or the values of a Parquet `column`; None: they have none.
-
-    Raises:
-        workers.data.decoding.SourceError: if a Parquet file has no such column.
-    """
+    """The images' names in their order: of files, or the values of a Parquet `column`; None if they have none. Raises
+    `SourceError` if a Parquet file has no such column."""
     if images.kind == "folder":
         return folder.names(Path(str(images.given)))
     if images.kind == "parquet" and column is not None:
@@ -199,21 +187,22 @@ def _locate(text: str) -> tuple[Kind, Path]:
     path = Path(text).expanduser().absolute()
     if not path.exists():
         raise SourceError(nothing_there(text))
-    if path.is_dir():
-        pictures, tables = folder.files(path, folder.EXTENSIONS), folder.files(path, (".parquet",))
-        if pictures and tables:
-            raise SourceError(f"{path} holds {len(pictures)} images and {len(tables)} Parquet files: separate them")
-        if not pictures and not tables:
-            deeper = folder.subfolder_with_images(path)
-            if deeper is not None:
-                raise SourceError(
-                    f"{path} has images in subfolders only, which are not searched: give one of them, such as {deeper}"
-                )
-            raise SourceError(f"{path} holds no .png, .jpg, .jpeg or .parquet file; give {WAYS}")
+    if path.suffix == ".npz" and not path.is_dir():
+        return "npz", path
+    if path.suffix == ".parquet" and not path.is_dir():
+        return "parquet", path
+    if not path.is_dir():
+        raise SourceError(f"{path} does not hold images; give {WAYS}")
+    pictures, tables = folder.files(path, folder.EXTENSIONS), folder.files(path, (".parquet",))
+    if pictures and tables:
+        raise SourceError(f"{path} holds {len(pictures)} images and {len(tables)} Parquet files: separate them")
+    if pictures or tables:
         return ("folder" if pictures else "parquet"), path
-    if path.suffix in (".npz", ".parquet"):
-        return ("npz" if path.suffix == ".npz" else "parquet"), path
-    raise SourceError(f"{path} does not hold images; give {WAYS}")
+    if (deeper := folder.subfolder_with_images(path)) is not None:
+        raise SourceError(
+            f"{path} has images in subfolders only, which are not searched: give one of them, such as {deeper}"
+        )
+    raise SourceError(f"{path} holds no .png, .jpg, .jpeg or .parquet file; give {WAYS}")
 
 
 def nothing_there(text: str) -> str:
@@ -222,7 +211,3 @@ def nothing_there(text: str) -> str:
         f"there is no {text}; give {WAYS}; a reference may also be a run directory, or a data set with its split "
         "(fashion-mnist/train)"
     )
-
-
-def _reader(kind: Kind, path: Path) -> Reader:
-    return {"folder": folder.reader, "npz": npz.reader, "parquet": parquet_files.reader}[kind](path)

@@ -21,13 +21,7 @@ from taugrid.eval import extract
 from taugrid.eval.features.load import code_sha256, load
 from taugrid.eval.metrics.floor import floor_path, keep_floors
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION, singular
-from taugrid.eval.metrics.reference_statistics import (
-    MomentsFile,
-    ReferenceStatistics,
-    of_features,
-    of_moments,
-    read_all,
-)
+from taugrid.eval.metrics.reference_statistics import MomentsFile, of_features, of_moments, read_all
 from taugrid.eval.metrics.score import Feasible, feasible, score
 from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded
 from taugrid.eval.reference import Reference
@@ -48,12 +42,9 @@ PUBLISHED_SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Options:
-    versions: Mapping[str, str]
-    """The software's versions, for the protocol."""
-    device: str = "cpu"
-    """The extractor's device, in torch's notation."""
-    batch_size: int = 250
-    """Images that the extractor gets at once."""
+    versions: Mapping[str, str]  # the software's, for the protocol
+    device: str = "cpu"  # the extractor's, in torch's notation
+    batch_size: int = 250  # images that the extractor gets at once
     cache: Path | None = None
     """Folder that keeps the reference's statistics, and features if a metric needs them; None keeps nothing."""
     features: Path | None = None
@@ -95,134 +86,96 @@ def score_sets(
 ) -> list[ScoredImages]:
     """Score each set of images against `reference`, with their influences.
 
-    Args:
-        sets: the images to judge.
-        reference: external images, a data set, or their mean and covariance in features of the same extractor.
-        extractor: for the shape of the samples, as `eval.features.resolve.resolve` returns it.
-        settings: the metrics and their settings. A metric that can't be computed is left out, with the reason.
-        options: device, batch size, caches and progress.
-        orders: for each set, the order (N,) in which its images count, for numbers of subsets and splits and for the
-            influences; None, or nothing at all: as they are in the source.
+    The `extractor` is for the shape of the samples. A metric that can't be computed is left out, with the reason.
+    `orders` has for each set the order (N,) in which its images count, for numbers of subsets and splits and for the
+    influences; None, or nothing at all: as they are in the source.
 
-    Raises:
-        ValueError: if no metric can be computed for a set, the extractor does not fit the images, the reference or its
-            weights, features hold nan or infinity, images have changed meanwhile, or a cache can't be made.
-        taugrid.errors.DamagedFile: for an image or a file that can't be read.
-    """
-    possible = [_possible(samples, reference, extractor, settings) for samples in sets]
-    for samples in sets:
-        _require_fit(samples, reference, extractor)
+    Raises ValueError if no metric can be computed for a set, the extractor does not fit the images, the reference or
+    its weights, features hold nan or infinity, images have changed meanwhile, or a cache can't be made; `DamagedFile`
+    for an image or a file that can't be read."""
+    possible = [
+        feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(())) for samples in sets
+    ]
+    for samples, found in zip(sets, possible, strict=True):
+        if not found.settings.metrics:
+            details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
+            raise ValueError(f"none of the metrics can be given ({details})")
+        reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
+        if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
+            raise ValueError(
+                f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
+                f"{_shape(reference.shape)}; choose another extractor"
+            )
     for folder in filter(None, (options.cache, options.features)):
-        _make_folder(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"can't keep references in {folder}: {error.strerror}; choose another folder") from None
     set_up()
-    with TemporaryDirectory(prefix="taugrid-") as scratch:
-        extracting = _Extracting(extractor, options, Path(scratch))
-        with_features = any(one.settings.need("reference_features") for one in possible)
-        compared = _statistics(reference, with_features, extracting)
+    cache, key = options.cache, reference.cache_key(extractor, code_sha256(extractor))
+    with TemporaryDirectory(prefix="taugrid-") as temporary:
+        scratch = Path(temporary)
+        extracted = _extracting(extractor, options)
+        if isinstance(reference.given, MomentsFile):
+            compared = of_moments(reference.given, cache, key)
+        else:  # features are kept if a metric needs them, and not extracted if none does and statistics are cached
+            kept = any(found.settings.need("reference_features") for found in possible)
+            folder_of_reference = cache if kept and cache is not None else scratch
+            features = partial(_features, partial(extracted, reference.given, folder_of_reference, "reference"))
+            whole = (lambda: np.concatenate(list(features()))) if kept else None
+            compared = of_features(features, reference.given.num_images, cache, key, whole)
         scored = []
-        for number, (samples, possibility) in enumerate(zip(sets, possible, strict=True)):
-            left, order = possibility.settings, orders[number] if orders else None
-            path = extracting(samples, options.features, "samples" if len(sets) == 1 else f"samples {number + 1}")
-            streams: list[Stream] = [
-                partial(read_all, [path], column=column)
-                for column in ("features", *(["logits"] if left.need("logits") else []))
-            ]
-            features, *logits = streams if order is None else (_in_order(stream, order) for stream in streams)
-            scores = score(features, logits[0] if logits else None, samples.num_images, compared, left)
-            about = _document(samples, reference, extractor, possibility, options)
-            n, cache, key = samples.num_images, options.cache, reference.cache_key(extractor, code_sha256(extractor))
+        for number, (samples, found) in enumerate(zip(sets, possible, strict=True)):
+            n, left, order = samples.num_images, found.settings, orders[number] if orders else None
+            what = "samples" if len(sets) == 1 else f"samples {number + 1}"
+            path = extracted(samples, options.features or scratch, what)
+            names = ("features", "logits") if left.need("logits") else ("features",)
+            streams: list[Stream] = [partial(read_all, [path], column=name) for name in names]
+            if order is not None:
+                streams = [_in_order(stream, order) for stream in streams]
+            scores = score(streams[0], streams[1] if len(streams) > 1 else None, n, compared, left)
             floors = keep_floors(None if cache is None else floor_path(cache, key, n, left), compared, n, left)
-            document = about | {"metrics": scores.values, "notes": [*about["notes"], *scores.notes]}
+            document = _document(samples, reference, extractor, found, options)
+            document |= {"metrics": scores.values, "notes": [*document["notes"], *scores.notes]}
             document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
             scored.append(ScoredImages(samples, document, scores.influences, order, scores.unsure))
     return scored
 
 
-def _document(
-    samples: ImageSet, reference: Reference, extractor: ExtractorSpec, possible: Feasible, options: Options
-) -> dict[str, Any]:
-    """What is known of a set of images before it is scored, in the order of a `ScoredImages.document`."""
-    protocol = _protocol(samples, reference, extractor, possible.settings, options.versions)
-    return {
-        "samples": _identity(samples),
-        "reference": _identity(reference.given),
-        "metrics": {},
-        "notes": [*(f"no {metric}: {reason}" for metric, reason in possible.reasons.items()), *possible.remarks],
-        "warnings": warnings(samples, reference, extractor),
-        "protocol": on_devices(protocol.as_dict(), {"scored": [kind_of(options.device)]}),
-    }
+def _extracting(extractor: ExtractorSpec, options: Options) -> Callable[[ImageSet, Path, str], Path]:
+    """A function that returns the file in a folder with the features of a set, made if it is missing or damaged."""
+    activity, count, code = "", 0, code_sha256(extractor)
 
+    def heartbeat(done: float, of: float, doing: str = "") -> None:
+        options.progress(activity, min(int(done), count), count)
 
-def _possible(samples: ImageSet, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings) -> Feasible:
-    found = feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(()))
-    if not found.settings.metrics:
-        details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
-        raise ValueError(f"none of the metrics can be given ({details})")
-    return found
+    device, size = Device(options.device, heartbeat), options.batch_size
 
-
-def _require_fit(samples: ImageSet, reference: Reference, extractor: ExtractorSpec) -> None:
-    reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
-    if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
-        raise ValueError(
-            f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
-            f"{_shape(reference.shape)}; choose another extractor"
-        )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"can't keep references in {folder}: {error.strerror}; choose another folder") from None
-
-
-class _Extracting:
-    """Extracts the features of sets of images on one device."""
-
-    def __init__(self, extractor: ExtractorSpec, options: Options, scratch: Path) -> None:
-        self.extractor, self.options, self.scratch = extractor, options, scratch
-        self._device = Device(options.device, self._heartbeat)
-        self._now = ("", 0)
-
-    def __call__(self, images: ImageSet, folder: Path | None, what: str) -> Path:
-        """The feature file of all images in `folder` (None: a scratch folder), made if it is missing or damaged."""
-        count, key = images.num_images, Reference(images).cache_key(self.extractor, code_sha256(self.extractor))
-        path = (folder or self.scratch) / f"{key}.parquet"
+    def extracted(images: ImageSet, folder: Path, what: str) -> Path:
+        nonlocal activity, count
+        key = Reference(images).cache_key(extractor, code)
+        path = folder / f"{key}.parquet"
         try:
             part = parquet.inspect(path)
-            if (part.start, part.stop) == (0, count):
+            if (part.start, part.stop) == (0, images.num_images):
                 return path
         except (FileNotFoundError, DamagedFile):
             path.unlink(missing_ok=True)
-        self._now = (what, count)
-        self.options.progress(what, 0, count)
-        size = self.options.batch_size
-        job = extract.ExtractJob(str(path), images, images.sha256, self.extractor, size, {"key": key}, 0, count, size)
+        activity, count = what, images.num_images
+        options.progress(what, 0, count)
+        job = extract.ExtractJob(str(path), images, images.sha256, extractor, size, {"key": key}, 0, count, size)
         try:
-            extract.run(job, self._device)
+            extract.run(job, device)
         except WorkerRefusal as error:  # no other node is at fault: this process opened the images
             raise error.__cause__ or error from None
-        self.options.progress(what, count, count)
+        options.progress(what, count, count)
         return path
 
-    def _heartbeat(self, done: float, of: float, doing: str = "") -> None:
-        what, count = self._now
-        self.options.progress(what, min(int(done), count), count)
+    return extracted
 
 
-def _statistics(reference: Reference, with_features: bool, extracting: _Extracting) -> ReferenceStatistics:
-    """The reference's statistics. Features are extracted if nothing is cached, and kept if a metric needs them."""
-    spec, cache, given = extracting.extractor, extracting.options.cache, reference.given
-    key = reference.cache_key(spec, code_sha256(spec))
-    if isinstance(given, MomentsFile):
-        return of_moments(given, cache, key)
-
-    def features() -> Iterator[Features]:
-        return read_all([extracting(given, cache if with_features else None, "reference")])
-
-    load_features = (lambda: np.concatenate(list(features()))) if with_features else None
-    return of_features(features, given.num_images, cache, key, load_features)
+def _features(find: Callable[[], Path]) -> Iterator[Features]:
+    return read_all([find()])
 
 
 def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> tuple[Features, str]:
@@ -241,12 +194,57 @@ def _in_order(stream: Stream, order: NDArray[np.int64]) -> Stream:
     return lambda: iter((rows,))
 
 
+def _document(
+    samples: ImageSet, reference: Reference, extractor: ExtractorSpec, possible: Feasible, options: Options
+) -> dict[str, Any]:
+    """What is known of a set of images before it is scored, in the order of a `ScoredImages.document`."""
+    protocol = Protocol(  # without the settings of their sampling, which are unknown
+        reference=reference.identity(),
+        num_samples=samples.num_images,
+        weights=None,
+        tau=None,
+        clip=None,
+        precision=None,
+        rounding=None,
+        extractor=extractor.describe(),
+        metrics=possible.settings,
+        versions=options.versions,
+    )
+    return {
+        "samples": _identity(samples),
+        "reference": _identity(reference.given),
+        "metrics": {},
+        "notes": [*(f"no {metric}: {reason}" for metric, reason in possible.reasons.items()), *possible.remarks],
+        "warnings": warnings(samples, reference, extractor),
+        "protocol": on_devices(protocol.as_dict(), {"scored": [kind_of(options.device)]}),
+    }
+
+
+def _identity(side: ImageSet | MomentsFile) -> dict[str, Any]:
+    if isinstance(side, MomentsFile):
+        return {"kind": "moments", "path": side.path, "dataset": None, "num_images": None, "sha256": side.sha256}
+    dataset = side.given.name_and_split if isinstance(side.given, Data) else None
+    about = {"kind": side.kind, "path": side.place, "dataset": dataset}
+    return {**about, "num_images": side.num_images, "sha256": side.sha256}
+
+
 def warnings(samples: ImageSet, reference: Reference, extractor: ExtractorSpec) -> list[str]:
     """Threats to a fair comparison, one line each."""
     lines = [f"samples: {warning}" for warning in samples.warnings]
     if not isinstance(reference.given, MomentsFile):
         lines += [f"reference: {warning}" for warning in reference.given.warnings]
-        lines += _warnings_of_both(samples, reference)
+        if samples.sha256 == reference.sha256:
+            lines.append("samples and reference are the same images")
+        if samples.shape != reference.shape:
+            lines.append(
+                f"samples are {_shape(samples.shape)}, the reference {_shape(reference.shape)}: the extractor compares "
+                "differently resized images, or grey with colour"
+            )
+        if samples.num_images != reference.num_images:
+            lines.append(
+                f"{samples.num_images} samples against {reference.num_images} references: compare this FID only with "
+                "FIDs of the same N and reference"
+            )
     elif samples.num_images != PUBLISHED_SAMPLES:
         lines.append(f"{samples.num_images} samples, but most published FIDs use {PUBLISHED_SAMPLES}: FID depends on N")
     counts = {"samples": samples.num_images, "references": reference.num_images}
@@ -262,52 +260,5 @@ def warnings(samples: ImageSet, reference: Reference, extractor: ExtractorSpec) 
     return lines
 
 
-def _warnings_of_both(samples: ImageSet, reference: Reference) -> list[str]:
-    found = []
-    if samples.sha256 == reference.sha256:
-        found.append("samples and reference are the same images")
-    if samples.shape != reference.shape:
-        found.append(
-            f"samples are {_shape(samples.shape)}, the reference {_shape(reference.shape)}: the extractor compares "
-            "differently resized images, or grey with colour"
-        )
-    if samples.num_images != reference.num_images:
-        found.append(
-            f"{samples.num_images} samples against {reference.num_images} references: compare this FID only with FIDs "
-            "of the same N and reference"
-        )
-    return found
-
-
 def _shape(shape: tuple[int, int, int] | None) -> str:
     return "x".join(str(side) for side in shape or ())
-
-
-def _identity(side: ImageSet | MomentsFile) -> dict[str, Any]:
-    if isinstance(side, MomentsFile):
-        return {"kind": "moments", "path": side.path, "dataset": None, "num_images": None, "sha256": side.sha256}
-    dataset = side.given.name_and_split if isinstance(side.given, Data) else None
-    about = {"kind": side.kind, "path": side.place, "dataset": dataset}
-    return {**about, "num_images": side.num_images, "sha256": side.sha256}
-
-
-def _protocol(
-    samples: ImageSet,
-    reference: Reference,
-    extractor: ExtractorSpec,
-    settings: MetricSettings,
-    versions: Mapping[str, str],
-) -> Protocol:
-    """The protocol of external images, without the settings of their sampling, which are unknown."""
-    return Protocol(
-        reference=reference.identity(),
-        num_samples=samples.num_images,
-        weights=None,
-        tau=None,
-        clip=None,
-        precision=None,
-        rounding=None,
-        extractor=extractor.describe(),
-        metrics=settings,
-        versions=versions,
-    )

@@ -15,8 +15,7 @@ from taugrid.config import Evaluate, validate
 from taugrid.config.load import Override, merge
 from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.features.resolve import resolve
-from taugrid.eval.reference import Reference, open_reference
-from taugrid.eval.reference_names import resolve_reference
+from taugrid.eval.reference import Reference, open_reference, resolve_reference
 from taugrid.eval.sources import ImageSet, open_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.protocol import SOFTWARE
@@ -145,7 +144,7 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
 
     Args:
         samples: what messages call a set (`samples`, `A`) -> its path, see `eval.sources.open_images`.
-        reference: see `eval.reference_names.resolve_reference`.
+        reference: see `eval.reference.resolve_reference`.
         section: the settings; without an extractor, that of the reference's run or data set, else Inception.
         trust_code: the extractor that a run directory names may be custom code.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import UserError
-from taugrid.eval import selfcheck_sampler
+from taugrid.eval import selfcheck
 from taugrid.eval.selfcheck import (
     CellFindings,
     CellSettings,
@@ -54,7 +54,7 @@ def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...
         if options is not None:
             raise UserError("--sampler-options are those of --sampler; give both")
         return ()
-    cells = {"sampler": [sampler], "steps": list(selfcheck_sampler.STEPS), "spacing": ["logsnr"]}
+    cells = {"sampler": [sampler], "steps": list(selfcheck.STEPS), "spacing": ["logsnr"]}
     if sampler in SAMPLERS and "ddpm" not in (processes := find(sampler).processes):
         cells["diffusion.process"] = [min(processes)]
     grid = [{"model.oracle": ["gaussian"], "data.name": ["gaussian"], **cells}]
@@ -79,7 +79,7 @@ def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findi
     if sampler is not None and (order := _order(sampler)) is not None:
         *_, last = judgements
         differences = {each.cell.settings.steps: each.verdict.mean_difference or 0.0 for each in judgements}
-        problems = selfcheck_sampler.order_problems(sampler, order, differences)
+        problems = selfcheck.order_problems(sampler, order, differences)
         judgements[-1] = last._replace(verdict=replace(last.verdict, problems=(*last.verdict.problems, *problems)))
     return Findings(judgements, sampler)
 
@@ -144,14 +144,14 @@ def _judge_sampler(sampler: str, cell: Cell, images: CellImages, fid: float, ref
     known, (first, *_, last) = distribution(cell.model.data), cell.points
     assert isinstance(known, Gaussian)
     start = schedules.process(cell.model.diffusion).first_scale(first) / first.scale
-    found = selfcheck_sampler.judge(
+    found = selfcheck.judge_sampler(
         *images,
         cell.settings.num_samples,
-        selfcheck_sampler.ode_images(known, first.alpha_bar, last.alpha_bar, cell.settings.seed, images[1], start),
+        selfcheck.ode_images(known, first.alpha_bar, last.alpha_bar, cell.settings.seed, images[1], start),
         fid,
         reference,
         follows=_order(sampler) is not None,
-        is_last=cell.settings.steps == max(selfcheck_sampler.STEPS),
+        is_last=cell.settings.steps == max(selfcheck.STEPS),
     )
     return Judgement(cell, found)
 
@@ -176,7 +176,7 @@ def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
             "differing_share": verdict.differing_share,
             "largest_difference": verdict.largest_difference,
             "mean_difference": verdict.mean_difference,
-            "fid": None if verdict.fid is None else verdict.fid._asdict(),
+            "fid": verdict.fid,
             "problems": list(verdict.problems),
         }
         for cell, verdict in findings.judgements

@@ -7,8 +7,8 @@ because the driver must not import torch (`eval.features.resolve`).
 import math
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ from taugrid.workers.content import require_same, unchanged, verified_copy
 from taugrid.workers.custom.describe import find
 from taugrid.workers.custom.source import NOT_USER_PACKAGES, SourceCode, identity_of_code, source_of, tensors_sha256
 
-TRIED_IMAGES = 2
-"""How many images a custom extractor is tried on."""
+TRIED_IMAGES = 2  # how many images a custom extractor is tried on
 
 LOGITS = "logits"
 """A custom `isc` layer counts as logits if its name contains this. torch-fidelity requires an `isc` layer of every
@@ -40,10 +39,8 @@ extractor, so having one proves nothing, and an Inception Score of plain feature
 class Extraction(Transfer):
     """An extractor's output for a batch, in host memory."""
 
-    features: Tensor
-    """(B, d) float32."""
-    logits: Tensor | None
-    """(B, k) float32; None if the extractor is not a classifier."""
+    features: Tensor  # (B, d) float32
+    logits: Tensor | None  # (B, k) float32; None if the extractor is not a classifier
 
 
 def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
@@ -51,12 +48,10 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
     It waits for no GPU, so the transfer that it returns may not be done. On a CPU it is.
 
-    Raises:
-        WorkerRefusal: if this node has another file of weights than the resolved one, or none; or if a custom class
-            has other source code or loads other weights; or if the device lacks the extractor's precision.
-        ValueError: if the file of weights could run code or doesn't fit the extractor.
-    """
-    layers = layers_read(spec.feature_layer, spec.logits_layer)
+    Raises `WorkerRefusal` if this node has another file of weights than the resolved one, or none, or if a custom
+    class has other source code or loads other weights; `WorkerRefusal` if the device lacks the extractor's precision;
+    ValueError if the file of weights could run code or doesn't fit the extractor."""
+    layers = _layers(spec.feature_layer, spec.logits_layer)
     known = None if spec.source_sha256 else EXTRACTORS[spec.name]
     module = _custom(spec, layers) if known is None else _known(known, spec, layers)
     module.requires_grad_(False).eval()
@@ -83,11 +78,8 @@ def load(spec: ExtractorSpec, device: str) -> Callable[[Tensor], Extraction]:
 
 
 def as_input(images: Tensor, device: str, takes_grey: bool) -> Tensor:
-    """`images` (B, C, H, W) on `device`; grey ones with three equal channels unless the extractor `takes_grey`.
-
-    Channels are repeated there: a view with repeated channels can't be pinned.
-    """
-    images = to_device(images, device)
+    """`images` (B, C, H, W) on `device`; grey ones with three equal channels unless the extractor `takes_grey`."""
+    images = to_device(images, device)  # first: a view with repeated channels can't be pinned
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 and not takes_grey else images
 
 
@@ -117,19 +109,15 @@ def _known(known: KnownExtractor, spec: ExtractorSpec, layers: list[str]) -> Any
                 return extractor_class(spec.name, layers, verbose=False)
         with verified_copy(path, spec.weights_sha256) as copy:
             if known.weights.is_pickle:
-                _require_plain_tensors(spec.name, path, copy)
+                try:
+                    torch.load(copy, map_location="cpu", weights_only=True)
+                except Exception as error:  # torch raises anything for another kind of file: IndexError, KeyError, ...
+                    others = "must be a file of plain tensors, because others could run code"
+                    raise ValueError(f"{spec.name}: {path} {others}") from error
             return extractor_class(spec.name, layers, feature_extractor_weights_path=str(copy), verbose=False)
     except (RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = joined_lines(error)[:200]
         raise ValueError(f"{path} does not hold weights of {spec.name}: {reason}") from error
-
-
-def _require_plain_tensors(name: str, path: Path, copy: Path) -> None:
-    """ValueError if opening `copy`, a copy of `path`, could run code."""
-    try:
-        torch.load(copy, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything for another kind of file: IndexError, KeyError, ...
-        raise ValueError(f"{name}: {path} must be a file of plain tensors, because others could run code") from error
 
 
 def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
@@ -139,21 +127,29 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
     RGB, as in torch-fidelity. Without `weights`, `weights_sha256` covers everything that was loaded for a forward pass.
     A worker has other files loaded, so it checks the `class_source` and the tensors of the new instance.
 
-    Raises:
-        CustomCodeError: if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer, or
-            its default layers for `fid`, `kid` and `prc` differ.
-    """
+    Raises `CustomCodeError` if it is not a `FeatureExtractorBase`, returns anything but a float (B, d) for each layer,
+    or its default layers for `fid`, `kid` and `prc` differ."""
     extractor_class = find_class(name)
-    defaults = {metric: _default_layer(extractor_class, metric) for metric in ("fid", "kid", "prc", "isc")}
+    defaults: dict[str, str | None] = dict.fromkeys(("fid", "kid", "prc", "isc"))
+    for metric in defaults:
+        with suppress(KeyError):  # the class has none
+            defaults[metric] = extractor_class.get_default_feature_layer_for_metric(metric)
     feature_layer, logits_layer = defaults["fid"], defaults["isc"]
     if feature_layer is None or {defaults["kid"], defaults["prc"]} - {feature_layer, None}:
         raise CustomCodeError(f"the default layers of fid, kid and prc must be the same, not {defaults}")
     if logits_layer is not None and LOGITS not in logits_layer:
         logits_layer = None
-    layers = layers_read(feature_layer, logits_layer)
+    layers = _layers(feature_layer, logits_layer)
     module = extractor_class(name, layers, feature_extractor_weights_path=weights, verbose=False)
     tensors = tensors_sha256(module.state_dict())
-    widths = dict(zip(layers, _widths(module, layers, image_shape[1:]), strict=True))
+    seeded = torch.Generator().manual_seed(0)  # a module may keep its input, which should not change its identity
+    noise = torch.randint(256, (TRIED_IMAGES, 3, *image_shape[1:]), dtype=torch.uint8, generator=seeded)
+    with torch.inference_mode():
+        outputs = module.eval()(noise)
+    if not isinstance(outputs, tuple) or len(outputs) != len(layers) or not all(map(_is_batch, outputs)):
+        shapes = [getattr(output, "shape", type(output).__name__) for output in outputs]
+        raise CustomCodeError(f"forward must return a tuple of one float (B, d) for each of {layers}, not {shapes}")
+    widths = {layer: output.shape[1] for layer, output in zip(layers, outputs, strict=True)}
     return ExtractorSpec(
         name=name,
         weights_path=weights,
@@ -165,19 +161,7 @@ def describe(name: str, weights: str | None, image_shape: tuple[int, int, int]) 
     )
 
 
-def _widths(module: Any, layers: list[str], size: Sequence[int]) -> list[int]:
-    """The width d of each layer, (B, d), for noise of `size` (height, width)."""
-    seeded = torch.Generator().manual_seed(0)  # a module may keep its input, which should not change its identity
-    noise = torch.randint(256, (TRIED_IMAGES, 3, *size), dtype=torch.uint8, generator=seeded)
-    with torch.inference_mode():
-        outputs = module.eval()(noise)
-    if not isinstance(outputs, tuple) or len(outputs) != len(layers) or not all(map(_is_batch, outputs)):
-        shapes = [getattr(output, "shape", type(output).__name__) for output in outputs]
-        raise CustomCodeError(f"forward must return a tuple of one float (B, d) for each of {layers}, not {shapes}")
-    return [output.shape[1] for output in outputs]
-
-
-def layers_read(feature_layer: str, logits_layer: str | None) -> list[str]:
+def _layers(feature_layer: str, logits_layer: str | None) -> list[str]:
     """The layers to request from an extractor: features and, if any, logits. One layer may be both."""
     return [feature_layer] if logits_layer in (None, feature_layer) else [feature_layer, str(logits_layer)]
 
@@ -201,14 +185,6 @@ def code_sha256(spec: ExtractorSpec) -> str:
     extractor = spec.name if spec.source_sha256 else EXTRACTORS[spec.name].extractor_class
     modules = {__name__, *(base.__module__ for base in pkgutil.resolve_name(extractor).__mro__)}
     return source_of({m for m in modules if m.partition(".")[0] not in {*sys.stdlib_module_names, "torch"}}).sha256
-
-
-def _default_layer(extractor_class: Any, metric: str) -> str | None:
-    try:
-        layer: str = extractor_class.get_default_feature_layer_for_metric(metric)
-    except KeyError:
-        return None
-    return layer
 
 
 def _is_batch(output: object) -> bool:

@@ -51,19 +51,34 @@ def network_input(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+class OfLayers(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+    """An extractor whose first layer is of features, and the last, if it has two, of logits."""
+
+    LAYERS: ClassVar[tuple[str, ...]]
+
+    def requested(self, *layers: Tensor) -> tuple[Tensor, ...]:
+        """Of all `layers` those that were requested, in the order of the request."""
+        return tuple(layers[self.LAYERS.index(layer)] for layer in self.features_list)
+
+    @classmethod
+    def get_provided_features_list(cls) -> tuple[str, ...]:
+        return cls.LAYERS
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        """The layer that torch-fidelity reads for `isc`, `fid`, `kid` or `prc`."""
+        return cls.LAYERS[-1 if metric == "isc" else 0]
+
+
+class ConvnetExtractor(OfLayers):
     """A `Convnet` as a torch-fidelity extractor: layers `64` (B, 64) and `logits` (B, 10).
 
-    Takes uint8 images (B, 1, side, side) or (B, 3, side, side). It averages the channels of the latter and rounds to
-    whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one. `64` is the last layer
-    before the classifier, after SiLU, which unlike ReLU leaves no feature constant.
+    Takes uint8 images (B, 1, side, side) or (B, 3, side, side), ValueError for others. It averages the channels of the
+    latter and rounds to whole grey levels, so a grey picture saved as RGB has exactly the features of the grey one.
+    `64` is the last layer before the classifier, after SiLU, which unlike ReLU leaves no feature constant."""
 
-    Raises:
-        ValueError: for images of another shape or dtype, for an unknown layer, or weights that don't fit.
-    """
-
-    shipped_as: ClassVar[str]
-    """The name under which its weights ship with taugrid."""
+    LAYERS = ("64", "logits")
+    shipped_as: ClassVar[str]  # the name under which its weights ship with taugrid
 
     def __init__(
         self,
@@ -86,28 +101,15 @@ class ConvnetExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
         """The requested layers of (B, 1 or 3, side, side) uint8 `images`, in the order of the request."""
         shapes = [(channels, self.side, self.side) for channels in (1, 3)]
         if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) not in shapes:
-            raise ValueError(
-                f"{self.name} takes uint8 images of shape (B, 1, {self.side}, {self.side}) or "
-                f"(B, 3, {self.side}, {self.side}), "
-                f"not {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-            )
+            found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+            one, three = (f"(B, {channels}, {self.side}, {self.side})" for channels in (1, 3))
+            raise ValueError(f"{self.name} takes uint8 images of shape {one} or {three}, not {found}")
         features = self.network.features(network_input(images))
-        layers = {"64": features, "logits": self.network.classifier(features)}
-        return tuple(layers[layer] for layer in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "64", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The layer that torch-fidelity reads for `isc`, `fid`, `kid` or `prc`."""
-        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
+        return self.requested(features, self.network.classifier(features))
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """False: a network this small gains nothing from torch.compile."""
-        return False
+        return False  # a network this small gains nothing from torch.compile
 
 
 class DigitsConvnet(ConvnetExtractor):
@@ -121,11 +123,9 @@ class FashionConvnet(ConvnetExtractor):
 
 
 class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # torch-fidelity has no types
-    """torch-fidelity's Inception with its layers `2048` and `logits_unbiased`; features change only by rounding.
-
-    Batch norms are folded into the convolutions before them, memory is laid out with channels last, and images are
-    resized in two directions one after the other.
-    """
+    """torch-fidelity's Inception with its layers `2048` and `logits_unbiased`; features change only by rounding. Batch
+    norms are folded into the convolutions before them, memory is laid out with channels last, and images are resized in
+    two directions one after the other."""
 
     def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
         super().__init__(name, features_list, **settings)
@@ -146,11 +146,9 @@ class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # tor
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images (B, C, H, W) float32 as (B, C, side, side), by TensorFlow 1's bilinear interpolation.
-
-    The bits are those of torch-fidelity's `interpolate_bilinear_2d_like_tensorflow1x`. That makes both neighbours of
-    each row as wide as they will be, once for every row of the result; here each row of the images is widened once.
-    """
+    """Images (B, C, H, W) float32 as (B, C, side, side), by TensorFlow 1's bilinear interpolation. The bits are those
+    of torch-fidelity's `interpolate_bilinear_2d_like_tensorflow1x`. That makes both neighbours of each row as wide as
+    they will be, once for every row of the result; here each row of the images is widened once."""
     left, right, x = _neighbours(images.shape[3], side, images.device)
     from_left = images[..., left]
     wide = from_left + (images[..., right] - from_left) * x
@@ -166,7 +164,7 @@ def _neighbours(size: int, resized_to: int, device: torch.device) -> tuple[Tenso
     return before, (before + 1).clamp_max(size - 1), place - before
 
 
-class ImagenetLite0(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
+class ImagenetLite0(OfLayers):
     """EfficientNet-Lite0, a classifier of ImageNet's 1,000 classes: layers `1280` (B, 1280) and `logits` (B, 1000).
 
     It takes uint8 images (B, 3, H, W). As for its training (lite/efficientnet_lite_builder.py and preprocessing.py in
@@ -175,6 +173,7 @@ class ImagenetLite0(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
     means and deviations of another network.) `1280` is the mean of the last convolution over all places, after ReLU6.
     """
 
+    LAYERS = ("1280", "logits")
     SIDE: ClassVar[int] = 224
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
@@ -189,21 +188,13 @@ class ImagenetLite0(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
         size = (self.SIDE, self.SIDE)
         x = nn.functional.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
         features = self.network.extract_features((x - 127) / 128).mean((2, 3))
-        layers = {"1280": features, "logits": self.network._fc(features)}
-        return tuple(layers[layer] for layer in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "1280", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The layer for torch-fidelity's `isc`, `fid`, `kid` or `prc`."""
-        return "logits" if metric == "isc" else "1280"
+        return self.requested(features, self.network._fc(features))
 
 
-class Pixels(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
+class Pixels(OfLayers):
     """The grey levels as x / 127.5 - 1, flattened in C order: no weights, no classes."""
+
+    LAYERS = (PIXELS,)
 
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
         super().__init__(name, features_list)
@@ -211,7 +202,3 @@ class Pixels(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """(B, C * H * W) float32 of uint8 `images` (B, C, H, W)."""
         return (images.flatten(1).float() / 127.5 - 1,)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (PIXELS,)

@@ -42,7 +42,6 @@ OFFLINE = (
     f", or choose evaluate.extractor={IMAGENET_LITE0} (pip install 'taugrid[imagenet]'), whose FID is not Inception's "
     "but another number"
 )
-"""The last way out for a user whose machine has no weights of Inception."""
 
 
 class MissingWeights(ValueError):
@@ -65,20 +64,25 @@ def resolve(
 ) -> ExtractorSpec:
     """The extractor that `evaluate.extractor`, `weights` and `precision` mean for the data set `data_name`.
 
-    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or
-    from Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
+    `package.module:Class` is a custom `torch_fidelity.FeatureExtractorBase`, importable from the current folder or from
+    Python's path; another process finds out its layers. `weights` None means the file that ships with taugrid, or
     torch-fidelity's file in torch's hub folder, with `download` fetched if it is missing; a custom class must find its
     weights itself. `image_shape` is (channels, height, width).
 
-    Raises:
-        MissingWeights: if a file of weights is missing or can't be downloaded.
-        ValueError: for an unknown name, images of a size that the extractor does not take, a precision of an extractor
-            that has no network, a file of weights that is not the published one, or a class that can't be used.
-    """
+    Raises `MissingWeights` if a file of weights is missing or can't be downloaded, ValueError if name, image size,
+    precision, weights and extractor do not fit together."""
     extractor = chosen(name, data_name)
     if ":" in extractor:
-        return replace(_custom(extractor, weights, image_shape), precision=precision)
-    known = _known(extractor)
+        given = None if weights is None else str(given_weights(weights))
+        arguments = {"name": extractor, "weights": given, "image_shape": image_shape}
+        trial = "load and to give features of two images"
+        found = restored(ask("taugrid.eval.features.load:describe", arguments, f"the extractor {extractor}", trial))
+        return replace(found, precision=precision)
+    if extractor not in EXTRACTORS:
+        hint = did_you_mean(extractor, EXTRACTORS, "there is none by that name")
+        known_names = ", ".join(EXTRACTORS)
+        raise ValueError(f"unknown extractor {extractor!r} ({hint}; known: {known_names}, and package.module:Class)")
+    known = EXTRACTORS[extractor]
     if known.weights is None and precision != "float32":
         raise ValueError(f"evaluate.precision is {precision}, but {extractor} has no network; remove the key")
     side = known.image_side
@@ -106,21 +110,6 @@ def resolve(
     )
 
 
-def _known(name: str) -> KnownExtractor:
-    if name in EXTRACTORS:
-        return EXTRACTORS[name]
-    hint = did_you_mean(name, EXTRACTORS, "there is none by that name")
-    raise ValueError(f"unknown extractor {name!r} ({hint}; known: {', '.join(EXTRACTORS)}, and package.module:Class)")
-
-
-def _custom(name: str, weights: str | None, image_shape: tuple[int, int, int]) -> ExtractorSpec:
-    """Describe a custom extractor in another process, because the class needs torch."""
-    path = None if weights is None else str(given_weights(weights))
-    arguments = {"name": name, "weights": path, "image_shape": image_shape}
-    trial = "load and to give features of two images"
-    return restored(ask("taugrid.eval.features.load:describe", arguments, f"the extractor {name}", trial))
-
-
 def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
     """The description of a custom extractor from JSON, where tuples are lists."""
     files = tuple(SourceFile(*file) for file in fields["files"])
@@ -129,25 +118,37 @@ def restored(fields: Mapping[str, Any]) -> ExtractorSpec:
 
 def find_weights(extractor: KnownExtractor, weights: str | None, download: bool = True) -> Path | None:
     """The file of weights of `extractor`, downloaded if need be; None if they ship with taugrid or there are none.
-
-    Raises:
-        MissingWeights: if the file is missing or can't be downloaded.
-        ValueError: if the extractor takes no file, or the file is damaged or a program other than the published one.
-    """
+    Raises `MissingWeights` if the file is missing or can't be downloaded, ValueError if it is damaged, or the extractor
+    takes none."""
     name, source = extractor.name, extractor.weights
     if isinstance(source, PackagedWeights):
         shipped_weights(name)  # the network is in a package of its own
+    if weights is not None and source is None:
+        raise ValueError(f"evaluate.weights: {name} has no weights; remove the key")
+    if weights is not None and isinstance(source, HubWeights):
+        raise ValueError(f"{name} takes no path of weights in torch-fidelity; remove evaluate.weights")
     if weights is not None:
-        if source is None:
-            raise ValueError(f"evaluate.weights: {name} has no weights; remove the key")
-        if isinstance(source, HubWeights):
-            raise ValueError(f"{name} takes no path of weights in torch-fidelity; remove evaluate.weights")
         return given_weights(weights)
-    if isinstance(source, HubWeights):
-        return _hub_weights(name, source)
-    if isinstance(source, PublishedWeights):
-        return _published_weights(name, source, download)
-    return None
+    if not isinstance(source, HubWeights | PublishedWeights):
+        return None
+    path = torch_hub_folder() / "checkpoints" / source.file_name
+    if isinstance(source, HubWeights):  # torch-fidelity runs code from that folder, so it must be there too
+        folder = source.repository.replace("/", "_")
+        code = [torch_hub_folder() / f"{folder}_{branch}" for branch in ("main", "master")]
+        if not path.is_file() or not any(each.is_dir() for each in code):
+            raise MissingWeights(
+                f"{name} is only available through torch's hub, because torch-fidelity takes no path: it needs its "
+                f"code in {code[0]} and its weights in {path} (from {source.url}); run "
+                f"torch.hub.load({source.repository!r}, {source.entry!r}) once where there is a network"
+            )
+        return path
+    if not path.is_file() and not download:
+        raise MissingWeights(f"the weights of {name} are not downloaded yet; a run gets {source.url}")
+    if not path.is_file():
+        _download(name, source.url, path)
+    if not (digest := file_sha256(path)).startswith(_announced(path.name)):
+        raise ValueError(f"{path} is damaged: SHA-256 {digest[:12]}... does not match its name; delete it")
+    return path
 
 
 def given_weights(weights: str) -> Path:
@@ -155,17 +156,6 @@ def given_weights(weights: str) -> Path:
     path = Path(weights).expanduser().absolute()
     if not path.is_file():
         raise MissingWeights(f"evaluate.weights: there is no file {path}")
-    return path
-
-
-def _published_weights(name: str, source: PublishedWeights, download: bool) -> Path:
-    path = torch_hub_folder() / "checkpoints" / source.file_name
-    if not path.is_file() and not download:
-        raise MissingWeights(f"the weights of {name} are not downloaded yet; a run gets {source.url}")
-    if not path.is_file():
-        _download(name, source.url, path)
-    if not (digest := file_sha256(path)).startswith(_announced(path.name)):
-        raise ValueError(f"{path} is damaged: SHA-256 {digest[:12]}... does not match its name; delete it")
     return path
 
 
@@ -205,20 +195,6 @@ def require_published(extractor: KnownExtractor, path: Path, digest: str) -> Non
         )
 
 
-def _hub_weights(name: str, source: HubWeights) -> Path:
-    """torch-fidelity runs code from the folder of torch's hub, so both the code and the weights must be there."""
-    path = torch_hub_folder() / "checkpoints" / source.file_name
-    folder = source.repository.replace("/", "_")
-    code = [torch_hub_folder() / f"{folder}_{branch}" for branch in ("main", "master")]
-    if not path.is_file() or not any(c.is_dir() for c in code):
-        raise MissingWeights(
-            f"{name} is only available through torch's hub, because torch-fidelity takes no path: it needs its code in "
-            f"{code[0]} and its weights in {path} (from {source.url}); run "
-            f"torch.hub.load({source.repository!r}, {source.entry!r}) once where there is a network"
-        )
-    return path
-
-
 def torch_hub_folder() -> Path:
     """The folder in which torch.hub keeps its downloads, found without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
@@ -227,11 +203,7 @@ def torch_hub_folder() -> Path:
 
 
 def shipped_weights(name: str) -> Path:
-    """The file of `ShippedWeights` or `PackagedWeights` in this installation.
-
-    Raises:
-        MissingWeights: if the packages of `PackagedWeights` are not installed.
-    """
+    """The file of `ShippedWeights` or `PackagedWeights` here; MissingWeights if its packages are not installed."""
     source = EXTRACTORS[name].weights
     if isinstance(source, PackagedWeights):
         missing = [package for package in (source.network, source.package) if find_spec(package) is None]

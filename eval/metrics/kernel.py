@@ -25,16 +25,11 @@ BLOCK = 2000
 ROWS_IN_CACHE = 64
 """Rows of a block whose kernel is computed at a time: 1 MB in float64, and as much for the step between."""
 
-ALL_PAIRS = 10**8
-"""`kid` is of all pairs of two sets if they have no more than these: 10,000 vectors on each side."""
+ALL_PAIRS = 10**8  # `kid` is of all pairs of two sets if they have no more than these: 10,000 vectors on each side
 
-MOST_PARTS = 10
-"""Above it, both sets are cut into up to so many parts, and part meets part."""
+MOST_PARTS = 10  # above it, both sets are cut into up to so many parts, and part meets part
 
-LEAST_FOR_ERROR = 3
-"""Fewer vectors have no error: leaving one out leaves no pair."""
-
-NO_KID = f"no kid: it needs at least {LEAST_FOR_ERROR} images on both sides"
+LEAST_FOR_ERROR = 3  # fewer vectors have no error: leaving one out leaves no pair
 
 SIGMA, SCALE = 10, 1000
 """Width of CMMD's kernel and factor of its value, as in the paper (Jayasumana et al. 2024) and its code."""
@@ -56,7 +51,9 @@ def kid_mean_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 def compute_kid(inputs: MetricInputs) -> MetricResult:
     found = _kid(inputs)
     if min(inputs.num_samples, len(inputs.compared_with.features)) < LEAST_FOR_ERROR:
-        return MetricResult(found.of_subsets, notes=(NO_KID,))
+        return MetricResult(
+            found.of_subsets, notes=(f"no kid: it needs at least {LEAST_FOR_ERROR} images on both sides",)
+        )
     return found.whole.result("kid", found.of_subsets | {"kid": found.whole.value})
 
 
@@ -66,21 +63,13 @@ def compute_kid_mean(inputs: MetricInputs) -> MetricResult:
 
 def _kid(inputs: MetricInputs) -> "KernelDistance":
     settings, reference = inputs.settings, inputs.compared_with
-    return kernel_distance(
-        inputs.all_features,
-        reference.features,
-        settings.kid_subsets,
-        settings.kid_subset_size,
-        settings.seed,
-        reference.kept,
-    )
+    draws = (settings.kid_subsets, settings.kid_subset_size, settings.seed)
+    return kernel_distance(inputs.all_features, reference.features, *draws, reference.kept)
 
 
 def compute_cmmd(inputs: MetricInputs) -> MetricResult:
-    """CMMD of any extractor's features, of all pairs whatever N, and `cmmd_biased`, the reference code's estimator.
-
-    The latter also pairs each vector with itself, where the kernel is 1.
-    """
+    """CMMD of any extractor's features, of all pairs whatever N, and `cmmd_biased`, the reference code's estimator. The
+    latter also pairs each vector with itself, where the kernel is 1."""
     reference = inputs.compared_with
     found = discrepancy(inputs.all_features, reference.features, reference.kept, UNIT_GAUSSIAN)
     n, m = inputs.num_samples, len(reference.features)
@@ -92,12 +81,10 @@ class Kernel(NamedTuple):
     """A kernel as a function of inner products."""
 
     name: str
-    lengths: Callable[[FloatFeatures], Array]
-    """What it needs of each vector besides inner products: (n, d) -> (n,)."""
+    lengths: Callable[[FloatFeatures], Array]  # what it needs of each vector besides inner products: (n, d) -> (n,)
     of: Callable[[FloatFeatures, Array, Array], Array]
     """(inner products (a, b), lengths (a, 1), lengths (b,)) -> (a, b) in float64."""
-    scale: float
-    """The factor that its sums are multiplied by, instead of each entry."""
+    scale: float  # the factor that its sums are multiplied by, instead of each entry
 
 
 def cubic(dimensions: int) -> Kernel:
@@ -136,17 +123,13 @@ UNIT_GAUSSIAN = Kernel("cmmd", _inverse_lengths, _unit_gaussian, SCALE)
 
 
 class Discrepancy(NamedTuple):
-    """The unbiased squared maximum mean discrepancy of two sets."""
+    """The unbiased squared maximum mean discrepancy of two sets, of n samples and m reference images."""
 
     value: float
-    influence: Array
-    """(n,): how far each sample moves it."""
-    reference_influence: Array
-    """(m,): how far each reference image moves it."""
-    within: float
-    """The kernel's mean over pairs of samples."""
+    influence: Array  # (n,): how far each sample moves it
+    reference_influence: Array  # (m,): how far each reference image moves it
+    within: float  # the kernel's mean over pairs of samples
     within_reference: float
-    """The same of the reference."""
     typical: Array
     """(m,): proportional to the kernel's mean of each reference image with the others. It has the tails of influences,
     and samples don't change it."""
@@ -164,17 +147,9 @@ def discrepancy(
 ) -> Discrepancy:
     """MMD^2 of all pairs of `features` (n, d) and `reference_features` (m, d), without those of a vector with itself.
 
-    Influences are the jackknife's: leaving out sample i moves the value by -phi_i / (n - 1), up to a constant.
-
-    Args:
-        features: of at least `LEAST_FOR_ERROR` vectors.
-        reference_features: the same.
-        kept: keeps the reference's part for the next cell. It must serve only one reference.
-        kernel: None: KID's.
-
-    Raises:
-        ValueError: for features that are not finite.
-    """
+    Influences are the jackknife's: leaving out sample i moves the value by -phi_i / (n - 1), up to a constant. `kept`
+    keeps the part of its one reference for the next cell. The `kernel` is KID's if none is given. Both sides need
+    `LEAST_FOR_ERROR` vectors; raises ValueError if they are not finite."""
     require_finite(features)
     kernel = kernel or cubic(features.shape[1])
     if kernel.name not in kept:
@@ -195,15 +170,10 @@ def _together(within: "Term", of_reference: "Term", between: "Term") -> Discrepa
 
 
 class KernelDistance(NamedTuple):
-    """KID: mean and standard deviation (divisor n) over subsets, as torch-fidelity's, and that of the whole set."""
+    """KID over subsets, its mean and standard deviation (divisor n) as torch-fidelity's, and that of the whole set."""
 
-    mean: float
-    std: float
+    of_subsets: dict[str, float]  # `kid_mean` and `kid_std`
     whole: Discrepancy
-
-    @property
-    def of_subsets(self) -> dict[str, float]:
-        return {"kid_mean": self.mean, "kid_std": self.std}
 
 
 def kernel_distance(
@@ -223,17 +193,9 @@ def kernel_distance(
     and each sample keeps an influence. What grows is only the noise of second order, which shows where samples and
     reference follow the same distribution. Inner products have the features' type; kernels and sums are float64.
 
-    Args:
-        features: (n, d), in the order of the samples' indices, on which the draws depend.
-        reference_features: (m, d), in the reference's order.
-        subsets: number of pairs of subsets.
-        subset_size: from 2 to the smaller of n and m; see `kid_limits`.
-        seed: seeds NumPy's legacy generator.
-        kept: keeps the reference's part between cells of the same n. It must serve only one reference.
-
-    Raises:
-        ValueError: for a subset size out of that range, or for features that are not finite.
-    """
+    Features (n, d) and (m, d) are in the order of their indices, on which the draws depend; `seed` seeds NumPy's legacy
+    generator. `kept` keeps the part of its one reference between cells of the same n. Raises ValueError for a subset
+    size beyond 2 to min(n, m) (see `kid_limits`), or for features that are not finite."""
     require_finite(features)
     n, m = len(features), len(reference_features)
     if not 2 <= subset_size <= min(n, m):
@@ -242,9 +204,10 @@ def kernel_distance(
             "subset has at least 2"
         )
     stream = np.random.RandomState(seed)
-    drawn = [(stream.choice(n, subset_size, replace=False), stream.choice(m, subset_size, replace=False))
-             for _ in range(subsets)]  # fmt: skip
-    of_samples, of_reference = [a for a, _ in drawn], [b for _, b in drawn]
+    of_samples, of_reference = [], []
+    for _ in range(subsets):
+        of_samples.append(stream.choice(n, subset_size, replace=False))
+        of_reference.append(stream.choice(m, subset_size, replace=False))
     kernel, kept = cubic(features.shape[1]), {} if kept is None else kept
     key = ("kid", n, subsets, subset_size, seed)
     if key not in kept:
@@ -253,20 +216,19 @@ def kernel_distance(
     between = Term.of(kernel, features, reference_features, (of_samples, of_reference), seed)
     within = own.by_subset + kept[key].by_subset
     distances = within / (subset_size * (subset_size - 1)) - 2 * between.by_subset / subset_size**2
-    return KernelDistance(float(distances.mean()), float(distances.std()), _together(own, kept[key], between))
+    of_subsets = {"kid_mean": float(distances.mean()), "kid_std": float(distances.std())}
+    return KernelDistance(of_subsets, _together(own, kept[key], between))
 
 
 class Term(NamedTuple):
-    """One of the three means of a discrepancy, over the pairs of x and y, or of x with itself."""
+    """One of the three means of a discrepancy, over the pairs of x (n, d) and y (m, d), or of x with itself."""
 
     mean: float
     of_x: Array
     """(n,): how far each of x moves the mean, up to a constant. It counts half if x is y, as the vector is on both
     sides."""
-    of_y: Array
-    """(m,): the same of y; unused if x is y."""
-    by_subset: Array
-    """(subsets,): the kernel's sum over the pairs of each subset of x and its partner of y."""
+    of_y: Array  # (m,): the same of y; unused if x is y
+    by_subset: Array  # (subsets,): the kernel's sum over the pairs of each subset of x and its partner of y
 
     @classmethod
     def of(
@@ -277,33 +239,28 @@ class Term(NamedTuple):
         draws: tuple[Draws, Draws] = ((), ()),
         seed: int | None = None,
     ) -> "Term":
-        """The term of `x` (n, d) and `y` (m, d); if both are the same array, no vector is paired with itself.
-
-        Subsets overlap: if x and y have fewer pairs than all subsets together, each pair is computed once and counted
-        in every subset that holds it. `draws` are indices in x and in y. Without a `seed` x and y are never cut into
-        parts.
-        """
+        """The term of `x` and `y`; if both are the same array, no vector is paired with itself. Subsets overlap: if x
+        and y have fewer pairs than all subsets together, each pair is computed once and counted in every subset that
+        holds it. `draws` are indices in x and in y. Without a `seed` x and y are never cut into parts."""
         alone, parts = x is y, _parts(x, y, seed)
         one_pass = len(x) * len(y) <= sum(len(a) * len(b) for a, b in zip(*draws, strict=True))  # as fast, within 3 %
         whole = kernel_sums(kernel, x, y, draws) if one_pass or len(parts) == 1 else None
-        by_subset = whole.by_subset if whole and one_pass else _subset_sums(kernel, x, y, draws)
+        by_subset = whole[2] if whole and one_pass else _subset_sums(kernel, x, y, draws)
         mean, of_x, of_y = 0.0, np.empty(len(x)), np.empty(len(y))
         for a, b in parts:
             some = x[a] if len(parts) > 1 else x
             sums = whole if whole and len(parts) == 1 else kernel_sums(kernel, some, some if alone else y[b])
-            mean += sums.of_x.sum() / (len(a) * (len(b) - alone) * len(parts))
-            of_x[a] = sums.of_x * (len(x) / (len(a) * len(parts) * max(len(b) - 2 * alone, 1)))
+            mean += sums[0].sum() / (len(a) * (len(b) - alone) * len(parts))
+            of_x[a] = sums[0] * (len(x) / (len(a) * len(parts) * max(len(b) - 2 * alone, 1)))
             if not alone:
-                of_y[b] = sums.of_y * (len(y) / (len(b) * len(parts) * len(a)))
+                of_y[b] = sums[1] * (len(y) / (len(b) * len(parts) * len(a)))
         return cls(mean, of_x, of_y, by_subset)
 
 
 def _parts(x: FloatFeatures, y: FloatFeatures, seed: int | None) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Which of `x` meet which of `y` (indices), so that the pairs of all parts are about `ALL_PAIRS`.
-
-    Parts are random, because images may be in the order of their classes. x and y are cut in different ways, since
-    image i of both may be of one origin.
-    """
+    """Which of `x` meet which of `y` (indices), so that the pairs of all parts are about `ALL_PAIRS`. Parts are random,
+    because images may be in the order of their classes. x and y are cut in different ways, since image i of both may be
+    of one origin."""
     count = min(MOST_PARTS, ceil(len(x) * len(y) / ALL_PAIRS))
     if seed is None or count == 1:
         return [(np.arange(len(x)), np.arange(len(y)))]
@@ -312,66 +269,38 @@ def _parts(x: FloatFeatures, y: FloatFeatures, seed: int | None) -> list[tuple[N
     return list(zip(of_x, of_x if x is y else of_y, strict=True))
 
 
-class Sums(NamedTuple):
-    """Sums of a kernel over the pairs of x and y."""
-
-    of_x: Array
-    """(n,): of each of x with all of y."""
-    of_y: Array
-    """(m,): of each of y with all of x; unused if x is y."""
-    by_subset: Array
-    """(subsets,): see `Term`."""
-
-
-def kernel_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws] = ((), ())) -> Sums:
-    """The sums over `x` (n, d) and `y` (m, d), each pair computed once; no vector is paired with itself if x is y."""
-    in_x, in_y = (_membership(drawn, len(side)) for drawn, side in zip(draws, (x, y), strict=True))
+def kernel_sums(
+    kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws] = ((), ())
+) -> tuple[Array, Array, Array]:
+    """The sums over `x` (n, d) and `y` (m, d), each pair computed once; no vector is paired with itself if x is y. They
+    are of each of x with all of y (n,), of each of y with all of x (m,), unused if x is y, and by subset."""
     of_x, of_y, by_subset = np.zeros(len(x)), np.zeros(len(y)), np.zeros(len(draws[0]))
+    in_x, in_y = np.zeros((len(x), len(by_subset))), np.zeros((len(y), len(by_subset)))
+    for subset, (chosen_x, chosen_y) in enumerate(zip(*draws, strict=True)):
+        in_x[chosen_x, subset] = 1
+        in_y[chosen_y, subset] = 1
     for rows, columns, values, mirrored in _values(kernel, x, y):
         of_x[rows] += values.sum(axis=1)
         (of_x if mirrored else of_y)[columns] += values.sum(axis=0)
         if len(by_subset):
             by_subset += (1 + mirrored) * np.einsum("is,is->s", in_x[rows], values @ in_y[columns])
-    return Sums(of_x * kernel.scale, of_y * kernel.scale, by_subset * kernel.scale)
-
-
-def _membership(draws: Draws, count: int) -> Array:
-    """(count, subsets) of 0 and 1."""
-    of = np.zeros((count, len(draws)))
-    for subset, chosen in enumerate(draws):
-        of[chosen, subset] = 1
-    return of
+    return of_x * kernel.scale, of_y * kernel.scale, by_subset * kernel.scale
 
 
 def _subset_sums(kernel: Kernel, x: FloatFeatures, y: FloatFeatures, draws: tuple[Draws, Draws]) -> Array:
     """(subsets,): the sums over the subsets, one subset after the other."""
     sums = np.zeros(len(draws[0]))
-    if not len(sums):
-        return sums
-    chosen_x = np.empty((len(draws[0][0]), x.shape[1]), x.dtype)  # once: fresh memory for each subset costs 2 %
-    chosen_y = chosen_x if x is y else np.empty_like(chosen_x, dtype=y.dtype)
     for subset, (a, b) in enumerate(zip(*draws, strict=True)):
-        np.take(x, a, axis=0, out=chosen_x, mode="clip")  # the default mode would copy once more
-        if x is not y:
-            np.take(y, b, axis=0, out=chosen_y, mode="clip")
-        for _, _, values, mirrored in _values(kernel, chosen_x, chosen_y):
+        chosen = x[a]
+        for _, _, values, mirrored in _values(kernel, chosen, chosen if x is y else y[b]):
             sums[subset] += (1 + mirrored) * values.sum()
     return sums * kernel.scale
 
 
-class KernelValues(NamedTuple):
-    rows: slice
-    columns: slice
-    values: Array
-    mirrored: bool
-    """Whether they also stand for their mirror image."""
-
-
-def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[KernelValues]:
-    """All values of the kernel, `ROWS_IN_CACHE` of a block at a time.
-
-    Those of x with itself are symmetric, so half of the blocks are computed; they are 0 for a vector with itself.
-    """
+def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[tuple[slice, slice, Array, bool]]:
+    """All values of the kernel, `ROWS_IN_CACHE` of a block at a time: rows, columns, values, and whether they also
+    stand for their mirror image. Those of x with itself are symmetric, so half of the blocks are computed; they are 0
+    for a vector with itself."""
     alone, of_x, of_y = x is y, kernel.lengths(x)[:, None], kernel.lengths(y)
     for rows in _slices(0, len(x), BLOCK):
         for columns in _slices(rows.start if alone else 0, len(y), BLOCK):
@@ -382,7 +311,7 @@ def _values(kernel: Kernel, x: FloatFeatures, y: FloatFeatures) -> Iterator[Kern
                 values = kernel.of(products[first : first + ROWS_IN_CACHE], of_x[some], of_y[columns])
                 if alone and columns == rows:
                     np.fill_diagonal(values[:, first:], 0)
-                yield KernelValues(some, columns, values, alone and columns != rows)
+                yield some, columns, values, alone and columns != rows
 
 
 def _slices(start: int, stop: int, size: int) -> Iterator[slice]:

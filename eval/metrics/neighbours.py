@@ -6,7 +6,7 @@ imported only for the computation, because the driver asks this module whether i
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,37 +30,16 @@ def prc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_prc(inputs: MetricInputs) -> MetricResult:
-    """Precision and recall. The reference's radii are computed once for all cells.
-
-    With the reference's balls fixed, precision is a share of independent samples. Recall has no error: its samples'
-    balls overlap, and leaving out one at a time gives errors 1.3 to 1.8 times too large (docs/decisions.md).
-    """
+    """Precision and recall. The reference's radii are computed once for all cells. With the reference's balls fixed,
+    precision is a share of independent samples. Recall has no error: its samples' balls overlap, and leaving out one at
+    a time gives errors 1.3 to 1.8 times too large (docs/decisions.md)."""
     reference, neighbourhood = inputs.compared_with, inputs.settings.prc_neighborhood
     key = ("prc", neighbourhood)
     if key not in reference.kept:
         reference.kept[key] = ball_radii(reference.features, neighbourhood)
-    found = covered(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
-    return MetricResult(found.shares._asdict(), {"precision": found.samples.astype(np.float64)})
-
-
-class PrecisionRecall(NamedTuple):
-    """The share of samples inside the reference's balls, and of the reference inside the samples' balls."""
-
-    precision: float
-    recall: float
-
-
-class Covered(NamedTuple):
-    """Which vectors are inside some ball of the other side."""
-
-    samples: NDArray[np.bool_]
-    """(n,)."""
-    reference: NDArray[np.bool_]
-    """(m,)."""
-
-    @property
-    def shares(self) -> PrecisionRecall:
-        return PrecisionRecall(*(int(side.sum()) / len(side) for side in self))
+    samples, found = covered(inputs.all_features, reference.features, neighbourhood, reference.kept[key])
+    values = {"precision": float(samples.mean()), "recall": float(found.mean())}
+    return MetricResult(values, {"precision": samples.astype(np.float64)})
 
 
 def covered(
@@ -68,25 +47,14 @@ def covered(
     reference_features: FloatFeatures,
     neighbourhood: int,
     reference_radii: "Tensor | None" = None,
-) -> Covered:
-    """Which of `features` (n, d) and of `reference_features` (m, d) are covered, in time n (n + m), or m^2 more.
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of `features` (n, d) and of `reference_features` (m, d) are in some ball of the other side: (n,), (m,).
 
-    Args:
-        features: the samples, of any float type.
-        reference_features: of the same type.
-        neighbourhood: k: a ball reaches to the k-th neighbour; torch-fidelity's default is 3.
-        reference_radii: (m,) `ball_radii(reference_features, neighbourhood)`, if many cells share one reference.
-
-    Raises:
-        ValueError: for features that are not finite, or if a side has no more than `neighbourhood` of them.
-    """
+    A ball reaches to the neighbour number `neighbourhood`; torch-fidelity's default is 3. `reference_radii` (m,) are
+    `ball_radii` of the reference, if many cells share it: the time is n (n + m), or m^2 more. Raises ValueError as
+    `ball_radii`."""
     import torch
 
-    if features.shape[1] != reference_features.shape[1]:
-        raise ValueError(
-            f"{features.shape[1]} features of a sample can't be compared with {reference_features.shape[1]} of the "
-            "reference"
-        )
     radii = ball_radii(features, neighbourhood)
     if reference_radii is None:
         reference_radii = ball_radii(reference_features, neighbourhood)
@@ -97,15 +65,12 @@ def covered(
         distances = torch.cdist(reference[block], samples)
         inside_samples[block] = (distances <= radii).any(dim=1)
         inside_reference |= (distances <= reference_radii[block, None]).any(dim=0)
-    return Covered(inside_reference.numpy(), inside_samples.numpy())
+    return inside_reference.numpy(), inside_samples.numpy()
 
 
 def ball_radii(features: FloatFeatures, neighbourhood: int) -> "Tensor":
-    """The distance (n,) from each of `features` (n, d) to its `neighbourhood`-th nearest neighbour.
-
-    Raises:
-        ValueError: for features that are not finite, or no more of them than `neighbourhood`.
-    """
+    """The distance (n,) from each of `features` (n, d) to its `neighbourhood`-th nearest neighbour; raises ValueError
+    if they are not finite, or no more than `neighbourhood`."""
     import torch
 
     if not 1 <= neighbourhood < len(features):

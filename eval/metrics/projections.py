@@ -4,17 +4,13 @@ Directions and cuts are drawn as torch-fidelity 0.5 draws them, so the same feat
 imported only for these draws.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
 from taugrid.eval.metrics.statistics import Array, FloatFeatures, require_finite
 from taugrid.workers.heartbeat import alive
-
-if TYPE_CHECKING:
-    from torch import Generator
 
 PROJECTED_AT_ONCE = 2**22
 """Numbers of a side that are projected at a time: 16 MB in float32, which are 83 directions at N = 50,000."""
@@ -31,10 +27,8 @@ def compute_mind(inputs: MetricInputs) -> MetricResult:
 
 class MongeDistance(NamedTuple):
     value: float
-    influence: Array
-    """(N,): how far each sample moves it, with the reference and the directions fixed."""
-    reference_influence: Array
-    """(m,): how far each reference image moves it."""
+    influence: Array  # (N,): how far each sample moves it, with the reference and the directions fixed
+    reference_influence: Array  # (m,): how far each reference image moves it
 
 
 def monge_distance(
@@ -49,22 +43,17 @@ def monge_distance(
     over directions. Between neighbours it is integrated by the trapezoid rule, the middle of all optimal potentials.
     Samples that were cut away have influence 0, and those of the others grow by N / n.
 
-    Args:
-        features: (N, d), in the order of the samples' indices, on which the cut depends.
-        reference_features: (m, d), in the reference's order.
-        projections: number of directions.
-        seed: seeds torch's generator on the CPU.
-
-    Raises:
-        ValueError: for features that are not finite.
-    """
+    Features (N, d) and (m, d) are in the order of their indices, on which the cut depends; raises ValueError if the
+    samples' are not finite. `seed` seeds torch's generator on the CPU."""
     import torch
 
     require_finite(features)
     sides, d = (features, reference_features), features.shape[1]
     n = min(map(len, sides))
     generator = torch.Generator().manual_seed(seed)
-    kept = [_kept(len(side), n, generator) for side in sides]
+    kept = [
+        slice(None) if len(side) == n else torch.randperm(len(side), generator=generator)[:n].numpy() for side in sides
+    ]
     x, y = (side[rows] for side, rows in zip(sides, kept, strict=True))
     drawn = torch.randn((projections, d), generator=generator)
     directions = (drawn / drawn.norm(dim=1, keepdim=True).clamp(min=1e-12)).numpy()
@@ -80,13 +69,6 @@ def monge_distance(
     for influence, rows, potential in zip(influences, kept, potentials, strict=True):
         influence[rows] = (potential - potential.mean()) * (scale * len(influence) / n)
     return MongeDistance(total / n * scale, *influences)
-
-
-def _kept(size: int, n: int, generator: "Generator") -> "slice | NDArray[np.int64]":
-    """Which n of `size` vectors are compared: all of them, or a random choice."""
-    import torch
-
-    return slice(None) if size == n else torch.randperm(size, generator=generator)[:n].numpy()
 
 
 def _transport(x: FloatFeatures, y: FloatFeatures, of_x: Array, of_y: Array) -> float:

@@ -8,12 +8,11 @@ and the preprocessing.
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile, joined_lines
@@ -24,15 +23,15 @@ from taugrid.workers.content import verified_copy
 from taugrid.workers.data.decoding import SourceError
 from taugrid.workers.data.npz import NPZ_ERRORS, NPZ_IMAGES, require_intact_npz, require_small_arrays
 
-ASYMMETRY = 1e-6
-"""How asymmetric a covariance from a file may be, relative to its largest entry: some are in float32."""
+ASYMMETRY = 1e-6  # how asymmetric a covariance from a file may be, relative to its largest entry: some are in float32
 
 NEGATIVITY = 1e-4
 """How far below 0 an eigenvalue of a covariance from a file may be, relative to the largest. Rounding entries to
 float32 moves eigenvalues by at most 6e-8 sqrt(d) of it (3e-6 at d = 2048); summing in float32 moves them further."""
 
-PRECISION = "taugrid_precision"
-"""The name of an array that only taugrid writes; other tools read `mu` and `sigma`."""
+PRECISION = "taugrid_precision"  # the name of an array that only taugrid writes; other tools read `mu` and `sigma`
+
+NO_ROOT: Array = np.empty((0, 0))  # the root where no metric needs it; only FID does
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,23 @@ class MomentsFile:
 
 def open_moments(file: Path) -> MomentsFile | None:
     """The mean and covariance in an `.npz`; None if it holds none, or if it holds images, which any extractor can use.
-
-    Raises:
-        workers.data.decoding.SourceError: for a mean and covariance that belong to no distribution.
-        DamagedFile: for a file that can't be read.
-    """
+    Raises `SourceError` if they belong to no distribution, `DamagedFile` if the file can't be read."""
     with load_npz(file) as arrays:
         if NPZ_IMAGES in arrays or not {"mu", "sigma"} & set(arrays):
             return None
-        mean, _ = _mean_and_covariance(file, arrays)
-        precision = _precision(file, arrays)
+        mean = _read_moments(file, arrays).mean
+        try:
+            precision = str(arrays[PRECISION]) if PRECISION in arrays else "float32"
+        except NPZ_ERRORS as error:
+            raise DamagedFile(f"{file}: {PRECISION} can't be read: {joined_lines(error)}") from None
     return MomentsFile(str(file), len(mean), file_sha256(file), precision)
 
 
 def read_moments(file: MomentsFile) -> Moments:
-    """The moments in a file; WorkerRefusal if this node has another one there than the driver opened, or none.
-
-    Their `n` is unknown; it is set to 2, which makes scatter and covariance equal.
-    """
+    """The moments in a file; WorkerRefusal if this node has another one there than the driver opened, or none. Their
+    `n` is unknown; it is set to 2, which makes scatter and covariance equal."""
     with verified_copy(Path(file.path), file.sha256) as copy, load_npz(copy) as arrays:
-        mean, covariance = _mean_and_covariance(Path(file.path), arrays)
-    return Moments(2, mean, covariance)
+        return _read_moments(Path(file.path), arrays)
 
 
 def load_npz(path: Path) -> Any:
@@ -78,14 +73,7 @@ def load_npz(path: Path) -> Any:
     return np.load(path, allow_pickle=False)
 
 
-def _precision(path: Path, arrays: Any) -> str:
-    try:
-        return str(arrays[PRECISION]) if PRECISION in arrays else "float32"
-    except NPZ_ERRORS as error:
-        raise DamagedFile(f"{path}: {PRECISION} can't be read: {joined_lines(error)}") from None
-
-
-def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
+def _read_moments(path: Path, arrays: Any) -> Moments:
     missing = {"mu", "sigma"} - set(arrays)
     if missing:
         raise SourceError(f"{path} has no {missing.pop()}; a reference of moments holds mu (d,) and sigma (d, d)")
@@ -93,12 +81,8 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
         mean, covariance = arrays["mu"], arrays["sigma"]
     except NPZ_ERRORS as error:
         raise DamagedFile(f"{path}: mu or sigma can't be read: {joined_lines(error)}") from None
-    if (
-        mean.ndim != 1
-        or not len(mean)
-        or covariance.shape != (len(mean), len(mean))
-        or mean.dtype.kind + covariance.dtype.kind != "ff"
-    ):
+    fits = mean.ndim == 1 and len(mean) and covariance.shape == (len(mean), len(mean))
+    if not fits or mean.dtype.kind + covariance.dtype.kind != "ff":
         raise SourceError(
             f"{path}: mu and sigma must be floats of shapes (d,) and (d, d), d > 0, not {mean.dtype} of shape "
             f"{mean.shape} and {covariance.dtype} of shape {covariance.shape}"
@@ -114,7 +98,7 @@ def _mean_and_covariance(path: Path, arrays: Any) -> tuple[Array, Array]:
             f"{path}: sigma has eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}, so it can't be a "
             "covariance"
         )
-    return mean, covariance
+    return Moments(2, mean, covariance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +106,8 @@ class ReferenceStatistics:
     """The reference's side of a comparison, the same for all cells."""
 
     moments: Moments
-    root: Array
-    """(d, d), `symmetric_root` of the moments' covariance."""
-    num_images: int | None
-    """None if only a mean and a covariance are known."""
+    root: Array  # (d, d), `symmetric_root` of the moments' covariance
+    num_images: int | None  # None if only a mean and a covariance are known
     load_features: Callable[[], Features] | None = None
     """Returns (m, d) float32 in the reference's order; None if they are unavailable or not needed."""
     kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -153,11 +135,9 @@ def of_features(
     load_features: Callable[[], Features] | None = None,
     storage: Storage = LOCAL,
 ) -> ReferenceStatistics:
-    """The statistics of `num_images` feature vectors, in the order of the images.
-
-    The folder `cache` keeps them under `key` (`eval.reference.Reference.cache_key`): features are read only if it lacks
-    them. None keeps nothing. `load_features` returns all features at once; None: no metric needs them.
-    """
+    """The statistics of `num_images` feature vectors, in the order of the images. The folder `cache` keeps them under
+    `key` (`eval.reference.Reference.cache_key`): features are read only if it lacks them. None keeps nothing.
+    `load_features` returns all features at once; None: no metric needs them."""
     known, root = load_or_compute(cache, key, lambda: moments(features(), num_images), storage)
     return ReferenceStatistics(known, root, num_images, load_features)
 
@@ -166,42 +146,28 @@ def of_feature_files(
     paths: Sequence[Path], num_images: int, cache: Path, key: str, storage: Storage = LOCAL
 ) -> ReferenceStatistics:
     """The statistics of the features in Parquet files, in the order of their images."""
-
-    def features() -> Iterator[Features]:
-        return read_all(paths, storage)
-
+    features = partial(read_all, paths, storage)
     return of_features(features, num_images, cache, key, lambda: np.concatenate(list(features())), storage)
-
-
-class Statistics(NamedTuple):
-    moments: Moments
-    root: Array
 
 
 def load_or_compute(
     folder: Path | None, key: str, compute: Callable[[], Moments], storage: Storage = LOCAL
-) -> Statistics:
-    """The statistics that `folder` holds under `key`. If there are none, they are computed and kept there.
-
-    A damaged file is replaced. Without a folder nothing is kept.
-    """
+) -> tuple[Moments, Array]:
+    """The moments and root that `folder` holds under `key`. If there are none, they are computed and kept there. A
+    damaged file is replaced. Without a folder nothing is kept."""
     path = None if folder is None else folder / f"{key}.npz"
-    cached = None if path is None else read_statistics(path, storage)
-    if cached is not None:
+    if path is not None and (cached := read_statistics(path, storage)) is not None:
         return cached
     known = compute()
-    computed = Statistics(known, symmetric_root(known.covariance))
+    root = symmetric_root(known.covariance)
     if path is not None:
-        _write(path, computed, storage)
-    return computed
+        arrays = {"n": np.array(known.n, "<i8"), "mean": known.mean, "scatter": known.scatter, "root": root}
+        with replacing(path, storage) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, sha256=np.array(_checksum(arrays)))
+    return known, root
 
 
-def _arrays(statistics: Statistics) -> dict[str, NDArray[Any]]:
-    known, root = statistics
-    return {"n": np.array(known.n, "<i8"), "mean": known.mean, "scatter": known.scatter, "root": root}
-
-
-def _checksum(arrays: dict[str, NDArray[Any]]) -> str:
+def _checksum(arrays: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -209,21 +175,16 @@ def _checksum(arrays: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, statistics: Statistics, storage: Storage) -> None:
-    arrays = _arrays(statistics)
-    with replacing(path, storage) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays, sha256=np.array(_checksum(arrays)))
-
-
-def read_statistics(path: Path, storage: Storage = LOCAL) -> Statistics | None:
-    """The statistics in a file of `load_or_compute`; None if it is missing or damaged."""
+def read_statistics(path: Path, storage: Storage = LOCAL) -> tuple[Moments, Array] | None:
+    """The moments and root in a file of `load_or_compute`; None if it is missing or damaged."""
     try:
         with storage.local_path(path) as local, load_npz(local) as file:
-            statistics = Statistics(Moments(int(file["n"]), file["mean"], file["scatter"]), file["root"])
-            intact = str(file["sha256"]) == _checksum(_arrays(statistics))
+            arrays = {name: file[name] for name in ("n", "mean", "scatter", "root")}
+            if str(file["sha256"]) != _checksum(arrays):
+                return None
     except (DamagedFile, KeyError, *NPZ_ERRORS):
         return None
-    return statistics if intact else None
+    return Moments(int(arrays["n"]), arrays["mean"], arrays["scatter"]), arrays["root"]
 
 
 def read_all(paths: Sequence[Path], storage: Storage = LOCAL, column: str = "features") -> Iterator[Features]:

@@ -1,7 +1,4 @@
-"""Building blocks of metrics: streams of features, sums over them that can be merged, the root of a covariance.
-
-Everything computed is float64.
-"""
+"""Building blocks of metrics: streams of features, their moments, standard errors. Everything computed is float64."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,19 +13,15 @@ from taugrid.workers.heartbeat import alive
 
 Array = NDArray[np.float64]
 
-Features = NDArray[np.float32]
-"""(n, d), as they are extracted."""
+Features = NDArray[np.float32]  # (n, d), as they are extracted
 
-FloatFeatures = NDArray[np.floating[Any]]
-"""(n, d), of any precision."""
+FloatFeatures = NDArray[np.floating[Any]]  # (n, d), of any precision
 
 Stream = Callable[[], Iterator[Features]]
-"""Starts at the first sample whenever it is called, and yields (n, d) float32 in the order of the samples' indices, cut
-anywhere."""
+"""Starts at the first sample at each call; yields (n, d) float32 in the order of the samples' indices, cut anywhere."""
 
 ROWS_AT_ONCE = 4096
 """Rows of features that are centred in float64 at a time, so that 50,000 x 2048 need no second copy in memory."""
-
 
 LEAST_CARRYING = 5
 """Least effective number of samples that a standard error may rest on, see `carrying`. It is low, because a limit on
@@ -40,7 +33,7 @@ LEAST_TYPICAL = 20
 
 
 def require_finite(features: FloatFeatures) -> None:
-    """Raise ValueError, with their number, if vectors of `features` (n, d) hold nan or infinity."""
+    """Raise ValueError if vectors of `features` (n, d) hold nan or infinity."""
     damaged = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if damaged:
         raise ValueError(f"{damaged} of {len(features)} feature vectors hold nan or infinity")
@@ -48,7 +41,7 @@ def require_finite(features: FloatFeatures) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Number, mean (d,) and scatter (d, d), the sum of centred outer products, of n feature vectors."""
+    """The number n of some feature vectors, their mean (d,), and scatter (d, d), the sum of centred outer products."""
 
     n: int
     mean: Array
@@ -56,11 +49,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: FloatFeatures) -> Self:
-        """The moments of `features` (n, d), n >= 1, of any float type.
-
-        Raises:
-            ValueError: for another shape, or for features that are not finite.
-        """
+        """The moments of `features` (n, d), n >= 1; ValueError for another shape, or if they are not finite."""
         if features.ndim != 2 or not features.size:
             raise ValueError(f"features must be a non-empty (n, d) array, not of shape {features.shape}")
         require_finite(features)
@@ -97,30 +86,23 @@ class Moments:
 
 
 def standard_error(influence: Array) -> float:
-    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of a metric from drawing these N samples.
-
-    It does not include the metric's bias at this N or the spread between trainings, and takes the reference as fixed.
-    """
+    """sd(phi) / sqrt(N) for `influence` (N,) of all samples: the error of a metric from drawing these N samples. It
+    does not include the metric's bias at this N or the spread between trainings, and takes the reference as fixed."""
     return float(influence.std(ddof=1) / np.sqrt(len(influence)))
 
 
 def carrying(influence: Array) -> float:
-    """The effective number of samples that a standard error rests on, given `influence` (N,) of all of them.
-
-    It is N over the kurtosis, (sum of phi^2)^2 / (sum of phi^4): the relative error of the variance is that of so many
-    samples. It is N / 3 for Gaussian influences, and near N p for a share p that is small.
-    """
+    """The effective number of samples that a standard error rests on, given `influence` (N,) of all of them. It is N
+    over the kurtosis, (sum of phi^2)^2 / (sum of phi^4), as the variance's relative error is that of so many samples: N
+    / 3 for Gaussian influences, and near N p for a share p that is small."""
     squares = np.square(influence - influence.mean())
     total = float(squares.sum())
     return total**2 / float(np.square(squares).sum()) if total > 0 else 0.0
 
 
 def too_few_carry(influence: Array, typical: Array | None = None) -> str | None:
-    """Why `influence` (N,) of all samples gives no standard error; None if it gives one.
-
-    `typical` (m,), if the metric has it, has the tails of influences, but is of the reference alone: it says how many
-    of N samples typically carry it.
-    """
+    """Why `influence` (N,) of all samples gives no standard error; None if it gives one. `typical` (m,) has the tails
+    of influences, but is of the reference alone: how many of N samples typically carry it."""
     n = len(influence)
     if n < (LEAST_CARRYING if typical is None else LEAST_TYPICAL):
         return f"it needs more than {counted(n, 'image')}"
@@ -145,13 +127,8 @@ def symmetric_root(m: Array) -> Array:
 
 
 def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
-    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut.
-
-    A run that lies in one chunk is a view of it.
-
-    Raises:
-        ValueError: if there are more or fewer than `count`.
-    """
+    """The rows of `stream` in runs of `ROWS_AT_ONCE`: a sum over runs does not depend on how the stream was cut. A run
+    that lies in one chunk is a view of it. Raises ValueError if there are more or fewer than `count`."""
     pending: list[Features] = []
     waiting = seen = 0
     for chunk in stream:
@@ -159,7 +136,7 @@ def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
         seen += len(chunk)
         while waiting + len(chunk) >= ROWS_AT_ONCE:
             cut = ROWS_AT_ONCE - waiting
-            yield _joined([*pending, chunk[:cut]])
+            yield np.concatenate([*pending, chunk[:cut]]) if pending else chunk[:cut]
             chunk, pending, waiting = chunk[cut:], [], 0
         if len(chunk):
             pending.append(chunk)
@@ -167,20 +144,16 @@ def runs(stream: Iterable[Features], count: int) -> Iterator[Features]:
     if seen != count:
         raise ValueError(f"there must be {count} feature vectors, not {seen}")
     if waiting:
-        yield _joined(pending)
-
-
-def _joined(parts: list[Features]) -> Features:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        yield pending[0] if len(pending) == 1 else np.concatenate(pending)
 
 
 def moments(stream: Iterable[Features], count: int) -> Moments:
-    """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`. ValueError as from `runs`."""
+    """The moments of `count` feature vectors, merged over runs of `ROWS_AT_ONCE`; ValueError as from `runs`."""
     return reduce(Moments.merge, map(Moments.of, runs(stream, count)))
 
 
 def loaded(stream: Stream, count: int) -> Features:
-    """All of a stream as one array (count, d), without a second copy. ValueError as from `runs`, or if it is empty."""
+    """All of a stream as one array (count, d), without a second copy; ValueError as from `runs`, or if it is empty."""
     rows: Features | None = None
     filled = 0
     for run in runs(stream(), count):

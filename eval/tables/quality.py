@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from taugrid.eval.metrics.floor import Floor
-from taugrid.eval.reference_names import reference_in_words
+from taugrid.eval.reference import reference_in_words
 from taugrid.eval.tables.ablation.alike import indistinguishable
 from taugrid.eval.tables.ablation.seeds import Averaged, averaged, varying_seeds
 from taugrid.eval.tables.differences import Evidence

@@ -58,13 +58,13 @@ def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, c
     Raises `UserError` if images, reference, weights or settings can't be used.
     """
     with opened(request, {called: place}, progress) as sets:
-        (source,) = sets.sets
-        names = named_order(source, request.pair_by)
-        (scored,) = sets.scored(progress, keep=True, orders=[names.order if names else None])
+        names, order = named_order(sets.sets[0], request.pair_by) or ((), None)
+        (scored,) = sets.scored(progress, keep=True, orders=[order])
         canary = _canary(sets)
-    images = json_sha256(list(names.names)) if names else source.sha256
+    source = sets.sets[0]
+    images = json_sha256(list(names)) if names else source.sha256
     made_with = canary.made_with if isinstance(canary, ScorerRecord) else None
-    cell = cell_of_images(scored, images, names.names if names else (), made_with)
+    cell = cell_of_images(scored, images, names, made_with)
     about = ImagesOfNight(path=place, sha256=source.sha256, **request.model_dump())
     software = Software.model_validate({"versions": versions((TAUGRID, *SOFTWARE))})
     return Snapshot(place, Path(place).name or "images", software, (cell,), scorer=canary, images=about)

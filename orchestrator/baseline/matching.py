@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taugrid.config.sample import SAMPLER_KEYS
 from taugrid.errors import UserError
-from taugrid.eval.reference_names import images_in_words
+from taugrid.eval.reference import images_in_words
 from taugrid.eval.tables.labels import short_checkpoints
 from taugrid.grids import varying
 from taugrid.orchestrator.baseline.snapshot import MODEL_FILES, Snapshot, SnapshotCell

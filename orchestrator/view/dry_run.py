@@ -7,8 +7,7 @@ from typing import Any
 
 from taugrid.config import Config, Data
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.reference import Reference, reference_of_moments
-from taugrid.eval.reference_names import resolve_reference
+from taugrid.eval.reference import Reference, reference_of_moments, resolve_reference
 from taugrid.eval.sources import nothing_there
 from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.plan.cells import Model, Plan

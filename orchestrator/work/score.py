@@ -8,8 +8,7 @@ from taugrid.errors import DamagedFile
 from taugrid.eval.extract import ExtractJob
 from taugrid.eval.metrics.floor import read_floors
 from taugrid.eval.metrics.reference_statistics import MomentsFile
-from taugrid.eval.score_by_label import ByLabelJob, LabelledReference, read
-from taugrid.eval.score_cell import ReferenceFiles, ScoreJob
+from taugrid.eval.score_cell import ByLabelJob, ReferenceFiles, ScoreJob, read_by_label
 from taugrid.eval.sources import part_bounds
 from taugrid.eval.tables.by_label import LabelTable, write_by_label
 from taugrid.jobs import Result
@@ -257,7 +256,7 @@ class ByLabelWork(_ScoringWork):
             extractor=scoring.extractor,
             samples=per_sample(cell.model.data, classes),
             classes=classes,
-            labels=LabelledReference(data, labels.sha256) if data is not None and labels else None,
+            labels=(data, labels.sha256) if data is not None and labels else None,
             **self.common(cell),
         )
 
@@ -291,7 +290,7 @@ class ByLabelWork(_ScoringWork):
         """The numbers of each label, and why some are missing; empty if there is no intact file."""
         path = self.rundir.by_label(cell, self.scoring.by_label_id(cell))
         try:
-            rows, notes = read(path, self.rundir.storage)
+            rows, notes = read_by_label(path, self.rundir.storage)
         except (DamagedFile, FileNotFoundError):
             return []
         return [(row, notes.get(str(label), [])) for label, row in enumerate(rows)]

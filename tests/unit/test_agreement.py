@@ -9,7 +9,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.resolve import resolve
 from taugrid.eval.gate.rule import Change, Scored, judge
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.metrics.agreement import binomial_error
+from taugrid.eval.metrics.logits import binomial_error
 from taugrid.eval.metrics.score import feasible, score
 from taugrid.eval.metrics.statistics import standard_error
 from taugrid.orchestrator.plan.scoring import per_sample

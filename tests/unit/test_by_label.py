@@ -18,7 +18,7 @@ from taugrid.errors import UserError
 from taugrid.eval.figures.pictures import FONT_SIZE, GAP, MARGIN
 from taugrid.eval.metrics.frechet import Frechet
 from taugrid.eval.metrics.statistics import Moments
-from taugrid.eval.score_by_label import Extracted, of_label
+from taugrid.eval.score_cell import Extracted, of_label
 from taugrid.eval.sources import open_images
 from taugrid.eval.tables.by_label import SHOWN, LabelTable
 from taugrid.images import encode_png
@@ -48,29 +48,29 @@ def images(n, seed, shift=0.0):
 
 def test_a_labels_numbers_are_those_of_its_images_alone():
     own, reference = images(600, 0, 0.3), images(500, 1)
-    found = of_label(own.of(1), reference.of(1), WANTED, SPEC, SAMPLES)
+    found, _ = of_label(own.of(1), reference.of(1), WANTED, SPEC, SAMPLES)
     a, b = (side.features[side.labels == 1] for side in (own, reference))
-    assert found.metrics["fid"] == pytest.approx(Frechet.of(Moments.of(a), Moments.of(b)).distance, rel=1e-9)
-    assert found.metrics["fid"] < 0.9 * Frechet.of(Moments.of(a), Moments.of(reference.features)).distance
-    assert {"fid_se", "kid", "kid_se"} <= set(found.metrics)
-    assert found.metrics["agreement"] == 1.0
+    assert found["fid"] == pytest.approx(Frechet.of(Moments.of(a), Moments.of(b)).distance, rel=1e-9)
+    assert found["fid"] < 0.9 * Frechet.of(Moments.of(a), Moments.of(reference.features)).distance
+    assert {"fid_se", "kid", "kid_se"} <= set(found)
+    assert found["agreement"] == 1.0
     swapped = own._replace(logits=np.roll(own.logits, 1, axis=1))
-    assert of_label(swapped.of(1), reference.of(1), WANTED, SPEC, SAMPLES).metrics["agreement"] == 0.0
+    assert of_label(swapped.of(1), reference.of(1), WANTED, SPEC, SAMPLES)[0]["agreement"] == 0.0
 
 
 def test_a_label_with_too_few_images_says_so():
     own, reference = images(600, 0), images(500, 1)
     few = Extracted(own.features[:12], own.logits[:12], np.repeat([0, 1, 2], [7, 4, 1]))
     by_label = [of_label(few.of(label), reference.of(label), WANTED, SPEC, SAMPLES) for label in range(4)]
-    assert [sorted({"fid", "kid", "agreement"} & set(found.metrics)) for found in by_label] == [
+    assert [sorted({"fid", "kid", "agreement"} & set(found)) for found, _ in by_label] == [
         ["agreement", "fid", "kid"], ["agreement", "kid"], ["agreement"], [],
     ]  # fmt: skip
-    recorded(by_label[1].notes[0])
-    recorded("\n".join(by_label[2].notes), "images")
-    recorded("\n".join(by_label[3].notes))
-    unlabelled = of_label(own.of(1), None, WANTED, SPEC, SAMPLES)
-    assert set(unlabelled.metrics) == {"agreement", "agreement_se"}
-    recorded("\n".join(unlabelled.notes))
+    recorded(by_label[1][1][0])
+    recorded("\n".join(by_label[2][1]), "images")
+    recorded("\n".join(by_label[3][1]))
+    unlabelled, notes = of_label(own.of(1), None, WANTED, SPEC, SAMPLES)
+    assert set(unlabelled) == {"agreement", "agreement_se"}
+    recorded("\n".join(notes))
 
 
 def row(label, cell="c", **numbers):

@@ -18,7 +18,7 @@ from taugrid.eval.features.load import load
 from taugrid.eval.features.networks import DigitsConvnet, FashionConvnet, network_input
 from taugrid.eval.features.resolve import resolve, shipped_weights
 from taugrid.eval.metrics.frechet import frechet_distance
-from taugrid.eval.metrics.inception import InceptionSums, inception_splits
+from taugrid.eval.metrics.logits import InceptionSums, inception_splits
 from taugrid.eval.metrics.statistics import Moments
 from taugrid.hashing import file_sha256
 from taugrid.registry.extractors import DIGITS_CONVNET, FASHION_CONVNET

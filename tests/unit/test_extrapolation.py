@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from snapshots import raises
 
-from taugrid.eval.metrics.extrapolation import POINTS, fid_infinity, fid_infinity_limits, no_extrapolation, subset_sizes
-from taugrid.eval.metrics.frechet import frechet_distance
+from taugrid.eval.metrics.frechet import (
+    POINTS,
+    fid_infinity,
+    fid_infinity_limits,
+    frechet_distance,
+    no_extrapolation,
+    subset_sizes,
+)
 from taugrid.eval.metrics.statistics import Array, Moments, symmetric_root
 from taugrid.registry.metrics import MetricSettings, Sizes
 

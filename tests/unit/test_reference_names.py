@@ -8,7 +8,7 @@ from snapshots import raises, recorded
 
 from taugrid.config import Data
 from taugrid.errors import UserError
-from taugrid.eval.reference_names import ResolvedReference, resolve_reference
+from taugrid.eval.reference import ResolvedReference, resolve_reference
 from taugrid.orchestrator.external import score_images
 from taugrid.orchestrator.progress import Progress
 from taugrid.run_id import claim

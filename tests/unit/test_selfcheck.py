@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import sample
-from snapshots import raises, recorded
+from snapshots import recorded
 
 from taugrid import images
 from taugrid.config import EDM_DEFAULTS, FLOW_DEFAULTS, Sample
@@ -358,9 +358,3 @@ def test_problems_are_lines_for_people():
     recorded("\n".join(verdict.problems[:3]))
     recorded(verdict.problems[3])
     assert " 0.137" in verdict.problems[3]
-
-
-def test_a_gaussian_cell_needs_its_fid():
-    pixels, index = Run(settings()).files()
-    with raises(ValueError):
-        judge(pixels, index, settings())

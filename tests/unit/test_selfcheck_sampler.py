@@ -15,7 +15,7 @@ from taugrid import images
 from taugrid.config import DIFFUSION_DEFAULTS, EDM_DEFAULTS, Sample
 from taugrid.config.load import load
 from taugrid.eval.metrics import frechet, statistics
-from taugrid.eval.selfcheck_sampler import STEPS, judge, ode_images, order_problems
+from taugrid.eval.selfcheck import STEPS, judge_sampler, ode_images, order_problems
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.selfcheck import overrides
 from taugrid.registry.samplers import SAMPLERS
@@ -65,7 +65,7 @@ def sampled(settings, points, denoise, scale, indices):
 def judged(name, pixels, steps, follows=True, fid=None):
     exact = ode_images(DATA, PROCESS.alpha_bar[1000], PROCESS.alpha_bar[1], SEED, INDEX)
     fid = fid or frechet.frechet_distance(features(pixels), features(reference()))
-    return judge(pixels, INDEX, N, exact, fid, reference(), follows, is_last=steps == max(STEPS))
+    return judge_sampler(pixels, INDEX, N, exact, fid, reference(), follows, is_last=steps == max(STEPS))
 
 
 def problems(name, make=pictures, follows=True, **given):
@@ -91,7 +91,7 @@ def churned(S_noise=1.0):
     start = process.first_scale(first) / first.scale
     exact = ode_images(DATA, first.alpha_bar, last.alpha_bar, SEED, INDEX, start)
     fid = frechet.frechet_distance(features(pixels), features(reference()))
-    return judge(pixels, INDEX, N, exact, fid, reference(), follows=False, is_last=True)
+    return judge_sampler(pixels, INDEX, N, exact, fid, reference(), follows=False, is_last=True)
 
 
 def test_edms_sampler_is_judged_on_its_process():

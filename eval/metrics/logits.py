@@ -1,5 +1,10 @@
-"""The Inception Score (Salimans et al. 2016), with torch-fidelity's splits and estimators. Everything is float64."""
+"""Metrics of a classifier's logits: the Inception Score (Salimans et al. 2016), and agreement with the labels.
 
+The Inception Score has torch-fidelity's splits and estimators. Agreement is how often the classifier puts an image in
+the class that was asked for (Ravuri and Vinyals 2019 turn it round: CAS trains on samples). Everything is float64.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -9,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taugrid.eval.metrics.score import MetricInputs, MetricResult
-from taugrid.eval.metrics.statistics import ROWS_AT_ONCE, Array, Features, runs
+from taugrid.eval.metrics.statistics import LEAST_CARRYING, ROWS_AT_ONCE, Array, Features, runs
 from taugrid.registry.metrics import Limits, MetricSettings, Sizes
 from taugrid.words import counted
 
@@ -24,11 +29,9 @@ def isc_limits(settings: MetricSettings, sizes: Sizes) -> Limits:
 
 
 def compute_isc(inputs: MetricInputs) -> MetricResult:
-    if inputs.logits is None:
-        raise ValueError("the Inception Score needs logits, but there are none")
-    settings = inputs.settings
-    n, splits = inputs.num_samples, settings.isc_splits
-    split_of = inception_splits(n, splits, settings.seed)
+    assert inputs.logits is not None
+    n, splits = inputs.num_samples, inputs.settings.isc_splits
+    split_of = inception_splits(n, splits, inputs.settings.seed)
     parts = (InceptionSums.of(run, part, splits) for run, part in _with_splits(inputs.logits(), split_of))
     sums = reduce(InceptionSums.merge, parts)
     influence = np.concatenate([sums.influence(run, part) for run, part in _with_splits(inputs.logits(), split_of)])
@@ -47,11 +50,8 @@ def _with_splits(
 
 
 def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int64]:
-    """The split (N,) in 0..splits-1 of every sample index: torch-fidelity's shuffle with `seed`, cut into runs.
-
-    Raises:
-        ValueError: for more splits than samples.
-    """
+    """The split (N,) in 0..splits-1 of every sample index: torch-fidelity's shuffle with `seed`, cut into runs; raises
+    ValueError for more splits than samples."""
     if not 1 <= splits <= num_samples:
         raise ValueError(
             f"{counted(num_samples, 'sample')} can't be divided into {splits} splits of the Inception Score"
@@ -67,12 +67,9 @@ def inception_splits(num_samples: int, splits: int, seed: int) -> NDArray[np.int
 class InceptionSums:
     """The sums that the Inception Score needs over the samples seen so far, by split."""
 
-    counts: NDArray[np.int64]
-    """(splits,)."""
-    probabilities: Array
-    """(splits, k): sums of p(y | x)."""
-    negative_entropies: Array
-    """(splits,): sums over x of sum_y p log p."""
+    counts: NDArray[np.int64]  # (splits,)
+    probabilities: Array  # (splits, k): sums of p(y | x)
+    negative_entropies: Array  # (splits,): sums over x of sum_y p log p
 
     @classmethod
     def of(cls, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64], splits: int) -> "InceptionSums":
@@ -98,9 +95,7 @@ class InceptionSums:
 
     def scores(self) -> Array:
         """(splits,): exp of the mean KL(p(y | x) || p(y)), where p(y) is a split's mean; ValueError for an empty split.
-
-        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so the sums are enough.
-        """
+        KL's mean is the mean of sum p log p minus sum p(y) log p(y), so the sums are enough."""
         if not self.counts.all():
             raise ValueError("a split of the Inception Score has no samples")
         marginal = self.probabilities / self.counts[:, None]
@@ -112,8 +107,7 @@ class InceptionSums:
         It is the jackknife's: N / (S n_s) times n_s - 1 times what a split's score loses without the sample. To first
         order that is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL), because p(y) minimises the mean KL.
         Where a split has few samples for its classes, most of the score's scatter comes from p(y), by terms of second
-        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000.
-        """
+        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000."""
         counts, scores = self.counts[split_of], self.scores()
         others = np.maximum(counts - 1, 1)  # a split's only sample has influence 0
         without = np.empty(len(logits))
@@ -147,3 +141,24 @@ def _softmax(logits: NDArray[np.floating[Any]]) -> Iterator[tuple[slice, Array, 
         shifted -= shifted.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)
         yield rows, shifted, exponentials, exponentials.sum(axis=1)
+
+
+def compute_agreement(inputs: MetricInputs) -> MetricResult:
+    assert inputs.logits is not None
+    labels = inputs.columns["label"]
+    chosen = np.concatenate([run.argmax(axis=1) for run in runs(inputs.logits(), len(labels))])
+    agrees: Array = (chosen == labels).astype(np.float64)
+    share = float(agrees.mean())
+    return MetricResult({"agreement": share, "agreement_se": binomial_error(agrees)}, {"agreement": agrees})
+
+
+def binomial_error(agrees: Array) -> float:
+    """sqrt(p (1 - p) / N) of the share p of ones in `agrees` (N,). Where fewer than `LEAST_CARRYING` agree, or don't,
+    that would rest on luck, or be 0. Then it is the standard deviation of p given the counts, if all p are equally
+    probable before: that of a beta distribution."""
+    n, ones = len(agrees), float(agrees.sum())
+    if min(ones, n - ones) >= LEAST_CARRYING:
+        p = ones / n
+        return math.sqrt(p * (1 - p) / n)
+    p = (ones + 1) / (n + 2)
+    return math.sqrt(p * (1 - p) / (n + 3))
