@@ -55,7 +55,7 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
         raise click.UsageError("--unet trains a network, and --checkpoint has one; give one of them")
     if target is not None and target.suffix not in (".yaml", ".yml"):
         raise UserError(f"--to {target}: a config is YAML; give FILE.yaml")
-    from taugrid.orchestrator.cli.text.new_config import new_config
+    from taugrid.orchestrator.cli.new_config import new_config
     from taugrid.orchestrator.exports.target import put_file
 
     text = new_config(checkpoint, data, unet, name)
@@ -113,7 +113,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
 
 def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.text.runs import selfcheck_text
+    from taugrid.orchestrator.cli.text import selfcheck_text
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session

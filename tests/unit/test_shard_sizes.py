@@ -7,7 +7,7 @@ import pytest
 from snapshots import recorded
 
 from taugrid.config import Config, validate
-from taugrid.orchestrator.cli.text.runs import plan_text
+from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
