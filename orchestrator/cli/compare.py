@@ -76,6 +76,7 @@ def compare(directory: str, others: tuple[str, ...], as_json: bool, **given: Any
     given = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
     of_images = (*OF_IMAGES, "target")
     is_of_images = are_images(directory) or are_images(others[0]) or bool(given.keys() & {*of_images})
+    fitting: tuple[str, ...]
     if len(others) == 2:
         kind, fitting = "two cells", ("join",)
     elif is_of_images and others[0].endswith(".json"):

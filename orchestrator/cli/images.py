@@ -43,7 +43,7 @@ def score(given: dict[str, Any], requested: RunOptions) -> None:
     print_value(document, requested.as_json, lambda _: _scores_text(scores))
 
 
-def compare(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, float], as_json: bool) -> None:
+def compare(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, Any], as_json: bool) -> None:
     """Print the comparison of two sets of images, and exit with its code."""
     if "reference" not in scoring:
         raise UserError(
@@ -59,7 +59,7 @@ def compare(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, float
 
 
 def compare_with_baseline(
-    images: str, baseline: str, judging: Mapping[str, float], trust_code: bool, as_json: bool
+    images: str, baseline: str, judging: Mapping[str, Any], trust_code: bool, as_json: bool
 ) -> None:
     """Print the comparison of images with those of a baseline file, scored as these were, and exit with its code."""
     before = snapshot_of(baseline)
