@@ -1,17 +1,17 @@
 """`taugrid clean`: what may go from a run directory or a history of nights, and its removal.
 
-Of a run, files go that no table needs, and that work can make again. Their names decide: nothing is planned, no weights
-are read, and no code that a config names is run.
+Files go that no table needs, and that work can make again. Their names decide: nothing is planned, and no code is run.
 """
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from taugrid.errors import FULL, UserError
+from taugrid.errors import UserError
 from taugrid.orchestrator.nightly.history import remove_images, without_newest
 from taugrid.orchestrator.nightly.places import Night, find_history
 from taugrid.orchestrator.plan.sources import TRAINED_WEIGHTS
@@ -19,7 +19,7 @@ from taugrid.orchestrator.rundir.lease import sole_driver
 from taugrid.orchestrator.rundir.paths import Paths
 from taugrid.run_id import is_run_directory
 from taugrid.storage import Stat, open_place
-from taugrid.words import counted, in_columns, quantity
+from taugrid.words import quantity
 
 CATEGORIES = {
     "features": "features of scored cells; a new metric computes them again from the images",
@@ -30,54 +30,42 @@ CATEGORIES = {
 }
 """Name -> what it holds, and what makes it again."""
 
-_TEMPORARY = re.compile(r"\..+[.-][0-9a-f]{12}\.tmp")
-"""The names of `Storage.temporary`, and of a training's result before it is in place."""
-
-_RUNNING = ".training-"
-"""How `taugrid.jobs.running_folder` begins."""
+_TEMPORARY = re.compile(r"\..+[.-][0-9a-f]{12}\.tmp")  # of `Storage.temporary`, and of a training's result
+_RUNNING = ".training-"  # as `taugrid.jobs.running_folder` begins
 
 
-class RunFiles:
-    """The files of a run directory, and which of them may go."""
+def removable_files(run: Paths, before: float = math.inf) -> Mapping[str, Mapping[Path, Stat]]:
+    """Category -> the files of a run that may go. Links are not followed: what they point to stays.
 
-    def __init__(self, run: Paths) -> None:
-        """Lists the directory. Links are not followed: what they point to stays."""
-        self.run = run
-        self._files = run.storage.walk(run.root)
-        parts = {path.relative_to(run.root).parts for path, stat in self._files.items() if stat.size}
-        self._scored = {p[1].partition("-")[0] for p in parts if p[0] == "scores" and p[-1].endswith(".json")}
-        self._removed = {Path(each[-1]).stem for each in parts if each[0] == "removed"}
-        weights = PurePosixPath(TRAINED_WEIGHTS).parts
-        self._trained = {each[1] for each in parts if each[0] == "models" and each[2:] == weights}
-        with_features = {each[2] for each in parts if each[0] == "features" and len(each) == 4}
-        self._all_scored = all(map(self._may_lose_features, (name for name in with_features if _is_cell(name))))
-
-    def of(self, category: str, before: float = math.inf) -> Mapping[Path, Stat]:
-        """The files of a category. Of temporary ones only those from `before`, a time of the storage's clock."""
-        found = {path: stat for path, stat in self._files.items() if self._category(path) == category}
-        return {path: stat for path, stat in found.items() if category != "leftovers" or stat.modified < before}
-
-    def _category(self, path: Path) -> str | None:
-        first, *rest = path.relative_to(self.run.root).parts
+    Of leftovers only those from `before`, a time of the storage's clock.
+    """
+    files = {path.relative_to(run.root).parts: (path, stat) for path, stat in run.storage.walk(run.root).items()}
+    names = [parts for parts, (_, stat) in files.items() if stat.size]
+    scored = {parts[1].partition("-")[0] for parts in names if parts[0] == "scores" and parts[-1].endswith(".json")}
+    without_images = {Path(parts[-1]).stem for parts in names if parts[0] == "removed"}
+    weights = PurePosixPath(TRAINED_WEIGHTS).parts
+    trained = {parts[1] for parts in names if parts[0] == "models" and parts[2:] == weights}
+    with_features = {parts[2] for parts in names if parts[0] == "features" and len(parts) == 4}
+    # Features are made again from images; those of the reference while some cell has features to score.
+    spent = {cell for cell in with_features if cell.rpartition("-")[2] in scored and cell not in without_images}
+    references = {cell for cell in with_features if cell.startswith("reference-")}
+    if with_features - references <= spent:
+        spent |= references
+    found = defaultdict[str, dict[Path, Stat]](dict)
+    for (first, *rest), (path, stat) in files.items():
         if first == "models" and rest[0].startswith(_RUNNING):
-            return "leftovers" if rest[0].removeprefix(_RUNNING) in self._trained else None
-        if any(_TEMPORARY.fullmatch(part) for part in (first, *rest)):
-            return "leftovers"
-        if first in ("damaged", "logs", "samples") and rest:
-            return "images" if first == "samples" else first
-        # The floors beside the reference's features are in tables, and only scoring makes them.
-        if first == "features" and len(rest) == 3 and path.suffix != ".json":
-            may_go = self._may_lose_features(rest[1]) if _is_cell(rest[1]) else self._all_scored
-            return "features" if may_go else None
-        return None
-
-    def _may_lose_features(self, cell: str) -> bool:
-        """Whether the cell is scored, and has its images, from which features can be made again."""
-        return cell.rpartition("-")[2] in self._scored and cell not in self._removed
-
-
-def _is_cell(folder: str) -> bool:
-    return not folder.startswith("reference-")
+            category = "leftovers" if rest[0].removeprefix(_RUNNING) in trained else None
+        elif any(_TEMPORARY.fullmatch(part) for part in (first, *rest)):
+            category = "leftovers"
+        elif first in ("damaged", "logs", "samples") and rest:
+            category = "images" if first == "samples" else first
+        elif first == "features" and len(rest) == 3 and path.suffix != ".json":  # the floors there only scoring makes
+            category = "features" if rest[1] in spent else None
+        else:
+            category = None
+        if category is not None and (category != "leftovers" or stat.modified < before):
+            found[category][path] = stat
+    return found
 
 
 class Removable(NamedTuple):
@@ -99,8 +87,7 @@ class Cleaning:
     def __init__(self, directory: str, keep_nights: int | None = None) -> None:
         """Of a history, images go of all nights but the newest `keep_nights`; None: of no night.
 
-        Raises:
-            UserError: if the directory is neither, or these do not fit it.
+        Raises `UserError` if the directory is neither, or these do not fit it.
         """
         self.history = find_history(directory)
         self._old: Sequence[Night] = []
@@ -125,41 +112,27 @@ class Cleaning:
 
     def listed(self, wanted: Collection[str]) -> list[Removable]:
         """What may go of the categories `wanted`. Removes nothing."""
-        sizes: dict[str, list[int]] = {}
-        for _, category, files in self._found(wanted):
-            sizes.setdefault(category, []).extend(stat.size for stat in files.values())
-        shown = [(name, sizes[name]) for name in CATEGORIES if sizes.get(name)]
-        return [Removable(name, len(each), sum(each), CATEGORIES[name]) for name, each in shown]
-
-    def _found(self, wanted: Collection[str]) -> Iterator[tuple[Paths, str, Mapping[Path, Stat]]]:
-        """The files of each run directory, by category."""
+        sizes = defaultdict[str, list[int]](list)
         for run in self._runs:
-            files = RunFiles(run)
-            yield from ((run, category, files.of(category)) for category in wanted if self._may_lose(run, category))
+            files = removable_files(run)
+            for category in self._losable(run, wanted):
+                sizes[category] += [stat.size for stat in files.get(category, {}).values()]
+        return [
+            Removable(name, len(sizes[name]), sum(sizes[name]), about)
+            for name, about in CATEGORIES.items()
+            if sizes[name]
+        ]
 
-    def _may_lose(self, run: Paths, category: str) -> bool:
+    def _losable(self, run: Paths, wanted: Collection[str]) -> list[str]:
         """Images go of old nights alone. They keep their features, which can't be made again then."""
-        return category not in ("features", "images") or (category == "images") == (run.root in self._losing)
+        never = "features" if run.root in self._losing else "images"
+        return [category for category in wanted if category != never]
 
     def remove(self, wanted: Collection[str], say: Callable[[str], None]) -> None:
         """Remove what may go now of these categories, under the lock of each directory.
 
-        Raises:
-            UserError: if a driver works in one of them; earlier ones are cleaned then.
+        Raises `UserError` if a driver works in one of them; earlier ones are cleaned then.
         """
-        try:
-            self._remove(wanted, say)
-        except OSError as error:
-            found = [(stat.size, path, run) for run, kind, files in self._found(wanted) if kind != "images"
-                     for path, stat in files.items()]  # fmt: skip
-            if error.errno not in FULL or not found:
-                raise
-            # Nobody can take a lock on a disk that is full. One file makes room for ours.
-            _, path, run = max(found, key=lambda each: each[0])
-            run.storage.delete_all([path], run.root)
-            self._remove(wanted, say)
-
-    def _remove(self, wanted: Collection[str], say: Callable[[str], None]) -> None:
         with ExitStack() as stack:
             if self.history is not None:
                 stack.enter_context(sole_driver(self.history, say=say))
@@ -167,19 +140,14 @@ class Cleaning:
                 remove_images(self._old, say)
             for run in self._runs:
                 with sole_driver(run, say=say) as lease:
-                    files, before = RunFiles(run), lease.began or 0.0
-                    for category in (each for each in wanted if each != "images" and self._may_lose(run, each)):
-                        run.storage.delete_all(list(files.of(category, before)), run.root)
+                    files = removable_files(run, lease.began or 0.0)
+                    for category in self._losable(run, wanted):
+                        if category != "images":
+                            run.storage.delete_all(list(files.get(category, ())), run.root)
 
 
 def document(cleaning: Cleaning, found: Sequence[Removable], left: Sequence[Removable]) -> dict[str, Any]:
-    """What was found, and what is left of it, as plain data: `taugrid clean --json` prints it."""
+    """What was found, and what is left of it, as `taugrid clean --json` prints it."""
     sizes = {each.name: each.bytes for each in left}
     rows = [{**each._asdict(), "freed": each.bytes - sizes.get(each.name, 0)} for each in found]
     return {"dir": cleaning.place.shown, "categories": rows, "freed": sum(row["freed"] for row in rows)}
-
-
-def text(found: Sequence[Removable]) -> str:
-    """A line for each category."""
-    rows = [(each.name, counted(each.files, "file"), each.size, each.about) for each in found]
-    return "\n".join(in_columns(rows, right=(1, 2)))

@@ -1,12 +1,12 @@
 """`taugrid evaluate --samples` and `taugrid.evaluate`: score external images in this process."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 KEPT_DAYS = 30
 """How long the features of compared images stay in the user's cache."""
-
-VALUE_RANGE = "value_range"
-"""The argument of `taugrid.evaluate` that says which values black and white have in floats."""
 
 FORMS = "(N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
 
@@ -64,22 +61,27 @@ class OpenedSets:
             for path in features.glob("*.parquet"):  # nights would fill the disk with theirs
                 if path.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
                     path.unlink(missing_ok=True)
+        stage = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal stage
+            if what != stage:
+                stage = what
+                progress.say(f"extracting the features of {counted(total, 'image')} ({what})")
+                progress.begin(what, total, "images")
+            progress.update(done)
+
         with arithmetic.restored():
-            return standalone.score_sets(
-                self.sets,
-                self.reference,
-                self.extractor,
-                self.section.metric_settings,
-                standalone.Options(
-                    versions=versions(SOFTWARE),
-                    device=usual_device(),
-                    batch_size=self.section.batch_size,
-                    cache=user_cache() / "references",
-                    features=features,
-                    progress=_as_stages(progress),
-                ),
-                orders,
+            options = standalone.Options(
+                versions=versions(SOFTWARE),
+                device=usual_device(),
+                batch_size=self.section.batch_size,
+                cache=user_cache() / "references",
+                features=features,
+                progress=tell,
             )
+            settings = self.section.metric_settings
+            return standalone.score_sets(self.sets, self.reference, self.extractor, settings, options, orders)
 
 
 def score_images(
@@ -96,23 +98,25 @@ def score_images(
     Without an extractor, it is that of the reference's run or data set, if it is one, else Inception. `value_range` is
     that of arrays of floats. `trust_code` allows the extractor that a run directory names to be custom code.
 
-    Raises:
-        UserError: if images, reference, weights or settings can't be used.
+    Raises `UserError` if images, reference, weights or settings can't be used.
     """
     section = section_of(evaluate, assignments)
-    arrays = (_as_array(images) for images in (*samples, reference) if not isinstance(images, str))
+    arrays = [_as_array(images) for images in (*samples, reference) if not isinstance(images, str)]
     if value_range is not None and not any(np.issubdtype(array.dtype, np.floating) for array in arrays):
-        raise UserError(f"{VALUE_RANGE} is for arrays of floats, and there are none; leave it out")
-    several = len(samples) > 1
-    with ExitStack() as files, user_errors_of(progress):
+        raise UserError("value_range is for arrays of floats, and there are none; leave it out")
+    with TemporaryDirectory(prefix="taugrid-") as folder, user_errors_of(progress):
         progress.say("reading images")
-        paths = {
-            f"samples {images}" if several else "samples": file
-            for images in samples
-            for file in [_as_file("samples", images, value_range, files)]
-        }
-        reference_file = _as_file("reference", reference, value_range, files)
-        opened = open_sets(paths, reference_file, section, trust_code)
+
+        def as_path(name: str, images: Images) -> str:
+            if isinstance(images, str):
+                return images
+            path = Path(folder) / f"{name}.npz"
+            np.savez(path, to_pixels(name, images, value_range))
+            return str(path)
+
+        several = len(samples) > 1
+        paths = {f"samples {images}" if several else "samples": as_path("samples", images) for images in samples}
+        opened = open_sets(paths, as_path("reference", reference), section, trust_code)
         found = [scored.document for scored in opened.scored(progress, keep=several)]
     for document, images in zip(found, samples, strict=True):
         for side, given in (("samples", images), ("reference", reference)):
@@ -151,9 +155,13 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
     Raises:
         UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
     """
-    sets = {called: _open(called, open_images, path) for called, path in samples.items()}
-    resolved = _open("reference", resolve_reference, reference)
-    compared = _open("reference", open_reference, resolved.given)
+    sets = {}
+    for called, path in samples.items():
+        with _naming(called):
+            sets[called] = open_images(path)
+    with _naming("reference"):
+        resolved = resolve_reference(reference)
+        compared = open_reference(resolved.given)
     # The extractor and its precision: what is asked for, or else that of the reference.
     is_asked = section.extractor is not None
     precision = section.precision if is_asked or "precision" in section.model_fields_set else resolved.precision
@@ -173,6 +181,15 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
     return OpenedSets(tuple(sets.values()), compared, next(iter(specs.values())), section)
 
 
+@contextmanager
+def _naming(argument: str) -> Iterator[None]:
+    """Errors of the block begin with the name of the argument."""
+    try:
+        yield
+    except (ValueError, DamagedFile, UserError) as error:
+        raise UserError(f"{argument}: {error}") from None
+
+
 def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> Evaluate:
     """The section `evaluate` of external images; UserError for settings that are wrong, or for a run only."""
     values = merge({"evaluate": evaluate}, assignments)
@@ -185,59 +202,28 @@ def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> 
     return section
 
 
-def _as_stages(progress: Progress) -> Callable[[str, int, int], None]:
-    """What `standalone.score_sets` calls, as stages of `progress`."""
-    stage = ""
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal stage
-        if what != stage:
-            stage = what
-            progress.say(f"extracting the features of {counted(total, 'image')} ({what})")
-            progress.begin(what, total, "images")
-        progress.update(done)
-
-    return tell
-
-
-def _as_file(name: str, images: Images, value_range: tuple[float, float] | None, files: ExitStack) -> str:
-    """A text as it is, or an `.npz` of an array, which is there until `files` are closed."""
-    if isinstance(images, str):
-        return images
-    path = Path(files.enter_context(TemporaryDirectory(prefix="taugrid-"))) / f"{name}.npz"
-    np.savez(path, to_pixels(name, images, value_range))
-    return str(path)
-
-
-Text = TypeVar("Text")
-Side = TypeVar("Side")
-
-
-def _open(name: str, opener: Callable[[Text], Side], given: Text) -> Side:
-    """What `opener` gives; its errors begin with the name of the argument."""
-    try:
-        return opener(given)
-    except (ValueError, DamagedFile, UserError) as error:
-        fault = str(error).removeprefix("data: ").partition(", or set root")[0]  # a key of a config, and here is none
-        raise UserError(f"{name}: {fault}") from None
-
-
 def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Images as (N, H, W, 1 or 3) uint8 in C order; floats are rounded to nearest.
 
-    Args:
-        name: of the argument that `images` are.
-        images: an array or a tensor on any device, uint8 or floating point, in one of `FORMS`.
-        value_range: the values of black and white in floats.
-
-    Raises:
-        UserError: for another type or shape, floats without a range, or values beyond it.
+    `images` are the argument `name`: an array or a tensor on any device, uint8 or floating point, in one of `FORMS`.
+    `value_range`: the values of black and white in floats. Raises `UserError` for another type or shape, floats without
+    a range, or values beyond it.
     """
     array = _as_array(images)
+    wrong_shape = UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
     if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
+        raise wrong_shape
     pixels = array if array.dtype == np.uint8 else _rounded(name, array, value_range)
-    return np.ascontiguousarray(_channels_last(name, pixels))
+    if pixels.ndim == 3:
+        return np.ascontiguousarray(pixels[..., None])
+    channels_first, channels_last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
+    if channels_first and channels_last:
+        raise UserError(
+            f"{name}: {pixels.shape} may be (N, C, H, W) or (N, H, W, C); pass images of more than 3 pixels a side"
+        )
+    if not channels_first and not channels_last:
+        raise wrong_shape
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if channels_first else pixels)
 
 
 def _as_array(images: Any) -> NDArray[Any]:
@@ -253,25 +239,12 @@ def _rounded(name: str, array: NDArray[Any], value_range: tuple[float, float] | 
     if value_range is None:
         raise UserError(
             f"{name}: an array of {array.dtype} does not say which values are black and white; pass "
-            f"{VALUE_RANGE}=(0, 1) or {VALUE_RANGE}=(-1, 1), or uint8"
+            "value_range=(0, 1) or value_range=(-1, 1), or uint8"
         )
     black, white = value_range
     low, high = float(array.min()), float(array.max())
     if not (black <= low and high <= white):  # NaN fails, too
-        raise UserError(f"{name}: values are from {low:g} to {high:g}, beyond {VALUE_RANGE}={value_range}; clip them")
+        raise UserError(f"{name}: values are from {low:g} to {high:g}, beyond value_range={value_range}; clip them")
     share = (array.astype(np.float32, copy=False) - np.float32(black)) / np.float32(white - black)
     grey: NDArray[np.uint8] = np.rint(share * np.float32(255)).astype(np.uint8)
     return grey
-
-
-def _channels_last(name: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels.ndim == 3:
-        return pixels[..., None]
-    first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
-    if first and last:
-        raise UserError(
-            f"{name}: {pixels.shape} may be (N, C, H, W) or (N, H, W, C); pass images of more than 3 pixels a side"
-        )
-    if not first and not last:
-        raise UserError(f"{name}: an array of images is {FORMS}, not of shape {pixels.shape}")
-    return pixels.transpose(0, 2, 3, 1) if first else pixels

@@ -51,30 +51,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from taugrid.eval.tables.quality import QualityTable
-    from taugrid.orchestrator.dispatch.pool import Pool
 
 
 class SessionResult(NamedTuple):
-    missing: dict[str, str]
-    """Name -> reason, for every cell without a score (or, if only images were requested, without all its images)."""
-    rows: list[dict[str, Any]]
-    """The rows of the table that the stages result in (`work.kind.KindResult`)."""
-    quality: "QualityTable | None" = None
-    """The quality table, if `rows` are its rows."""
-    text: "RenderableType" = ""
-    """The table as printed on stdout, if it is not the quality table."""
-    labels: Mapping[str, str] = {}
-    """Name -> label of the cells that were worked on."""
-    permanent_failures: Collection[str] = ()
-    """Names in `missing` that would fail again with the same command."""
-    warnings: Sequence[str] = ()
-    """The warnings of report.html."""
-    warned: Collection[str] = ()
-    """The warnings that the session has printed."""
-    larger: "Sequence[QualityTable]" = ()
-    """The quality tables of cells that grew, one for each larger N."""
-    growth: "Growth | None" = None
-    """What the looks of `--until` came to."""
+    missing: dict[str, str]  # name -> reason, for every cell without a score (or, if only sampled, without all images)
+    rows: list[dict[str, Any]]  # of the table that the stages result in (`work.kind.KindResult`)
+    quality: "QualityTable | None" = None  # if `rows` are its rows
+    text: "RenderableType" = ""  # the table as printed on stdout, if it is not the quality table
+    labels: Mapping[str, str] = {}  # name -> label of the cells that were worked on
+    permanent_failures: Collection[str] = ()  # names in `missing` that would fail again with the same command
+    warnings: Sequence[str] = ()  # of report.html
+    warned: Collection[str] = ()  # those that the session has printed
+    larger: "Sequence[QualityTable]" = ()  # the quality tables of cells that grew, one for each larger N
+    growth: "Growth | None" = None  # what the looks of `--until` came to
 
 
 class Session:
@@ -112,11 +101,8 @@ class Session:
     def do(self, stages: Collection[str], break_lock: bool = False) -> SessionResult:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
 
-        `break_lock` takes the run directory from a driver that seems to be running.
-
-        Raises:
-            UserError: if something must be changed first; nothing is lost.
-            RunFailed: if a stage could not go on.
+        `break_lock` takes the run directory from a driver that seems to be running. Raises `UserError` if something
+        must be changed first, and `RunFailed` if a stage could not go on; nothing is lost.
         """
         self._stages = frozenset(stages)
         background.require(self.config.track)
@@ -209,7 +195,13 @@ class Session:
             self._progress.say("writing tables and figures")
         results = [result for kind in reported if (result := kind.conclude()) is not None]
         last = results[-1] if results else KindResult([])
-        self._warn_of_tables(last)
+        if asked and last.quality is not None:
+            scored = {row["cell"] for row in last.rows}
+            cells = [cell for cell in self.plan.cells if cell.id in scored]
+            for warning in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
+                self._warn(warning)
+        elif self._stages == {"evaluate"}:
+            self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
         warnings: Sequence[str] = ()
         if results and (asked or "evaluate" not in self._stages):
             from taugrid.orchestrator.view.page import write_page
@@ -223,17 +215,17 @@ class Session:
     def _check_trainings(self) -> None:
         """Raise `UserError` for failures of trainings that can be foreseen, before any worker starts."""
         for model, source in self.selected.trained_here:
-            if not self.rundir.is_ready(model):
-                if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
-                    raise UserError(
-                        f"a model must be trained, and training keeps its checkpoints in a folder; with --address "
-                        f"{self._address} and --out {self.rundir.shown}, set cluster.scratch to one that every node "
-                        "sees"
-                    )
-                fit.check(source.train)
-                load_images(source.data)
-                if source.unet.num_classes is not None:
-                    load_labels(source.data)
+            if self.rundir.is_ready(model):
+                continue
+            if not self.rundir.storage.on_disk and self._address != "local" and self.config.cluster.scratch is None:
+                raise UserError(
+                    "cluster.scratch is missing: training keeps its checkpoints in a folder; set it to one that every "
+                    "node sees"
+                )
+            fit.check(source.train)
+            load_images(source.data)
+            if source.unet.num_classes is not None:
+                load_labels(source.data)
 
     def _record_run(self) -> None:
         """Claim the directory, and write the config, the plan and the list of cells, unless the work is refused."""
@@ -281,16 +273,6 @@ class Session:
         listing = Listing(self.rundir)
         if removed := sum(map(listing.has_removed_images, self.selected.cells)):
             self._progress.say(f"images of {counted(removed, 'cell')} were removed; scores and error bars are kept")
-
-    def _warn_of_tables(self, last: KindResult) -> None:
-        """Print that tables are unchanged, or warnings on what the quality table can't show."""
-        if self._stages == {"evaluate"}:
-            self._progress.say("tables and figures are unchanged; `taugrid report` updates them")
-        if "report" in self._stages and last.quality is not None:
-            scored = {row["cell"] for row in last.rows}
-            cells = [cell for cell in self.plan.cells if cell.id in scored]
-            for warning in (*unequal(cells, "scored "), *no_effects(self.config, self.plan, last.rows)):
-                self._warn(warning)
 
     def _warn(self, text: str) -> None:
         self._warned.append(text)
@@ -382,23 +364,31 @@ class Session:
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Run `tasks` on workers. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
+        from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.orchestrator.dispatch.worker_manager import Outputs
+        from taugrid.workers.actor import Probe, Worker
 
-        cluster_config, embedded = self.config.cluster, self._address == "local"
-        max_workers = capacity.embedded_workers(cluster_config) if embedded else cluster_config.workers
+        config, embedded = self.config.cluster, self._address == "local"
+        max_workers = capacity.embedded_workers(config) if embedded else config.workers
         workers = min(max_workers, len(tasks)) if embedded and max_workers else max_workers
-        samples = any(task.kind == "sample" for task in tasks.values())
-        if samples and max_workers:
-            warning = too_few_shards(self.selected, max_workers, any(self.rundir.committed_cells()))
+        if max_workers and any(task.kind == "sample" for task in tasks.values()):
+            warning = too_few_shards(self.selected, max_workers)
             if warning is not None:
                 self._progress.say(warning)
+        cpus, gpus = capacity.worker_size(config)
+        if not gpus:
+            require_no_gpu(self.selected)
+        scorer = None
+        if gpus and (config.score.workers_per_node or config.use_cpus):
+            scorer = (max(1, int(config.score.cpus_per_worker or cpus)),)
         probe = self.rundir.new_probe()
         with replacing(probe, self.rundir.storage) as temporary:
             write_text(temporary, "")
-        pool = self._pool(probe)
+        files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)  # each worker must see it before a task
+        pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, config.label_selector, scorer)
         try:
             outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
-            loop = Loop(tasks, work_kinds(), pool, workers, embedded, cluster_config, outputs)
+            loop = Loop(tasks, work_kinds(), pool, workers, embedded, config, outputs)
             problems = loop.run()
             self._permanent_failures |= loop.permanent_failures
             return problems
@@ -406,21 +396,6 @@ class Session:
             pool.close()
             with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)
-
-    def _pool(self, probe: Path) -> "Pool":
-        """The workers; each must see the file `probe` before it gets a task."""
-        from taugrid.orchestrator.dispatch.pool import Pool
-        from taugrid.workers.actor import Probe, Worker
-
-        cluster_config = self.config.cluster
-        cpus, gpus = capacity.worker_size(cluster_config)
-        if not gpus:
-            require_no_gpu(self.selected)
-        files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)
-        scorer, scoring = None, cluster_config.score
-        if gpus and (scoring.workers_per_node or cluster_config.use_cpus):
-            scorer = (max(1, int(scoring.cpus_per_worker or cpus)),)
-        return Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, cluster_config.label_selector, scorer)
 
     def _set_aside(self, damage: Damage) -> None:
         target = self.rundir.set_aside(damage)

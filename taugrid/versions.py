@@ -1,9 +1,7 @@
 """Versions of software, to be recorded with its results, and whether the installed torch is built for GPUs."""
 
-import re
 import runpy
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -25,16 +23,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def extras() -> dict[str, bool]:
-    """Extra of taugrid -> whether all of its packages are installed; empty if taugrid's own metadata are not here."""
-    found: dict[str, bool] = {}
-    with suppress(metadata.PackageNotFoundError):
-        for line in metadata.requires("taugrid") or ():
-            if (match := re.match(r"([\w.-]+).*extra == ['\"](\w+)", line)) is not None:
-                found[match[2]] = found.get(match[2], True) and _version(match[1]) is not None
-    return found
 
 
 def torch_is_for_gpus() -> bool:

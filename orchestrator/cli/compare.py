@@ -1,8 +1,6 @@
 """`taugrid compare`: a run with a baseline, two cells of a run, or two sets of images."""
 
-import operator
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,7 @@ from taugrid.orchestrator.cli.options import (
     trust_option,
 )
 
-NO_REFERENCE = (
-    "--reference is missing; give what A and B are scored against: images, a data set with its split "
-    "(fashion-mnist/train), or a run directory, whose reference and extractor are then used"
-)
+OF_THE_GATE = ("margin", "alpha", "sharpness")
 
 
 @click.command(cls=Command)
@@ -52,7 +47,7 @@ NO_REFERENCE = (
 )
 @trust_option
 @json_option
-def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, **given: Any) -> None:
+def compare(directory: str, others: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Compare a run with a baseline, two cells of a run, or two sets of images.
 
     DIR BASELINE: DIR is the new side, and differences are DIR - BASELINE, a run directory or a file of `taugrid
@@ -76,77 +71,59 @@ def compare(directory: str, others: tuple[str, ...], join: bool, as_json: bool, 
     """
     from taugrid.orchestrator.opened import are_images
 
-    requested = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
-    of_images = {key: requested.pop(key) for key in (*OF_IMAGES, "target", "trust_code") if key in requested}
-    if len(others) == 1 and others[0].endswith(".json") and are_images(directory):
-        from taugrid.orchestrator.cli.nightly import compare_images_with_baseline
+    if len(others) > 2:
+        raise click.UsageError("give DIR and a BASELINE, DIR and two cells, or two sets of images")
+    given = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
+    of_images = (*OF_IMAGES, "target")
+    is_of_images = are_images(directory) or are_images(others[0]) or bool(given.keys() & {*of_images})
+    fitting: tuple[str, ...]
+    if len(others) == 2:
+        kind, fitting = "two cells", ("join",)
+    elif is_of_images and others[0].endswith(".json"):
+        kind, fitting = "images and a baseline file, which says how they are scored", (*OF_THE_GATE, "trust_code")
+    elif is_of_images:
+        kind, fitting = "two sets of images", (*of_images, "trust_code", "margin", "alpha")
+    else:
+        kind, fitting = "a run and a baseline", (*OF_THE_GATE, "allow_missing")
+    if unfit := sorted(given.keys() - {*fitting}):
+        name = {"target": "to"}.get(unfit[0], unfit[0]).replace("_", "-")
+        raise UserError(f"--{name} has no meaning for {kind}; leave it out")
+    if len(others) == 2:
+        from taugrid.orchestrator.opened import open_existing
+        from taugrid.orchestrator.view.inspection import compare as compare_cells
 
-        trusts = bool(of_images.pop("trust_code", False))
-        if join or of_images:
-            raise UserError(f"{others[0]} says how its images are scored; give only --margin, --alpha and --sharpness")
-        compare_images_with_baseline(directory, others[0], requested, trusts, as_json)
-        return
-    if len(others) == 1 and _are_images(directory, others[0], bool(of_images)):
-        if join or requested.keys() - {"margin", "alpha"}:
-            raise click.UsageError("--join is for two cells, --allow-missing and --sharpness are for a baseline")
-        _compare_images(directory, others[0], of_images, requested, as_json)
-        return
-    if of_images:
-        raise click.UsageError(f"--{next(iter(of_images)).replace('_', '-')} is for two sets of images (compare A B)")
-    _require_runs(directory, *others[: len(others) == 1])  # a cell may have the name of a folder
-    if len(others) == 1:
-        from taugrid.orchestrator.cli.nightly import compare_with_baseline
+        print_value(compare_cells(open_existing(directory), *others, bool(given)), as_json, _compared_text)
+    elif is_of_images:
+        from taugrid.orchestrator.cli import images
 
-        if join:
-            raise click.UsageError("--join is for two cells")
-        compare_with_baseline(directory, others[0], requested, as_json)
-        return
-    if len(others) != 2 or requested:
-        raise click.UsageError("give DIR and a BASELINE, with --margin and --alpha, or DIR and two cells, with --join")
+        trusts = given.get("trust_code", False)
+        judging = {key: given[key] for key in OF_THE_GATE if key in given}
+        scoring = {key: value for key, value in given.items() if key not in judging}
+        if others[0].endswith(".json"):
+            images.compare_with_baseline(directory, others[0], judging, trusts, as_json)
+        else:
+            images.compare(directory, others[0], scoring, judging, as_json)
+    else:
+        _compare_with_baseline(directory, others[0], given, as_json)
+
+
+def _compare_with_baseline(directory: str, baseline: str, gate: dict[str, Any], as_json: bool) -> None:
+    """Print the comparison of a run with a baseline, and exit with its code."""
+    from taugrid.orchestrator.baseline.compared import gate_of
+    from taugrid.orchestrator.baseline.comparison import compare_snapshots
+    from taugrid.orchestrator.baseline.files import snapshot_of
+    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
+    from taugrid.orchestrator.baseline.text import comparison_text
+    from taugrid.orchestrator.nightly.judging import canaries_beside
     from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.view.inspection import compare as compare_cells
 
     run = open_existing(directory)
-    cell_a, cell_b = others
-    compared = compare_cells(run, cell_a, cell_b, join)
-    print_value(compared, as_json, _compared_text)
-
-
-def _are_images(a: str, b: str, asked: bool) -> bool:
-    """Whether two places are compared as images: `asked` for by an option, or because neither is a run.
-
-    Raises:
-        UserError: if one is a run where images are compared.
-    """
-    from taugrid.orchestrator.opened import are_images
-    from taugrid.storage import is_url
-
-    sides = {"A": a, "B": b}
-    images = [are_images(place) for place in sides.values()]
-    absent = [not is_url(place) and not Path(place).expanduser().exists() for place in sides.values()]
-    if not asked and not (any(images) and all(map(operator.or_, images, absent))):
-        return False
-    for (called, place), *can_be_images in zip(sides.items(), images, absent, strict=True):
-        if not any(can_be_images):
-            raise UserError(
-                f"{called}: {place} is a run or a baseline, and images are compared with images: write those of a cell "
-                "with `taugrid export RUN CELL --to FOLDER`, and give FOLDER"
-            )
-    return True
-
-
-def _require_runs(*given: str) -> None:
-    """Raise `UserError` for folders without a run, and say what compares what."""
-    if given[0].endswith(".json"):
-        raise UserError(f"{given[0]} is a baseline file: give the run first (compare DIR BASELINE)")
-    from taugrid.orchestrator.opened import is_other_folder
-
-    if others := [folder for folder in given if is_other_folder(folder)]:
-        raise UserError(
-            f"{others[0]} is not a run directory (it has no config.json); compare two cells of a run (compare DIR CELL "
-            "CELL), a run with a baseline or another run (compare DIR BASELINE), or images with images "
-            "(compare A B --reference R; a run's are written by export)"
-        )
+    new, before = snapshot_of_run(run), snapshot_of(baseline)
+    canaries = canaries_beside(run, new, before)
+    comparison = compare_snapshots(new, before, gate_of(run.config, **gate), canaries)
+    print_value(comparison.as_dict(), as_json, lambda _: comparison_text(comparison))
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
 
 
 def _compared_text(row: dict[str, Any]) -> str:
@@ -162,21 +139,3 @@ def _compared_text(row: dict[str, Any]) -> str:
     is_marked = any(INDISTINGUISHABLE in line for line in lines)
     meaning = f"{INDISTINGUISHABLE} sampling alone can explain it" if is_marked else ""
     return "\n".join(filter(None, [*lines, meaning, row["note"]]))
-
-
-def _compare_images(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, float], as_json: bool) -> None:
-    """Print the comparison of two sets of images, and exit with its code."""
-    if "reference" not in scoring:
-        raise UserError(NO_REFERENCE)
-    from taugrid.eval.gate.verdict import exit_of
-    from taugrid.orchestrator.baseline.snapshot import ImagesRequest
-    from taugrid.orchestrator.cli.text.images import comparison_text
-    from taugrid.orchestrator.progress import Progress
-    from taugrid.orchestrator.view.images import compare_images
-
-    target = scoring.pop("target", None)
-    with Progress() as progress:
-        compared = compare_images(a, b, ImagesRequest(**scoring), progress, target, **judging)
-    print_value(compared, as_json, comparison_text)
-    if (code := exit_of(compared["result"], (), compared["not_judged"])) is not Exit.DONE:
-        sys.exit(code)

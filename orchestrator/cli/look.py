@@ -62,7 +62,7 @@ def show_plan(
     `until` is checked as far as a plan tells.
     """
     with uncollected():
-        from taugrid.orchestrator.cli.text.runs import plan_text
+        from taugrid.orchestrator.cli.text import plan_text
         from taugrid.orchestrator.opened import open_to_plan
         from taugrid.orchestrator.rundir.grown import resized
         from taugrid.orchestrator.selection import select
@@ -124,7 +124,7 @@ def status(directory: str, watches: bool, as_json: bool) -> None:
     if watches and as_json:
         raise click.UsageError("--watch keeps showing progress, and --json prints one document; give only one of them")
     with uncollected():
-        from taugrid.orchestrator.cli.text.runs import plan_text
+        from taugrid.orchestrator.cli.text import plan_text
         from taugrid.orchestrator.nightly.places import find_history
         from taugrid.orchestrator.opened import directory_of, open_existing
         from taugrid.orchestrator.view.inspection import describe_status

@@ -20,10 +20,10 @@ from taugrid.orchestrator.cli.options import (
     print_value,
     reader_may_leave,
 )
-from taugrid.words import counted, printable
+from taugrid.words import counted, in_columns, printable
 
 if TYPE_CHECKING:
-    from taugrid.orchestrator.clean import Cleaning, Removable
+    from taugrid.orchestrator.clean import Removable
 
 
 @click.command(cls=Command)
@@ -55,7 +55,7 @@ def init(checkpoint: str | None, data: str | None, unet: bool, name: str | None,
         raise click.UsageError("--unet trains a network, and --checkpoint has one; give one of them")
     if target is not None and target.suffix not in (".yaml", ".yml"):
         raise UserError(f"--to {target}: a config is YAML; give FILE.yaml")
-    from taugrid.orchestrator.cli.text.new_config import new_config
+    from taugrid.orchestrator.cli.new_config import new_config
     from taugrid.orchestrator.exports.target import put_file
 
     text = new_config(checkpoint, data, unet, name)
@@ -113,7 +113,7 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
 
 def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
-    from taugrid.orchestrator.cli.text.runs import selfcheck_text
+    from taugrid.orchestrator.cli.text import selfcheck_text
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session
@@ -189,7 +189,7 @@ def _lines(document: dict[str, Any]) -> str:
 
 
 CHOICES = ("features", "damaged", "leftovers", "logs")
-"""The flags of `clean`: names in `clean.files.CATEGORIES`."""
+"""The flags of `clean`: names in `clean.CATEGORIES`."""
 
 
 @click.command(cls=Command)
@@ -212,7 +212,7 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
         taugrid clean runs/mine --features --leftovers --yes  # without a question, for scripts
         taugrid clean history --keep-nights 14  # images of nights older than the newest 14
     """
-    from taugrid.orchestrator.clean import Cleaning, document, text
+    from taugrid.orchestrator.clean import Cleaning, document
 
     as_json: bool = given["as_json"]
     wanted = [*(name for name in CHOICES if given[name]), *(["images"] if keep_nights is not None else [])]
@@ -222,8 +222,9 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
     cleaning = Cleaning(directory, keep_nights)
     found = cleaning.listed(wanted)
     if not as_json:
-        echo(text(found) if found else "there is nothing to delete")
-    agreed = _agreed(cleaning, found, yes, as_json)
+        rows = [(each.name, counted(each.files, "file"), each.size, each.about) for each in found]
+        echo("\n".join(in_columns(rows, right=(1, 2))) if rows else "there is nothing to delete")
+    agreed = {each.name for each in found} if yes or not found else _agreed(found, as_json)
     left = found
     if agreed:
         cleaning.remove(agreed, lambda line: echo(line, err=True))
@@ -234,10 +235,8 @@ def clean(directory: str, keep_nights: int | None, yes: bool, **given: Any) -> N
         echo(f"{sum(each.bytes for each in found) - sum(each.bytes for each in left):,} bytes freed")
 
 
-def _agreed(cleaning: "Cleaning", found: "Sequence[Removable]", yes: bool, as_json: bool) -> set[str]:
+def _agreed(found: "Sequence[Removable]", as_json: bool) -> set[str]:
     """The names of the categories that the user wants to lose; asks at a terminal."""
-    if yes or not found:
-        return {each.name for each in found}
     if as_json or not is_asked():
         echo("nothing was deleted; name what may go and give --yes", err=True)
         return set()

@@ -1,4 +1,4 @@
-"""The gate: `nightly`, `compare DIR BASELINE`, `baseline accept` and `baseline show`."""
+"""The gate: `nightly`, `baseline accept` and `baseline show`."""
 
 import sys
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ from taugrid.orchestrator.cli.options import (
     trust_option,
     with_workers,
 )
-from taugrid.words import counted, with_urls
+from taugrid.words import with_urls
 
-OF_A_RUN = ("assignments", "keep_images", "grow_to", "allow_missing", "workers", "address")
+OF_A_RUN = ("config", "assignments", "keep_images", "grow_to", "allow_missing", "workers", "address", "dry_run")
 """The options of a night that have no meaning for images from elsewhere."""
 
 
@@ -76,37 +76,32 @@ def nightly(**given: Any) -> None:
     from taugrid.orchestrator.nightly.summary import summary
     from taugrid.orchestrator.progress import Progress
 
-    if given["samples"] is None and given["config"] is None:
+    is_of_images = given["samples"] is not None
+    if not is_of_images and given["config"] is None:
         raise UserError("give CONFIG, whose model is sampled tonight, or --samples DIR with images that there are")
-    if given.pop("dry_run"):
+    meaningless = OF_A_RUN if is_of_images else OF_IMAGES
+    if unfit := [name for name in meaningless if given[name] not in (None, (), False, "local")]:
+        kind = "nights of --samples, which are not sampled" if is_of_images else "nights without --samples"
+        raise UserError(f"{_flag(unfit[0])} has no meaning for {kind}; leave it out")
+    if given["dry_run"]:
         _show_night(given)
         return
-    _require_fitting(given)
-    as_json, samples = given.pop("as_json"), given.pop("samples")
-    gate = GateSettings(**{name: given.pop(name) for name in ("margin", "alpha", "allow_missing", "sharpness")})
-    scoring = {name: value for name in OF_IMAGES if (value := given.pop(name))}
-    assignments = with_workers(given.pop("assignments"), given.pop("workers"))
-    config = given.pop("config") or ""
+    gate = GateSettings(**{name: given[name] for name in ("margin", "alpha", "allow_missing", "sharpness")})
+    both = ("history", "baseline", "night", "break_lock", "trust_code", "address", "keep_images", "grow_to")
     request = NightRequest(
-        config=config, assignments=assignments, samples=samples or "", gate=gate, scoring=scoring, **given
+        config=given["config"] or "",
+        assignments=with_workers(given["assignments"], given["workers"]),
+        samples=given["samples"] or "",
+        gate=gate,
+        scoring={name: given[name] for name in OF_IMAGES if given[name]},
+        **{name: given[name] for name in both},
     )
     with Progress() as progress:
-        night, verdict = (run_night if samples is None else run_night_of_images)(request, progress)
-    print_value(verdict.as_dict(), as_json, lambda _: summary(verdict).rstrip())
+        night, verdict = (run_night_of_images if is_of_images else run_night)(request, progress)
+    print_value(verdict.as_dict(), given["as_json"], lambda _: summary(verdict).rstrip())
     echo(f"summary: {with_urls(str(night.summary))}", err=True)
     if (code := verdict.exit) != Exit.DONE:
         sys.exit(code)
-
-
-def _require_fitting(given: Mapping[str, Any]) -> None:
-    """Raise `UserError` for options that have no meaning for a night of images, or for one that samples."""
-    if given["samples"] is None:
-        if unfit := [_flag(name) for name in OF_IMAGES if given[name]]:
-            raise UserError(f"{unfit[0]} is for images from elsewhere: give --samples DIR with it, or leave it out")
-        return
-    useless = [_flag(name) for name in OF_A_RUN if given[name] not in (None, (), False, "local")]
-    if unfit := [*(["CONFIG"] if given["config"] else []), *useless]:
-        raise UserError(f"{unfit[0]} is for nights that sample, and --samples has its images; leave one of them out")
 
 
 def _show_night(given: Mapping[str, Any]) -> None:
@@ -115,8 +110,6 @@ def _show_night(given: Mapping[str, Any]) -> None:
     from taugrid.orchestrator.nightly.night import today
     from taugrid.orchestrator.nightly.places import open_history
 
-    if given["samples"] is not None:
-        raise UserError("--dry-run is for nights that sample; --samples has its images, so there is nothing to plan")
     history = open_history(given["history"])
     unfinished = [night.id for night in history.unfinished_nights()]
     night = history.night(given["night"] or (unfinished or [today()])[-1])
@@ -127,52 +120,7 @@ def _show_night(given: Mapping[str, Any]) -> None:
 
 
 def _flag(name: str) -> str:
-    return "--set" if name == "assignments" else f"--{name.replace('_', '-')}"
-
-
-def compare_with_baseline(directory: str, baseline: str, requested: Mapping[str, Any], as_json: bool) -> None:
-    """Print the comparison of a run with a baseline, and exit with its code; `requested` holds `GateSettings`."""
-    from taugrid.orchestrator.baseline.compared import gate_of
-    from taugrid.orchestrator.baseline.comparison import compare_snapshots
-    from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
-    from taugrid.orchestrator.baseline.text import comparison_text
-    from taugrid.orchestrator.nightly.judging import canaries_beside
-    from taugrid.orchestrator.opened import open_existing
-
-    run = open_existing(directory)
-    new = snapshot_of_run(run)
-    before = snapshot_of(baseline)
-    gate, canaries = gate_of(run.config, **requested), canaries_beside(run, new, before)
-    comparison = compare_snapshots(new, before, gate, canaries)
-    print_value(comparison.as_dict(), as_json, lambda _: comparison_text(comparison))
-    if comparison.exit is not Exit.DONE:
-        sys.exit(comparison.exit)
-
-
-def compare_images_with_baseline(
-    images: str, baseline: str, requested: Mapping[str, Any], trust_code: bool, as_json: bool
-) -> None:
-    """As `compare_with_baseline` for images, which are scored as those of the baseline file were."""
-    from taugrid.orchestrator.baseline.compared import GateSettings
-    from taugrid.orchestrator.baseline.comparison import compare_snapshots
-    from taugrid.orchestrator.baseline.files import snapshot_of
-    from taugrid.orchestrator.baseline.images import request_of, snapshot_of_images
-    from taugrid.orchestrator.baseline.text import comparison_text, scored_as
-    from taugrid.orchestrator.progress import Progress
-
-    before = snapshot_of(baseline)
-    request = request_of(before, trust_code)
-    with Progress() as progress:
-        new = snapshot_of_images(images, request, progress)
-    gate = GateSettings(metrics=request.metrics or None, **requested)
-    comparison = compare_snapshots(new, before, gate)
-    (cell,), (old,) = new.cells, before.cells
-    pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
-    about = [*pairs, *scored_as(request, cell.protocol)]
-    print_value(comparison.as_dict(), as_json, lambda _: "\n".join([comparison_text(comparison), "", *about]))
-    if comparison.exit is not Exit.DONE:
-        sys.exit(comparison.exit)
+    return {"config": "CONFIG", "assignments": "--set"}.get(name) or f"--{name.replace('_', '-')}"
 
 
 @click.group(cls=Group)
@@ -204,30 +152,23 @@ def accept(directory: str, file: str, reason: str, force: bool, as_json: bool, t
     from taugrid.orchestrator.baseline.files import accept_images
     from taugrid.orchestrator.baseline.snapshot import ImagesRequest
     from taugrid.orchestrator.baseline.text import baseline_text
+    from taugrid.orchestrator.opened import are_images
     from taugrid.orchestrator.progress import Progress
 
     if not reason.strip():
         raise UserError("--reason is empty; say why this run becomes the baseline")
     given = {name: value for name, value in images.items() if value}
-    if "reference" not in given:
-        _require_run(directory, given)
-        accepted = accept_run(directory, file, reason, force)
-        print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
-        return
-    if force:
-        raise UserError("--force is for a run; --reference says that DIR holds images")
-    with Progress() as progress:
-        accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
-    print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
-
-
-def _require_run(directory: str, given: Mapping[str, Any]) -> None:
-    """Raise `UserError` for images, or options for them, without --reference."""
-    from taugrid.orchestrator.opened import are_images
-
-    if (images := are_images(directory)) or given:
-        what = f"{directory} is no run directory" if images else f"{_flag(next(iter(given)))} is for images"
+    if "reference" in given:
+        if force:
+            raise UserError("--force is for a run; --reference says that DIR holds images")
+        with Progress() as progress:
+            accepted = accept_images(directory, ImagesRequest(**given, trust_code=trust_code), file, reason, progress)
+    elif given or are_images(directory):
+        what = f"{_flag(next(iter(given)))} is for images" if given else f"{directory} is no run directory"
         raise UserError(f"{what}; give --reference R if DIR holds images, or the directory of a run")
+    else:
+        accepted = accept_run(directory, file, reason, force)
+    print_value(accepted.as_dict(), as_json, lambda _: baseline_text(accepted))
 
 
 @baseline.command()

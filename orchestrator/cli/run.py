@@ -122,7 +122,7 @@ interpolate = _stage(
 
 def run_stages(requested: RunOptions, stages: tuple[str, ...]) -> None:
     """Do `stages`, print the outcome, and exit with 4 if anything is missing, or 1 if all of that would fail again."""
-    from taugrid.orchestrator.cli.text.runs import print_result, result_json
+    from taugrid.orchestrator.cli.text import print_result, result_json
     from taugrid.orchestrator.opened import open_to_run
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.selection import select
@@ -228,23 +228,9 @@ def evaluate(**given: Any) -> None:
         raise UserError(
             "--out, --workers, --address, --only and --dry-run are for a run; external images are scored here"
         )
-    _score_external(external, requested)
+    from taugrid.orchestrator.cli import images
 
-
-def _score_external(given: dict[str, Any], requested: RunOptions) -> None:
-    from taugrid.orchestrator.cli.text.images import scores_text
-    from taugrid.orchestrator.external import score_images
-    from taugrid.orchestrator.progress import Progress
-
-    samples, reference = given.pop("samples"), given.pop("reference")
-    if len(set(samples)) < len(samples):
-        raise UserError("--samples: a place is given twice; give each once")
-    section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
-    changes, trusts = requested.assignments, requested.trust_code
-    with Progress() as progress:
-        scores = score_images(samples, reference, section, changes, progress, trust_code=trusts)
-    document = scores[0] if len(scores) == 1 else {"samples": scores}
-    print_value(document, requested.as_json, lambda _: scores_text(scores))
+    images.score(external, requested)
 
 
 @click.command(cls=Command)

@@ -75,7 +75,7 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
     left = replace(plan, cells=tuple(cell for cell, about in cells if about["shards_done"] < about["shards"]))
     warnings = [longest_shard(left, described["evaluations_per_second_and_worker"])]
     if workers is not None:
-        warnings.append(too_few_shards(plan, workers, any(run.rundir.committed_cells())))
+        warnings.append(too_few_shards(plan, workers))
     return [warning for warning in warnings if warning is not None]
 
 

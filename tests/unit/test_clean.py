@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
 from unittest import mock
 
 import pytest
 from nights import checkpoint, taugrid, write_config
-from snapshots import raises, recorded
+from snapshots import recorded
 
 from taugrid.orchestrator.cli import machine
 from taugrid.orchestrator.rundir.directory import RunDir
@@ -123,16 +122,6 @@ def test_nothing_goes_before_the_answer(copy, monkeypatch, answers, left):
     taugrid("clean", copy)
     found = json.loads(taugrid("clean", copy, "--json")[0])["categories"]
     assert {each["name"] for each in found} == left
-
-
-def test_a_full_disk_can_be_cleaned(copy, small_disk):
-    """The lock of the directory needs some space as well."""
-    shutil.copytree(copy, small_disk / "run")
-    subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'ballast'}", "bs=4k"], capture_output=True)
-    with raises(OSError):
-        RunDir(small_disk / "run").lock().__enter__()
-    assert cleaned(small_disk / "run", "--features")["features"][0] == 8
-    assert not list((small_disk / "run").glob("features/*/*/part-*"))
 
 
 def test_links_are_not_followed(copy, tmp_path):

@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_one_line(places, tmp_path):
     (run / "config.json").write_text(
         json.dumps({"name": "r", "model": {"oracle": "gaussian"}, "sample": {}, "diffusion": {}, "evaluate": {}})
     )
-    recorded(refused("compare", run, b, *REFERENCE), "baseline")
+    recorded(refused("compare", run, b, *REFERENCE), "holds no")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     recorded(refused("compare", a, b, *REFERENCE, "--to", tmp_path / "full"), "folder")

@@ -9,7 +9,7 @@ from test_reconstruct_work import save_network
 from taugrid.errors import UserError
 from taugrid.jobs import running_folder
 from taugrid.orchestrator import session
-from taugrid.orchestrator.cli.text.runs import missing_lines, plan_text, print_result
+from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_result
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.dispatch.training import TrainingFailed
 from taugrid.orchestrator.progress import Progress

@@ -22,7 +22,7 @@ from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.cli.main import cli
-from taugrid.orchestrator.cli.text.runs import print_result, result_json
+from taugrid.orchestrator.cli.text import print_result, result_json
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.grown import at_larger_sizes, read_sizes

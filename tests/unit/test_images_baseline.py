@@ -160,7 +160,7 @@ def test_what_a_night_of_images_can_not_do_is_one_line(place, history, tmp_path)
         said = taugrid("nightly", "--samples", place / "healthy", "--id", "x", *where, *words, code=2)[1]
         recorded(said.splitlines()[-1])  # the lines before depend on what the user's cache holds
     said = taugrid("nightly", "night.yaml", "--history", history, "--metrics", "kid", code=2)[1]
-    recorded(said, "elsewhere")
+    recorded(said, "meaning")
     assert "give CONFIG" in taugrid("nightly", "--history", history, code=2)[1]
 
 

@@ -20,7 +20,7 @@ import taugrid as api
 from taugrid.config.load import load
 from taugrid.errors import RunFailed, user_errors
 from taugrid.images import encode_png
-from taugrid.orchestrator.cli.text.new_config import new_config
+from taugrid.orchestrator.cli.new_config import new_config
 from taugrid.registry.datasets import DATASETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

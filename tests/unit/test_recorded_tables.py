@@ -12,7 +12,7 @@ import pytest
 
 from taugrid.config.load import load
 from taugrid.eval.tables.differences import Evidence
-from taugrid.orchestrator.cli.text.runs import print_result
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report

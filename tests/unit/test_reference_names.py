@@ -92,11 +92,8 @@ def test_code_that_a_run_directory_names_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["fashion-mnist/train", "cifar10/test"])
-def test_a_data_set_that_is_not_there_is_asked_for_without_keys_of_a_config(text, user_cache, tmp_path, monkeypatch):
+def test_a_data_set_that_is_not_there_is_asked_for(text, user_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(published, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError) as caught:
         score_images([np.zeros((2, 28, 28), np.uint8)], text, {}, (), Progress.silent())
-    said = str(caught.value)
-    recorded(said)
-    assert "data.root" not in said, "no config is read here"
-    assert "data.download" not in said
+    recorded(str(caught.value))

@@ -28,7 +28,7 @@ from taugrid.eval.pages.report import LARGEST, PageFacts, report_html
 from taugrid.eval.tables.by_label import LabelTable
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.grids import Layout
-from taugrid.orchestrator.cli.text.runs import print_result
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.session import SessionResult
 from taugrid.orchestrator.view.page import reproducing, write_page

@@ -21,7 +21,7 @@ from taugrid.eval.tables.pivots import USUAL, pivot_tables
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.eval.tables.render import CONSOLE_WIDTH, to_console, to_latex, to_markdown, write_quality
 from taugrid.grids import short_names
-from taugrid.orchestrator.cli.text.runs import print_result
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import SessionResult
 from taugrid.protocol import comparability_key

@@ -23,7 +23,7 @@ from tiny import WITH_ATTENTION
 from taugrid import config
 from taugrid.errors import UserError
 from taugrid.jobs import Hopeless, TrainingSpec
-from taugrid.orchestrator.cli.text.runs import plan_text
+from taugrid.orchestrator.cli.text import plan_text
 from taugrid.orchestrator.dispatch import capacity, cluster
 from taugrid.orchestrator.dispatch import training as driver
 from taugrid.orchestrator.dispatch.capacity import Node

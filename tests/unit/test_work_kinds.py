@@ -16,7 +16,7 @@ from taugrid.config import Cluster, Config, validate
 from taugrid.errors import RunFailed, UserError, WorkerRefusal
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
-from taugrid.orchestrator.cli.text.runs import print_result
+from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
 from taugrid.orchestrator.dispatch.pool import Joined

@@ -73,8 +73,7 @@ class TorchFound:
     version: str
     kind: str  # what it is built for: cuda, rocm or cpu
     libraries: Mapping[str, str] = field(default_factory=dict)
-    gpus: list[tuple[str, int, int]] = field(default_factory=list)
-    """Name, bytes of memory, and free bytes of each GPU that has computed something."""
+    gpus: list[str] = field(default_factory=list)  # the names of those that have computed something
     error: str = ""  # why it can't use a GPU, in its own words
 
 
@@ -93,8 +92,7 @@ def torch_found() -> TorchFound:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # unlike `is_available`, it raises the reason
         for number in range(torch.cuda.device_count()):
             torch.zeros(1, device=f"cuda:{number}").add_(1).item()
-            free, total = torch.cuda.mem_get_info(number)
-            found.gpus.append((str(torch.cuda.get_device_name(number)), int(total), int(free)))
+            found.gpus.append(str(torch.cuda.get_device_name(number)))
     except Exception as error:
         return replace(found, error=torchs_words(error))
     return found

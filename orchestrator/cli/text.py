@@ -92,8 +92,7 @@ def _expected(plan: dict[str, Any]) -> str:
     if not plan["network_evaluations_remaining"]:
         return "none, all these images are there"
     if seconds is None:
-        some = any(cell["shards_done"] for cell in plan["cells"])
-        return f"unknown (no {'shard of this run has been sampled' if not some else 'driver has timed a shard'} yet)"
+        return "unknown (no shard of this run has been timed yet)"
     time = duration(seconds) if seconds >= 1 else "less than 1 s"
     workers = plan.get("workers_at_a_time") or 1  # `status` does not know the number of workers
     on_all = f", {duration(plan['seconds_remaining'])} on {workers}" if workers > 1 and seconds >= workers else ""

@@ -1,14 +1,24 @@
-"""Scores and comparisons of external images as text."""
+"""What commands do with images from elsewhere (score, compare), and the texts that they print."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from taugrid.errors import Exit, UserError
 from taugrid.eval.gate.rule import MARGIN_FLOOR, POWER
-from taugrid.eval.gate.verdict import Verdict
+from taugrid.eval.gate.verdict import Verdict, exit_of
 from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
-from taugrid.orchestrator.baseline.text import least_margin
-from taugrid.orchestrator.external import of_all
+from taugrid.orchestrator.baseline.compared import GateSettings
+from taugrid.orchestrator.baseline.comparison import compare_snapshots
+from taugrid.orchestrator.baseline.files import snapshot_of
+from taugrid.orchestrator.baseline.images import request_of, snapshot_of_images
+from taugrid.orchestrator.baseline.snapshot import ImagesRequest
+from taugrid.orchestrator.baseline.text import comparison_text, least_margin, scored_as
+from taugrid.orchestrator.cli.options import RunOptions, print_value
+from taugrid.orchestrator.external import of_all, score_images
+from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.view.images import compare_images
 from taugrid.protocol import extractor_in_words
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted, in_columns, listed, short_path
@@ -19,33 +29,72 @@ SHOWN_NAMES = 3
 """The worst pairs that the text names."""
 
 
-def scores_text(documents: Sequence[Document]) -> str:
+def score(given: dict[str, Any], requested: RunOptions) -> None:
+    """Print the scores of sets of images; `given` are the options of `evaluate` for them."""
+    samples, reference = given.pop("samples"), given.pop("reference")
+    if len(set(samples)) < len(samples):
+        raise UserError("--samples: a place is given twice; give each once")
+    section = {key: list(value) if key == "metrics" else value for key, value in given.items()}
+    changes, trusts = requested.assignments, requested.trust_code
+    with Progress() as progress:
+        scores = score_images(samples, reference, section, changes, progress, trust_code=trusts)
+    document = scores[0] if len(scores) == 1 else {"samples": scores}
+    print_value(document, requested.as_json, lambda _: _scores_text(scores))
+
+
+def compare(a: str, b: str, scoring: dict[str, Any], judging: Mapping[str, Any], as_json: bool) -> None:
+    """Print the comparison of two sets of images, and exit with its code."""
+    if "reference" not in scoring:
+        raise UserError(
+            "--reference is missing; give what A and B are scored against: images, a data set with its split "
+            "(fashion-mnist/train), or a run directory, whose reference and extractor are then used"
+        )
+    target = scoring.pop("target", None)
+    with Progress() as progress:
+        compared = compare_images(a, b, ImagesRequest(**scoring), progress, target, **judging)
+    print_value(compared, as_json, _compared_text)
+    if (code := exit_of(compared["result"], (), compared["not_judged"])) is not Exit.DONE:
+        sys.exit(code)
+
+
+def compare_with_baseline(
+    images: str, baseline: str, judging: Mapping[str, Any], trust_code: bool, as_json: bool
+) -> None:
+    """Print the comparison of images with those of a baseline file, scored as these were, and exit with its code."""
+    before = snapshot_of(baseline)
+    request = request_of(before, trust_code)
+    with Progress() as progress:
+        new = snapshot_of_images(images, request, progress)
+    gate = GateSettings(metrics=request.metrics or None, **judging)
+    comparison = compare_snapshots(new, before, gate)
+    (cell,), (old,) = new.cells, before.cells
+    pairs = [f"{counted(cell.num_samples, 'pair')} by name"] if cell.names and cell.seed_set == old.seed_set else []
+    about = [*pairs, *scored_as(request, cell.protocol)]
+    print_value(comparison.as_dict(), as_json, lambda _: "\n".join([comparison_text(comparison), "", *about]))
+    if comparison.exit is not Exit.DONE:
+        sys.exit(comparison.exit)
+
+
+def _scores_text(documents: Sequence[Document]) -> str:
     """Scores of sets of images (`eval.standalone.score_sets`) against one reference: a column for each, or lines."""
     first, places = documents[0], [_place(scores["samples"]) for scores in documents]
     short = [short_path(place) for place in places]
     named = dict(zip(short if len(set(short)) == len(short) else places, documents, strict=True))
-    columns = shown_columns(
-        [name for scores in documents for name in scores["metrics"]], first["protocol"].get("metrics", ())
-    )
+    names = [name for scores in documents for name in scores["metrics"]]
+    columns = shown_columns(names, first["protocol"].get("metrics", ()))
+    rows, lines, meanings = [], [], []
+    for column in columns:
+        values = [scores["metrics"] for scores in documents]
+        numbers = [shown_number(each.get(column.name), each.get(column.error or "")) for each in values]
+        rows.append([column.heading, *numbers])
+        about = f"± is {column.error_means}" if "±" in "".join(numbers) else ""
+        lines.append(f"{column.heading}: {numbers[0]}" + (f"   ({about})" if about else ""))
+        meanings += [f"{column.title}: {about}"] if about else []
     if len(documents) > 1:
-        rows = [[column.heading, *(_number(column, scores["metrics"]) for scores in documents)] for column in columns]
-        lines = in_columns([["", *named], *rows])
-        shown = [column for column, row in zip(columns, rows, strict=True) if "±" in "".join(row)]
-        lines += [f"{column.title}: ± is {column.error_means}" for column in shown]
-    else:
-        lines = [_score(column, first["metrics"]) for column in columns]
+        lines = [*in_columns([["", *named], *rows]), *meanings]
     lines += [_side("samples", scores["samples"]) for scores in documents]
     lines += [_side("reference", first["reference"]), _extractor(first["protocol"]["extractor"])]
     return "\n".join([*lines, *of_all(named, "notes"), *(f"warning: {line}" for line in of_all(named, "warnings"))])
-
-
-def _score(column: MetricColumn, values: Mapping[str, float]) -> str:
-    shown = _number(column, values)
-    return f"{column.heading}: {shown}" + (f"   (± is {column.error_means})" if "±" in shown else "")
-
-
-def _number(column: MetricColumn, values: Mapping[str, float]) -> str:
-    return shown_number(values.get(column.name), values.get(column.error or ""))
 
 
 def _place(about: Document) -> str:
@@ -61,7 +110,7 @@ def _extractor(recorded: Document) -> str:
     return f"extractor: {extractor_in_words(recorded)}, weights {recorded['weights_sha256'][:10]}"
 
 
-def comparison_text(compared: Document) -> str:
+def _compared_text(compared: Document) -> str:
     """The comparison of two sets of images (`view.images.compare_images`); the first line says which is new."""
     metrics = compared["metrics"]
     rows = [(column.heading, *_change(column, metrics[column.name])) for column in shown_columns(metrics)]
