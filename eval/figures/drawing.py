@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 
@@ -60,10 +61,10 @@ MAX_NAME_LENGTH = 10
 """Characters of a legend's name that fit beside the panels; with more, the figure gets wider."""
 
 MAX_SIDE = 2**15
-"""Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16, and viewers much less; its SVG stays sharp."""
+"""Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16; its SVG stays sharp."""
 
 Values = NDArray[np.float64]
-TableOfFigure = TypeVar("TableOfFigure")
+FigureTable = TypeVar("FigureTable")
 
 
 class LineStyle(NamedTuple):
@@ -123,8 +124,8 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def panels_figure(
-    tables: Sequence[TableOfFigure],
-    draw: Callable[[Axes, TableOfFigure, Styles], None],
+    tables: Sequence[FigureTable],
+    draw: Callable[[Axes, FigureTable, Styles], None],
     styles: Styles,
     x_scale: str,
     metric: MetricColumn = FID,
@@ -214,6 +215,12 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
 def has_place(values: Values, scale: str) -> NDArray[np.bool_]:
     """Which values an axis of this scale can show."""
     return values > 0 if scale == "log" else np.isfinite(values)
+
+
+def scale_of(tables: Sequence[Table]) -> str:
+    """The scale of the value axis: logarithmic, unless the metric may be 0 or less (KID's estimate is unbiased)."""
+    is_log = all(table.metric == FID or not any(v.number <= 0 for v in table.values.values()) for table in tables)
+    return "log" if is_log else "linear"
 
 
 def mark_numbers(panel: Axes, at: Sequence[float] = ()) -> None:

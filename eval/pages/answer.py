@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Table
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import INDISTINGUISHABLE, Entry, Table
 from taugrid.protocol import comparability_key
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -46,7 +45,7 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
     cells = []
     for pivot in quality.by_steps.section(metric).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
-            for at, entry in zip(pivot.values.columns, entries, strict=True):
+            for at, entry in zip(pivot.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
                     name = row_name(zip(pivot.row_keys, labels, strict=True))
                     key = keys.get(by_cell[entry.cell]["protocol"], "unknown")

@@ -18,8 +18,8 @@ from taugrid.eval.gate.verdict import UNFINISHED
 from taugrid.eval.nights import Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.table import shown_number
 from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted
 

@@ -151,7 +151,7 @@ def _require_runs(*given: str) -> None:
 
 def _compared_text(row: dict[str, Any]) -> str:
     from taugrid.eval.tables.differences import difference_line
-    from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95
+    from taugrid.eval.tables.table import INDISTINGUISHABLE, Z_95
     from taugrid.registry.metrics import COLUMNS
 
     lines = []

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from taugrid.eval.gate.power import frozen_seeds_remark
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
 from taugrid.eval.nights import NightModel
-from taugrid.eval.tables.entries import shown_number
+from taugrid.eval.tables.table import shown_number
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.baseline.compared import BaselineComparison
 from taugrid.orchestrator.baseline.verdict import NightScore, NightVerdict

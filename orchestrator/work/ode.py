@@ -137,10 +137,13 @@ class ReconstructWork(WorkKind):
     def conclude(self) -> KindResult:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.over_steps import reconstruction_figure
+        from taugrid.eval.figures.lines import reconstruction_figure
         from taugrid.eval.tables.published.counterparts import pointer, reconstruction_counterparts, write_published
-        from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
-        from taugrid.eval.tables.render import reconstruction_to_console
+        from taugrid.eval.tables.reconstruction import (
+            reconstruction_frame,
+            reconstruction_to_console,
+            write_reconstruction,
+        )
 
         lacking = self.missing()
         cells = [cell for cell in self._cells() if cell.name not in lacking]

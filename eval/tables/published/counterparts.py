@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taugrid.eval.tables.entries import MISSING, shown_number
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import Row, as_csv, write_files
+from taugrid.eval.tables.table import MISSING, shown_number
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION
 from taugrid.words import markdown_table

@@ -6,8 +6,8 @@ from typing import Any
 from taugrid.eval.gate.power import POWER
 from taugrid.eval.gate.rule import MARGIN_FLOOR
 from taugrid.eval.gate.verdict import Verdict
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
+from taugrid.eval.tables.table import shown_number
 from taugrid.orchestrator.baseline.text import least_margin
 from taugrid.orchestrator.external import of_all
 from taugrid.protocol import extractor_in_words
