@@ -44,20 +44,15 @@ MAX_SPREAD = math.log(2)
 """Settings with equal numbers of evaluations are spread over 0.3 of the distance to the next number, or this factor."""
 GREY = "#999999"
 
-MAX_EFFECTS = 36
-"""With more effects than this, those of single cells are only in effects.md."""
-EFFECT_HEIGHT = 0.22
-"""Inches of a row."""
+MAX_EFFECTS = 36  # with more effects than this, those of single cells are only in effects.md
+EFFECT_HEIGHT = 0.22  # inches of a row
 CAPTION_WIDTH = 100
-EFFECTS_TITLE_WIDTH = 72
-"""Characters that fit above a panel."""
-MAX_LABEL = 30
-"""Characters of a row's label that fit beside a panel; with more, the figure gets wider."""
+EFFECTS_TITLE_WIDTH = 72  # characters that fit above a panel
+MAX_LABEL = 30  # characters of a row's label that fit beside a panel; with more, the figure gets wider
 SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
 """Colours: blue of the Okabe-Ito palette, and grey."""
 
-MAX_MAPS = 12
-"""Panels of a heat map."""
+MAX_MAPS = 12  # panels of a heat map
 
 
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:

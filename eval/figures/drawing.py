@@ -42,23 +42,16 @@ DODGE = 0.024
 """Points of one S are spread over this share of the axis, in the order of eta, so that no bar hides another."""
 MAX_TICKS = 8
 """Numbers that fit below a panel. More are not marked one by one."""
-WIDE = 4
-"""A value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten."""
+WIDE = 4  # a value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten
 MIN_SPAN = 1.1
 """The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
-TITLE_WIDTH = 52
-"""Characters that fit above or below a panel."""
-LEGEND_LINE = 0.19
-"""Inches that a line of a legend below the panel takes."""
+TITLE_WIDTH = 52  # characters that fit above or below a panel
+LEGEND_LINE = 0.19  # inches that a line of a legend below the panel takes
 
-ROW_HEIGHT = 3.4
-"""Height of a figure with one row of panels, in inches."""
-MAX_LEGEND_LINES = 14
-"""Lines of a legend that fit beside a row of panels; with more, the figure gets higher."""
-CHARACTER_WIDTH = 0.068
-"""Width of a character of a legend, in inches."""
-MAX_NAME_LENGTH = 10
-"""Characters of a legend's name that fit beside the panels; with more, the figure gets wider."""
+ROW_HEIGHT = 3.4  # height of a figure with one row of panels, in inches
+MAX_LEGEND_LINES = 14  # lines of a legend that fit beside a row of panels; with more, the figure gets higher
+CHARACTER_WIDTH = 0.068  # width of a character of a legend, in inches
+MAX_NAME_LENGTH = 10  # characters of a legend's name that fit beside the panels; with more, the figure gets wider
 
 MAX_SIDE = 2**15
 """Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16; its SVG stays sharp."""
@@ -75,8 +68,7 @@ class LineStyle(NamedTuple):
     colour: str | tuple[float, ...]
     marker: str
     dashes: str
-    key: str
-    """The ids of the line's elements in an SVG begin with this, so that a page can hide them together."""
+    key: str  # the ids of the line's elements in an SVG begin with this, so that a page can hide them together
 
 
 Styles = Mapping[str, LineStyle]

@@ -33,16 +33,11 @@ LABELS = {
     "seconds": f"device seconds per {IMAGES:,} images",
 }
 """Value of `report.x` -> the axis in words, with its unit."""
-FAR = 4
-"""A floor is far below values that are more than this many times as large."""
-NAME_WIDTH = 26
-"""Characters in a line of a checkpoint's name, below a panel."""
-CHARACTER_HEIGHT = 0.036
-"""Height in inches that a character of such a name takes, at its angle."""
-MAX_ALIKE = 4
-"""Checkpoints that a panel's title names beside the best."""
-SMOOTHING = 1.25
-"""The running mean of a loss at a step is over the steps within this factor of it."""
+FAR = 4  # a floor is far below values that are more than this many times as large
+NAME_WIDTH = 26  # characters in a line of a checkpoint's name, below a panel
+CHARACTER_HEIGHT = 0.036  # height in inches that a character of such a name takes, at its angle
+MAX_ALIKE = 4  # checkpoints that a panel's title names beside the best
+SMOOTHING = 1.25  # the running mean of a loss at a step is over the steps within this factor of it
 
 
 def places_of(frame: pd.DataFrame, x: str) -> dict[str, float]:
@@ -101,11 +96,8 @@ def draw_over_steps(
 
 def _draw_floor(panel: Axes, table: Table, lowest: float) -> None:
     assert table.floor is not None
-    floor, text, across = (
-        table.floor.mean * table.metric.scale,
-        f"real against real: {table.floor_value}",
-        panel.get_yaxis_transform(),
-    )
+    floor, across = table.floor.mean * table.metric.scale, panel.get_yaxis_transform()
+    text = f"real against real: {table.floor_value}"
     is_far = panel.get_yscale() == "log" and floor * FAR < lowest
     if drawing.has_place(np.array(floor), panel.get_yscale()) and not is_far:
         panel.axhline(floor, color=GREY, linewidth=1.0, linestyle="--", zorder=1)

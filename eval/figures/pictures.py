@@ -19,10 +19,8 @@ ImageArray = NDArray[np.uint8]
 EtaAndSteps = tuple[str, int]
 """The place of a cell in a grid of pictures: eta as in a config ("0.2" or "sigma_hat"), and S."""
 
-TILE = 48
-"""Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
-LARGEST_TILE = 96
-"""Larger images are reduced to this size, so that a grid of them stays readable."""
+TILE = 48  # approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64
+LARGEST_TILE = 96  # larger images are reduced to this size, so that a grid of them stays readable
 SIDES = ("baseline", "tonight")
 NOT_THERE = "its images are not at hand"
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19

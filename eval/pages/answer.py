@@ -18,14 +18,11 @@ MAX_NAMED = 3
 class Measured(NamedTuple):
     """A cell with an FID, or another metric, for charts and the answer."""
 
-    row: str
-    """The row of its table, such as "η = 0.5"."""
+    row: str  # the row of its table, such as "η = 0.5"
     table: Table
-    at: int
-    """Its column: S or, where samplers are compared, its network evaluations."""
+    at: int  # its column: S or, where samplers are compared, its network evaluations
     entry: Entry
-    comparability_key: str
-    """Cells with equal keys can be compared."""
+    comparability_key: str  # cells with equal keys can be compared
 
     @property
     def line(self) -> str:

@@ -25,16 +25,14 @@ from taugrid.registry.metrics import MetricColumn
 MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
-SIMPLIFIED = 0.4
-"""Points less than this many pixels off their line are left out."""
+SIMPLIFIED = 0.4  # points less than this many pixels off their line are left out
 PLAIN = {"-\n": "-", "\n": " ", r"$\eta$": "η", r"$\hat{\sigma}$": SIGMA_HAT, "$S$": "S", r"\$": "$"}
 """TeX and lines of a figure's legend -> text on a button."""
 
 
 class Chart(NamedTuple):
     svg: Markup
-    legend: Mapping[str, str]
-    """Key of each line, with which the ids of its elements begin -> its name."""
+    legend: Mapping[str, str]  # key of each line, with which the ids of its elements begin -> its name
     alt_text: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

@@ -25,8 +25,7 @@ from taugrid.words import counted
 
 MAX_ROWS = 1000
 """Nights in the table. All are in history.parquet."""
-MAX_NIGHTS = 60
-"""The newest nights, which the figures show."""
+MAX_NIGHTS = 60  # the newest nights, which the figures show
 MAX_TICKS = 8
 SHAPES: Mapping[Light, str] = {
     "red": "M-4.5,-4.5L4.5,4.5M4.5,-4.5L-4.5,4.5",

@@ -29,52 +29,42 @@ from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import listed
 
-LARGEST = 4_900_000
-"""Bytes of a page."""
+LARGEST = 4_900_000  # bytes of a page
 ALONG = {"steps": "steps", "evaluations": "network evaluations", "seconds": "device seconds"}
 """Value of `report.x` -> what it is in a heading."""
 MAX_COPIED = 200_000
 """Characters of a table that may be copied as text. Larger ones are in tables/ alone."""
-FEW_SAMPLES = 10_000
-"""The number of samples below which readers are warned of FID's bias."""
+FEW_SAMPLES = 10_000  # the number of samples below which readers are warned of FID's bias
 MAX_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
 MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
-MAX_VALUES = 4
-"""Values of a protocol's field that its row names, and numbers of a list that are written out."""
-SHADES = 8
-"""Shades of a table from the best value, 0, to the worst."""
+MAX_VALUES = 4  # values of a protocol's field that its row names, and numbers of a list that are written out
+SHADES = 8  # shades of a table from the best value, 0, to the worst
 NO_SHADE = "none"
 
 
 @dataclass(frozen=True)
 class PageFacts:
     name: str
-    planned: int
-    """The number of cells in the grid; replicates count as one."""
+    planned: int  # the number of cells in the grid; replicates count as one
     quality: QualityTable
     differences: Sequence[Row]
     """Rows of differences.csv, as `effects` and `published` of theirs, with None for empty fields."""
     effects: Sequence[Row]
     published: Sequence[Row]
     costs: Sequence[Cost]
-    reconstruction: Mapping[str, Any]
-    """reconstruction.json; empty if there is none."""
+    reconstruction: Mapping[str, Any]  # reconstruction.json; empty if there is none
     by_label: LabelTable
-    losses: Mapping[str, pd.DataFrame]
-    """Logs of trainings, by the name of the model."""
+    losses: Mapping[str, pd.DataFrame]  # logs of trainings, by the name of the model
     first_images: Callable[[str], NDArray[np.uint8] | None]
     """The first images of a cell by its id, for the top of the page; None if they are not at hand."""
     samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
     """Title -> a group of cells with images of the same indices."""
-    pictures: Sequence[tuple[PagePicture, bytes]]
-    """Figures without their data, and their PNG files."""
-    made: Sequence[str]
-    """When, by which version, on what and from what the run was made."""
+    pictures: Sequence[tuple[PagePicture, bytes]]  # figures without their data, and their PNG files
+    made: Sequence[str]  # when, by which version, on what and from what the run was made
     provenance: Mapping[str, Any]
-    config: str
-    """The config as YAML, from which the run can be repeated."""
+    config: str  # the config as YAML, from which the run can be repeated
     warnings: Sequence[str]
 
 

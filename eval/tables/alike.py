@@ -28,8 +28,7 @@ from taugrid.eval.tables.seeds import (
 from taugrid.eval.tables.table import ROUNDING, Table
 from taugrid.registry.metrics import MetricColumn
 
-Cells = tuple[str, str]
-"""The ids of two cells, whose difference is the second minus the first."""
+Cells = tuple[str, str]  # the ids of two cells, whose difference is the second minus the first
 Contenders = Sequence[str]
 """The ids of cells that are compared with the best of them: those of a table's column, or two neighbours."""
 
@@ -135,8 +134,7 @@ class Decided(NamedTuple):
 
     groups: list[Contenders]
     """Of each group with undecided cells: its best, and the cells whose order against it is undecided."""
-    same: set[str]
-    """Cells with the same samples as the best of their group, which no N can tell apart."""
+    same: set[str]  # cells with the same samples as the best of their group, which no N can tell apart
 
     @property
     def undecided(self) -> set[str]:

@@ -72,7 +72,7 @@ class Arrangement:
         size = ["num_samples"] if self._varies("num_samples") else []
         if self._determines(size, "protocol"):
             return size
-        # A setting with one value for each comparability key, such as a precision, means more to a reader than the key.
+        # a setting with one value for each comparability key, such as a precision, means more to a reader than the key.
         same = (
             name
             for name in varying

@@ -24,10 +24,8 @@ from taugrid.words import counted, listed
 
 FIRST = ("cell", "settings", "label", "class", "num_samples", "num_reference")
 """The first columns of by_label.csv. Those of quality.csv follow for the metrics that some label has."""
-SHOWN = 20
-"""Labels that a table shows: of more, the worst."""
-NAMED = 5
-"""Classes that a note names."""
+SHOWN = 20  # labels that a table shows: of more, the worst
+NAMED = 5  # classes that a note names
 ABOUT = (
     "each label's images alone, against the reference's images of that label; N is a label's share of the cell's, so "
     "compare these numbers with each other and not with the cell's own"
@@ -39,8 +37,7 @@ class LabelTable:
     rows: Sequence[Mapping[str, Any]]
     """Rows with `FIRST` and the numbers that are known, by cell in the grid's order, and then by label."""
     notes: Sequence[str]
-    asked: Collection[str] = ()
-    """`evaluate.metrics`: what comes with another number gets a table if it is one of them."""
+    asked: Collection[str] = ()  # `evaluate.metrics`: what comes with another number gets a table if it is one of them
 
     @classmethod
     def of(

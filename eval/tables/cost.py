@@ -21,8 +21,7 @@ from taugrid.grids.axes import UNITS, USUAL
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 
-IMAGES = 1_000
-"""The number of images that seconds of sampling are for."""
+IMAGES = 1_000  # the number of images that seconds of sampling are for
 OPTIMAL = "●"
 ABOUT = (
     f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a {{better}} at no more cost. Measured "
@@ -37,22 +36,15 @@ class Cost:
     """A row of cost.csv: a cell, or the mean over its replicates, under the id of the first."""
 
     cell: str
-    settings: Mapping[str, str]
-    """All settings that vary, S and eta, by short names."""
-    comparable_by: tuple[object, ...]
-    """N and comparability key: only cells with equal values can be compared."""
+    settings: Mapping[str, str]  # all settings that vary, S and eta, by short names
+    comparable_by: tuple[object, ...]  # N and comparability key: only cells with equal values can be compared
     metric: MetricColumn
     value: float
-    error: float
-    """Its standard error; NaN if it has none."""
-    fid: tuple[float, float]
-    """FID and its standard error, as `value` and `error`."""
-    evaluations: int
-    """Network evaluations per image."""
-    seconds: float | None
-    """Measured device seconds for `IMAGES` images, which differ between equal runs."""
-    train_seconds: float | None
-    """Device seconds for the training of its model; None if it was not trained here."""
+    error: float  # its standard error; NaN if it has none
+    fid: tuple[float, float]  # FID and its standard error, as `value` and `error`
+    evaluations: int  # network evaluations per image
+    seconds: float | None  # measured device seconds for `IMAGES` images, which differ between equal runs
+    train_seconds: float | None  # device seconds for the training of its model; None if it was not trained here
     over: str = ""
     """The kind of replicates that its numbers are means over, such as "training"; empty without replicates."""
     best_for_evaluations: bool = False

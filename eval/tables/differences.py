@@ -67,8 +67,7 @@ class Evidence:
     pairings: Mapping[str, Hashable]
     """Equal for cells whose samples start from the same x_T, that is, with the same seed and image shape."""
     protocols: Mapping[str, ProtocolFields]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> why it has no influences."""
+    reasons: Mapping[str, str] = field(default_factory=dict)  # cell -> why it has no influences
     others: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     """Column of quality.csv -> the influences of that metric, by cell; the fields above are FID's."""
 
@@ -249,8 +248,7 @@ class BestCheckpoint(NamedTuple):
     steps: int
     cell: str
     checkpoint: str
-    alike: tuple[str, ...]
-    """Checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows."""
+    alike: tuple[str, ...]  # checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows
 
 
 def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColumn = FID) -> list[BestCheckpoint]:
@@ -282,8 +280,7 @@ _ABOUT = (
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
-IN_WORDS = ("along", "settings", "others")
-"""Columns that name keys of the grid."""
+IN_WORDS = ("along", "settings", "others")  # columns that name keys of the grid
 _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
 """A key in one of them: "diffusion.schedule = cosine, clip = x0", "train.seed: 0 -> 1"."""
 HEADS = ("from → to", "difference", "z", "mark")

@@ -44,10 +44,9 @@ ABOUT = (
     f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
 )
 INTERVAL_EXPLANATION = {
-    "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
-    "trainings would give. Trainings that are sampled with one seed share its noise, which their spread misses: an "
-    "interval includes it where ± is known. ±, where a metric has it, is one standard error of sampling alone, for "
-    "these networks.",
+    "training": "The interval is of 95 % over trainings, by Student's t over their n seeds. Where trainings share the "
+    "noise of a sampling seed, which their spread misses, it includes that if ± is known. ±, where a metric has it, is "
+    "one standard error of sampling alone, for these networks.",
     "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
     "nothing about other trainings. ±, where a metric has it, is one standard error of sampling, from the samples' "
     "influences.",
@@ -74,19 +73,14 @@ class PairOfCells(NamedTuple):
 
 class _Grid(NamedTuple):
     rows: Sequence[Row]
-    labels: pd.DataFrame
-    """A row for each of `rows`: all settings, eta as 0.0 or σ̂; what a sampler ignores is empty."""
-    seeds: Sequence[str]
-    """The seeds that vary."""
+    labels: pd.DataFrame  # a row for each of `rows`: all settings, eta as 0.0 or σ̂; what a sampler ignores is empty
+    seeds: Sequence[str]  # the seeds that vary
     seed_values: Sequence[tuple[Hashable, ...]]
-    varying: Sequence[str]
-    """The settings that vary, in the grid's order."""
+    varying: Sequence[str]  # the settings that vary, in the grid's order
     length: str = "steps"
     """The column whose values are the labels of S: its own or, between samplers, network evaluations."""
-    equal: str = ""
-    """What is equal in the cells of a pair of samplers, where readers can't know it."""
-    ignored: Set[str] = frozenset()
-    """Keys that the base's sampler ignores: its cells stand beside any value of them."""
+    equal: str = ""  # what is equal in the cells of a pair of samplers, where readers can't know it
+    ignored: Set[str] = frozenset()  # keys that the base's sampler ignores: its cells stand beside any value of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +204,8 @@ def effects(
     corrected: list[Effect] = []
     for scope in SCOPES:
         adjusted = holm(np.array([math.nan if effect.p is None else effect.p for effect in by_scope[scope]]))
-        corrected += [replace(e, p_holm=_finite(p)) for e, p in zip(by_scope[scope], adjusted, strict=True)]
+        for effect, p in zip(by_scope[scope], adjusted, strict=True):
+            corrected.append(effect if math.isnan(p) else replace(effect, p_holm=float(p)))
     return corrected
 
 
@@ -341,7 +336,8 @@ def _numbers(
     mean = float(over_seeds.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
     if len(differences) > 1:
-        over, half, p = UNITS[seeds[0]], float(over_seeds.half_width), _finite(over_seeds.p)
+        over, half = UNITS[seeds[0]], float(over_seeds.half_width)
+        p = None if math.isnan(over_seeds.p) else float(over_seeds.p)
     return {
         "mean_base": float(np.mean([pair.base[metric.name] for pair in pairs])),
         "mean_value": float(np.mean([pair.other[metric.name] for pair in pairs])),
@@ -355,10 +351,6 @@ def _numbers(
         "p": p,
         "pairs": len(pairs),
     }
-
-
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
 
 
 def _balanced(

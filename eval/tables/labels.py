@@ -17,8 +17,7 @@ SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
 """Columns that tables and figures write as the paper does, or shorter."""
 OTHERS = ("sampler", "spacing", "clip")
 """Columns of quality.csv that are settings of a cell, besides those that every table has."""
-IGNORABLE = ("spacing", "clip")
-"""Those of them that are empty where the sampler ignores them."""
+IGNORABLE = ("spacing", "clip")  # those of them that are empty where the sampler ignores them
 OPTIONS = "sampler_options"
 
 

@@ -34,8 +34,7 @@ from taugrid.grids.axes import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words
 from taugrid.registry.metrics import METRICS, MetricColumn
 
-CONSOLE_WIDTH = 80
-"""The largest width of tables, in characters, which rich also assumes if there is no terminal."""
+CONSOLE_WIDTH = 80  # the largest width of tables, in characters, which rich also assumes if there is no terminal
 MAX_ROWS = 60
 """Rows in all tables of further metrics. With more, they are left out, or the first would scroll off the screen."""
 
@@ -44,12 +43,9 @@ MAX_ROWS = 60
 class QualityTable:
     """The quality table of a grid. What is computed of it is computed once, when it is first asked for."""
 
-    rows: Sequence[Row]
-    """The rows of quality.csv, in the order of the grid."""
-    evidence: Evidence
-    """Covers the cells and protocols of all rows."""
-    notes: Sequence[str] = ()
-    """Lines below the table."""
+    rows: Sequence[Row]  # the rows of quality.csv, in the order of the grid
+    evidence: Evidence  # covers the cells and protocols of all rows
+    notes: Sequence[str] = ()  # lines below the table
     joined: Set[str] = frozenset()
     """Cells that share tables although their comparability key is not the usual one (`long_form.joined_rows`). If there
     are any, protocols keep no cells apart."""
@@ -256,12 +252,9 @@ class MetricTables:
 
     metric: MetricColumn
     tables: Sequence[Table]
-    caption: str
-    """Explains the values if they are means over replicates; else empty."""
-    error_means: str
-    """Explains ±; empty if there is none."""
-    alike: Set[str]
-    """Cells that can't be distinguished from the best of their column."""
+    caption: str  # explains the values if they are means over replicates; else empty
+    error_means: str  # explains ±; empty if there is none
+    alike: Set[str]  # cells that can't be distinguished from the best of their column
 
     @property
     def means(self) -> str:
@@ -308,8 +301,7 @@ class MetricTables:
 class LazyRenderable:
     """Text and tables that are made when `rich` prints them: only then it is known whether the console shows bold."""
 
-    parts: Callable[[bool, int], Iterator[RenderableType]]
-    """Called with (shows_bold, width), the width in characters."""
+    parts: Callable[[bool, int], Iterator[RenderableType]]  # called with (shows_bold, width), the width in characters
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shows_bold = console.color_system is not None and not console.no_color

@@ -25,8 +25,7 @@ from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.grids.axes import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
 
-LEVEL = 0.05
-"""The significance level; intervals have the coverage 1 - LEVEL."""
+LEVEL = 0.05  # the significance level; intervals have the coverage 1 - LEVEL
 HALVINGS = 40  # of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9
 DRAWS = 40_000  # simulated columns, which give a level of 5 % to 0.1 %
 DRAWS_AT_ONCE = 2_000
@@ -173,8 +172,7 @@ def level_against_best(settings: int, seeds: int) -> float:
 
 class Replicate(NamedTuple):
     cell: str
-    seeds: tuple[Hashable, ...]
-    """The values of the seeds that vary."""
+    seeds: tuple[Hashable, ...]  # the values of the seeds that vary
 
 
 class Averaged(NamedTuple):
@@ -185,12 +183,9 @@ class Averaged(NamedTuple):
     replicates, both are unchanged."""
     errors: pd.DataFrame
     """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
-    spreads: pd.DataFrame
-    """Standard deviations between replicates, as `errors`."""
-    members: Mapping[str, tuple[Replicate, ...]]
-    """Id -> its replicates; none of a setting without scores."""
-    over: str
-    """The seed key that `errors` are over; empty without replicates."""
+    spreads: pd.DataFrame  # standard deviations between replicates, as `errors`
+    members: Mapping[str, tuple[Replicate, ...]]  # id -> its replicates; none of a setting without scores
+    over: str  # the seed key that `errors` are over; empty without replicates
 
     def _counts(self) -> dict[str, int]:
         """Id -> the number of distinct values of `over` in its group."""

@@ -38,8 +38,7 @@ MEANINGS = {
     JOINED: "has another protocol than most, see the notes",
 }
 """The marks after values, and their explanations below a table."""
-BEST = "*"
-"""The mark of the best of a column where nothing can be bold."""
+BEST = "*"  # the mark of the best of a column where nothing can be bold
 
 SIUNITX = (
     "% For a document with \\usepackage{booktabs,siunitx} in its preamble.\n"
@@ -53,8 +52,7 @@ _TEX |= {"±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$", "–": "--", "σ": 
 _TEX |= {character: f"${character}$" for character in "|<>"}  # the old font encoding has others in their place
 _TEX |= {INDISTINGUISHABLE: r"$\approx$", JOINED: r"$\ddagger$"}
 
-Floors = Mapping[int, Mapping[str, Floor]]
-"""N -> column of a metric -> its floor."""
+Floors = Mapping[int, Mapping[str, Floor]]  # N -> column of a metric -> its floor
 NO_FLOORS: Floors = {}
 Label = tuple[str, ...]
 
@@ -80,10 +78,8 @@ class Value(NamedTuple):
     number: float
     error: float = math.nan
     cell: str = ""
-    spread: float = math.nan
-    """The standard deviation between replicates."""
-    fewer: int | None = None
-    """The number of replicates, if others have more."""
+    spread: float = math.nan  # the standard deviation between replicates
+    fewer: int | None = None  # the number of replicates, if others have more
 
 
 NO_VALUE = Value(math.nan)
@@ -96,21 +92,16 @@ class Table:
     metric: MetricColumn
     settings: Mapping[str, str]
     """The settings that distinguish this table from others, checkpoints by short names. Empty if it is the only one."""
-    labels: Sequence[Label]
-    """For each row, its label for each of `row_keys`."""
+    labels: Sequence[Label]  # for each row, its label for each of `row_keys`
     columns: Sequence[Any]
-    values: Mapping[tuple[Label, Hashable], Value]
-    """By row and column; a missing number is NaN or left out."""
+    values: Mapping[tuple[Label, Hashable], Value]  # by row and column; a missing number is NaN or left out
     notes: tuple[str, ...] = ()
-    marks: Mapping[str, str] = field(default_factory=dict)
-    """Cell id -> the mark after its value."""
+    marks: Mapping[str, str] = field(default_factory=dict)  # cell id -> the mark after its value
     row_keys: tuple[str, ...] = ("η",)
     column_key: str = "S"
-    over_seeds: bool = False
-    """Whether values are means over replicates."""
+    over_seeds: bool = False  # whether values are means over replicates
     num_samples: int = 0
-    floor: Floor | None = None
-    """The metric of real images against real images at this N, if it is known."""
+    floor: Floor | None = None  # the metric of real images against real images at this N, if it is known
 
     def row(self, label: Label) -> list[Value]:
         """The value of each column."""
@@ -320,7 +311,7 @@ def write_number(value: float, error: float = math.nan) -> tuple[str, str]:
     """Value and "± error" by the rules in the module's docstring; the error is empty if there is none."""
     if not math.isfinite(value):
         return MISSING, ""
-    # A single split has spread 0, and subsets that equal the whole set have nearly none: neither means anything.
+    # a single split has spread 0, and subsets that equal the whole set have nearly none: neither means anything.
     if not (math.isfinite(error) and error > ROUNDING * abs(value)):
         value = 0.0 if abs(value) < NOTHING else value
         return f"{value:z.{max(2, _decimals(value, digits=3))}f}", ""
