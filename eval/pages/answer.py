@@ -85,17 +85,16 @@ def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> 
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
     first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"
     sentences = [f"{first}{_beside(best, cells)}."]
-    counts = {cell.at for cell in cells}
-    is_fewest = min(counts) < best.at
-    at = min(counts) if is_fewest else max(counts)
+    counts, key = {cell.at for cell in cells}, best.table.column_key
+    at, end = (min(counts), "fewest") if min(counts) < best.at else (max(counts), "most")
     if at != best.at:
         column = [cell for cell in cells if cell.at == at]
-        there, key = _best(column), best.table.column_key
-        end = f"the {'fewest' if is_fewest else 'most'} {'steps' if key == 'S' else key}"
+        there = _best(column)
         value = f"it is {_end(metric)} with {there.line}: {there.entry.shown}"
         if len(column) == 1:
             value = f"it is {there.entry.shown} ({there.line})"
-        sentences.append(f"At {key} = {at}, {end}, {value}{_beside(there, column)}.")
+        steps = "steps" if key == "S" else key
+        sentences.append(f"At {key} = {at}, the {end} {steps}, {value}{_beside(there, column)}.")
     return sentences
 
 
