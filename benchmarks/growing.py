@@ -16,8 +16,8 @@ from unittest import mock
 import numpy as np
 
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.tables.ablation import seeds
-from taugrid.eval.tables.ablation.alike import Contenders, look
+from taugrid.eval.tables import seeds
+from taugrid.eval.tables.alike import Contenders, look
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
 

@@ -37,7 +37,7 @@ from taugrid.eval.metrics.statistics import (
     symmetric_root,
     too_few_carry,
 )
-from taugrid.eval.tables.ablation.seeds import (
+from taugrid.eval.tables.seeds import (
     LEVEL,
     critical_range,
     holm,

@@ -2,13 +2,13 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Real
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -16,10 +16,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from taugrid.eval.figures import drawing
-from taugrid.eval.figures.drawing import Styles, legend_name
-from taugrid.eval.figures.over_steps import Along, draw_over_steps, scale_of
-from taugrid.eval.tables.ablation.cost import IMAGES, Cost, named
-from taugrid.eval.tables.ablation.effects import (
+from taugrid.eval.figures.drawing import Styles, legend_name, scale_of
+from taugrid.eval.figures.lines import LABELS, draw_over_steps, places_of
+from taugrid.eval.tables.cost import Cost
+from taugrid.eval.tables.effects import (
     CONDITIONAL_ON_SEED,
     EACH_CELL,
     EACH_S,
@@ -28,41 +28,31 @@ from taugrid.eval.tables.ablation.effects import (
     Effect,
     short_key_names,
 )
-from taugrid.eval.tables.ablation.seeds import LEVEL
-from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.labels import row_name, short_samplers
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Table, with_floors
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.seeds import LEVEL
+from taugrid.eval.tables.table import Table, with_floors, write_number
 from taugrid.grids import Layout
 from taugrid.registry.metrics import MetricColumn
 
 COSTS_CAPTION = (
-    "Filled: Pareto-optimal, that is, no cell has a {better} at no more cost; the grey line joins these. "
+    "Filled: Pareto-optimal, that is, no cell has a better {title} at no more cost; the grey line joins these.\n"
     "Bars: ± one standard error. Left: equal numbers of evaluations are spread sideways. Right: numbers are S."
 )
-COSTS_CAPTION_WIDTH = 110
-"""Characters in a line of the caption."""
-SPREAD = 0.3
-"""Settings with equal numbers of evaluations are spread over this share of the distance to the next number."""
 MAX_SPREAD = math.log(2)
-"""They are spread over a factor of two at most."""
+"""Settings with equal numbers of evaluations are spread over 0.3 of the distance to the next number, or this factor."""
 GREY = "#999999"
 
-MAX_EFFECTS = 36
-"""With more effects than this, those of single cells are only in effects.md."""
-EFFECT_HEIGHT = 0.22
-"""Inches of a row."""
-EFFECTS_CAPTION_WIDTH = 100
-EFFECTS_TITLE_WIDTH = 72
-"""Characters that fit above a panel."""
-MAX_LABEL = 30
-"""Characters of a row's label that fit beside a panel; with more, the figure gets wider."""
+MAX_EFFECTS = 36  # with more effects than this, those of single cells are only in effects.md
+EFFECT_HEIGHT = 0.22  # inches of a row
+CAPTION_WIDTH = 100
+EFFECTS_TITLE_WIDTH = 72  # characters that fit above a panel
+MAX_LABEL = 30  # characters of a row's label that fit beside a panel; with more, the figure gets wider
 SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
 """Colours: blue of the Okabe-Ito palette, and grey."""
 
-MAX_MAPS = 12
-"""Panels of a heat map."""
+MAX_MAPS = 12  # panels of a heat map
 
 
 def name_of(label: Sequence[str], row_keys: Sequence[str], all_labels: Collection[Sequence[str]]) -> str:
@@ -79,39 +69,30 @@ def costs_figure(costs: Sequence[Cost]) -> Figure:
     row_keys = [name for name in costs[0].settings if name != "S"]
     names = {label: legend_name(name_of(label, row_keys, labels)) for label in labels}
     logs = sorted({math.log(cost.evaluations) for cost in costs})
-    spread = min([MAX_SPREAD, *(SPREAD * (right - left) for left, right in pairwise(logs))]) if len(labels) > 1 else 0.0
+    spread = min([MAX_SPREAD, *(0.3 * (right - left) for left, right in pairwise(logs))]) if len(labels) > 1 else 0.0
     with drawing.plain_style():
         figure, (left, right) = drawing.make_panels(1, 2)
         left.set_yscale("log" if is_log else "linear")
-        styles = drawing.row_styles(names, row_keys, spread)
-        _draw_costs(left, costs, lambda cost: cost.evaluations, lambda cost: cost.best_for_evaluations, styles)
-        exact = drawing.row_styles(names, row_keys, spread=0.0)
-        _draw_costs(right, costs, lambda cost: cost.seconds, lambda cost: cost.best_for_seconds, exact)
-        timed = [(cost.seconds, cost) for cost in costs if cost.seconds is not None]
-        for place, (seconds, cost) in enumerate(sorted(timed, key=lambda pair: pair[0])):
-            look = styles[" ".join(_setting(cost))]
-            text = right.annotate(
-                cost.settings["S"],
-                (seconds, cost.value),
-                xytext=(4, (4, -9)[place % 2]),  # in turn above and below, as neighbours may be close
-                textcoords="offset points",
-                fontsize=7,
-                color=look.colour,
-            )
+        styles, exact = (drawing.row_styles(names, row_keys, width) for width in (spread, 0.0))
+        _draw_costs(left, [(cost.evaluations, cost, cost.best_for_evaluations) for cost in costs], styles)
+        timed = [(cost.seconds, cost, cost.best_for_seconds) for cost in costs if cost.seconds is not None]
+        _draw_costs(right, timed, exact)
+        for place, (seconds, cost, _) in enumerate(sorted(timed, key=lambda point: point[0])):
+            look, at = styles[" ".join(_setting(cost))], (4, (4, -9)[place % 2])  # neighbours may be close
+            where: dict[str, Any] = {"xytext": at, "textcoords": "offset points"}
+            text = right.annotate(cost.settings["S"], (seconds, cost.value), fontsize=7, color=look.colour, **where)
             drawing.name_parts(look, [text])
-        left.set_xlabel("network evaluations per image")
-        right.set_xlabel(f"device seconds per {IMAGES:,} images")
+        left.set_xlabel(LABELS["evaluations"])
+        right.set_xlabel(LABELS["seconds"])
         left.set_ylabel(metric.heading)
         if is_log:
             drawing.mark_values(left)
         drawing.mark_numbers(left, sorted({cost.evaluations for cost in costs}))
         drawing.mark_numbers(right)
-        figure.supxlabel(textwrap.fill(named(COSTS_CAPTION, metric), COSTS_CAPTION_WIDTH), fontsize=9)
+        figure.supxlabel(COSTS_CAPTION.format(title=metric.title), fontsize=9)
         drawing.make_room(figure, names.values(), below=4)  # the line on filled markers, and the caption
-        handles = [
-            Line2D([], [], color=look.colour, marker=look.marker, markersize=6, markerfacecolor="white", linestyle="")
-            for look in styles.values()
-        ]
+        marker: dict[str, Any] = {"markersize": 6, "markerfacecolor": "white", "linestyle": ""}
+        handles = [Line2D([], [], color=look.colour, marker=look.marker, **marker) for look in styles.values()]
         handles.append(Line2D([], [], color=GREY, marker="o", markersize=6, linewidth=1.0))
         in_legend = [*(look.name for look in styles.values()), "Pareto-optimal (filled)"]
         figure.legend(handles, in_legend, loc="outside right upper", frameon=False)
@@ -123,36 +104,21 @@ def _setting(cost: Cost) -> tuple[str, ...]:
     return tuple(value for name, value in cost.settings.items() if name != "S")
 
 
-def _draw_costs(
-    panel: Axes,
-    costs: Sequence[Cost],
-    price: Callable[[Cost], float | None],
-    is_best: Callable[[Cost], bool],
-    styles: Styles,
-) -> None:
-    shown = [cost for cost in costs if price(cost) is not None]
-    places = {cost.cell: (price(cost) or 0) * math.exp(styles[" ".join(_setting(cost))].x_offset) for cost in shown}
-    for cost in shown:
+def _draw_costs(panel: Axes, points: Sequence[tuple[float, Cost, bool]], styles: Styles) -> None:
+    """Draw cells at their price; those that are Pareto-optimal are filled, and joined where they can be compared."""
+    best: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for price, cost, is_best in points:
         look, error = styles[" ".join(_setting(cost))], 0.0 if math.isnan(cost.error) else cost.error
+        at = price * math.exp(look.x_offset)
         drawn = panel.errorbar(
-            [places[cost.cell]],
-            [cost.value],
-            yerr=[error],
-            label=look.name,
-            color=look.colour,
-            marker=look.marker,
-            markersize=6,
-            markerfacecolor=look.colour if is_best(cost) else "white",
-            linestyle="",
-            capsize=2.0,
-        )
+            [at], [cost.value], yerr=[error], label=look.name, color=look.colour, marker=look.marker, markersize=6,
+            markerfacecolor=look.colour if is_best else "white", linestyle="", capsize=2.0,
+        )  # fmt: skip
         drawing.name_parts(look, drawn.get_children())
-    for group in dict.fromkeys(cost.comparable_by for cost in shown):
-        best = sorted(
-            (places[cost.cell], cost.value) for cost in shown if cost.comparable_by == group and is_best(cost)
-        )
-        if best:
-            panel.plot(*np.array(best).T, color=GREY, linewidth=1.0, zorder=0)
+        if is_best:
+            best.setdefault(cost.comparable_by, []).append((at, cost.value))
+    for group in best.values():
+        panel.plot(*np.array(sorted(group)).T, color=GREY, linewidth=1.0, zorder=0)
 
 
 def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
@@ -171,29 +137,9 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
         figure = Figure(figsize=(width, 0.8 + EFFECT_HEIGHT * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.05))
         panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
-            title = f"{names[group[0].key]}: {group[0].value} minus {group[0].base}"
-            title = textwrap.fill(short_samplers(title), EFFECTS_TITLE_WIDTH)
-            panel.set_title(title, loc="left", parse_math=False)
-            panel.axvline(0, color="#555555", linewidth=0.8)
-            panel.grid(visible=False, axis="y")
-            for place, effect in enumerate(group):
-                colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
-                panel.errorbar(
-                    [effect.effect],
-                    [place],
-                    xerr=None if effect.low is None else effect.effect - effect.low,
-                    fmt="o" if effect.scope == EACH_CELL else "D",
-                    markersize=5,
-                    color=colour,
-                    markerfacecolor=colour if effect.is_significant else "white",
-                    capsize=2.5,
-                )
-            cells = sum(effect.scope == EACH_CELL for effect in group)
-            if 0 < cells < len(group):
-                panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
-            panel.set_yticks(range(len(group)), [_effect_label(effect).replace("$", r"\$") for effect in group])
-            panel.set_ylim(len(group) - 0.4, -0.6)
-            panel.tick_params(labelbottom=True)
+            title = short_samplers(f"{names[group[0].key]}: {group[0].value} minus {group[0].base}")
+            panel.set_title(textwrap.fill(title, EFFECTS_TITLE_WIDTH), loc="left", parse_math=False)
+            _draw_effects(panel, group)
         over = " or ".join(dict.fromkeys("sampling alone" if e.over == "sampling" else f"{e.over}s" for e in rows))
         over += CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in rows) else ""
         are_cells = rows[0].scope == EACH_CELL
@@ -202,9 +148,32 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
             f"Differences of {metric.title}, all else equal ({'above' if metric.higher_is_better else 'below'} 0 is "
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
         )
-        figure.supxlabel(textwrap.fill(caption, EFFECTS_CAPTION_WIDTH), fontsize=9)
+        figure.supxlabel(textwrap.fill(caption, CAPTION_WIDTH), fontsize=9)
         drawing.say_if_empty(figure, "no effect has an interval")
     return figure
+
+
+def _draw_effects(panel: Axes, group: Sequence[Effect]) -> None:
+    panel.axvline(0, color="#555555", linewidth=0.8)
+    panel.grid(visible=False, axis="y")
+    for place, effect in enumerate(group):
+        colour = SIGNIFICANT if effect.is_significant else NOT_SIGNIFICANT
+        panel.errorbar(
+            [effect.effect],
+            [place],
+            xerr=None if effect.low is None else effect.effect - effect.low,
+            fmt="o" if effect.scope == EACH_CELL else "D",
+            markersize=5,
+            color=colour,
+            markerfacecolor=colour if effect.is_significant else "white",
+            capsize=2.5,
+        )
+    cells = sum(effect.scope == EACH_CELL for effect in group)
+    if 0 < cells < len(group):
+        panel.axhline(cells - 0.5, color="#bbbbbb", linewidth=0.8)
+    panel.set_yticks(range(len(group)), [_effect_label(effect).replace("$", r"\$") for effect in group])
+    panel.set_ylim(len(group) - 0.4, -0.6)
+    panel.tick_params(labelbottom=True)
 
 
 def _effect_label(effect: Effect) -> str:
@@ -217,7 +186,8 @@ def per_key_figures(
     table: QualityTable, effects: Sequence[Effect], metric: MetricColumn = FID
 ) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each ablated key: a panel for each value, a line for each combination of other settings."""
-    settings = table.arranged(Layout()).settings
+    settings, x = table.arranged(Layout()).settings, table.layout.x
+    draw = partial(draw_over_steps, places=places_of(table.means.frame, x), x=x)
     for key, short in short_key_names(effects).items():
         keys = key.split(KEY_SEPARATOR)
         if set(keys) & {"steps", "eta"}:
@@ -226,7 +196,6 @@ def per_key_figures(
         tables = with_floors(table.arranged(Layout(rows)).tables(metric), table.floors)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
         names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
-        draw = partial(draw_over_steps, axis=Along.of(table.means.frame, table.layout.x))
         styles = drawing.row_styles(names, tables[0].row_keys)
         figure = drawing.panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
         drawing.make_room(figure, names.values())
@@ -250,43 +219,40 @@ def heat_maps(
         return
     tables = table.arranged(Layout((chosen[0],), chosen[1])).tables(metric)
     is_log = scale_of(tables) == "log"
-    values = [value for pivot in tables for value in pivot.values.to_numpy().flat if value > 0 or not is_log]
-    known = [value for value in values if math.isfinite(value)]
+    values = [value.number for pivot in tables for value in pivot.values.values()]
+    known = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)]
     if known:
         norm = LogNorm(min(known), max(known) * (1 + 1e-9)) if is_log else Normalize(min(known), max(known))
         yield "heat-map", _heat_map(tables[:MAX_MAPS], norm)
 
 
 def _heat_map(tables: Sequence[Table], norm: Normalize) -> Figure:
-    def as_numbers(labels: pd.Index) -> pd.Index:
-        return pd.Index([float(label) for label in labels])
-
     across = min(len(tables), drawing.PANELS_ACROSS)
     down = math.ceil(len(tables) / across)
-    rows, columns = tables[0].values.shape
     is_higher_better = tables[0].metric.higher_is_better
-    colours = "viridis" if is_higher_better else "viridis_r"
     with drawing.plain_style():
-        size = (1.6 + across * (1.0 + 0.75 * columns), 0.5 + down * (1.0 + 0.42 * rows))
+        size = 1.6 + across * (1.0 + 0.75 * len(tables[0].columns)), 0.5 + down * (1.0 + 0.42 * len(tables[0].labels))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine())
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for panel in panels[len(tables) :]:
             panel.remove()
         for panel, table in zip(panels, tables, strict=False):
-            values = table.values.sort_index(key=as_numbers).sort_index(axis=1, key=as_numbers)
-            image = panel.imshow(values.to_numpy(), norm=norm, cmap=colours, aspect="auto")
+            labels, columns = sorted(table.labels, key=lambda label: float(label[0])), sorted(table.columns, key=float)
+            there = {at: value.number for at, value in table.values.items()}
+            values = np.array([[there.get((label, column), math.nan) for column in columns] for label in labels])
+            image = panel.imshow(values, norm=norm, cmap="viridis" if is_higher_better else "viridis_r", aspect="auto")
             panel.grid(visible=False)
             panel.set_title(table.label, parse_math=False)
             panel.set_xlabel(table.column_key)
             panel.set_ylabel(table.row_keys[0])
-            panel.set_xticks(range(values.shape[1]), [str(column) for column in values.columns])
-            panel.set_yticks(range(values.shape[0]), [str(label) for label in values.index])
-            for (row, column), value in np.ndenumerate(values.to_numpy()):
+            panel.set_xticks(range(len(columns)), list(map(str, columns)))
+            panel.set_yticks(range(len(labels)), [label for (label,) in labels])
+            for (row, column), value in np.ndenumerate(values):
                 if math.isfinite(value):
                     shade = norm(value)  # masked if its logarithm does not exist
                     dark = shade is not np.ma.masked and (shade < 0.5) == is_higher_better
-                    panel.text(column, row, write_number(value)[0], ha="center", va="center", fontsize=8,
-                               color="white" if dark else "black")  # fmt: skip
+                    colour, text = "white" if dark else "black", write_number(value)[0]
+                    panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         bar = figure.colorbar(image, ax=panels[: len(tables)], label=tables[0].metric.heading)  # all share `norm`
         bar.ax.yaxis.set_minor_formatter("{x:g}")
         bar.ax.yaxis.set_major_formatter("{x:g}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.table import Table
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 
@@ -41,29 +42,22 @@ DODGE = 0.024
 """Points of one S are spread over this share of the axis, in the order of eta, so that no bar hides another."""
 MAX_TICKS = 8
 """Numbers that fit below a panel. More are not marked one by one."""
-WIDE = 4
-"""A value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten."""
+WIDE = 4  # a value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten
 MIN_SPAN = 1.1
 """The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
-TITLE_WIDTH = 52
-"""Characters that fit above or below a panel."""
-LEGEND_LINE = 0.19
-"""Inches that a line of a legend below the panel takes."""
+TITLE_WIDTH = 52  # characters that fit above or below a panel
+LEGEND_LINE = 0.19  # inches that a line of a legend below the panel takes
 
-ROW_HEIGHT = 3.4
-"""Height of a figure with one row of panels, in inches."""
-MAX_LEGEND_LINES = 14
-"""Lines of a legend that fit beside a row of panels; with more, the figure gets higher."""
-CHARACTER_WIDTH = 0.068
-"""Width of a character of a legend, in inches."""
-MAX_NAME_LENGTH = 10
-"""Characters of a legend's name that fit beside the panels; with more, the figure gets wider."""
+ROW_HEIGHT = 3.4  # height of a figure with one row of panels, in inches
+MAX_LEGEND_LINES = 14  # lines of a legend that fit beside a row of panels; with more, the figure gets higher
+CHARACTER_WIDTH = 0.068  # width of a character of a legend, in inches
+MAX_NAME_LENGTH = 10  # characters of a legend's name that fit beside the panels; with more, the figure gets wider
 
 MAX_SIDE = 2**15
-"""Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16, and viewers much less; its SVG stays sharp."""
+"""Pixels. A larger picture gets fewer per inch: matplotlib refuses 2^16; its SVG stays sharp."""
 
 Values = NDArray[np.float64]
-TableOfFigure = TypeVar("TableOfFigure")
+FigureTable = TypeVar("FigureTable")
 
 
 class LineStyle(NamedTuple):
@@ -74,8 +68,7 @@ class LineStyle(NamedTuple):
     colour: str | tuple[float, ...]
     marker: str
     dashes: str
-    key: str
-    """The ids of the line's elements in an SVG begin with this, so that a page can hide them together."""
+    key: str  # the ids of the line's elements in an SVG begin with this, so that a page can hide them together
 
 
 Styles = Mapping[str, LineStyle]
@@ -123,8 +116,8 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def panels_figure(
-    tables: Sequence[TableOfFigure],
-    draw: Callable[[Axes, TableOfFigure, Styles], None],
+    tables: Sequence[FigureTable],
+    draw: Callable[[Axes, FigureTable, Styles], None],
     styles: Styles,
     x_scale: str,
     metric: MetricColumn = FID,
@@ -214,6 +207,12 @@ def draw_line(panel: Axes, positions: Values, values: Values, errors: Values, lo
 def has_place(values: Values, scale: str) -> NDArray[np.bool_]:
     """Which values an axis of this scale can show."""
     return values > 0 if scale == "log" else np.isfinite(values)
+
+
+def scale_of(tables: Sequence[Table]) -> str:
+    """The scale of the value axis: logarithmic, unless the metric may be 0 or less (KID's estimate is unbiased)."""
+    is_log = all(table.metric == FID or not any(v.number <= 0 for v in table.values.values()) for table in tables)
+    return "log" if is_log else "linear"
 
 
 def mark_numbers(panel: Axes, at: Sequence[float] = ()) -> None:

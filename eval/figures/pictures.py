@@ -7,6 +7,7 @@ uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3); a `ValueError` says if there are 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,8 @@ ImageArray = NDArray[np.uint8]
 EtaAndSteps = tuple[str, int]
 """The place of a cell in a grid of pictures: eta as in a config ("0.2" or "sigma_hat"), and S."""
 
-TILE = 48
-"""Approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64."""
-LARGEST_TILE = 96
-"""Larger images are reduced to this size, so that a grid of them stays readable."""
+TILE = 48  # approximate size in pixels that a small image is enlarged to: 8x8 becomes 48x48, 32x32 becomes 64x64
+LARGEST_TILE = 96  # larger images are reduced to this size, so that a grid of them stays readable
 SIDES = ("baseline", "tonight")
 NOT_THERE = "its images are not at hand"
 GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
@@ -37,7 +36,7 @@ def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "
     etas = sorted({eta for eta, _ in images}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = sorted({steps for _, steps in images})
     blocks = {(etas.index(eta), steps.index(s)): _block(array) for (eta, s), array in images.items()}
-    _write(blocks, list(map(eta_in_words, etas)), [f"S = {s}" for s in steps], path, gap=BLOCK_GAP, title=title)
+    _write(blocks, list(map(eta_in_words, etas)), [f"S = {s}" for s in steps], path, BLOCK_GAP, title=title)
 
 
 def consistency(images: Mapping[int, ImageArray], path: Path) -> None:
@@ -116,18 +115,12 @@ def _check_sizes(arrays: Iterable[ImageArray]) -> None:
 
 
 def _write_rows(
-    rows: Sequence[ImageArray],
-    labels: Sequence[str],
-    path: Path,
-    titles: Sequence[str] = (),
-    corner: str = "",
-    title: str = "",
-    gone: Collection[int] = (),
+    rows: Sequence[ImageArray], labels: Sequence[str], path: Path, titles: Sequence[str] = (), **more: Any
 ) -> None:
     """A tile for each image, without `titles` under its index in its row."""
     _check_sizes(rows)
     blocks = {(i, j): _block(row[j : j + 1]) for i, row in enumerate(rows) for j in range(len(row))}
-    _write(blocks, labels, titles or [str(index) for index in range(len(rows[0]))], path, GAP, corner, title, gone)
+    _write(blocks, labels, titles or [str(index) for index in range(len(rows[0]))], path, GAP, **more)
 
 
 def _write(
@@ -145,26 +138,25 @@ def _write(
     `corner` is the unit of the titles; rows that are `gone` are said to be missing.
     """
     font = label_font()
-    top = MARGIN + FONT_SIZE if title else 0
     width, height = next(iter(blocks.values())).size
     left = MARGIN + math.ceil(max(font.getlength(label) for label in (*labels, corner))) + MARGIN
     column = max(width, *(math.ceil(font.getlength(head)) for head in titles))
+    heads = MARGIN + FONT_SIZE + (MARGIN + FONT_SIZE if title else 0)  # the base line of the titles
     xs = [left + (column - width) // 2 + i * (column + gap) for i in range(len(titles))]
-    ys = [top + 2 * MARGIN + FONT_SIZE + i * (height + gap) for i in range(len(labels))]
+    ys = [heads + MARGIN + i * (height + gap) for i in range(len(labels))]
     mode = "RGB" if any(block.mode == "RGB" for block in blocks.values()) else "L"
     across = max(xs[-1] + (column + width) // 2, MARGIN + math.ceil(font.getlength(title))) + MARGIN
     canvas = Image.new(mode, (across, ys[-1] + height + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN + FONT_SIZE), title, fill="black", font=font, anchor="ls")
-    draw.text((left - MARGIN, top + MARGIN + FONT_SIZE), corner, fill="black", font=font, anchor="rs")
-    for x, head in zip(xs, titles, strict=True):
-        draw.text((x + width / 2, top + MARGIN + FONT_SIZE), head, fill="black", font=font, anchor="ms")
-    for y, label in zip(ys, labels, strict=True):
-        draw.text((left - MARGIN, y + height / 2), label, fill="black", font=font, anchor="rm")
+    texts: list[tuple[tuple[float, float], str, str]] = []
+    texts += [((MARGIN, MARGIN + FONT_SIZE), title, "ls"), ((left - MARGIN, heads), corner, "rs")]
+    texts += [((x + width / 2, heads), head, "ms") for x, head in zip(xs, titles, strict=True)]
+    texts += [((left - MARGIN, y + height / 2), label, "rm") for y, label in zip(ys, labels, strict=True)]
+    texts += [((xs[0], ys[i] + height / 2), NOT_THERE, "lm") for i in gone]
     for (i, j), block in blocks.items():
         canvas.paste(block, (xs[j], ys[i]))
-    for i in gone:
-        draw.text((xs[0], ys[i] + height / 2), NOT_THERE, fill="black", font=font, anchor="lm")
+    for at, text, anchor in texts:
+        draw.text(at, text, fill="black", font=font, anchor=anchor)
     with replacing(path) as temporary:
         canvas.save(temporary, format="PNG", optimize=True)
 

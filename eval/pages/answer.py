@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, Entry
 from taugrid.eval.tables.labels import row_name, spelled
 from taugrid.eval.tables.long_form import FID
-from taugrid.eval.tables.pivots import Table
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import INDISTINGUISHABLE, Entry, Table
 from taugrid.protocol import comparability_key
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import counted
@@ -19,14 +18,11 @@ MAX_NAMED = 3
 class Measured(NamedTuple):
     """A cell with an FID, or another metric, for charts and the answer."""
 
-    row: str
-    """The row of its table, such as "η = 0.5"."""
+    row: str  # the row of its table, such as "η = 0.5"
     table: Table
-    at: int
-    """Its column: S or, where samplers are compared, its network evaluations."""
+    at: int  # its column: S or, where samplers are compared, its network evaluations
     entry: Entry
-    comparability_key: str
-    """Cells with equal keys can be compared."""
+    comparability_key: str  # cells with equal keys can be compared
 
     @property
     def line(self) -> str:
@@ -46,7 +42,7 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
     cells = []
     for pivot in quality.by_steps.section(metric).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):
-            for at, entry in zip(pivot.values.columns, entries, strict=True):
+            for at, entry in zip(pivot.columns, entries, strict=True):
                 if entry.cell and entry.number == entry.number:
                     name = row_name(zip(pivot.row_keys, labels, strict=True))
                     key = keys.get(by_cell[entry.cell]["protocol"], "unknown")
@@ -89,17 +85,16 @@ def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> 
     more = f" ({planned:,} in the grid)" if len(cells) < planned else ""
     first = f"Of {among}{more}, {metric.title} is {_end(metric)} at {best.place}: {best.entry.shown}"
     sentences = [f"{first}{_beside(best, cells)}."]
-    counts = {cell.at for cell in cells}
-    is_fewest = min(counts) < best.at
-    at = min(counts) if is_fewest else max(counts)
+    counts, key = {cell.at for cell in cells}, best.table.column_key
+    at, end = (min(counts), "fewest") if min(counts) < best.at else (max(counts), "most")
     if at != best.at:
         column = [cell for cell in cells if cell.at == at]
-        there, key = _best(column), best.table.column_key
-        end = f"the {'fewest' if is_fewest else 'most'} {'steps' if key == 'S' else key}"
+        there = _best(column)
         value = f"it is {_end(metric)} with {there.line}: {there.entry.shown}"
         if len(column) == 1:
             value = f"it is {there.entry.shown} ({there.line})"
-        sentences.append(f"At {key} = {at}, {end}, {value}{_beside(there, column)}.")
+        steps = "steps" if key == "S" else key
+        sentences.append(f"At {key} = {at}, the {end} {steps}, {value}{_beside(there, column)}.")
     return sentences
 
 

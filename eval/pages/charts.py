@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 
 from taugrid.eval.figures.ablation import costs_figure
 from taugrid.eval.figures.drawing import key_of, number_ids, plain_style
-from taugrid.eval.figures.over_steps import LABELS, quality_figure
-from taugrid.eval.figures.training import losses_figure, running_mean
+from taugrid.eval.figures.lines import LABELS, losses_figure, quality_figure, running_mean
 from taugrid.eval.pages.answer import Measured
-from taugrid.eval.tables.ablation.cost import Cost, costs_table
+from taugrid.eval.tables.cost import Cost, costs_table
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
@@ -26,20 +25,14 @@ from taugrid.registry.metrics import MetricColumn
 MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
-ABOUT_COSTS = (
-    "Measured {title}s decide, so near ties are not told apart. Seconds depend on the machines and on what else they "
-    "did."
-)
-SIMPLIFIED = 0.4
-"""Points less than this many pixels off their line are left out."""
+SIMPLIFIED = 0.4  # points less than this many pixels off their line are left out
 PLAIN = {"-\n": "-", "\n": " ", r"$\eta$": "η", r"$\hat{\sigma}$": SIGMA_HAT, "$S$": "S", r"\$": "$"}
 """TeX and lines of a figure's legend -> text on a button."""
 
 
 class Chart(NamedTuple):
     svg: Markup
-    legend: Mapping[str, str]
-    """Key of each line, with which the ids of its elements begin -> its name."""
+    legend: Mapping[str, str]  # key of each line, with which the ids of its elements begin -> its name
     alt_text: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

@@ -18,15 +18,14 @@ from taugrid.eval.gate.verdict import UNFINISHED
 from taugrid.eval.nights import Light, NightLine
 from taugrid.eval.pages.charts import Chart, chart
 from taugrid.eval.pages.environment import rendered
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import FID
+from taugrid.eval.tables.table import shown_number
 from taugrid.registry.metrics import COLUMNS, MetricColumn
 from taugrid.words import counted
 
 MAX_ROWS = 1000
 """Nights in the table. All are in history.parquet."""
-MAX_NIGHTS = 60
-"""The newest nights, which the figures show."""
+MAX_NIGHTS = 60  # the newest nights, which the figures show
 MAX_TICKS = 8
 SHAPES: Mapping[Light, str] = {
     "red": "M-4.5,-4.5L4.5,4.5M4.5,-4.5L-4.5,4.5",
@@ -92,15 +91,14 @@ def _trends(
         shown = table[(table["metric"] == metric.name) & table["value"].notna()]
         if shown["night"].nunique() < 2:  # a point is no trend
             continue
-        figure = trend_figure(shown, lights, leads_to, metric)
-        numbers = []
-        for _, row in shown.iterrows():
-            error = None if pd.isna(row["se"]) else metric.scale * row["se"]
-            value, result = shown_number(metric.scale * row["value"], error), row["result"]
-            numbers.append((row["night"], row["label"], value, result if pd.notna(result) else ""))
-        title = f"{metric.title} over the nights"
-        columns = ("night", "cell", metric.title, "verdict")
-        found[title] = chart(figure, f"trend{'' if metric == FID else f'-{metric.name}'}", title, columns, numbers)
+        columns = ["night", "label", "value", "se", "result"]
+        figure, title = trend_figure(shown, lights, leads_to, metric), f"{metric.title} over the nights"
+        numbers = [
+            (night, label, shown_number(metric.scale * value, metric.scale * se), result if pd.notna(result) else "")
+            for night, label, value, se, result in shown[columns].astype({"se": float}).itertuples(index=False)
+        ]
+        name = "trend" if metric == FID else f"trend-{metric.name}"
+        found[title] = chart(figure, name, title, ("night", "cell", metric.title, "verdict"), numbers)
     return found
 
 
@@ -124,19 +122,17 @@ def trend_figure(
     nights = dict(list(lights.items())[-MAX_NIGHTS:])
     shown = history[history["night"].isin(nights) & (history["metric"] == metric.name)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)
-    worse = -1 if metric.higher_is_better else 1
-    columns = {"value": "value", "se": "se", "baseline": "baseline_value", "margin": "margin"}
-    for key, name in columns.items():
-        shown[f"of_{key}"] = shown[name].astype(np.float64) * metric.scale * (worse if key == "margin" else 1)
+    numbers = ["value", "se", "baseline_value", "margin"]
+    shown[numbers] = shown[numbers].astype(np.float64) * metric.scale
+    shown["accepted"] = shown["baseline_value"] + shown["margin"] * (-1 if metric.higher_is_better else 1)
     panels = [
         ("images" if pd.isna(steps) else f"S = {steps!s}", rows)
         for steps, rows in shown.astype({"steps": "Int64"}).groupby("steps", dropna=False)
     ]
-    lines = list(dict.fromkeys(shown["line"]))
-    styles = drawing.ordered_styles({line: line for line in lines})
-    has_place = bool((shown["of_value"].dropna() > 0).all())
+    styles = drawing.ordered_styles({line: line for line in dict.fromkeys(shown["line"])})
+    scale = "log" if (shown["value"].dropna() > 0).all() else "linear"
     draw = partial(_draw_trend, nights=nights, links=links)
-    return drawing.panels_figure(panels, draw, styles, "linear", metric, "log" if has_place else "linear")
+    return drawing.panels_figure(panels, draw, styles, "linear", metric, scale)
 
 
 def _draw_trend(
@@ -147,36 +143,33 @@ def _draw_trend(
     links: Mapping[str, str],
 ) -> None:
     """Draw the cells of one S, a heading and a row for each night and cell."""
-    (heading, cells), places = table, {night: place for place, night in enumerate(nights)}
-    along: Values = np.arange(len(places), dtype=np.float64)
+    heading, cells = table
+    names = list(nights)
+    along: Values = np.arange(len(names), dtype=np.float64)
     for line, rows in cells.groupby("line", sort=False):
-        look = styles[str(line)]
-        x: Values = np.array([places[night] for night in rows["night"]], dtype=np.float64)
-        values: Values = np.full(len(places), np.nan)
-        errors: Values = np.full(len(places), np.nan)
-        values[x.astype(int)] = rows["of_value"]
-        errors[x.astype(int)] = rows["of_se"]
-        drawing.draw_line(panel, along + look.x_offset * len(places), values, errors, look)
+        look, by_night = styles[str(line)], rows.set_index("night").reindex(names)
+        values, errors, base, accepted = (
+            by_night[name].to_numpy(dtype=np.float64) for name in ("value", "se", "baseline_value", "accepted")
+        )
+        drawing.draw_line(panel, along + look.x_offset * len(names), values, errors, look)
         # The band fills each night's own stretch: with one night, it would have no width.
-        base, margin = (np.repeat(rows[f"of_{key}"].to_numpy(dtype=np.float64), 3) for key in ("baseline", "margin"))
-        stretches = np.repeat(x, 3) + np.tile([-0.5, 0.5, np.nan], len(x))
-        is_there = np.isfinite(stretches) & np.isfinite(base + margin)
+        stretches = np.repeat(along, 3) + np.tile([-0.5, 0.5, np.nan], len(names))
+        low, high = np.repeat(base, 3), np.repeat(accepted, 3)
+        is_there = np.isfinite(stretches) & np.isfinite(high)
         if is_there.any():
-            filled: dict[str, Any] = {"color": look.colour, "alpha": 0.2, "linewidth": 0}
-            drawing.name_parts(look, [panel.fill_between(stretches, base, base + margin, is_there, **filled)])
-    baselines = cells.groupby("night", sort=False)["baseline"].first().reindex(list(places)).ffill()
+            band = panel.fill_between(stretches, low, high, is_there, color=look.colour, alpha=0.2, linewidth=0)
+            drawing.name_parts(look, [band])
+    baselines = cells.groupby("night", sort=False)["baseline"].first().reindex(names).ffill()
     for place, (before, now) in enumerate(pairwise(baselines), start=1):
         if isinstance(now, str) and now != before:
             panel.axvline(place - 0.5, color="#555555", linewidth=0.8, linestyle=":")
     on_axis: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "clip_on": False, "zorder": 3}
-    for night, place in places.items():
-        light = nights[night]
+    for place, (night, light) in enumerate(nights.items()):
         marker, colour = LIGHTS[light]
         named: dict[str, Any] = {"label": f"_{light}", "gid": f"light-{light}", "url": links.get(night)}
-        panel.plot([place], [0.0], marker, color=colour, markersize=min(7, 240 / len(places)), **named, **on_axis)
+        panel.plot([place], [0.0], marker, color=colour, markersize=min(7, 240 / len(names)), **named, **on_axis)
     panel.set_title(heading)
     panel.set_xlabel(EXPLAINED)
-    panel.set_xlim(-0.5, len(places) - 0.5)
-    every = max(1, -(-len(places) // MAX_TICKS))
-    ticks = list(range(0, len(places), every))
-    panel.set_xticks(ticks, [list(places)[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    ticks = list(range(0, len(names), max(1, -(-len(names) // MAX_TICKS))))
+    panel.set_xticks(ticks, [names[i] for i in ticks], rotation=30, ha="right", rotation_mode="anchor")

@@ -14,16 +14,13 @@ from PIL import Image
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.tables.labels import eta_in_words, is_number
 
-LARGE = 256
-"""Pixels of the longer side of images that a reader may enlarge, if those of all cells fit the budget."""
-SIDES = (96, 64, 32, 16)
-"""Else the longer side that images are brought to, the first that fits the budget."""
+LARGE = 256  # pixels of the longer side of images that a reader may enlarge, if those of all cells fit the budget
+SIDES = (96, 64, 32, 16)  # else the longer side that images are brought to, the first that fits the budget
 PIXELATED = 32
 """Images up to this side are enlarged, each pixel to a square: who shows or prints a page would blur them."""
 MAX_ACROSS = 8
 DETERMINISTIC = "η = 0.0"
-TAG_BYTES = 180
-"""What the page spends on an image besides its data."""
+TAG_BYTES = 180  # what the page spends on an image besides its data
 
 
 class ImageGrid(NamedTuple):
@@ -33,8 +30,7 @@ class ImageGrid(NamedTuple):
     steps: tuple[int, ...]
     rows: Sequence[tuple[str, Sequence[Sequence[Markup]]]]
     """Labels of eta, and the images of each S; none where the cell has no images."""
-    per_cell: int
-    """Images for each cell."""
+    per_cell: int  # images for each cell
     is_small: bool
 
     @property
@@ -55,15 +51,11 @@ class ImageGrid(NamedTuple):
 
 
 class PagePicture(NamedTuple):
-    file: str
-    """Its name in figures/."""
+    file: str  # its name in figures/
     title: str
-    of: str
-    """The cell or group of cells that it shows; empty if there is one such figure."""
-    alt_text: str
-    """The text for screen readers."""
-    data: Markup = Markup()
-    """Its file as a URI; empty if it does not fit into the page."""
+    of: str  # the cell or group of cells that it shows; empty if there is one such figure
+    alt_text: str  # the text for screen readers
+    data: Markup = Markup()  # its file as a URI; empty if it does not fit into the page
 
 
 def data_uri(png: bytes) -> Markup:

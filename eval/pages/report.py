@@ -2,77 +2,69 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from taugrid.eval.figures.pictures import EtaAndSteps
 from taugrid.eval.pages.answer import Measured, answer, hero, measured
 from taugrid.eval.pages.environment import asset, environment, rendered
 from taugrid.eval.pages.pictures import ImageGrid, PagePicture, data_uri, grids, uri_bytes
-from taugrid.eval.tables.ablation.cost import Cost, named
-from taugrid.eval.tables.ablation.effects import Effects, effect_tables
 from taugrid.eval.tables.by_label import LabelTable
-from taugrid.eval.tables.differences import about, compared, difference_texts, differences_of, notes_of, with_short_keys
+from taugrid.eval.tables.cost import Cost, about_costs
+from taugrid.eval.tables.differences import HEADS, about, compared, difference_tables, differences_of, notes_of
+from taugrid.eval.tables.effects import Effects, effect_tables
+from taugrid.eval.tables.labels import SIGMA_HAT, spelled
 from taugrid.eval.tables.long_form import FID, Row
 from taugrid.eval.tables.quality import MetricTables, QualityTable
-from taugrid.eval.tables.reconstruction import LEGEND, RECONSTRUCTION_ERROR, reconstruction_frame, reconstruction_table
-from taugrid.eval.tables.render import section_latex, section_markdown
+from taugrid.eval.tables.reconstruction import LEGEND, reconstruction_frame, reconstruction_table
+from taugrid.eval.tables.table import MISSING
 from taugrid.protocol import ProtocolFields, dotted, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
+from taugrid.words import listed
 
-LARGEST = 4_900_000
-"""Bytes of a page."""
+LARGEST = 4_900_000  # bytes of a page
 ALONG = {"steps": "steps", "evaluations": "network evaluations", "seconds": "device seconds"}
 """Value of `report.x` -> what it is in a heading."""
 MAX_COPIED = 200_000
 """Characters of a table that may be copied as text. Larger ones are in tables/ alone."""
-FEW_SAMPLES = 10_000
-"""The number of samples below which readers are warned of FID's bias."""
+FEW_SAMPLES = 10_000  # the number of samples below which readers are warned of FID's bias
 MAX_DIFFERENCES = 400
 """Rows of the table of differences. The rest are in tables/differences.csv."""
 MAX_EFFECTS = 100
 """Rows of a table of effects. The rest are in tables/effects.csv."""
-MAX_VALUES = 4
-"""Values of a protocol's field that its row names, and numbers of a list that are written out."""
-SHADES = 8
-"""Shades of a table from the best value, 0, to the worst."""
+MAX_VALUES = 4  # values of a protocol's field that its row names, and numbers of a list that are written out
+SHADES = 8  # shades of a table from the best value, 0, to the worst
 NO_SHADE = "none"
 
 
 @dataclass(frozen=True)
 class PageFacts:
     name: str
-    planned: int
-    """The number of cells in the grid; replicates count as one."""
+    planned: int  # the number of cells in the grid; replicates count as one
     quality: QualityTable
     differences: Sequence[Row]
     """Rows of differences.csv, as `effects` and `published` of theirs, with None for empty fields."""
     effects: Sequence[Row]
     published: Sequence[Row]
     costs: Sequence[Cost]
-    reconstruction: Mapping[str, Any]
-    """reconstruction.json; empty if there is none."""
+    reconstruction: Mapping[str, Any]  # reconstruction.json; empty if there is none
     by_label: LabelTable
-    losses: Mapping[str, pd.DataFrame]
-    """Logs of trainings, by the name of the model."""
+    losses: Mapping[str, pd.DataFrame]  # logs of trainings, by the name of the model
     first_images: Callable[[str], NDArray[np.uint8] | None]
     """The first images of a cell by its id, for the top of the page; None if they are not at hand."""
     samples: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]]
     """Title -> a group of cells with images of the same indices."""
-    pictures: Sequence[tuple[PagePicture, bytes]]
-    """Figures without their data, and their PNG files."""
-    made: Sequence[str]
-    """When, by which version, on what and from what the run was made."""
+    pictures: Sequence[tuple[PagePicture, bytes]]  # figures without their data, and their PNG files
+    made: Sequence[str]  # when, by which version, on what and from what the run was made
     provenance: Mapping[str, Any]
-    config: str
-    """The config as YAML, from which the run can be repeated."""
+    config: str  # the config as YAML, from which the run can be repeated
     warnings: Sequence[str]
 
 
@@ -83,9 +75,9 @@ def report_html(facts: PageFacts) -> str:
     pictures, budget = list[PagePicture](), room // 2
     for picture, png in facts.pictures:
         size = uri_bytes(png)
-        pictures.append(picture._replace(data=data_uri(png)) if size <= budget else picture)
-        budget -= size if size <= budget else 0
-    room -= sum(uri_bytes(png) for shown, (_, png) in zip(pictures, facts.pictures, strict=True) if shown.data)
+        fits = size <= budget
+        pictures.append(picture._replace(data=data_uri(png)) if fits else picture)
+        budget, room = (budget - size, room - size) if fits else (budget, room)
     images = facts.first_images(page["hero"]["cell"]) if page["hero"] else None
     mosaic = next(iter(grids({"": {("", 0): images}}, room // 4)), None) if images is not None else None
     room -= mosaic.size if mosaic else 0
@@ -112,14 +104,13 @@ def _shading(quality: QualityTable, section: MetricTables) -> Callable[[float], 
     metric = section.metric
     values = quality.frame[metric.name].to_numpy(dtype=np.float64) * metric.scale
     finite = values[np.isfinite(values)]
-    is_log = bool(len(finite)) and bool((finite > 0).all())
-    ends = np.log(finite) if is_log else finite
-    low, high = (float(ends.min()), float(ends.max())) if len(finite) else (0.0, 0.0)
+    scale = math.log if len(finite) and (finite > 0).all() else float
+    low, high = (scale(finite.min()), scale(finite.max())) if len(finite) else (0.0, 0.0)
 
     def shade(value: float) -> str:
         if not math.isfinite(value) or high <= low:
             return NO_SHADE
-        share = ((math.log(value) if is_log else value) - low) / (high - low)
+        share = (scale(value) - low) / (high - low)
         return str(min(SHADES - 1, int((1 - share if metric.higher_is_better else share) * SHADES)))
 
     return shade
@@ -136,14 +127,16 @@ def _images(
     by_title: dict[str, list[PagePicture]] = {}
     for picture in pictures:
         by_title.setdefault(picture.title, []).append(picture)
-    kinds = {
-        "classes": False,
+    drawn = [kind for kind in ("classes", "reconstruction", "interpolation")
+             if any(picture.file.startswith(kind) for picture in pictures)]  # fmt: skip
+    there = {
+        "classes": "classes" in drawn,
         "consistency": any(grid.same_noise for grid in shown),
-        "reconstruction": bool(facts.reconstruction.get("rows")),
-        "interpolation": False,
+        "reconstruction": "reconstruction" in drawn or bool(facts.reconstruction.get("rows")),
+        "interpolation": "interpolation" in drawn,
     }
-    there = [kind for kind, is_there in kinds.items() if is_there or any(p.file.startswith(kind) for p in pictures)]
-    return {"pictures": by_title, "grids": shown, "in_pictures": ", ".join(there).capitalize(), "mosaic": mosaic}
+    heading = ", ".join(kind for kind, is_there in there.items() if is_there).capitalize()
+    return {"pictures": by_title, "grids": shown, "in_pictures": heading, "mosaic": mosaic}
 
 
 def _content(facts: PageFacts) -> dict[str, Any]:
@@ -153,12 +146,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
     reconstruction = None
     if document.get("rows"):
         table = reconstruction_table(reconstruction_frame(document["rows"]))
-        reconstruction = {
-            "heading": RECONSTRUCTION_ERROR.heading,
-            "steps": table.columns,
-            "rows": list(zip(table.labels, table.entries, strict=True)),
-            "notes": [document["about"], *table.notes, LEGEND, *document["notes"]],
-        }
+        reconstruction = {"table": table, "notes": [document["about"], *table.notes, LEGEND, *document["notes"]]}
     return {
         "name": facts.name,
         "made": facts.made,
@@ -168,14 +156,23 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "metrics": list(_tables(quality)) if quality.rows else [],
         **_charts(facts, cells),
         "along": ALONG[quality.layout.x],
-        "published": facts.published,
+        "published": [
+            (
+                row["steps"],
+                SIGMA_HAT if row["sigma"] == "sigma_hat" else row["eta"],
+                row["published"],
+                f"{row['ours']:.2f}",
+                row["differs"] or MISSING,
+            )
+            for row in facts.published
+        ],
         "differences": differences(facts.differences, quality.judged_by),
         "effects": effects(facts.effects, quality.metrics) if quality.rows else None,
-        "by_label": facts.by_label.pivots if facts.by_label.rows else [],
+        "by_label": facts.by_label.tables if facts.by_label.rows else [],
         "about_labels": facts.by_label.notes,
         "reconstruction": reconstruction,
         "protocol": _protocol_rows(quality.protocols),
-        "provenance": facts.provenance,
+        "provenance": [(what, Markup.escape(value)) for what, value in facts.provenance.items()],
         "config": facts.config,
         "warnings": warnings(facts),
     }
@@ -196,7 +193,7 @@ def _charts(facts: PageFacts, cells: Sequence[Measured]) -> dict[str, Any]:
         "judged_by": by,
         "of_fid": charts.quality_chart(quality, of_fid, facts.published) if of_fid else None,
         "costs": charts.cost_chart(facts.costs) if len(facts.costs) > 1 else None,
-        "about_costs": named(charts.ABOUT_COSTS, by),
+        "about_costs": about_costs(facts.costs) if facts.costs else "",
         "losses": charts.loss_chart(losses) if losses else None,
     }
 
@@ -209,7 +206,7 @@ def _tables(quality: QualityTable) -> Iterator[dict[str, Any]]:
         meaning = ["The best of a column is bold."] if section.has_best else []
         if any(shade(entry.number) != NO_SHADE for entry in entries):
             meaning.append("Shades go from the best value (blue) to the worst (orange).")
-        texts = {"markdown": section_markdown(section), "latex": section_latex(quality, section)}
+        texts = {"markdown": section.markdown, "latex": section.latex(quality.sizes)}
         yield {
             "metric": section.metric,
             "tables": section.tables,
@@ -223,37 +220,26 @@ def differences(rows: Sequence[Row], first: MetricColumn) -> dict[str, Any]:
     """The differences of each metric as text, `first` before the others, and notes; `rows` are of differences.csv."""
     found: list[dict[str, Any]] = []
     for metric in compared(rows, first):
-        groups: dict[str, list[tuple[str, ...]]] = {}
         of_metric = differences_of(rows, metric)
-        for row in with_short_keys(of_metric[:MAX_DIFFERENCES]):
-            along = {"steps": "S", "": "other pairs"}.get(row["along"], row["along"])
-            heading = ": ".join(filter(None, [f"Along {along}", row["settings"]]))
-            where, *others = difference_texts(row)
-            groups.setdefault(heading, []).append((_in_symbols(where), *others))
-        left_out = max(0, len(of_metric) - MAX_DIFFERENCES)
-        found.append({
-            "metric": metric, "about": "" if found else about(metric), "groups": groups, "left_out": left_out
-        })  # fmt: skip
-    return {"metrics": found, "notes": notes_of(rows)}
-
-
-def _in_symbols(where: str) -> str:
-    """Such as "S = 10 → 20 at η = 0.0", as tables have it, from "S 10 -> 20 at eta 0"."""
-    of_eta = re.compile(r"(?<=\beta )[\d.e-]+( -> [\d.e-]+)?")
-    etas = of_eta.sub(lambda found: " -> ".join(str(float(eta)) for eta in found[0].split(" -> ")), where)
-    return re.sub(r"\b(S|eta) (?=[\dσ])", r"\1 = ", etas).replace("->", "→")
+        tables = difference_tables(of_metric[:MAX_DIFFERENCES])
+        more, said = max(0, len(of_metric) - MAX_DIFFERENCES), [] if found else [about(metric)]
+        found.append({"metric": metric, "about": said, "tables": tables, "left_out": more})
+    return {"metrics": found, "heads": HEADS, "notes": notes_of(rows)}
 
 
 def effects(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> dict[str, Any] | None:
     """The effects on each metric as text, with an explanation; None without `rows`, those of effects.csv."""
-    found = Effects.read(rows, metrics)
+    found, tables = Effects.read(rows, metrics), []
     if not found.every:
         return None
-    tables = [
-        (f"{metric.heading}: {table.title}", table, list(zip(table.rows, table.significant, strict=True))[:MAX_EFFECTS])
-        for metric in found.by_metric
-        for table in effect_tables(found, metric)
-    ]
+    for metric in found.by_metric:
+        for title, heads, lines, significant in effect_tables(found, metric):
+            at = heads.index("effect")
+            for line, is_bold in zip(lines, significant, strict=True):
+                line[:at] = map(spelled, line[:at])
+                line[at] = Markup("<b>{}</b>").format(line[at]) if is_bold else line[at]
+            more = max(0, len(lines) - MAX_EFFECTS)
+            tables.append((f"{metric.heading}: {title}", heads, lines[:MAX_EFFECTS], more))
     return {"about": [line.replace("`", "") for line in found.about], "notes": found.notes, "tables": tables}
 
 
@@ -266,8 +252,8 @@ def _measured_as(quality: QualityTable) -> str:
     return "; ".join(filter(None, [scored, quality.about_judge]))
 
 
-def _protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, list[str]]]:
-    """Each field in dotted form and its distinct values, such as ("versions.torch", ["2.9.1"])."""
+def _protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, str]]:
+    """Each field in dotted form and its distinct values, such as ("versions.torch", "2.9.1 · 2.10.0")."""
 
     def text(value: Any) -> str:
         if isinstance(value, list) and len(value) > MAX_VALUES:
@@ -280,8 +266,7 @@ def _protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, l
     for protocol in protocols.values():
         for name, value in dotted(protocol):
             values.setdefault(name, {})[text(value)] = None
-    more = {name: [f"{len(its) - MAX_VALUES} more"] if len(its) > MAX_VALUES else [] for name, its in values.items()}
-    return [(name, [*list(its)[:MAX_VALUES], *more[name]]) for name, its in values.items()]
+    return [(name, Markup.escape(listed([*its], MAX_VALUES, between=" · "))) for name, its in values.items()]
 
 
 def warnings(facts: PageFacts) -> list[str]:

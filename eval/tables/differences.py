@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, ROUNDING, Z_95, write_number
+from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SIGMA_HAT, short_checkpoints, short_columns
 from taugrid.eval.tables.long_form import (
     CHECKPOINT,
@@ -34,10 +34,11 @@ from taugrid.eval.tables.long_form import (
     with_notes,
     write_files,
 )
-from taugrid.eval.tables.pivots import Table, pivot_tables
+from taugrid.eval.tables.table import INDISTINGUISHABLE, JOINED, ROUNDING, Z_95, Table, write_number
 from taugrid.grids import EVALUATIONS, NOT_AXES, PATHS, of_model, options_text
 from taugrid.protocol import ProtocolFields, disagreements
 from taugrid.registry.metrics import SAMPLED, MetricColumn
+from taugrid.words import markdown_table
 
 DIFFERENCE_COLUMNS = (
     "cell_a", "cell_b", "along", "settings", "steps_a", "eta_a", "sigma_a", "steps_b", "eta_b", "sigma_b", "others",
@@ -65,8 +66,7 @@ class Evidence:
     pairings: Mapping[str, Hashable]
     """Equal for cells whose samples start from the same x_T, that is, with the same seed and image shape."""
     protocols: Mapping[str, ProtocolFields]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> why it has no influences."""
+    reasons: Mapping[str, str] = field(default_factory=dict)  # cell -> why it has no influences
     others: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     """Column of quality.csv -> the influences of that metric, by cell; the fields above are FID's."""
 
@@ -87,54 +87,56 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID, or another metric that has a standard error.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
-    along each other setting that has separate tables (eval/tables/pivots.py), in the order of `rows`. Cells that `pair`
-    refuses, for instance without common noise, are left out.
-
-    Raises:
-        ValueError: if a cell does not have as many influences as samples.
+    along each other setting that has separate tables (arrangement.py), in the order of `rows`. Cells that `pair`
+    refuses, for instance without common noise, are left out; a `ValueError` if influences are not of a cell's N.
     """
     names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
         row["cell"]: {key: names[key].get(value, value) if key in PATHS else value for key, value in row.items()}
         for row in rows
     }
-    scored = {row["cell"] for row in rows if _compared(row, row)}
-    pivots = pivot_tables(long_form(rows), FID, evidence.protocols)
-    pivots = [replace(table, cells=table.cells.where(table.cells.isin(scored))) for table in pivots]
+    scored = [cell for cell, row in by_cell.items() if _compared(row, row)]
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": heading}
-        for along, heading, cells in _lines(pivots, list(by_cell))
+        for along, heading, cells in _lines(pivot_tables(long_form(rows), FID, evidence.protocols), scored)
         for a, b in pairwise(cells)
         if _compared(by_cell[a], by_cell[b]) and not _obstacles(by_cell[a], by_cell[b], evidence)
     ]
 
 
-def _lines(pivots: Sequence[Table], order: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """A setting, a heading, and neighbours: scored cells along S, along eta, and along other settings in `order`."""
-    for table in pivots:
-        yield from (("steps", table.heading, list(line.dropna())) for _, line in table.cells.iterrows())
-        yield from (("eta", table.heading, list(line.dropna())) for _, line in table.cells.items())
-    places = {cell: place for place, cell in enumerate(order)}
-    for setting in dict.fromkeys(setting for table in pivots for setting in table.settings if setting not in NOT_AXES):
+def _lines(tables: Sequence[Table], scored: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """A setting, a heading, and neighbours: scored cells along S, along eta, and along others in the order of rows."""
+    places = {cell: place for place, cell in enumerate(scored)}
+    by_table = [
+        {
+            (label, steps): value.cell
+            for label in table.labels
+            for steps, value in zip(table.columns, table.row(label), strict=True)
+            if value.cell in places
+        }
+        for table in tables
+    ]
+    for table, cells in zip(tables, by_table, strict=True):
+        for label in table.labels:
+            yield "steps", table.heading, [cell for at, cell in cells.items() if at[0] == label]
+        for steps in table.columns:
+            yield "eta", table.heading, [cell for at, cell in cells.items() if at[1] == steps]
+    for setting in dict.fromkeys(setting for table in tables for setting in table.settings if setting not in NOT_AXES):
         lines: dict[tuple[str, Hashable, Hashable], list[str]] = defaultdict(list)
-        for table in pivots:
-            for label, line in table.cells.iterrows():
-                alone = setting == "sampler" and label == ""  # it has no eta: beside DDIM
-                for steps, cell in line.dropna().items():
-                    lines[table.heading_without(setting), "0.0" if alone else label, steps].append(cell)
-        for (heading, *_), cells in lines.items():
-            yield setting, heading, sorted(cells, key=places.__getitem__)
+        for table, cells in zip(tables, by_table, strict=True):
+            for (label, steps), cell in cells.items():
+                alone = setting == "sampler" and label == ("",)  # it has no eta: beside DDIM
+                lines[table.heading_without(setting), ("0.0",) if alone else label, steps].append(cell)
+        for (heading, *_), line in lines.items():
+            yield setting, heading, sorted(line, key=places.__getitem__)
 
 
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
     The difference is b - a. `override` compares them even if protocols differ or they share no noise; `joined` and
-    `note` then say so.
-
-    Raises:
-        ValueError: if a cell has no FID and no other metric has a standard error, or if a cell has not as many
-            influences as samples; without `override`, if the cells are not comparable, naming the fields that differ.
+    `note` then say so. A `ValueError` if a cell has no FID and no other metric has a standard error, if influences are
+    not of a cell's N or, without `override`, if the cells are not comparable; it names the fields that differ.
     """
     metrics = _compared(row_a, row_b)
     if not metrics:
@@ -245,8 +247,7 @@ class BestCheckpoint(NamedTuple):
     steps: int
     cell: str
     checkpoint: str
-    alike: tuple[str, ...]
-    """Checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows."""
+    alike: tuple[str, ...]  # checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows
 
 
 def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColumn = FID) -> list[BestCheckpoint]:
@@ -278,11 +279,10 @@ _ABOUT = (
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )
-IN_WORDS = ("along", "settings", "others")
-"""Columns that name keys of the grid."""
+IN_WORDS = ("along", "settings", "others")  # columns that name keys of the grid
 _KEY = re.compile(r"(?:^|(?<=, ))[a-z_0-9.]+(?= = |: |$)")
 """A key in one of them: "diffusion.schedule = cosine, clip = x0", "train.seed: 0 -> 1"."""
-HEADINGS = {"steps": "Along S:", "eta": "Along eta:", "": "Other pairs:"}
+HEADS = ("from → to", "difference", "z", "mark")
 
 
 def about(metric: MetricColumn) -> str:
@@ -320,66 +320,57 @@ def write_differences(rows: Sequence[Row], folder: Path, first: MetricColumn = F
     frame = pd.DataFrame({name: series(values, name in floats) for name, values in columns.items()})
     blocks = [] if rows else ["# Differences of FID", "No two neighbours of the grid can be compared."]
     for metric in compared(rows, first):
-        said = f"The same for {metric.heading}." if blocks else about(metric)
-        blocks += [f"# Differences of {metric.title}", said, *_lists(differences_of(rows, metric))]
+        blocks += [f"# Differences of {metric.title}", f"The same for {metric.heading}." if blocks else about(metric)]
+        for heading, lines in difference_tables(differences_of(rows, metric)).items():
+            blocks += [f"## {heading}", markdown_table(HEADS, "lrrc", lines)]
     text = with_notes("\n\n".join(blocks) + "\n", notes_of(rows))
     write_files(folder, "differences", csv=as_csv(frame), md=text)
-
-
-def _lists(rows: Sequence[Row]) -> list[str]:
-    blocks: list[str] = []
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in with_short_keys(rows):
-        groups.setdefault((row["settings"], row["along"]), []).append(f"- {difference_line(row)}")
-    heading = ""
-    for (settings, along), lines in groups.items():
-        title = settings if along in HEADINGS else ": ".join(filter(None, [f"Along {along}", settings]))
-        if title != heading:
-            blocks.append(f"## {title}")
-            heading = title
-        blocks += [*filter(None, [HEADINGS.get(along)]), "\n".join(lines)]
-    return blocks
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["note"] for row in rows if row["note"]))
 
 
-def with_short_keys(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the last components of grid keys where files have all of them."""
+def difference_tables(rows: Sequence[Row]) -> dict[str, list[tuple[str, ...]]]:
+    """Heading -> lines of `HEADS`, with the last components of grid keys where files have all of them."""
     texts = dict.fromkeys(row[name] or "" for row in rows for name in IN_WORDS)
     short = short_columns(dict.fromkeys(key for text in texts for key in _KEY.findall(text) if "." in key))
-    return [
-        {**row, **{name: _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS}}
-        for row in rows
-    ]
+    tables = defaultdict[str, list[tuple[str, ...]]](list)
+    for row in rows:
+        along, settings, others = (
+            _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS
+        )
+        along = {"steps": "S", "": "other pairs"}.get(along, along)
+        heading = ": ".join(filter(None, [f"Along {along}", settings]))
+        tables[heading].append(_texts({**row, "others": others}))
+    return dict(tables)
 
 
 def difference_line(row: Row) -> str:
-    """A difference in a line, such as "S 10 -> 20 at eta 0: -5.43 ± 0.80, z = -6.8"."""
-    [shown] = with_short_keys([row])
-    where, value, z, mark = difference_texts(shown)
+    """A difference in a line, such as "S = 10 → 20 at η = 0.0: -5.43 ± 0.80, z = -6.8"."""
+    [[(where, value, z, mark)]] = difference_tables([row]).values()
     return f"{where}: {value}{f', z = {z}' if z else ''} {mark}".rstrip()
 
 
-def difference_texts(row: Row) -> tuple[str, str, str, str]:
+def _texts(row: Row) -> tuple[str, str, str, str]:
     """The change of settings, the difference with its sign and error, z, which may be empty, and marks."""
     value, error = write_number(row["difference"], math.nan if row["se"] is None else row["se"])
     signed = f"+{value}" if row["difference"] > 0 else value
     z = "" if row["z"] is None else f"{row['z']:+.1f}"
     is_alike = row["z"] is not None and abs(row["z"]) < Z_95
     marks = [INDISTINGUISHABLE if is_alike else "", JOINED if row["joined"] else ""]
-    where = ", ".join(filter(None, [_place(row), row["others"]]))
+    where = ", ".join(filter(None, [_place(row), row["others"].replace("->", "→")]))
     return where, f"{signed} {error}".rstrip(), z, " ".join(filter(None, marks))
 
 
 def _place(row: Row) -> str:
-    steps = (row["steps_a"], row["steps_b"])
-    if any(row[eta] is None or math.isnan(row[eta]) for eta in ("eta_a", "eta_b")):  # of a sampler without
-        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))}"
-    etas = [SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else f"{row[f'eta_{side}']:g}" for side in "ab"]
+    """Such as "S = 10 → 20 at η = 0.0"; without eta for a sampler that has none."""
+    steps = [str(row[f"steps_{side}"]) for side in "ab"]
+    if any(row[eta] is None or math.isnan(row[eta]) for eta in ("eta_a", "eta_b")):
+        return f"S = {' → '.join(dict.fromkeys(steps))}"
+    etas = [SIGMA_HAT if row[f"sigma_{side}"] == "sigma_hat" else str(float(row[f"eta_{side}"])) for side in "ab"]
     if etas[0] == etas[1]:
-        return f"S {' -> '.join(map(str, dict.fromkeys(steps)))} at eta {etas[0]}"
+        return f"S = {' → '.join(dict.fromkeys(steps))} at η = {etas[0]}"
     if steps[0] == steps[1]:
-        return f"eta {etas[0]} -> {etas[1]} at S {steps[0]}"
-    return f"S {steps[0]}, eta {etas[0]} -> S {steps[1]}, eta {etas[1]}"
+        return f"η = {' → '.join(etas)} at S = {steps[0]}"
+    return f"S = {steps[0]}, η = {etas[0]} → S = {steps[1]}, η = {etas[1]}"

@@ -16,8 +16,7 @@ SYMBOLS = SHOWN | {"eta": "η", EVALUATIONS: "evaluations"}
 """Columns that tables and figures write as the paper does, or shorter."""
 OTHERS = ("sampler", "spacing", "clip")
 """Columns of quality.csv that are settings of a cell, besides those that every table has."""
-IGNORABLE = ("spacing", "clip")
-"""Those of them that are empty where the sampler ignores them."""
+IGNORABLE = ("spacing", "clip")  # those of them that are empty where the sampler ignores them
 OPTIONS = "sampler_options"
 
 
@@ -72,11 +71,12 @@ def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
         others = "" if "sampler" in beside else frame["sampler"]
         return numbers.where(frame["sigma"] != "sigma_hat", SIGMA_HAT).where(frame["eta"].notna(), others)
-    if name in IGNORABLE:
-        return frame[name].map(lambda value: "" if pd.isna(value) else shown(value))
     if name == OPTIONS:
         return frame[name].map(options_text)
-    return frame[name] if name in ("steps", EVALUATIONS) else frame[name].map(shown)
+    if name in ("steps", EVALUATIONS):
+        return frame[name]
+    unset = "" if name in IGNORABLE else as_text(None)
+    return frame[name].map(lambda value: unset if pd.isna(value) else plain_text(value))
 
 
 def short_samplers(text: str) -> str:
@@ -97,10 +97,6 @@ def row_name(settings: Iterable[tuple[str, str]]) -> str:
         for key, label in settings
         if label
     )
-
-
-def shown(value: object) -> str:
-    return as_text(value) if value is None or value != value else plain_text(value)
 
 
 def row_note(group: pd.DataFrame, column: str) -> str:

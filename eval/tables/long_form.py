@@ -19,10 +19,8 @@ from taugrid.registry.metrics import METRICS, SAMPLED, MetricColumn
 from taugrid.storage import replacing
 from taugrid.words import listed
 
-Row = Mapping[str, Any]
-"""A row of quality.csv."""
-CELLS_NAMED = 3
-"""Cells that a message names for each value; the rest are counted."""
+Row = Mapping[str, Any]  # a row of quality.csv
+CELLS_NAMED = 3  # cells that a message names for each value; the rest are counted
 
 COLUMNS = (
     "cell", "model", "sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", "network_evaluations",
@@ -31,8 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 """The first columns of quality.csv. Readers rely on them, so they never change. A column for each other grid key
 follows, and then the columns of metrics that are not named here."""
-SCORES = COLUMNS[COLUMNS.index("fid") : COLUMNS.index("seconds")]
-"""The columns that hold scores."""
+SCORES = COLUMNS[COLUMNS.index("fid") : COLUMNS.index("seconds")]  # the columns that hold scores
 
 CHECKPOINT = "model.checkpoint"
 """The grid key, and so the column, of loaded networks. They keep the grid's order, because their names have none."""
@@ -168,10 +165,8 @@ def with_notes(text: str, notes: Sequence[str]) -> str:
 
 
 class JoinedRows(NamedTuple):
-    notes: list[str]
-    """On rows that were joined although their protocols differ."""
-    cells: frozenset[str]
-    """Cells whose comparability key differs from most; tables mark them."""
+    notes: list[str]  # on rows that were joined although their protocols differ
+    cells: frozenset[str]  # cells whose comparability key differs from most; tables mark them
 
 
 def joined_rows(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> JoinedRows:

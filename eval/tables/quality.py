@@ -1,35 +1,51 @@
-"""The quality-versus-steps table, computed once: render.py writes it, and eval/pages shows it in HTML."""
+"""The quality-versus-steps table, computed once: for csv, json, Markdown, LaTeX, consoles and pages."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.text import Text
 
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.reference import reference_in_words
-from taugrid.eval.tables.ablation.alike import indistinguishable
-from taugrid.eval.tables.ablation.seeds import Averaged, averaged, varying_seeds
+from taugrid.eval.tables.alike import indistinguishable
+from taugrid.eval.tables.arrangement import Arrangement
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import INDISTINGUISHABLE, JOINED, MEANINGS
-from taugrid.eval.tables.long_form import FID, STAND_INS, Row, has_values, in_grid_order, long_form, shown_columns
-from taugrid.eval.tables.pivots import Arrangement, Floors, Table, with_floors
+from taugrid.eval.tables.long_form import (
+    FID,
+    STAND_INS,
+    Row,
+    as_csv,
+    as_json,
+    has_values,
+    in_grid_order,
+    long_form,
+    shown_columns,
+    with_notes,
+    write_files,
+)
+from taugrid.eval.tables.seeds import Averaged, averaged, varying_seeds
+from taugrid.eval.tables.table import BEST, INDISTINGUISHABLE, JOINED, SIUNITX, Floors, Table, legend, with_floors
 from taugrid.grids import EVALUATIONS, USUAL, Layout
-from taugrid.protocol import ProtocolFields, extractor_in_words, shortened
+from taugrid.protocol import ProtocolFields, extractor_in_words
 from taugrid.registry.metrics import METRICS, MetricColumn
+
+CONSOLE_WIDTH = 80  # the largest width of tables, in characters, which rich also assumes if there is no terminal
+MAX_ROWS = 60
+"""Rows in all tables of further metrics. With more, they are left out, or the first would scroll off the screen."""
 
 
 @dataclass(frozen=True)
 class QualityTable:
     """The quality table of a grid. What is computed of it is computed once, when it is first asked for."""
 
-    rows: Sequence[Row]
-    """The rows of quality.csv, in the order of the grid."""
-    evidence: Evidence
-    """Covers the cells and protocols of all rows."""
-    notes: Sequence[str] = ()
-    """Lines below the table."""
+    rows: Sequence[Row]  # the rows of quality.csv, in the order of the grid
+    evidence: Evidence  # covers the cells and protocols of all rows
+    notes: Sequence[str] = ()  # lines below the table
     joined: Set[str] = frozenset()
     """Cells that share tables although their comparability key is not the usual one (`long_form.joined_rows`). If there
     are any, protocols keep no cells apart."""
@@ -118,40 +134,34 @@ class QualityTable:
         why = "FID has no standard error at this N" if FID in others else f"it is the first of evaluate.metrics{tested}"
         return f"{first.title} decides, because {why}"
 
-    @property
-    def sections(self) -> "list[MetricTables]":
-        return [self.section(metric) for metric in self.metrics]
-
     @cached_property
-    def _sections(self) -> "dict[str, MetricTables]":
-        return {}
+    def sections(self) -> "list[MetricTables]":
+        return [self._section(metric) for metric in self.metrics]
 
     def section(self, metric: MetricColumn) -> "MetricTables":
         """The tables of a metric with marks and floors."""
-        if metric.name in self._sections:
-            return self._sections[metric.name]
+        return next((its for its in self.sections if its.metric == metric), None) or self._section(metric)
+
+    def _section(self, metric: MetricColumn) -> "MetricTables":
         tables = with_floors(self._arranged.tables(metric), self.floors)
         for i, table in enumerate(tables):
             if table.floor is not None:
-                value = f"{metric.title} {table.floor_value}"
-                about = f"floor: {value} of {table.floor.in_words} ± their standard deviation"
-                tables[i] = replace(table, notes=(*table.notes, about))
-        by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
+                about = f"{metric.title} {table.floor_value} of {table.floor.in_words} ± their standard deviation"
+                tables[i] = replace(table, notes=(*table.notes, f"floor: {about}"))
         if self.recorded is not None and metric.name in self.recorded:
-            alike = self.recorded[metric.name]
+            alike = frozenset(self.recorded[metric.name])
         else:
+            by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
             found = (indistinguishable(table, self.means, by_cell, evidence) for table in tables if by_cell)
             alike = frozenset().union(*found)
-        marks: dict[str, str] = dict.fromkeys(alike, INDISTINGUISHABLE)
+        marks = dict.fromkeys(alike, INDISTINGUISHABLE)
         if self.joined:
             groups = self.means.members.items()
             mixed = [cell for cell, members in groups if any(member.cell in self.joined for member in members)]
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
-        error_means = f"± is {metric.error_means}." if has_values(self.frame, metric.error) else ""
         caption = "" if self.frame.empty else self.means.caption()
-        marked = [replace(table, marks=marks) for table in tables]
-        self._sections[metric.name] = MetricTables(metric, marked, caption, error_means, alike)
-        return self._sections[metric.name]
+        error_means = f"± is {metric.error_means}." if has_values(self.frame, metric.error) else ""
+        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
 
     def arranged(self, layout: Layout) -> Arrangement:
         return self._arranged if layout == self.layout else Arrangement(self.means, self.used_protocols, layout)
@@ -160,42 +170,80 @@ class QualityTable:
     def _arranged(self) -> Arrangement:
         return Arrangement(self.means, self.used_protocols, self.layout)
 
-    def _spelled(self, frame: pd.DataFrame) -> list[ProtocolFields]:
-        return [self.protocols[name] for name in dict.fromkeys(frame["protocol"]) if name in self.protocols]
+    @property
+    def sizes(self) -> str:
+        """Every N in the table, such as "1000 or 5000"."""
+        return " or ".join(str(size) for size in sorted(set(self.frame["num_samples"])))
+
+    def _spelled(self) -> list[ProtocolFields]:
+        return [self.protocols[name] for name in dict.fromkeys(self.frame["protocol"]) if name in self.protocols]
 
     @property
     def scored_as(self) -> str:
         """A line with N, the reference and the extractor."""
-        parts, spelled = [f"N = {sizes(self.frame)} images a cell"], self._spelled(self.frame)
-        for key, title, in_words in (
-            ("reference", "reference", reference_in_words),
-            ("extractor", "features", extractor_in_words),
-        ):
-            values = dict.fromkeys(in_words(protocol[key]) for protocol in spelled if key in protocol)
+        parts = [f"N = {self.sizes} images a cell"]
+        titles = {"reference": ("reference", reference_in_words), "extractor": ("features", extractor_in_words)}
+        for key, (title, in_words) in titles.items():
+            values = dict.fromkeys(in_words(protocol[key]) for protocol in self._spelled() if key in protocol)
             parts += [f"{title}: {' or '.join(values)}"] if values else []
         return "; ".join(parts)
 
     @cached_property
     def about(self) -> str:
         """One line with N, reference, extractor, a clip that all cells share, and the meaning of ± and bold."""
-        parts = [f"N = {sizes(self.long)} samples per cell" if self.rows else "no cell has been scored"]
-        spelled = self._spelled(self.long)
-        for key in ("reference", "extractor"):
-            values = dict.fromkeys(_spell(protocol[key]) for protocol in spelled if protocol.get(key) is not None)
-            parts += [f"{key}: {' or '.join(values)}"] if values else []
-        clips = {protocol.get("clip") for protocol in spelled}  # if they differ, the tables say where
-        parts += [f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none")]
-        if not varying_seeds(self.long):
-            shown = [metric for metric in self.metrics if metric.error == metric.sampling_error]
-            known = [metric.title for metric in shown if has_values(self.frame, metric.error)] or [FID.title]
+        if not self.rows:
+            return "No cell has been scored."
+        clips = {protocol.get("clip") for protocol in self._spelled()}  # if they differ, the tables say where
+        parts = [self.scored_as, *(f"clip: {clip}" for clip in clips if len(clips) == 1 and clip not in (None, "none"))]
+        shown = [metric for metric in self.metrics if metric.error == metric.sampling_error]
+        known = [metric.title for metric in shown if has_values(self.frame, metric.error)]
+        if known and not varying_seeds(self.long):
             parts.append(
                 f"± beside {' and '.join(known)} is one standard error of sampling at this N (neither its bias nor the "
                 "spread between trainings)"
             )
         parts += ["bold is the best of its column"] if any(section.has_best for section in self.sections) else []
-        parts += filter(None, [self.about_judge])
-        line = "; ".join(parts) + "."
-        return line[0].upper() + line[1:]
+        return "; ".join(filter(None, [*parts, self.about_judge])) + "."
+
+    @property
+    def markdown(self) -> str:
+        """A section for each metric, in GitHub's Markdown."""
+        return "\n".join(section.markdown for section in self.sections)
+
+    def latex(self, siunitx: bool = False) -> str:
+        """A `table` environment for each table of each metric; it needs booktabs and, if so, siunitx."""
+        before, *after = SIUNITX if siunitx else ["% Needs \\usepackage{booktabs}."]
+        return "\n".join([before, *(section.latex(self.sizes, siunitx) for section in self.sections), *after])
+
+    def write(self, folder: Path, stem: str = "quality") -> None:
+        """Write quality.{csv,json,md,tex} into `folder`, which is made if it is missing; `stem` is another name."""
+        document = {"rows": self.long.to_dict("records"), "protocols": self.protocols, "notes": list(self.notes)}
+        alike = {section.metric: sorted(section.alike) for section in self.sections}
+        document |= {"indistinguishable": alike.pop(FID, []), "joined": sorted(self.joined)}
+        others = {m.name: cells for m, cells in alike.items() if has_values(self.frame, m.sampling_error)}
+        document |= {"indistinguishable_in": others} if others else {}
+        by_size = {str(n): {name: floor._asdict() for name, floor in its.items()} for n, its in self.floors.items()}
+        document |= {"floors": by_size} if by_size else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        text = with_notes(f"{self.about}\n\n{self.markdown}", self.notes)
+        tex = "".join(f"% {' '.join(line.split())}\n" for line in (self.about, *self.notes)) + self.latex()
+        write_files(folder, stem, csv=as_csv(self.long), json=as_json(document), md=text, tex=tex)
+
+    @property
+    def console(self) -> "LazyRenderable":
+        """The tables of every metric, for `rich` to print, with their marks' meanings below them."""
+
+        def parts(bold: bool, width: int) -> Iterator[RenderableType]:
+            first, *others = self.sections
+            starred = not bold and any(section.has_best for section in self.sections)
+            yield from first.console(bold, width, [first.means, f"{BEST} the best of its column." if starred else ""])
+            if sum(len(table.labels) for section in others for table in section.tables) > MAX_ROWS:
+                yield Text(f"{' and '.join(section.metric.title for section in others)}: see tables/quality.md")
+                return
+            for section in others:  # means over replicates are the same of all metrics
+                yield from section.console(bold, width, [] if section.caption else [section.error_means])
+
+        return LazyRenderable(parts)
 
 
 @dataclass(frozen=True)
@@ -204,12 +252,9 @@ class MetricTables:
 
     metric: MetricColumn
     tables: Sequence[Table]
-    caption: str
-    """Explains the values if they are means over replicates; else empty."""
-    error_means: str
-    """Explains ±; empty if there is none."""
-    alike: Set[str]
-    """Cells that can't be distinguished from the best of their column."""
+    caption: str  # explains the values if they are means over replicates; else empty
+    error_means: str  # explains ±; empty if there is none
+    alike: Set[str]  # cells that can't be distinguished from the best of their column
 
     @property
     def means(self) -> str:
@@ -225,20 +270,39 @@ class MetricTables:
         """Explains the marks in its tables."""
         return legend(self.tables)
 
+    @property
+    def markdown(self) -> str:
+        blocks = [f"## {self.metric.heading}", *filter(None, [self.means])]
+        for table in self.tables:
+            settings = ", ".join(f"`{key}` = `{value}`" for key, value in table.short_settings.items())
+            blocks += [f"### {settings}"] if settings else []
+            blocks += [table.markdown, *table.notes]
+        return "\n\n".join([*blocks, *self.legend]) + "\n"
 
-def legend(tables: Sequence[Table]) -> list[str]:
-    """A line for each meaning of each mark that some entry has."""
-    lines = dict.fromkeys(f"{mark} {meaning}." for table in tables for mark, meaning in table.legend.items())
-    return sorted(lines, key=lambda line: list(MEANINGS).index(line[0]))
+    def latex(self, sizes: str, siunitx: bool = False) -> str:
+        """Its `table` environments; `sizes` is N."""
+        texts = []
+        for table in self.tables:
+            means, marks = (self.caption or table.error_means).rstrip("."), [line.rstrip(".") for line in table.legend]
+            number = f"N = {sizes}" if "num_samples" not in table.settings else ""
+            caption = [self.metric.heading, table.label, number, means, *table.notes, *marks]
+            texts.append(table.latex(caption, siunitx))
+        return "\n".join(texts)
+
+    def console(self, bold: bool, width: int, below: Sequence[str]) -> Iterator[RenderableType]:
+        for table in self.tables:
+            yield Text(": ".join(filter(None, [self.metric.heading, table.label])))
+            yield from table.console(bold, width)
+            yield from map(Text, table.notes)
+        yield from map(Text, [*filter(None, below), *self.legend, ""])
 
 
-def sizes(frame: pd.DataFrame) -> str:
-    """Every N in the table, such as "1000 or 5000"."""
-    return " or ".join(str(size) for size in sorted(set(frame["num_samples"])))
+@dataclass(frozen=True)
+class LazyRenderable:
+    """Text and tables that are made when `rich` prints them: only then it is known whether the console shows bold."""
 
+    parts: Callable[[bool, int], Iterator[RenderableType]]  # called with (shows_bold, width), the width in characters
 
-def _spell(value: object) -> str:
-    """A value of a protocol for people: mappings in one line, hashes cut to ten digits."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_spell(item)}" for key, item in value.items())
-    return shortened(str(value))
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shows_bold = console.color_system is not None and not console.no_color
+        yield from self.parts(shows_bold, min(CONSOLE_WIDTH, options.max_width))

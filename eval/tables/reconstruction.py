@@ -1,12 +1,15 @@
 """The paper's table 2: the error of encoding an image to x_T and decoding it again."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.console import RenderableType
+from rich.text import Text
 
 from taugrid.eval.tables.long_form import as_csv, as_json, as_text, series, sort_key, with_notes, write_files
-from taugrid.eval.tables.pivots import Table
+from taugrid.eval.tables.quality import LazyRenderable
+from taugrid.eval.tables.table import BEST, Table, Value
 from taugrid.registry.metrics import MetricColumn
 
 RECONSTRUCTION_COLUMNS = (
@@ -15,11 +18,10 @@ RECONSTRUCTION_COLUMNS = (
 """The columns of reconstruction.csv, followed by one for each other grid axis. Errors in it are not scaled."""
 _FLOATS = frozenset({"mse", "mse_se", "mse_8bit", "seconds"})
 
-SCALE = 1000
-"""Factor of the errors in a pivot: the paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
 RECONSTRUCTION_ERROR = MetricColumn(
-    "mse", f"Reconstruction error × {SCALE}", "mse_se", "one standard error over the images"
+    "mse", "Reconstruction error × 1000", "mse_se", "one standard error over the images", scale=1000
 )
+"""The paper's are 0.014 at S = 10 and 0.0001 at S = 1000."""
 LEGEND = (
     "Error is the mean squared difference per dimension, on pixels scaled to [0, 1], between an image and what is "
     "decoded from its x_T: S steps up and S steps down at eta = 0, nothing clipped or rounded, eps on the way up taken "
@@ -43,31 +45,26 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def reconstruction_table(frame: pd.DataFrame) -> Table:
-    """`mse` times `SCALE`, and its error, as in the paper: columns of S, and a row for each setting that differs.
+    """`mse` and its error, as in the paper: columns of S, and a row for each setting that differs.
 
     A row's label says what sets it apart ("spacing = linear"). A model that no other column tells apart is named by its
     id. What all rows have in common is in the notes. Two rows in the same place are a `ValueError`.
     """
-    axes = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS]
-    settings = [*axes, "weights", "spacing", "num_images"]
+    settings = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS]
+    settings += ["weights", "spacing", "num_images"]
     apart = [column for column in settings if frame[column].nunique(dropna=False) > 1]
     if len(frame.drop_duplicates([*apart, "model"])) > (len(frame.drop_duplicates(apart)) if apart else 1):
         apart.append("model")
-    records = frame.to_dict("records")
-    labels = [_named(apart, record) or "Error" for record in records]
-    placed = frame.assign(row=labels)
-    twice = placed[placed.duplicated(["row", "steps"])]
-    if len(twice):
-        raise ValueError(f"two reconstructions are both at {twice['row'].iloc[0]}, S = {twice['steps'].iloc[0]}")
-    values, errors = (
-        placed.assign(value=placed[column] * SCALE)
-        .pivot(index="row", columns="steps", values="value")
-        .reindex(index=list(dict.fromkeys(labels)), columns=sorted(set(frame["steps"])))
-        for column in ("mse", "mse_se")
-    )
+    values: dict[tuple[tuple[str, ...], Hashable], Value] = {}
+    for record in frame.to_dict("records"):
+        at = ((_named(apart, record) or "Error",), record["steps"])
+        if at in values:
+            raise ValueError(f"two reconstructions are both at {at[0][0]}, S = {at[1]}")
+        values[at] = Value(record["mse"], record["mse_se"])
+    labels, steps = list(dict.fromkeys(label for label, _ in values)), sorted(set(frame["steps"]))
     common = [column for column in settings if column not in apart]
-    shared = tuple(filter(None, [_named(common, record) for record in records[:1]]))
-    return Table(RECONSTRUCTION_ERROR, {}, values, errors, shared, row_keys=("",))
+    shared = tuple(filter(None, [_named(common, record) for record in frame.head(1).to_dict("records")]))
+    return Table(RECONSTRUCTION_ERROR, {}, labels, steps, values, shared, row_keys=("",))
 
 
 def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
@@ -75,15 +72,24 @@ def _named(columns: Sequence[str], record: Mapping[Hashable, object]) -> str:
 
 
 def reconstruction_markdown(frame: pd.DataFrame, about: str) -> str:
-    """The pivot as a table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
+    """The table in GitHub's Markdown, with `about` and the meaning of the numbers below it."""
     table = reconstruction_table(frame)
-    meanings = [LEGEND]
-    if table.errors.notna().any(axis=None):
-        meanings.append(f"± is {RECONSTRUCTION_ERROR.error_means}.")
-    if len(table.values) > 1:
-        meanings.append("Bold is the best of its column.")
-    heading = f"## {RECONSTRUCTION_ERROR.heading}"
-    return "\n\n".join([heading, table.markdown, about, *table.notes, " ".join(meanings)]) + "\n"
+    bold = "Bold is the best of its column." if len(table.labels) > 1 else ""
+    meanings = " ".join(filter(None, [LEGEND, table.error_means, bold]))
+    return "\n\n".join([f"## {table.metric.heading}", table.markdown, about, *table.notes, meanings]) + "\n"
+
+
+def reconstruction_to_console(frame: pd.DataFrame, about: str, notes: Sequence[str] = ()) -> LazyRenderable:
+    """The table for `rich` to print, with `about` and `notes` of `write_reconstruction` below it."""
+    table = reconstruction_table(frame)
+
+    def parts(bold: bool, width: int) -> Iterator[RenderableType]:
+        yield Text(table.metric.heading)
+        yield from table.console(bold, width)
+        star = [f"{BEST} the best of its column."] if table.has_best and not bold else []
+        yield from map(Text, filter(None, [*star, about, *table.notes, table.error_means, *notes]))
+
+    return LazyRenderable(parts)
 
 
 def write_reconstruction(

@@ -17,7 +17,7 @@ from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, j
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
-from taugrid.eval.tables.entries import ROUNDING
+from taugrid.eval.tables.table import ROUNDING
 from taugrid.orchestrator.baseline.canaries import (
     NOT_OURS,
     NOT_SAMPLED,

@@ -9,8 +9,8 @@ from typing import Any
 from taugrid.eval.gate.rule import POWER
 from taugrid.eval.gate.verdict import Verdict
 from taugrid.eval.pages.environment import environment
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
+from taugrid.eval.tables.table import shown_number
 from taugrid.orchestrator.baseline.compared import (
     BaselineComparison,
     CellComparison,

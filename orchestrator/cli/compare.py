@@ -128,7 +128,7 @@ def _compare_with_baseline(directory: str, baseline: str, gate: dict[str, Any], 
 
 def _compared_text(row: dict[str, Any]) -> str:
     from taugrid.eval.tables.differences import difference_line
-    from taugrid.eval.tables.entries import INDISTINGUISHABLE, Z_95
+    from taugrid.eval.tables.table import INDISTINGUISHABLE, Z_95
     from taugrid.registry.metrics import COLUMNS
 
     lines = []

@@ -7,8 +7,8 @@ from typing import Any
 from taugrid.errors import Exit, UserError
 from taugrid.eval.gate.rule import MARGIN_FLOOR, POWER
 from taugrid.eval.gate.verdict import Verdict, exit_of
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.long_form import shown_columns
+from taugrid.eval.tables.table import shown_number
 from taugrid.orchestrator.baseline.compared import GateSettings
 from taugrid.orchestrator.baseline.comparison import compare_snapshots
 from taugrid.orchestrator.baseline.files import snapshot_of

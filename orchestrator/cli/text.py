@@ -143,10 +143,8 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
 
 def _print_quality(quality: "QualityTable") -> None:
     """Print the tables of all metrics with their protocol on stdout, and on stderr why FIDs have no ±."""
-    from taugrid.eval.tables.render import to_console
-
     console = Console(highlight=False)
-    console.print(to_console(quality))
+    console.print(quality.console)
     console.print(quality.scored_as, markup=False, soft_wrap=True)
     reasons, scored = quality.evidence.reasons, [row for row in quality.rows if row["fid"] is not None]
     counts = Counter(reasons[row["cell"]] for row in scored if row["fid_se"] is None and row["cell"] in reasons)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.table import shown_number
 from taugrid.orchestrator.exports.images import Tick
 from taugrid.orchestrator.exports.results import (
     TASK,

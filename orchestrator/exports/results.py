@@ -13,7 +13,6 @@ from taugrid import __version__
 from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import Row, shown_columns, with_notes
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.render import to_latex, to_markdown
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.collect import with_unscored
 from taugrid.orchestrator.run import Run
@@ -42,7 +41,7 @@ def results(run: Run, name: str | None = None) -> QualityTable:
 
 def latex(run: Run, name: str | None) -> str:
     """A fragment of LaTeX for a document that loads booktabs and siunitx: a table of each metric."""
-    text = to_latex(_required(run, name), siunitx=True).replace(" \\%", "~\\%") + "\n"
+    text = _required(run, name).latex(siunitx=True).replace(" \\%", "~\\%") + "\n"
     text = re.sub(r"(?<=[ (])-(?=\d)", "$-$", text)  # a minus of a sentence
     return OTHER_LETTERS.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
@@ -56,7 +55,7 @@ def model_card(run: Run, name: str | None) -> str:
     lines = [
         front_matter({"tags": ["taugrid"], "model-index": index}),
         f"# {run.config.name}",
-        with_notes(f"{table.about}\n\n{to_markdown(table)}", [markdown(note) for note in table.notes]).strip(),
+        with_notes(f"{table.about}\n\n{table.markdown}", [markdown(note) for note in table.notes]).strip(),
         "## How to repeat it",
         f"taugrid {version} sampled and scored this, with `config.yaml`:",
         config_block(run),

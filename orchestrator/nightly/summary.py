@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from taugrid.eval.figures.pictures import before_and_after
 from taugrid.eval.gate.verdict import NO_BASELINE, REGRESSIONS, Verdict
-from taugrid.eval.tables.entries import shown_number
+from taugrid.eval.tables.table import shown_number
 from taugrid.hashing import identity
 from taugrid.orchestrator.baseline import text
 from taugrid.orchestrator.baseline.compared import BaselineComparison, NightVerdict

@@ -13,7 +13,7 @@ from taugrid.eval.metrics.frechet import NO_ERROR, singular
 from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import EXACT, FID, SCORES, appended_columns
-from taugrid.eval.tables.pivots import NO_FLOORS, Floors
+from taugrid.eval.tables.table import NO_FLOORS, Floors
 from taugrid.grids import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Plan
 from taugrid.orchestrator.plan.scoring import Scoring

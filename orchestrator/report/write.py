@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
-from taugrid.eval.tables.ablation.cost import Cost, costs, write_costs
-from taugrid.eval.tables.ablation.effects import Effects, write_effects
+from taugrid.eval.tables.cost import Cost, costs, write_costs
 from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
+from taugrid.eval.tables.effects import Effects, write_effects
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, JoinedRows, as_csv, joined_rows, write_files
 from taugrid.eval.tables.published.counterparts import (
     NetworkOrigin,
@@ -24,7 +24,6 @@ from taugrid.eval.tables.published.counterparts import (
     write_published,
 )
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.render import write_quality
 from taugrid.grids import SEEDS
 from taugrid.orchestrator.plan.cells import Cell, Model, Plan, name_of
 from taugrid.orchestrator.plan.sources import Trained
@@ -89,7 +88,7 @@ def write_larger(tables: Sequence[QualityTable], rundir: RunDir) -> None:
     rundir.remove_outputs("tables/quality-N*")
     for table in tables:
         with rundir.storage.local_folder(rundir.tables) as folder:
-            write_quality(table, folder, f"quality-N{table.rows[0]['num_samples']}")
+            table.write(folder, f"quality-N{table.rows[0]['num_samples']}")
 
 
 OF_SOME_RUNS = (
@@ -111,7 +110,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
     effects = Effects.of(quality.scored, requested.base(run.config, run.plan))
     cell_costs = costs(quality, train_seconds(run))
     with rundir.storage.local_folder(rundir.tables) as tables:
-        write_quality(quality, tables)
+        quality.write(tables)
         write_differences(differences(rows, evidence) if rows else [], tables, quality.judged_by)
         if counterparts:
             write_published(counterparts, tables, "published")
@@ -130,7 +129,7 @@ def write_report(run: Run, collected: Rows) -> QualityTable:
 
 def _figures(plan: Plan, quality: QualityTable, effects: Effects, cell_costs: Sequence[Cost]) -> "dict[str, Figure]":
     """The figures of the tables, by their names."""
-    from taugrid.eval.figures.over_steps import quality_figure
+    from taugrid.eval.figures.lines import quality_figure
 
     frame, by, protocols = quality.scored.means.frame, quality.judged_by, quality.used_protocols
     shared: dict[str, Any] = {"protocols": protocols, "x": quality.layout.x, "floors": quality.floors}
@@ -148,7 +147,7 @@ def _figures(plan: Plan, quality: QualityTable, effects: Effects, cell_costs: Se
         figures["cost"] = costs_figure(cell_costs)
     checkpoints = list(filter(None, dict.fromkeys(cell.axes.get(CHECKPOINT) for cell in plan.cells)))
     if len(checkpoints) > 1:
-        from taugrid.eval.figures.training import checkpoints_figure
+        from taugrid.eval.figures.lines import checkpoints_figure
 
         best = best_checkpoints(quality.rows, quality.evidence, by)
         figures["checkpoints"] = checkpoints_figure(quality.long, checkpoints, protocols, best, by)
@@ -216,7 +215,7 @@ def train_seconds(run: Run) -> dict[str, float]:
 def write_losses(plan: Plan, rundir: RunDir) -> None:
     """Write figures/loss if a model of the plan was trained here; otherwise remove an earlier one."""
     if curves := loss_curves(plan, rundir):
-        from taugrid.eval.figures.training import losses_figure
+        from taugrid.eval.figures.lines import losses_figure
 
         save_figures(rundir, {"loss": losses_figure(curves)})
     else:

@@ -8,8 +8,7 @@ import matplotlib.image
 from matplotlib.figure import Figure
 
 from taugrid.errors import UserError
-from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
-from taugrid.eval.figures.training import losses_figure
+from taugrid.eval.figures.lines import losses_figure, quality_figure, reconstruction_figure
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.write import loss_curves

@@ -10,8 +10,8 @@ import yaml
 from taugrid.config import Config
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
-from taugrid.eval.tables.ablation.cost import costs
 from taugrid.eval.tables.by_label import LabelTable
+from taugrid.eval.tables.cost import costs
 from taugrid.eval.tables.long_form import without_nan
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.plan.cells import Plan

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.eval.metrics.frechet import SAMPLES_PER_DIMENSION
-from taugrid.eval.tables.ablation.alike import Contenders, columns, look
+from taugrid.eval.tables.alike import Contenders, columns, look
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, STAND_INS
 from taugrid.grids import SEEDS

@@ -143,10 +143,13 @@ class ReconstructWork(OdeWork):
     def conclude(self) -> KindResult:
         """Write tables/reconstruction.* and figures/reconstruction*."""
         from taugrid.eval.figures.drawing import save
-        from taugrid.eval.figures.over_steps import reconstruction_figure
+        from taugrid.eval.figures.lines import reconstruction_figure
         from taugrid.eval.tables.published import counterparts
-        from taugrid.eval.tables.reconstruction import reconstruction_frame, write_reconstruction
-        from taugrid.eval.tables.render import reconstruction_to_console
+        from taugrid.eval.tables.reconstruction import (
+            reconstruction_frame,
+            reconstruction_to_console,
+            write_reconstruction,
+        )
         from taugrid.orchestrator.report.write import network_origin
 
         lacking, labels = self.missing(), self.labels()

@@ -16,7 +16,7 @@ from PIL import Image
 from snapshots import recorded
 
 from taugrid.eval.pages.environment import board_html
-from taugrid.eval.tables.entries import shown_number
+from taugrid.eval.tables.table import shown_number
 
 pytestmark = [pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium"), pytest.mark.long]
 

@@ -83,7 +83,7 @@ def test_the_table_has_a_row_for_each_cell_and_of_many_classes_the_worst():
             for cell in "cd" for label in range(30)]  # fmt: skip
     table = LabelTable.of(rows, {"a": ["class 1"], "b": ["class 1"] * 60})
     assert table.notes[1:] == ["class 1 in 1 of 2 cells: a", "every label: b"]
-    (pivot,) = table.pivots
+    (pivot,) = table.tables
     assert pivot.columns == [f"class {label}" for label in range(SHOWN)]
     assert pivot.labels == [("S=2 c",), ("S=2 d",)]
     assert "| S=2 d | **0.625 ± 0.010** |" in table.markdown

@@ -8,8 +8,7 @@ from test_tables import write
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
-from taugrid.eval.figures.over_steps import quality_figure
-from taugrid.eval.figures.training import checkpoints_figure
+from taugrid.eval.figures.lines import checkpoints_figure, quality_figure
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import COLUMNS, long_form
@@ -131,7 +130,8 @@ def test_a_report_draws_it_where_the_grid_has_the_axis_and_nowhere_else(tmp_path
     grid = [{"model.checkpoint": ORDER, "steps": list(STEPS), "eta": [0.0]}]
     config, planned = of_grid(grid)
     rows = [row | {"cell": cell.id, "model": cell.model.id} for cell, row in zip(planned.cells, cells(), strict=True)]
-    protocols = {"p": {"reference": {"dataset": "digits"}, "num_samples": 100}}
+    reference = {"dataset": "digits", "split": "train", "num_images": 9, "sha256": "ab" * 32}
+    protocols = {"p": {"reference": reference, "num_samples": 100}}
     evidence = Evidence({}, {row["cell"]: 0 for row in rows}, protocols, {row["cell"]: "none" for row in rows})
     write_report(Run(config, planned, rundir), Rows(rows, [], evidence))
     assert {"checkpoints.png", "checkpoints.svg"} <= {path.name for path in rundir.figures.iterdir()}

@@ -8,7 +8,7 @@ from test_one_table import SCHEDULE, TRAINING, ablation
 from test_tables import table
 
 from taugrid.eval.figures.ablation import GREY, costs_figure
-from taugrid.eval.tables.ablation.cost import costs, costs_markdown, pareto, write_costs
+from taugrid.eval.tables.cost import costs, costs_markdown, pareto, write_costs
 
 
 def rows():

@@ -24,7 +24,7 @@ def indistinguishable(rows, known, joined=frozenset()):
 
 
 def protocol(steps=10, clip="none", torch="2.9.1", **others):
-    reference = {"dataset": "digits", "split": "train", "sha256": "ab" * 32}
+    reference = {"dataset": "digits", "split": "train", "num_images": 9, "sha256": "ab" * 32}
     fields = {
         "reference": reference,
         "num_samples": N,
@@ -143,14 +143,14 @@ def test_cells_that_differ_in_one_other_axis_are_neighbours_in_the_order_of_the_
     assert [row["se"] for row in found] == pytest.approx([0.3, 0.3, 0.1, 0.1, 0.2])
     write_differences(found, tmp_path)
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
-    assert difference_line(found[0]) in text
+    assert "| S = 10 at η = 0.0, checkpoint: step-5000 → step-10000 | 0.00 ± 0.30 | +0.0 | ≈ |" in text
     recorded(text, "checkpoint")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reference": {"dataset": "digits", "split": "test", "sha256": "cd" * 32}},
+        {"reference": {"dataset": "digits", "split": "test", "num_images": 9, "sha256": "cd" * 32}},
         {"rounding": "8 bits, down"},
         {"versions": {"torch": "2.10.0", "numpy": "2.4.6"}},
     ],
@@ -172,7 +172,7 @@ def test_an_override_joins_and_says_so():
     assert found["joined"]
     recorded(found["note"])
     assert found["z"] == pytest.approx(-2.0)
-    assert difference_line(found) == "S 10 at eta 0: -1.00 ± 0.50, z = -2.0 ‡"
+    assert difference_line(found) == "S = 10 at η = 0.0: -1.00 ± 0.50, z = -2.0 ‡"
     near = [cell("a", fid=11.1), rows[1] | {"eta": 1.0}]
     assert indistinguishable(near, known) == set()
     assert indistinguishable(near, known, joined={"a"}) == {"a"}
@@ -286,10 +286,11 @@ def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
     write_differences(differences(rows, evidence(rows, influences, reasons=reasons)), tmp_path)
     lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
     recorded(lines[0])
-    assert lines.index("Along S:") < lines.index("- S 10 -> 20 at eta 0: -10.00") < lines.index("Along eta:")
-    assert "- S 10 -> 50 at eta 1: -30.0 ± 4.0, z = -7.5" in lines
+    first = lines.index("| S = 10 → 20 at η = 0.0 | -10.00 |  |  |")
+    assert lines.index("## Along S") < first < lines.index("## Along eta")
+    assert "| S = 10 → 50 at η = 1.0 | -30.0 ± 4.0 | -7.5 |  |" in lines
     recorded("\n".join(lines), "clip")
-    assert [line for line in lines if line.endswith(": +4 ± 50, z = +0.1 ≈")]
+    assert [line for line in lines if line.endswith("| +4 ± 50 | +0.1 | ≈ |")]
     assert sum("too few" in line for line in lines) == 1
     write_differences([], tmp_path)
     assert pd.read_csv(tmp_path / "differences.csv").empty, "it replaces the older one"

@@ -13,7 +13,7 @@ from test_one_table import RATE, SCHEDULE, TRAINING, ablation
 from test_tables import table
 
 from taugrid.eval.figures.ablation import effects_figure, heat_maps, per_key_figures
-from taugrid.eval.tables.ablation.effects import Effects, effects, effects_markdown, write_effects
+from taugrid.eval.tables.effects import Effects, effects, effects_markdown, write_effects
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 

@@ -14,12 +14,11 @@ from test_report_page import Parsed, findings
 from test_tables import table_rows
 
 from taugrid.eval.figures.ablation import heat_maps
-from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.lines import quality_figure
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.report import differences as page_differences
 from taugrid.eval.pages.report import report_html
-from taugrid.eval.tables.ablation.effects import Effects, effects_markdown
 from taugrid.eval.tables.differences import (
     DIFFERENCE_COLUMNS,
     best_checkpoints,
@@ -29,9 +28,9 @@ from taugrid.eval.tables.differences import (
     pair,
     write_differences,
 )
+from taugrid.eval.tables.effects import Effects, effects_markdown
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, in_grid_order
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.render import to_markdown, write_quality
 from taugrid.grids import USUAL
 from taugrid.registry.metrics import METRICS
 
@@ -80,13 +79,13 @@ def test_fid_with_an_error_is_tested_by_its_own_and_kid_by_kids(small_n):
 def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, tmp_path):
     near = [row | {"kid": 0.0011 if row["cell"] == "c" else row["kid"]} for row in small_n.rows]
     table = replace(small_n, rows=near)
-    write_quality(table, tmp_path)
+    table.write(tmp_path)
     document = json.loads((tmp_path / "quality.json").read_text())
     assert document["indistinguishable"] == []
     assert document["indistinguishable_in"] == {"kid": ["c"]}
     again = QualityTable.read(document)
-    assert to_markdown(again) == to_markdown(table)
-    assert to_markdown(again).count(" ≈") == 1
+    assert again.markdown == table.markdown
+    assert again.markdown.count(" ≈") == 1
     [first, *_] = answer(measured(again, again.judged_by), 4)
     recorded(first, "apart")
     assert again.about == table.about
@@ -94,7 +93,7 @@ def test_the_file_keeps_marks_by_other_metrics_apart_from_those_of_fid(small_n, 
 
 
 def test_kid_is_that_of_all_pairs_and_that_of_subsets_is_in_the_files_or_asked_for(small_n, tmp_path):
-    write_quality(small_n, tmp_path)
+    small_n.write(tmp_path)
     assert (tmp_path / "quality.md").read_text().count("\n## KID") == 1
     assert {"kid_mean", "kid_std"} < {*pd.read_csv(tmp_path / "quality.csv").columns}
     [protocol] = small_n.protocols.values()
@@ -111,8 +110,8 @@ def test_higher_is_better_where_it_is():
     table = QualityTable(rows, evidence(rows, {}, others={"isc_mean": phi}))
     section = table.section(IS)
     assert section.alike == {"near"}, "0.5 errors below the best"
-    assert "**3.0 ± 9.0**" in to_markdown(table)
-    assert table_rows(to_markdown(table))[-3][-1] == "2.0 ± 9.0", "± stays the standard deviation over splits"
+    assert "**3.0 ± 9.0**" in table.markdown
+    assert table_rows(table.markdown)[-3][-1] == "2.0 ± 9.0", "± stays the standard deviation over splits"
     assert "not tested" not in section.legend[0], "± is not the error of the test"
     checkpoints = [row | {CHECKPOINT: row["cell"], "eta": 0.0} for row in rows]
     [best] = best_checkpoints(checkpoints, table.evidence, IS)
@@ -132,8 +131,8 @@ def test_differences_have_columns_of_other_metrics_behind_those_of_fid(small_n, 
     assert frame["se"].isna().all()
     text = (tmp_path / "differences.md").read_text(encoding="utf-8")
     of_fid, of_kid = text.split(f"# Differences of {KID.title}\n")
-    assert "eta 0 -> 0.2 at S 10: +1.00\n" in of_fid
-    assert "eta 0 -> 0.2 at S 10: +0.00010 ± 0.00010, z = +1.0 ≈\n" in of_kid
+    assert "η = 0.0 → 0.2 at S = 10 | +1.00 |" in of_fid
+    assert "η = 0.0 → 0.2 at S = 10 | +0.00010 ± 0.00010 | +1.0 | ≈ |" in of_kid
     assert of_kid.count("no standard") == of_kid.split("## Notes")[1].count("no standard") > 0
 
 
@@ -154,7 +153,7 @@ def test_a_run_without_fid_compares_by_what_it_has(small_n, tmp_path):
     row = pair(*small_n.rows[:2], known(rows, {"a": spread(0.1)}))
     assert (row["kid_se"], row["kid_z"]) == (None, None), "influences are lost"
     [of_kid] = differences_of([row], KID)
-    assert difference_line(of_kid) == "eta 0 -> 0.2 at S 10: +0.000100"
+    assert difference_line(of_kid) == "η = 0.0 → 0.2 at S = 10: +0.000100"
 
 
 @pytest.fixture
@@ -164,11 +163,11 @@ def floors():
 
 
 def test_the_floor_is_below_each_table_and_comes_back_from_the_file(small_n, floors, tmp_path):
-    write_quality(replace(small_n, floors=floors), tmp_path)
+    replace(small_n, floors=floors).write(tmp_path)
     again = QualityTable.read(json.loads((tmp_path / "quality.json").read_text()))
     assert again.floors == floors
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
-    assert to_markdown(again) in text
+    assert again.markdown in text
     assert "FID 3.14 ± 0.50 of" in text
     recorded(text, "floor: FID")
     [of_kid] = [line for line in text.splitlines() if line.startswith(f"floor: {KID.title} -0.00040 ± 0.00070")]
@@ -246,7 +245,7 @@ def test_the_order_of_evaluate_metrics_decides_which_error_counts(small_n, tmp_p
     assert table.judged_by.name == first
     assert table.by_steps.judged_by.name == first
     assert f"{table.judged_by.title} decides" in table.about_judge
-    write_quality(table, tmp_path)
+    table.write(tmp_path)
     assert QualityTable.read(json.loads((tmp_path / "quality.json").read_text()), table.layout).judged_by.name == first
 
 

@@ -12,7 +12,7 @@ from snapshots import recorded
 from test_tables import cell
 
 from taugrid.eval.figures.drawing import MAX_SIDE, MIN_SPAN, save
-from taugrid.eval.figures.over_steps import quality_figure, reconstruction_figure
+from taugrid.eval.figures.lines import quality_figure, reconstruction_figure
 from taugrid.eval.tables.long_form import long_form
 from taugrid.eval.tables.reconstruction import reconstruction_frame
 
@@ -185,7 +185,7 @@ def test_figures_leave_matplotlibs_settings_alone_and_need_neither_pyplot_nor_to
     program = (
         "import sys, pathlib, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 33\n"
-        "from taugrid.eval.figures import drawing, over_steps as s, pictures\n"
+        "from taugrid.eval.figures import drawing, lines as s, pictures\n"
         "from taugrid.eval.tables.long_form import long_form as rows\n"
         "from taugrid.eval.tables.reconstruction import reconstruction_frame as errors\n"
         "drawing.save(s.quality_figure(rows([])), pathlib.Path(sys.argv[1]) / 'quality')\n"

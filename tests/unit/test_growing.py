@@ -17,7 +17,7 @@ from snapshots import raises, recorded
 
 import taugrid
 from taugrid.errors import UserError
-from taugrid.eval.tables.ablation.alike import look
+from taugrid.eval.tables.alike import look
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run

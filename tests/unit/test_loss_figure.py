@@ -4,7 +4,7 @@ from matplotlib.colors import to_rgba
 from tiny import UNET
 
 from taugrid.config import Config, validate
-from taugrid.eval.figures.training import SMOOTHING, losses_figure
+from taugrid.eval.figures.lines import SMOOTHING, losses_figure
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.report.write import loss_curves, write_losses
 from taugrid.orchestrator.rundir.directory import RunDir

@@ -7,9 +7,9 @@ from snapshots import raises, recorded
 from test_differences import cell, evidence, indistinguishable, spread
 from test_tables import latex, markdown, table, table_rows
 
-from taugrid.eval.tables.ablation.seeds import averaged
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, in_grid_order
+from taugrid.eval.tables.seeds import averaged
 from taugrid.grids import Layout
 
 SCHEDULE, RATE, TRAINING = "diffusion.schedule", "train.learning_rate", "train.seed"
@@ -53,10 +53,10 @@ def test_other_rows_and_columns_on_request_and_separate_tables_for_what_is_in_ne
     rows = ablation(values)
     [one] = tables(rows, layout=Layout((RATE, "eta"), SCHEDULE))
     assert (one.row_keys, one.column_key) == (("learning_rate", "η"), "schedule")
-    assert one.values.to_numpy().tolist() == [[4.0, 2.0], [3.0, 1.0]]
+    assert [[value.number for value in one.row(label)] for label in one.labels] == [[4.0, 2.0], [3.0, 1.0]]
     found = tables(rows, layout=Layout(("eta",), RATE))
     assert [each.label for each in found] == ["schedule=linear", "schedule=cosine"]
-    assert [list(each.values.columns) for each in found] == [["0.01", "0.001"]] * 2
+    assert [each.columns for each in found] == [["0.01", "0.001"]] * 2
     tex = latex(rows, layout=Layout(("eta",), RATE))
     assert tex.count(r"\begin{table}") == 2
     assert "schedule=cosine" in tex

@@ -11,7 +11,7 @@ from snapshots import raises
 
 from taugrid.config.load import load
 from taugrid.errors import UserError
-from taugrid.eval.figures.training import training_steps
+from taugrid.eval.figures.lines import training_steps
 from taugrid.eval.tables.differences import best_checkpoints
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, resolve_patterns

@@ -32,7 +32,13 @@ INCEPTION = {
     "name": "inception-v3-compat",
     "weights_sha256": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49",
 }
-CIFAR10 = {"dataset": "cifar10", "split": "train", "num_images": 50_000, "preprocessing": "8 bits, 3x32x32"}
+CIFAR10 = {
+    "dataset": "cifar10",
+    "split": "train",
+    "num_images": 50_000,
+    "preprocessing": "8 bits, 3x32x32",
+    "sha256": "ab" * 32,
+}
 LSUN = {"dataset": "lsun/bedroom", "split": "train", "num_images": 3_033_042, "preprocessing": "8 bits, 3x256x256"}
 OF_THE_AUTHORS = NetworkOrigin("google/ddpm-cifar10-32", None)
 BEDROOM = NetworkOrigin("google/ddpm-ema-bedroom-256", None)

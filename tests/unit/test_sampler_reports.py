@@ -19,14 +19,13 @@ import taugrid
 from taugrid.config import Config, validate
 from taugrid.eval.figures.ablation import costs_figure, effects_figure, per_key_figures
 from taugrid.eval.figures.drawing import SAMPLER_COLOURS, row_styles
-from taugrid.eval.figures.over_steps import quality_figure
+from taugrid.eval.figures.lines import quality_figure
 from taugrid.eval.figures.pictures import FONT_SIZE, MARGIN
-from taugrid.eval.tables.ablation.cost import costs
-from taugrid.eval.tables.ablation.effects import Effects, effects, effects_markdown, short_key_names
+from taugrid.eval.tables.cost import costs
 from taugrid.eval.tables.differences import Evidence
+from taugrid.eval.tables.effects import Effects, effects, effects_markdown, short_key_names
 from taugrid.eval.tables.long_form import FID, long_form
 from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.render import to_markdown
 from taugrid.grids import EVALUATIONS, Layout, chosen
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.grid import plan
@@ -82,17 +81,17 @@ def markdown_rows(text):
 
 
 def test_rows_name_samplers_and_leave_empty_what_they_ignore():
-    head, *rows = markdown_rows(to_markdown(table(product())))
+    head, *rows = markdown_rows(table(product()).markdown)
     assert head == ["sampler", "η \\ S", "5", "10"]
     assert [row[:2] for row in rows] == [["ddim", "0.0"], ["ddim", "1.0"], ["dpm++2m", ""], ["heun", ""]]
     several = [*product(), *(cell("ddim", s, 0.0, 8.0, spacing="quadratic") for s in (5, 10))]
-    head, *rows = markdown_rows(to_markdown(table(several)))
+    head, *rows = markdown_rows(table(several).markdown)
     assert head[:3] == ["sampler", "spacing", "η \\ S"]
     assert ["dpm++2m", "", ""] in [row[:3] for row in rows]
     assert ["heun", "linear", ""] in [row[:3] for row in rows]
     no_eta = [row for row in product() if row["sampler"] != "ddim"]
-    assert [row[:1] for row in markdown_rows(to_markdown(table(no_eta)))] == [["sampler \\ S"], ["dpm++2m"], ["heun"]]
-    [alone] = markdown_rows(to_markdown(table([cell("heun", 5), cell("heun", 10)])))[1:]
+    assert [row[:1] for row in markdown_rows(table(no_eta).markdown)] == [["sampler \\ S"], ["dpm++2m"], ["heun"]]
+    [alone] = markdown_rows(table([cell("heun", 5), cell("heun", 10)]).markdown)[1:]
     assert alone[0] == "heun"
 
 
@@ -101,7 +100,7 @@ def test_options_of_a_sampler_are_a_column_that_reads():
     given = [{}, {"solver_order": 3, "final_sigmas_type": "zero"}]
     rows = [cell(name, 5, sampler_options=options, fid=9 + len(options), cell=str(len(options))) for options in given]
     rows.append(cell("ddim", 5, 0.0, spacing="linear", sampler_options={}))
-    head, *shown = markdown_rows(to_markdown(table(rows)))
+    head, *shown = markdown_rows(table(rows).markdown)
     assert head[:3] == ["sampler", "sampler_options", "η \\ S"]
     assert [row[:2] for row in shown] == [[name, ""], [name, "solver_order=3 final_sigmas_type=zero"], ["ddim", ""]]
     lines = {text.get_text() for text in quality_figure(long_form(rows)).legends[0].get_texts()}
@@ -114,14 +113,14 @@ def test_options_of_a_sampler_are_a_column_that_reads():
 
 
 def test_columns_of_evaluations_put_cells_of_equal_cost_in_one_column():
-    head, *rows = markdown_rows(to_markdown(table(aligned(), Layout(columns=EVALUATIONS))))
+    head, *rows = markdown_rows(table(aligned(), Layout(columns=EVALUATIONS)).markdown)
     assert head == ["sampler", "η \\ evaluations", "5", "9"]
     assert [row[0] for row in rows] == ["ddim", "heun"]
     assert "–" not in str(rows)
     [pivot] = table(aligned(), Layout(columns=EVALUATIONS)).section(FID).tables
     assert [[entry.best for entry in row] for row in pivot.entries] == [[False, False], [True, True]]
     [pivot] = table(product(), Layout(columns=EVALUATIONS)).section(FID).tables
-    assert pivot.columns == ["5", "9", "10", "19"]
+    assert pivot.columns == [5, 9, 10, 19]
     best = [[entry.number for entry in row if entry.best] for row in pivot.entries]
     assert best == [[], [], [15.0, 10.0], []], "heun's 11 with 9 evaluations is no better than dpm++2m's 15 with 5"
 
@@ -130,7 +129,7 @@ def test_a_column_that_one_sampler_has_alone_has_no_best():
     rows = [cell("heun", 5, spacing=name, fid=fid) for name, fid in (("linear", 9.0), ("quadratic", 8.0))]
     rows += [cell("ddim", 5, 0.0, spacing="linear"), cell("ddim", 9, 0.0, spacing="linear")]
     [pivot] = table(rows, Layout(columns=EVALUATIONS)).section(FID).tables
-    assert pivot.columns == ["5", "9"]
+    assert pivot.columns == [5, 9]
     assert [entry.value for row in pivot.entries for entry in row if entry.best] == ["8.00"]
     assert len(list(pivot.against_best())) == 1
     without = [row for row in rows if row["cell"] != "ddim 9 0.0 linear"]

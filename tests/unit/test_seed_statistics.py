@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from taugrid.eval.tables.ablation.seeds import (
+from taugrid.eval.tables.seeds import (
     LEVEL,
     critical_range,
     holm,

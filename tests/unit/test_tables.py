@@ -14,13 +14,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from snapshots import recorded
 
+from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import write_number
 from taugrid.eval.tables.long_form import COLUMNS, joined_rows, long_form
-from taugrid.eval.tables.pivots import USUAL, pivot_tables
-from taugrid.eval.tables.quality import QualityTable
-from taugrid.eval.tables.render import CONSOLE_WIDTH, to_console, to_latex, to_markdown, write_quality
-from taugrid.grids import short_names
+from taugrid.eval.tables.quality import CONSOLE_WIDTH, QualityTable
+from taugrid.eval.tables.table import write_number
+from taugrid.grids import USUAL, short_names
 from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.session import SessionResult
@@ -58,15 +57,15 @@ def table(
 
 
 def markdown(rows, *given, **more):
-    return to_markdown(table(rows, *given, **more))
+    return table(rows, *given, **more).markdown
 
 
 def latex(rows, *given, **more):
-    return to_latex(table(rows, *given, **more))
+    return table(rows, *given, **more).latex()
 
 
 def write(rows, folder, *given, **more):
-    write_quality(table(rows, *given, **more), folder)
+    table(rows, *given, **more).write(folder)
 
 
 def table_rows(text):
@@ -104,7 +103,7 @@ def test_csv_comes_back_through_pandas_with_its_types_and_exact_values(tmp_path)
 
 def test_json_is_strict_and_holds_rows_protocols_and_notes(tmp_path):
     rows = [cell(10, 0.0, 14.2, float("nan")), cell(20, 0.0, None, None)]
-    protocols = {"p10": {"tau": (100, 1000), "reference": {"num_samples": 1797}, "threshold": math.inf}}
+    protocols = {"p10": {"tau": (100, 1000), "loss": {"num_samples": 1797}, "threshold": math.inf}}
     write(rows, tmp_path, protocols, notes=["one cell is missing"])
 
     def refuse(constant):
@@ -115,7 +114,7 @@ def test_json_is_strict_and_holds_rows_protocols_and_notes(tmp_path):
     assert [row["fid_se"] for row in document["rows"]] == [None, None]
     assert [row["steps"] for row in document["rows"]] == [10, 20]
     assert isinstance(document["rows"][0]["steps"], int)
-    assert document["protocols"]["p10"] == {"tau": [100, 1000], "reference": {"num_samples": 1797}, "threshold": None}
+    assert document["protocols"]["p10"] == {"tau": [100, 1000], "loss": {"num_samples": 1797}, "threshold": None}
     recorded("\n".join(document["notes"]))
 
 
@@ -137,7 +136,7 @@ def test_axis_values_that_are_lists_or_missing_survive(tmp_path):
 def test_rows_stand_in_the_order_of_eta_whatever_steps_or_settings_they_have():
     rows = [cell(20, 1.0, 4.0), cell(10, "sigma_hat", 9.0), cell(10, 0.0, 5.0, spacing="quadratic")]
     (pivot,) = pivot_tables(long_form(rows))
-    assert list(pivot.values.index) == ["0.0", "1.0", "σ̂"]
+    assert [eta for (eta,) in pivot.labels] == ["0.0", "1.0", "σ̂"]
     recorded("\n".join(pivot.notes))
     assert [part in pivot.notes[0] for part in (" quadratic (0.0)", " linear (1.0, σ̂)")] == [True, True]
 
@@ -146,7 +145,7 @@ def test_a_clip_that_is_crossed_with_eta_splits():
     rows = [cell(10, eta, 5.0, clip=clip) for eta in (0.0, 1.0) for clip in ("none", "x0")]
     pivots = pivot_tables(long_form([*rows, cell(10, "sigma_hat", 9.0, clip="x0")]))
     assert [pivot.heading for pivot in pivots] == ["clip = none", "clip = x0"]
-    assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"], ["0.0", "1.0", "σ̂"]]
+    assert [[eta for (eta,) in pivot.labels] for pivot in pivots] == [["0.0", "1.0"], ["0.0", "1.0", "σ̂"]]
 
 
 def test_a_clip_that_goes_with_the_row_within_each_model_is_noted_for_each():
@@ -185,7 +184,7 @@ def test_checkpoints_keep_the_order_and_the_data_the_full_names_that_they_are_gi
     pivots = pivot_tables(long_form(rows))
     headings = [f"model.checkpoint = {name}, weights = {weights}" for name, weights in product(names, ("ema", "raw"))]
     assert [pivot.heading for pivot in pivots] == headings
-    assert [list(pivot.values.index) for pivot in pivots] == [["0.0", "1.0"]] * 6
+    assert [[eta for (eta,) in pivot.labels] for pivot in pivots] == [["0.0", "1.0"]] * 6
     shown = table_rows(markdown(rows))
     assert shown[0] == ["checkpoint", "weights", "η \\ S", "10"]
     assert [tuple(row[:3]) for row in shown[1:]] == [*product(names, ("raw", "ema"), ("0.0", "1.0"))]
@@ -280,14 +279,14 @@ def test_the_first_line_says_how_all_cells_clip_since_a_loaded_pipeline_may_do_s
         write([cell(10, 0.0), cell(20, 0.0)], tmp_path, {"p10": {"clip": clips[0]}, "p20": {"clip": clips[1]}})
         return (tmp_path / "quality.md").read_text(encoding="utf-8").splitlines()[0]
 
-    assert "; clip: x0 to +-2; " in first_line("x0 to +-2", "x0 to +-2")
+    assert "; clip: x0 to +-2." in first_line("x0 to +-2", "x0 to +-2")
     for clips in (("none", "none"), (None, None), ("x0", "none")):
         assert "clip" not in first_line(*clips)
 
 
 def printed(rows, *given, width=CONSOLE_WIDTH, **marks):
     pipe = io.StringIO()
-    Console(file=pipe, width=width).print(to_console(table(rows, *given, **marks)))
+    Console(file=pipe, width=width).print(table(rows, *given, **marks).console)
     return pipe.getvalue()
 
 
@@ -381,7 +380,7 @@ def test_the_best_of_a_column_is_bold_in_the_terminal_and_has_a_star_without_col
     for no_color, best in ((False, r"\x1b\[1m *([^\x1b]+ ± [^\x1b]+)\x1b\[0m"), (True, r"(\S+ ± \S+) \*")):
         screen = io.StringIO()
         colours = {"force_terminal": True, "color_system": "standard", "no_color": no_color}
-        Console(file=screen, width=CONSOLE_WIDTH, **colours).print(to_console(table(paper_grid())))
+        Console(file=screen, width=CONSOLE_WIDTH, **colours).print(table(paper_grid()).console)
         assert re.findall(best, screen.getvalue()) == ["13.36 ± 0.10", "3.170 ± 0.012"]
         assert ("*" in screen.getvalue()) is no_color
 
@@ -407,7 +406,7 @@ def upgraded():
 def test_rows_of_other_versions_get_pivots_of_their_own_that_say_what_differs():
     rows, spelled = upgraded()
     pivots = pivot_tables(long_form(rows), protocols=spelled)
-    by_steps = {int(pivot.values.columns[0]): pivot for pivot in pivots}
+    by_steps = {pivot.columns[0]: pivot for pivot in pivots}
     assert {steps: pivot.settings for steps, pivot in by_steps.items()} == {
         10: {"protocol": comparability_key(spelled["p10"])}, 1000: {"protocol": comparability_key(spelled["p1000"])},
     }  # fmt: skip

@@ -22,7 +22,7 @@ from taugrid.config.experiment import Config
 from taugrid.config.section import either
 from taugrid.errors import Exit
 from taugrid.eval.tables import by_label, differences, long_form, reconstruction
-from taugrid.eval.tables.ablation.effects import Effect
+from taugrid.eval.tables.effects import Effect
 from taugrid.eval.tables.published.counterparts import Counterpart, published_frame
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.nightly.history import HistoryView

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from taugrid.eval.tables.entries import MISSING, shown_number
 from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import Row, as_csv, write_files
+from taugrid.eval.tables.table import MISSING, shown_number
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.extractors import INCEPTION
 from taugrid.words import markdown_table
@@ -20,13 +20,11 @@ from taugrid.workers.diffusion.timesteps import tau
 FOLDER = Path(__file__).parent / "numbers"
 
 PAPER = "Song, Meng, Ermon, Denoising Diffusion Implicit Models, ICLR 2021 (arXiv 2010.02502)"
-INCEPTION_SHA256 = "6726825d"
-"""The first digits of the SHA-256 of torch-fidelity's file of Inception's weights."""
+INCEPTION_SHA256 = "6726825d"  # the first digits of the SHA-256 of torch-fidelity's file of Inception's weights
 TIMESTEPS = 1000
 PROCESS = f"linear betas from 0.0001 to 0.02, T = {TIMESTEPS}"
 NUM_SAMPLES = 50_000
-TEST_IMAGES = 10_000
-"""The test images of CIFAR10, which table 2 uses."""
+TEST_IMAGES = 10_000  # of CIFAR10, which table 2 uses
 
 SOURCE_TIME = (
     "eps on the way up is taken at the time that a step leads to; eq. 13, as an Euler step, takes it at the time that "
@@ -35,12 +33,9 @@ SOURCE_TIME = (
 
 
 class NetworkOrigin(NamedTuple):
-    source: str
-    """A loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"."""
-    process: str | None
-    """Its forward process in words; None for the paper's, `PROCESS`."""
-    kind: str = "ddpm"
-    """Which forward process it is: `ddpm`, `edm` or `flow`."""
+    source: str  # a loaded checkpoint's id on the hub or folder; otherwise words such as "trained here"
+    process: str | None  # its forward process in words; None for the paper's, `PROCESS`
+    kind: str = "ddpm"  # which forward process it is: `ddpm`, `edm` or `flow`
 
 
 class EncodedImages(NamedTuple):
@@ -72,12 +67,12 @@ class Counterpart(NamedTuple):
     model: str
 
     @property
-    def place(self) -> str:
-        return f"S = {self.steps}" if self.metric == "mse" else f"η = {self.label}, S = {self.steps}"
-
-    @property
     def label(self) -> str:
         return SIGMA_HAT if self.sigma == "sigma_hat" else str(self.eta)
+
+    @property
+    def place(self) -> str:
+        return f"S = {self.steps}" if self.metric == "mse" else f"η = {self.label}, S = {self.steps}"
 
     @property
     def difference(self) -> float:
@@ -111,15 +106,13 @@ def reconstruction_counterparts(rows: Iterable[Row], encoded: Iterable[EncodedIm
         place = {"dataset": images.dataset, "split": images.split, "steps": str(row["steps"])}
         if (number := _published("reconstruction", place)) is not None:
             note = "the table names neither its spacing nor how many images it took"
-            unknown = {"sigma": "eta", "eta": "0.0", "note": note}
-            differs = [SOURCE_TIME]
-            spacings = ("quadratic", "linear")
-            times = [_times_differ(row["spacing"], images.tau, spacing, row["steps"]) for spacing in spacings]
-            differs += times[0] if all(times) else []
+            times = [_times_differ(row["spacing"], images.tau, each, row["steps"]) for each in ("quadratic", "linear")]
+            differs = [SOURCE_TIME, *(times[0] if all(times) else [])]
             if row["num_images"] != TEST_IMAGES:
                 differs.append(f"{row['num_images']:,} of the {TEST_IMAGES:,} test images")
             differs += _network_differs(images.network, dataset_facts(number["dataset"]), row["weights"])
-            counterparts.append(_counterpart("mse", number | unknown, row, differs))
+            known = number | {"sigma": "eta", "eta": "0.0", "note": note}
+            counterparts.append(_counterpart("mse", known, row, differs))
     return counterparts
 
 
@@ -236,39 +229,36 @@ def published_markdown(counterparts: Sequence[Counterpart]) -> str:
             blocks.append(f"Unlike the paper, in every row: {'; '.join(shared)}.")
         elif not any(one.differs for one in members):
             blocks.append("Nothing that is known differs from the paper's protocol.")
-        blocks += [_table(members, set(shared)), _notes(members)]
+        blocks += [_table(members, shared), _notes(members)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _table(members: Sequence[Counterpart], shared: set[str]) -> str:
-    with_eta = members[0].metric == "fid"
-    several = len({one.place for one in members}) < len(members)
-    head = [*(["η"] if with_eta else []), "S", "paper", "ours", "difference", "what else differs"]
-    columns = "".join("l" if text in ("η", "what else differs") else "r" for text in head)
-    if several:
-        head, columns = [*head, "cell" if with_eta else "model"], f"{columns}l"
+def _table(members: Sequence[Counterpart], shared: Sequence[str]) -> str:
     rows = []
     for one in members:
         decimals = len(one.published.partition(".")[2])
-        rows.append([
-            *([one.label] if with_eta else []),
-            str(one.steps),
-            one.published,
-            shown_number(one.ours, one.standard_error),
-            f"{one.difference:+.{decimals}f}",
-            "; ".join(text for text in one.differs if text not in shared) or MISSING,
-            *([one.cell or one.model] if several else []),
-        ])  # fmt: skip
-    return markdown_table(head, columns, rows)
+        rows.append({
+            "η": one.label,
+            "S": str(one.steps),
+            "paper": one.published,
+            "ours": shown_number(one.ours, one.standard_error),
+            "difference": f"{one.difference:+.{decimals}f}",
+            "what else differs": "; ".join(text for text in one.differs if text not in shared) or MISSING,
+            "cell": one.cell or one.model,
+        })  # fmt: skip
+    hidden = set() if members[0].metric == "fid" else {"η"}
+    hidden |= {"cell"} if len({one.place for one in members}) == len(members) else set()
+    heads = [head for head in rows[0] if head not in hidden]
+    columns = "".join("r" if head in ("S", "paper", "ours", "difference") else "l" for head in heads)
+    return markdown_table(heads, columns, [[row[head] for head in heads] for row in rows])
 
 
 def _notes(members: Sequence[Counterpart]) -> str:
-    by_note: dict[str, list[str]] = {}
+    by_note: dict[str, dict[str, None]] = {}
     for one in members:
-        if one.note and one.place not in by_note.setdefault(one.note, []):
-            by_note[one.note].append(one.place)
-    everywhere = len({one.place for one in members})
-    lines = [f"- {note}" if len(at) == everywhere else f"- {', '.join(at)}: {note}" for note, at in by_note.items()]
+        by_note.setdefault(one.note, {})[one.place] = None
+    places = {one.place for one in members}
+    notes = [note if len(at) == len(places) else f"{', '.join(at)}: {note}" for note, at in by_note.items() if note]
     if members[0].metric == "fid":
-        lines.append(f"- {dataset_facts(members[0].dataset)['reference']}")
-    return "\n".join(lines)
+        notes.append(dataset_facts(members[0].dataset)["reference"])
+    return "\n".join(f"- {note}" for note in notes)

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from taugrid.eval.tables.ablation.alike import sampling_error, shared_sampling_error
-from taugrid.eval.tables.ablation.seeds import LEVEL, holm, mean_over_seeds, two_sided, varying_seeds
+from taugrid.eval.tables.alike import sampling_error, shared_sampling_error
 from taugrid.eval.tables.differences import Evidence
-from taugrid.eval.tables.entries import MISSING, Z_95, write_number
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SYMBOLS, labelled, prepared, settings_in, short_columns
 from taugrid.eval.tables.long_form import EXACT, FID, Row, as_csv, in_grid_order, series, with_notes, write_files
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.seeds import LEVEL, holm, mean_over_seeds, two_sided, varying_seeds
+from taugrid.eval.tables.table import MISSING, Z_95, write_number
 from taugrid.grids import EVALUATIONS, SEEDS, UNITS
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -44,10 +44,9 @@ ABOUT = (
     f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
 )
 INTERVAL_EXPLANATION = {
-    "training": "The interval is of 95 % over trainings, by Student's t over their n seeds: it says what other "
-    "trainings would give. Trainings that are sampled with one seed share its noise, which their spread misses: an "
-    "interval includes it where ± is known. ±, where a metric has it, is one standard error of sampling alone, for "
-    "these networks.",
+    "training": "The interval is of 95 % over trainings, by Student's t over their n seeds. Where trainings share the "
+    "noise of a sampling seed, which their spread misses, it includes that if ± is known. ±, where a metric has it, is "
+    "one standard error of sampling alone, for these networks.",
     "sampling seed": "The interval is of 95 % over n sampling seeds, by Student's t, for these networks: it says "
     "nothing about other trainings. ±, where a metric has it, is one standard error of sampling, from the samples' "
     "influences.",
@@ -74,19 +73,14 @@ class PairOfCells(NamedTuple):
 
 class _Grid(NamedTuple):
     rows: Sequence[Row]
-    labels: pd.DataFrame
-    """A row for each of `rows`: all settings, eta as 0.0 or σ̂; what a sampler ignores is empty."""
-    seeds: Sequence[str]
-    """The seeds that vary."""
+    labels: pd.DataFrame  # a row for each of `rows`: all settings, eta as 0.0 or σ̂; what a sampler ignores is empty
+    seeds: Sequence[str]  # the seeds that vary
     seed_values: Sequence[tuple[Hashable, ...]]
-    varying: Sequence[str]
-    """The settings that vary, in the grid's order."""
+    varying: Sequence[str]  # the settings that vary, in the grid's order
     length: str = "steps"
     """The column whose values are the labels of S: its own or, between samplers, network evaluations."""
-    equal: str = ""
-    """What is equal in the cells of a pair of samplers, where readers can't know it."""
-    ignored: Set[str] = frozenset()
-    """Keys that the base's sampler ignores: its cells stand beside any value of them."""
+    equal: str = ""  # what is equal in the cells of a pair of samplers, where readers can't know it
+    ignored: Set[str] = frozenset()  # keys that the base's sampler ignores: its cells stand beside any value of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +190,7 @@ def effects(
     if not scored:
         return []
     grid, own = _grid(scored, evidence.protocols), evidence.of(metric.name)
-    for keys in ablated(grid.labels[list(grid.varying)], base):
+    for keys in _ablated(grid.labels[list(grid.varying)], base):
         labels = [KEY_SEPARATOR.join(filter(None, its)) for its in grid.labels[list(keys)].itertuples(index=False)]
         first = _base_label(grid, keys, labels, base)
         for value in [label for label in dict.fromkeys(labels) if label not in ("", first)]:
@@ -210,7 +204,8 @@ def effects(
     corrected: list[Effect] = []
     for scope in SCOPES:
         adjusted = holm(np.array([math.nan if effect.p is None else effect.p for effect in by_scope[scope]]))
-        corrected += [replace(e, p_holm=_finite(p)) for e, p in zip(by_scope[scope], adjusted, strict=True)]
+        for effect, p in zip(by_scope[scope], adjusted, strict=True):
+            corrected.append(effect if math.isnan(p) else replace(effect, p_holm=float(p)))
     return corrected
 
 
@@ -227,7 +222,7 @@ def _grid(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> _Grid
     return _Grid(rows, labels, seeds, seed_values, [name for name, values in distinct.items() if len(values) > 1])
 
 
-def ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
+def _ablated(labels: pd.DataFrame, base: Collection[str]) -> list[tuple[str, ...]]:
     """The ablated settings, in groups that always change together, as zipped keys do."""
     groups: list[tuple[str, ...]] = []
     for name in map(str, labels):
@@ -341,7 +336,8 @@ def _numbers(
     mean = float(over_seeds.mean)
     over, half, p = "sampling", error and Z_95 * error, two_sided(mean / error) if error else None
     if len(differences) > 1:
-        over, half, p = UNITS[seeds[0]], float(over_seeds.half_width), _finite(over_seeds.p)
+        over, half = UNITS[seeds[0]], float(over_seeds.half_width)
+        p = None if math.isnan(over_seeds.p) else float(over_seeds.p)
     return {
         "mean_base": float(np.mean([pair.base[metric.name] for pair in pairs])),
         "mean_value": float(np.mean([pair.other[metric.name] for pair in pairs])),
@@ -355,10 +351,6 @@ def _numbers(
         "p": p,
         "pairs": len(pairs),
     }
-
-
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
 
 
 def _balanced(
@@ -387,47 +379,37 @@ def write_effects(effects: Effects, folder: Path) -> None:
     write_files(folder, "effects", csv=as_csv(frame), md=effects_markdown(effects))
 
 
-class EffectTable(NamedTuple):
-    """The effects on a metric in one scope, as text; the title has the number of comparisons."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[str]]
-    significant: list[bool]
-
-    @property
-    def at(self) -> int:
-        """The column of effects, behind those of labels."""
-        return self.heads.index("effect")
-
-
 def effects_markdown(effects: Effects) -> str:
     """A section for each metric, and a table for each scope with the number of its comparisons."""
     blocks = ["# Effects", *effects.about]
     for metric in effects.by_metric:
         blocks.append(f"## {metric.heading}")
-        for table in effect_tables(effects, metric):
-            lines = [
-                [f"**{text}**" if is_bold and i == table.at else text for i, text in enumerate(row)]
-                for row, is_bold in zip(table.rows, table.significant, strict=True)
-            ]
-            body = markdown_table(table.heads, "l" * table.at + "rrrrr", lines)
-            blocks += [f"### {table.title[0].upper()}{table.title[1:]}", body]
+        for title, heads, rows, significant in effect_tables(effects, metric):
+            at = heads.index("effect")
+            for row, is_bold in zip(rows, significant, strict=True):
+                row[at] = f"**{row[at]}**" if is_bold else row[at]
+            blocks += [f"### {title[0].upper()}{title[1:]}", markdown_table(heads, "l" * at + "rrrrr", rows)]
     return with_notes("\n\n".join(blocks) + "\n", sorted(effects.notes))
 
 
-def effect_tables(effects: Effects, metric: MetricColumn) -> Iterator[EffectTable]:
+def effect_tables(
+    effects: Effects, metric: MetricColumn
+) -> Iterator[tuple[str, list[str], list[list[str]], list[bool]]]:
+    """Title, headings, rows of text, and which rows are significant, of each scope of a metric."""
     for scope, title in SCOPES.items():
         if in_scope := [effect for effect in effects.by_metric.get(metric, ()) if effect.scope == scope]:
             where = ["where"] if any(effect.settings for effect in in_scope) else []
-            is_conditional = any(effect.is_conditional_on_seed for effect in in_scope)
-            interval = f"95 % interval{CONDITIONAL_ON_SEED if is_conditional else ''}"
-            rows = [[effects.names[effect.key], effect.value, effect.base] for effect in in_scope]
-            for row, effect in zip(rows, in_scope, strict=True):
-                row += [*([effect.settings] if where else []), *_texts(effect, metric.scale)]
-            heads = ["key", "value", "base", *where, "effect", interval, "n", "p", "p (Holm)"]
+            given = CONDITIONAL_ON_SEED if any(effect.is_conditional_on_seed for effect in in_scope) else ""
+            rows = [
+                [
+                    *(effects.names[effect.key], effect.value, effect.base, *([effect.settings] if where else [])),
+                    *_texts(effect, metric.scale),
+                ]
+                for effect in in_scope
+            ]
+            heads = ["key", "value", "base", *where, "effect", f"95 % interval{given}", "n", "p", "p (Holm)"]
             comparisons = counted(len(in_scope), "comparison")
-            yield EffectTable(f"{title} ({comparisons})", heads, rows, [effect.is_significant for effect in in_scope])
+            yield f"{title} ({comparisons})", heads, rows, [effect.is_significant for effect in in_scope]
 
 
 def _texts(effect: Effect, scale: float) -> list[str]:

@@ -6,6 +6,7 @@ in every column: at most 5 % of procedures tell any two cells apart in the wrong
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -13,15 +14,23 @@ from typing import NamedTuple
 import numpy as np
 
 from taugrid.eval.metrics.statistics import Array, standard_error
-from taugrid.eval.tables.ablation.seeds import LEVEL, Averaged, alike_over_seeds, critical_range, shared_error
 from taugrid.eval.tables.differences import Evidence, paired_error
-from taugrid.eval.tables.entries import ROUNDING
 from taugrid.eval.tables.long_form import Row
-from taugrid.eval.tables.pivots import Table
+from taugrid.eval.tables.seeds import (
+    LEVEL,
+    Averaged,
+    Replicate,
+    critical_range,
+    level_against_best,
+    mean_over_seeds,
+    shared_error,
+)
+from taugrid.eval.tables.table import ROUNDING, Table
 from taugrid.registry.metrics import MetricColumn
 
-Cells = tuple[str, str]
-"""The ids of two cells, whose difference is the second minus the first."""
+Cells = tuple[str, str]  # the ids of two cells, whose difference is the second minus the first
+Contenders = Sequence[str]
+"""The ids of cells that are compared with the best of them: those of a table's column, or two neighbours."""
 
 
 def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], evidence: Evidence) -> frozenset[str]:
@@ -33,15 +42,10 @@ def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], ev
 
     `table` has `means` as values. `rows` are those of quality.csv by cell, and `evidence` is of the table's metric.
     """
-
-    def shared(parts: Sequence[Sequence[Cells]]) -> float:
-        return (shared_sampling_error(parts, evidence) or 0.0) if evidence.influences else 0.0
-
     values, alike = {cell: row.get(table.metric.name) for cell, row in rows.items()}, set[str]()
     for best, others in table.against_best():
         if means.over:
-            members = {cell: means.members[cell] for cell in others}
-            alike |= alike_over_seeds(means.members[best], members, values, shared)
+            alike |= _alike_over_seeds(best, others, means.members, values, evidence)
             continue
         known = {cell: value for cell in (best, *others) if (value := values[cell]) is not None}
         if best not in known:
@@ -54,6 +58,41 @@ def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], ev
             limit = critical_range(np.cov(influences) / influences.shape[1])
             alike |= {cell for cell, paired in tested.items() if paired.z is None or abs(paired.z) < limit}
     return frozenset(alike)
+
+
+def _alike_over_seeds(
+    best: str,
+    others: Sequence[str],
+    members: Mapping[str, Sequence[Replicate]],
+    values: Mapping[str, float | None],
+    evidence: Evidence,
+) -> set[str]:
+    """The settings whose difference from the best of their column chance among the seeds explains."""
+    parts = {name: _by_first_seed(members[best], members[name], values) for name in others}
+    tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
+    if not tested:
+        return set()
+    level, alike = level_against_best(len(tested) + 1, max(map(len, tested.values()))), set()
+    for name, pairs in tested.items():
+        differences = [np.mean([float(values[b] or 0) - float(values[a] or 0) for a, b in part]) for part in pairs]
+        shared = shared_sampling_error(pairs, evidence) if evidence.influences else None
+        if mean_over_seeds(np.array(differences), shared or 0.0).p >= level:
+            alike.add(name)
+    return alike
+
+
+def _by_first_seed(
+    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
+) -> list[list[Cells]]:
+    """The pairs of scored cells with the same seeds, for each value of their first seed."""
+    cells = {member.seeds: member.cell for member in first}
+    pairs: dict[Hashable, list[Cells]] = defaultdict(list)
+    for member in second:
+        pair = (cells.get(member.seeds, ""), member.cell)
+        scores = [values.get(cell) for cell in pair]
+        if all(score is not None and math.isfinite(score) for score in scores):
+            pairs[member.seeds[0]].append(pair)
+    return list(pairs.values())
 
 
 def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
@@ -90,17 +129,12 @@ def shared_sampling_error(parts: Sequence[Sequence[Cells]], evidence: Evidence) 
     return float(shared_error(of_mean, np.array([sampling_error(part, evidence) for part in parts])))
 
 
-Contenders = Sequence[str]
-"""The ids of cells that are compared with the best of them: those of a table's column, or two neighbours."""
-
-
 class Decided(NamedTuple):
     """What one look at the scores decides."""
 
     groups: list[Contenders]
     """Of each group with undecided cells: its best, and the cells whose order against it is undecided."""
-    same: set[str]
-    """Cells with the same samples as the best of their group, which no N can tell apart."""
+    same: set[str]  # cells with the same samples as the best of their group, which no N can tell apart
 
     @property
     def undecided(self) -> set[str]:

@@ -11,7 +11,7 @@ good as the measured best stay below with a probability of 95 %, so what is abov
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,15 +25,11 @@ from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.grids import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
 
-LEVEL = 0.05
-"""The significance level; intervals have the coverage 1 - LEVEL."""
-HALVINGS = 40
-"""Halvings of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9."""
-DRAWS = 40_000
-"""Simulated columns, which give a level of 5 % to 0.1 %."""
+LEVEL = 0.05  # the significance level; intervals have the coverage 1 - LEVEL
+HALVINGS = 40  # of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9
+DRAWS = 40_000  # simulated columns, which give a level of 5 % to 0.1 %
 DRAWS_AT_ONCE = 2_000
-SEED = 20_600
-"""Fixed, so that the same column always gets the same limit."""
+SEED = 20_600  # the same column always gets the same limit
 MAX_SIMULATED = 60
 """For columns with more cells, the limit is Bonferroni's bound over their pairs, which is safe but less sharp."""
 
@@ -42,14 +38,10 @@ class MeanOverSeeds(NamedTuple):
     """The mean of differences over seeds, with its interval over seeds: arrays, or float64 scalars."""
 
     mean: Any
-    sd: Any
-    """The standard deviation between seeds; NaN for one seed."""
-    se: Any
-    """sd / sqrt(n)."""
-    half_width: Any
-    """Of the 95 % interval."""
-    p: Any
-    """Two-sided; NaN where nothing varies."""
+    sd: Any  # between seeds; NaN for one seed
+    se: Any  # sd / sqrt(n)
+    half_width: Any  # of the 95 % interval
+    p: Any  # two-sided; NaN where nothing varies
 
 
 def mean_over_seeds(differences: Array, shared: Array | float = 0.0) -> MeanOverSeeds:
@@ -58,8 +50,7 @@ def mean_over_seeds(differences: Array, shared: Array | float = 0.0) -> MeanOver
     The differences' own spread misses what all of them share, such as the noise of one sampling seed. Its standard
     error `shared` (...) is known from N samples, so it is normal, while the spread has n - 1 degrees of freedom. The
     half width is sqrt((t sd / sqrt(n))^2 + (z shared)^2): Student's where nothing is shared, and never narrower than
-    that. It covers 95 to 98 % (docs/decisions.md). Welch and Satterthwaite's degrees of freedom would be too many where
-    few seeds happen to agree: at n = 3, false alarms at a level of 0.2 % are up to ten times that.
+    that. It covers 95 to 98 % (docs/decisions.md).
     """
     n = differences.shape[-1]
     mean = differences.mean(axis=-1)
@@ -164,8 +155,7 @@ def level_against_best(settings: int, seeds: int) -> float:
     """The p-value that the least of k - 1 comparisons with the measured best undercuts in 5 % of columns, if all k are
     equal: of Student's t for differences that are paired by seed, by simulation.
 
-    The simulated settings are normal and vary alike. Settings that differ in their spread, or that correlate, undercut
-    it less often, heavily skewed ones more often (docs/decisions.md).
+    The simulated settings are normal and vary alike; docs/decisions.md says what others do.
     """
     bound = LEVEL / max(settings * (settings - 1) / 2, 1)
     if settings <= 2 or settings > MAX_SIMULATED:
@@ -182,8 +172,7 @@ def level_against_best(settings: int, seeds: int) -> float:
 
 class Replicate(NamedTuple):
     cell: str
-    seeds: tuple[Hashable, ...]
-    """The values of the seeds that vary."""
+    seeds: tuple[Hashable, ...]  # the values of the seeds that vary
 
 
 class Averaged(NamedTuple):
@@ -194,27 +183,24 @@ class Averaged(NamedTuple):
     replicates, both are unchanged."""
     errors: pd.DataFrame
     """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
-    spreads: pd.DataFrame
-    """Standard deviations between replicates, as `errors`."""
-    members: Mapping[str, tuple[Replicate, ...]]
-    """Id -> its replicates; none of a setting without scores."""
-    over: str
-    """The seed key that `errors` are over; empty without replicates."""
+    spreads: pd.DataFrame  # standard deviations between replicates, as `errors`
+    members: Mapping[str, tuple[Replicate, ...]]  # id -> its replicates; none of a setting without scores
+    over: str  # the seed key that `errors` are over; empty without replicates
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Id -> the number of distinct values of `over` in its group; empty without replicates."""
+    def _counts(self) -> dict[str, int]:
+        """Id -> the number of distinct values of `over` in its group."""
         members = self.members if self.over else {}
         return {cell: len({member.seeds[0] for member in its}) for cell, its in members.items()}
 
     @property
     def most(self) -> int:
-        return max(self.counts.values(), default=0)
+        return max(self._counts().values(), default=0)
 
     @property
     def fewer(self) -> dict[str, int]:
-        """Id -> its count, for groups with fewer replicates than the largest."""
-        return {cell: count for cell, count in self.counts.items() if 0 < count < self.most}
+        """Id -> its number of replicates, for groups with fewer than the largest."""
+        most = self.most
+        return {cell: count for cell, count in self._counts().items() if 0 < count < most}
 
     def caption(self) -> str:
         """Explains a value and the numbers after it; empty without replicates."""
@@ -253,64 +239,23 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
     keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
     scores = [column for column in score_columns() if column.name in frame]
-    firsts, errors, spreads, members = [], {}, {}, {}
+    firsts, members = [], {}
+    errors: dict[str, dict[str, float]] = defaultdict(dict)
+    spreads: dict[str, dict[str, float]] = defaultdict(dict)
     for _, part in keyed.groupby([*settings, "protocol"], sort=False, dropna=False):
-        places = list(part.index)
-        group, first = frame.loc[places], plain.loc[places[0]].copy()
-        cell = group["cell"].iloc[0]
+        group = frame.loc[part.index]
+        cell, first = group["cell"].iloc[0], plain.loc[part.index[0]].copy()
         scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
-        members[cell] = tuple(
-            Replicate(str(row["cell"]), tuple(row[seed] for seed in seeds)) for _, row in scored.iterrows()
-        )
-        means: dict[str, MeanOverSeeds] = {}
+        values = scored[["cell", *seeds]].itertuples(index=False, name=None)
+        members[cell] = tuple(Replicate(str(one), tuple(its)) for one, *its in values)
         for column in scores:
             # Each value of the first seed counts once, with the mean over the other.
             by_seed = group.groupby(seeds[0], sort=False)[column.name].mean().dropna()
             mean = mean_over_seeds(np.array(by_seed if len(by_seed) else [math.nan], dtype=np.float64))
-            first[column.name], means[column.name] = mean.mean, mean
+            first[column.name], errors[cell][column.name], spreads[cell][column.name] = mean.mean, mean.se, mean.sd
             if column.error is not None and column.error in frame:
                 first[column.error] = mean.se
-        errors[cell] = {name: over_seeds.se for name, over_seeds in means.items()}
-        spreads[cell] = {name: over_seeds.sd for name, over_seeds in means.items()}
         firsts.append(first)
     averages = pd.DataFrame(firsts).reset_index(drop=True).astype(plain.dtypes.to_dict())
     standard_errors, deviations = pd.DataFrame.from_dict(errors, "index"), pd.DataFrame.from_dict(spreads, "index")
     return Averaged(averages, standard_errors, deviations, members, seeds[0])
-
-
-def alike_over_seeds(
-    best: Sequence[Replicate],
-    others: Mapping[str, Sequence[Replicate]],
-    values: Mapping[str, float | None],
-    shared: Callable[[list[list[tuple[str, str]]]], float] = lambda parts: 0.0,
-) -> set[str]:
-    """The settings, of `others`, whose difference from the best of their column chance among the seeds explains.
-
-    The test is Student's t paired by seed, 95 % jointly for all that are as good as the best. `values` are the scores
-    by cell; `shared` maps the pairs of cells of each seed to the standard error of the noise that all seeds share.
-    """
-    parts = {name: _by_first_seed(best, members, values) for name, members in others.items()}
-    tested = {name: pairs for name, pairs in parts.items() if len(pairs) > 1}
-    if not tested:
-        return set()
-    level = level_against_best(len(tested) + 1, max(map(len, tested.values())))
-    alike = set()
-    for name, pairs in tested.items():
-        differences = [np.mean([float(values[b] or 0) - float(values[a] or 0) for a, b in part]) for part in pairs]
-        if mean_over_seeds(np.array(differences), shared(pairs)).p >= level:
-            alike.add(name)
-    return alike
-
-
-def _by_first_seed(
-    first: Sequence[Replicate], second: Sequence[Replicate], values: Mapping[str, float | None]
-) -> list[list[tuple[str, str]]]:
-    """The pairs of scored cells with the same seeds, for each value of their first seed."""
-    cells = {member.seeds: member.cell for member in first}
-    pairs: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
-    for member in second:
-        pair = (cells.get(member.seeds, ""), member.cell)
-        scores = [values.get(cell) for cell in pair]
-        if all(score is not None and math.isfinite(score) for score in scores):
-            pairs[member.seeds[0]].append(pair)
-    return list(pairs.values())

@@ -12,26 +12,23 @@ from typing import Any
 
 import pandas as pd
 
-from taugrid.eval.tables.ablation.seeds import averaged
-from taugrid.eval.tables.entries import shown_number
 from taugrid.eval.tables.labels import labelled, prepared, short_columns
 from taugrid.eval.tables.long_form import FID, as_csv, write_files
 from taugrid.eval.tables.quality import QualityTable
+from taugrid.eval.tables.seeds import averaged
+from taugrid.eval.tables.table import shown_number
 from taugrid.grids import UNITS, USUAL
 from taugrid.registry.metrics import MetricColumn
 from taugrid.words import markdown_table
 
-IMAGES = 1_000
-"""The number of images that seconds of sampling are for."""
+IMAGES = 1_000  # the number of images that seconds of sampling are for
 OPTIMAL = "●"
 ABOUT = (
     f"{OPTIMAL} marks Pareto-optimal cells: none that can be compared has a {{better}} at no more cost. Measured "
     "{title}s decide, so near ties are not told apart. Network evaluations are per image; seconds are those of "
     f"devices, as measured in this run, for sampling {IMAGES:,} images and for the training of the model. Seconds "
-    "depend on the machines and on what else they did."
+    "depend on the machines and on what else they did. {errors}"
 )
-OF_MEANS = "Each value is the mean over {over}s; ± is its standard error."
-OF_CELLS = "± is one standard error of sampling."
 
 
 @dataclass(frozen=True)
@@ -39,22 +36,15 @@ class Cost:
     """A row of cost.csv: a cell, or the mean over its replicates, under the id of the first."""
 
     cell: str
-    settings: Mapping[str, str]
-    """All settings that vary, S and eta, by short names."""
-    comparable_by: tuple[object, ...]
-    """N and comparability key: only cells with equal values can be compared."""
+    settings: Mapping[str, str]  # all settings that vary, S and eta, by short names
+    comparable_by: tuple[object, ...]  # N and comparability key: only cells with equal values can be compared
     metric: MetricColumn
     value: float
-    error: float
-    """Its standard error; NaN if it has none."""
-    fid: tuple[float, float]
-    """FID and its standard error, as `value` and `error`."""
-    evaluations: int
-    """Network evaluations per image."""
-    seconds: float | None
-    """Measured device seconds for `IMAGES` images, which differ between equal runs."""
-    train_seconds: float | None
-    """Device seconds for the training of its model; None if it was not trained here."""
+    error: float  # its standard error; NaN if it has none
+    fid: tuple[float, float]  # FID and its standard error, as `value` and `error`
+    evaluations: int  # network evaluations per image
+    seconds: float | None  # measured device seconds for `IMAGES` images, which differ between equal runs
+    train_seconds: float | None  # device seconds for the training of its model; None if it was not trained here
     over: str = ""
     """The kind of replicates that its numbers are means over, such as "training"; empty without replicates."""
     best_for_evaluations: bool = False
@@ -154,13 +144,17 @@ def costs_table(costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def named(text: str, metric: MetricColumn) -> str:
-    """`text` with the metric's {title}, and what is {better}, such as "lower FID"."""
-    return text.format(title=metric.title, better=f"{'higher' if metric.higher_is_better else 'lower'} {metric.title}")
+def about_costs(costs: Sequence[Cost]) -> str:
+    """What the numbers and marks of costs mean."""
+    metric, over = costs[0].metric, costs[0].over
+    better = f"{'higher' if metric.higher_is_better else 'lower'} {metric.title}"
+    of_means = f"Each value is the mean over {over}s; ± is its standard error."
+    return ABOUT.format(
+        title=metric.title, better=better, errors=of_means if over else "± is one standard error of sampling."
+    )
 
 
 def costs_markdown(costs: Sequence[Cost]) -> str:
     headings, rows = costs_table(costs)
-    body, over = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows), costs[0].over
-    about = f"{named(ABOUT, costs[0].metric)} {OF_MEANS.format(over=over) if over else OF_CELLS}"
-    return f"# Cost beside quality\n\n{about}\n\n{body}\n"
+    body = markdown_table(headings, "l" * len(costs[0].settings) + "rrrrcc", rows)
+    return f"# Cost beside quality\n\n{about_costs(costs)}\n\n{body}\n"
