@@ -22,17 +22,14 @@ from torch.nn import functional
 from taugrid.eval.features.networks import Convnet, network_input
 from taugrid.hashing import file_sha256
 
-IMAGES_AT_ONCE = 1000
-"""Where nothing is learned: bounds memory."""
+IMAGES_AT_ONCE = 1000  # where nothing is learned: bounds memory
 
 
 class Images(NamedTuple):
     """Labelled grey images, divided into those that are learned and those that are held out."""
 
-    train_images: NDArray[np.uint8]
-    """(N, 1, H, W)."""
-    train_labels: NDArray[np.int64]
-    """(N,)."""
+    train_images: NDArray[np.uint8]  # (N, 1, H, W)
+    train_labels: NDArray[np.int64]  # (N,)
     held_out_images: NDArray[np.uint8]
     held_out_labels: NDArray[np.int64]
 
@@ -46,8 +43,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     dropout: float
-    shift_probability: float
-    """Share of training images that are moved by one pixel."""
+    shift_probability: float  # share of training images that are moved by one pixel
     seed: int = 0
 
 
@@ -106,10 +102,8 @@ def features_of(network: Convnet, images: NDArray[np.uint8]) -> Tensor:
 
 
 def make(name: str, recipe: Recipe, data: Images, description: dict[str, str], folder: Path) -> None:
-    """Trains, writes the weights and their provenance to `folder`, and prints the held-out accuracy.
-
-    `description` says in words which script, data and split these are; it opens the JSON.
-    """
+    """Trains, writes the weights and their provenance to `folder`, and prints the held-out accuracy. `description` says
+    in words which script, data and split these are; it opens the JSON."""
     torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the bytes
     torch.use_deterministic_algorithms(True)
     started = time.monotonic()

@@ -6,21 +6,17 @@ Dependencies and extras that users install are pinned; the tools of development 
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TOOLS = ("dev", "lint")
-"""Extras that users don't install."""
+TOOLS = ("dev", "lint")  # extras that users don't install
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?>=(?P<bound>[\w.]+)")
 
 
 def lower_bounds(project: dict[str, Any]) -> Iterator[str]:
-    """`name==bound` for each requirement of `project`, the table [project] of a pyproject.toml.
-
-    Raises:
-        ValueError: if a requirement has no lower bound, or more than that.
-    """
+    """`name==bound` for each requirement of `project`, the table [project] of a pyproject.toml. Raises `ValueError` if
+    a requirement has no lower bound, or more than that."""
     extras = project["optional-dependencies"]
     for requirement in (
         *project["dependencies"],
@@ -31,11 +27,5 @@ def lower_bounds(project: dict[str, Any]) -> Iterator[str]:
         yield f"{match['name']}=={match['bound']}"
 
 
-def main(arguments: Iterable[str]) -> None:
-    """Print the constraints of the pyproject.toml that is named."""
-    [path] = arguments
-    print("\n".join(lower_bounds(tomllib.loads(Path(path).read_text())["project"])))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print("\n".join(lower_bounds(tomllib.loads(Path(sys.argv[1]).read_text())["project"])))

@@ -11,8 +11,7 @@ from sklearn.model_selection import train_test_split
 from taugrid.eval.features.resolve import shipped_weights
 from taugrid.registry.extractors import DIGITS_CONVNET
 
-HELD_OUT = 360
-"""Images that training never sees: a fifth of the 1797, drawn by class."""
+HELD_OUT = 360  # images that training never sees: a fifth of the 1797, drawn by class
 
 # One pixel of eight is as far as an image can be moved with the digit left whole.
 RECIPE = Recipe(

@@ -4,40 +4,24 @@ FOLDER holds Fashion-MNIST's four files as published (Xiao, Rasul and Vollgraf 2
 """
 
 import argparse
-import gzip
 from pathlib import Path
 
 import numpy as np
 from convnet_training import Images, Recipe, make
-from numpy.typing import NDArray
 
 from taugrid.eval.features.resolve import shipped_weights
 from taugrid.registry.extractors import FASHION_CONVNET
+from taugrid.workers.data.published import read_idx
 
 RECIPE = Recipe(
     epochs=6, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, dropout=0.3, shift_probability=0.5, seed=0
 )
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of a gzipped IDX file of bytes: two zeros, type 8, the number of axes, each as big-endian int32.
-
-    Raises:
-        ValueError: for another kind of file, or one that is too short.
-    """
-    content = bytearray(gzip.decompress(path.read_bytes()))  # writable, as torch asks of arrays
-    axes = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(content, ">i4", count=axes, offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if not axes or len(values) != shape.prod():
-        raise ValueError(f"{path} is no IDX file of bytes")
-    return values.reshape(shape)
-
-
 def read_fashion(folder: Path) -> Images:
     """Fashion-MNIST as published: 60,000 images to learn, 10,000 held out."""
     images, labels = (
-        [read_idx(folder / f"{split}-{kind}-ubyte.gz") for split in ("train", "t10k")]
+        [read_idx(folder / f"{split}-{kind}-ubyte.gz", kind.partition("-")[0]) for split in ("train", "t10k")]
         for kind in ("images-idx3", "labels-idx1")
     )
     return Images(images[0][:, None], labels[0].astype(np.int64), images[1][:, None], labels[1].astype(np.int64))

@@ -38,11 +38,9 @@ FAST = ("-m", "not long")
 SPREAD = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "1")
 FITS = "tests/unit/test_architecture.py::test_the_mutants_fit_the_code"
 """It fails with every mutant, because the old text is gone."""
-ALL = (*FAST, *SPREAD)
-"""What `make test` gives to pytest."""
+ALL = (*FAST, *SPREAD)  # what `make test` gives to pytest
 
-KILLED = (1, 2)
-"""What pytest exits with after a failed test, and a test file that can't be imported."""
+KILLED = (1, 2)  # what pytest exits with after a failed test, and a test file that can't be imported
 
 
 class Mutant(NamedTuple):
@@ -63,8 +61,7 @@ class Mutant(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a mutant."""
 
-    code: int
-    """pytest's: 0 is a survivor, one of `KILLED` is not, and others are no answer."""
+    code: int  # pytest's: 0 is a survivor, one of `KILLED` is not, and others are no answer
     test: str
     seconds: float
     said: str

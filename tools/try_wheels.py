@@ -30,13 +30,6 @@ def build() -> Path:
     return wheel
 
 
-def is_here(python: str) -> bool:
-    """Whether it starts: a name on the PATH may stand for a version that is not installed."""
-    return (
-        shutil.which(python) is not None and not subprocess.run([python, "--version"], capture_output=True).returncode
-    )
-
-
 def try_with(python: str, wheel: Path) -> None:
     """Install the wheel and run a grid, in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +42,7 @@ def try_with(python: str, wheel: Path) -> None:
 
 if __name__ == "__main__":
     built = build()
-    found = [python for python in sys.argv[1:] or PYTHONS if is_here(python)]
+    found = list(filter(shutil.which, sys.argv[1:] or PYTHONS))
     for each in found:
         try_with(each, built)
     print(f"{built.name} works with {', '.join(found)}")

@@ -15,8 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 
-LINK = re.compile(r"\[([^][]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
-"""A link's text, its target, and the anchor there."""
+LINK = re.compile(r"\[([^][]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")  # a link's text, its target, and the anchor there
 
 NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 

@@ -23,8 +23,7 @@ from browser import page  # noqa: E402
 IMAGES = ROOT / "docs/images"
 SIZES = {"terminal": (1000, 450), "report": (1100, 1000), "board": (1500, 1200)}
 """Width and height of the windows, in pixels."""
-PICKED = (0, 1, 3)
-"""The rows of the board that are picked: of the demo, S = 10 and 20 at eta = 0, and S = 10 at 0.5."""
+PICKED = (0, 1, 3)  # the rows of the board that are picked: of the demo, S = 10 and 20 at eta = 0, and S = 10 at 0.5
 IMAGES_ARE_THERE = "Promise.all([...document.images].map((image) => image.decode().catch(() => null)))"
 STYLE = "padding: 20px; color: #e6e6e6; font: 15px/1.4 monospace"
 TERMINAL = f'<meta charset="utf-8"><body style="margin: 0; background: #16181d"><pre style="{STYLE}">{{code}}</pre>'
