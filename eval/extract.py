@@ -59,8 +59,10 @@ def run(job: ExtractJob, device: "Device") -> Result:
 
     extractor = device.extractor(job.extractor, lambda: load(job.extractor, device.name))
     sampled = device.last_sampled.take(job.images, job.storage) if isinstance(job.images, str) else None
-    row_groups = _batches(job) if sampled is None else (Batch(*group) for group in sampled)
-    number = _number_of_images(job) if sampled is None else sum(len(index) for index, _ in sampled)
+    if sampled is None:
+        number, row_groups = _opened(job)
+    else:
+        number, row_groups = sum(len(index) for index, _ in sampled), (Batch(*group) for group in sampled)
     extracted = InBatches(extractor, job.batch_size, device, number)
     groups: deque[NDArray[np.int64]] = deque()  # the indices of row groups whose work was begun
 
@@ -140,23 +142,20 @@ class InBatches:
         return None
 
 
-def _number_of_images(job: ExtractJob) -> int:
-    """The number of images of a job; DamagedFile if its file has those of a different cell."""
-    if not isinstance(job.images, str):
-        return job.stop - job.start
-    part = parquet.inspect(Path(job.images), every_byte=False, storage=job.storage)
-    cell = part.metadata.get("cell")
-    if cell != job.metadata["cell"]:
-        raise DamagedFile(f"{job.images}: these are images of cell {cell}, not of {job.metadata['cell']}")
-    return part.stop - part.start
-
-
-def _batches(job: ExtractJob) -> Iterator[Batch]:
+def _opened(job: ExtractJob) -> tuple[int, Iterator[Batch]]:
+    """The number of images of a job, and the images; DamagedFile if its file has those of a different cell."""
     if isinstance(job.images, str):
-        for index, images in parquet.read_images(Path(job.images), storage=job.storage):
-            yield Batch(index, images)
-        return
+        path = Path(job.images)
+        part = parquet.inspect(path, every_byte=False, storage=job.storage)
+        cell = part.metadata.get("cell")
+        if cell != job.metadata["cell"]:
+            raise DamagedFile(f"{job.images}: these are images of cell {cell}, not of {job.metadata['cell']}")
+        return part.stop - part.start, (Batch(*group) for group in parquet.read_images(path, storage=job.storage))
+    return job.stop - job.start, _of_reference(job, job.images)
+
+
+def _of_reference(job: ExtractJob, images: ImageSet) -> Iterator[Batch]:
     try:
-        yield from batches(job.images, job.at_once, job.start, job.stop, job.images_sha256)
+        yield from batches(images, job.at_once, job.start, job.stop, job.images_sha256)
     except (SourceError, UserError) as error:  # the driver read these images without an error
         raise WorkerRefusal(f"node {this_node()}: {error}") from error

@@ -84,13 +84,13 @@ def _keys(found: Mapping[str, list[str] | None]) -> list[list[str]]:
         if len(set(names)) < len(names):
             name, count = Counter(names).most_common(1)[0]
             raise SourceError(f"--pair-by: {count} images of {called} have the value {name}: give a column of names")
-    stems = [[name.removesuffix(_ending(name)) for name in names] for names in sides]
+    stems = [[_without_ending(name) for name in names] for names in sides]
     return sides if any(len(set(names)) < len(names) for names in stems) else stems
 
 
-def _ending(name: str) -> str:
+def _without_ending(name: str) -> str:
     ending = Path(name).suffix
-    return ending if ending.lower() in EXTENSIONS else ""
+    return name.removesuffix(ending) if ending.lower() in EXTENSIONS else name
 
 
 class DifferingPair(NamedTuple):

@@ -139,11 +139,14 @@ def judge(
         off = int((difference > 1).any(axis=1).sum())
         problems.append(f"{off} of {len(images)} images not as (seed, n) gives them: up to {largest} grey levels off")
     elif share > DIFFERING_SHARE:
-        line = f"{share:.1%} of pixels are off by one grey level; rounding explains {DIFFERING_SHARE:.1%}"
-        problems.append(line)
+        explained = f"rounding explains {DIFFERING_SHARE:.1%}"
+        problems.append(f"{share:.1%} of pixels are off by one grey level; {explained}")
     if isinstance(cell.data, Classes):
         assert labels is not None
-        problems += label_problems(index, labels, cell.data.count)
+        count = cell.data.count  # each block of so many samples has each class once, as of `balanced` labels
+        blocks = labels[np.argsort(index)][: len(labels) // count * count].reshape(-1, count)
+        if wrong := int((np.sort(blocks, axis=1) != np.arange(count)).any(axis=1).sum()):
+            problems.append(f"{counted(wrong, 'block')} of {count} samples without each class once")
     if not isinstance(cell.data, Gaussian):
         return CellFindings(share, largest, None, tuple(problems))
     assert fid is not None
@@ -199,13 +202,6 @@ def recomputed(
 
 def _levels(x: Array) -> NDArray[np.int64]:
     return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.int64)
-
-
-def label_problems(index: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[str]:
-    """A line if one of the blocks of K samples does not have each class once, as `balanced` labels do."""
-    ordered = labels[np.argsort(index)][: len(labels) // classes * classes].reshape(-1, classes)
-    wrong = int((np.sort(ordered, axis=1) != np.arange(classes)).any(axis=1).sum())
-    return [f"{counted(wrong, 'block')} of {classes} samples without each class once"] if wrong else []
 
 
 def _steps(cell: CellSettings, data: Gaussian | TwoPoints, normals: Callable[[int], Array]) -> Array:

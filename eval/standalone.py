@@ -3,7 +3,7 @@
 Features are extracted by the job that a run would start (`ExtractJob`), to files in a scratch folder or in a cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -116,14 +116,14 @@ def score_sets(
     with TemporaryDirectory(prefix="taugrid-") as temporary:
         scratch = Path(temporary)
         extracted = _extracting(extractor, options)
-        if isinstance(reference.given, MomentsFile):
-            compared = of_moments(reference.given, cache, key)
+        given = reference.given
+        if isinstance(given, MomentsFile):
+            compared = of_moments(given, cache, key)
         else:  # features are kept if a metric needs them, and not extracted if none does and statistics are cached
             kept = any(found.settings.need("reference_features") for found in possible)
-            folder_of_reference = cache if kept and cache is not None else scratch
-            features = partial(_features, partial(extracted, reference.given, folder_of_reference, "reference"))
-            whole = (lambda: np.concatenate(list(features()))) if kept else None
-            compared = of_features(features, reference.given.num_images, cache, key, whole)
+            find = partial(extracted, given, cache if kept and cache is not None else scratch, "reference")
+            load_features = (lambda: np.concatenate(list(read_all([find()])))) if kept else None
+            compared = of_features(lambda: read_all([find()]), given.num_images, cache, key, load_features)
         scored = []
         for number, (samples, found) in enumerate(zip(sets, possible, strict=True)):
             n, left, order = samples.num_images, found.settings, orders[number] if orders else None
@@ -172,10 +172,6 @@ def _extracting(extractor: ExtractorSpec, options: Options) -> Callable[[ImageSe
         return path
 
     return extracted
-
-
-def _features(find: Callable[[], Path]) -> Iterator[Features]:
-    return read_all([find()])
 
 
 def first_features(reference: Reference, extractor: ExtractorSpec, count: int) -> tuple[Features, str]:

@@ -29,10 +29,8 @@ a direction of share r has about sqrt(r) of the largest direction's part in FID,
 
 SAMPLES_PER_DIMENSION = 10
 """Least N / d for a standard error of FID, where d counts only directions in which both distributions vary. Below it,
-the inverse root of S is mostly noise. In simulations (Gaussians, d = 16 and 64, flat and decaying spectra, a true
-difference) the estimate over the true sd was 0.93 to 1.13 at N = 10 d, up to 1.27 at 5 d and up to 1.37 at 1.2 d. Where
-samples and reference follow the same distribution it is about 1.4 at any N: second-order terms dominate there, and the
-estimate errs on the safe side."""
+the inverse root of S is mostly noise: in simulations, the estimate over the true sd was 0.93 to 1.13 at N = 10 d and up
+to 1.37 at 1.2 d (docs/decisions.md)."""
 
 ROWS_OF_INFLUENCE = 1024
 """Samples whose influences are computed at a time. A product of 4096 rows of 2048 features takes as long for each, but
@@ -47,12 +45,8 @@ POINTS = 15  # how many subsets the line of `fid_infinity` is fitted to, as in t
 SMALLEST_SHARE = 10  # the smallest subset has N / SMALLEST_SHARE samples: 5000 of 50,000 in the paper
 
 IN_SMALLEST = 2
-"""Least samples per feature dimension in the smallest subset. The paper's 5000 samples of 2048 features are 2.4.
-
-In simulations (Gaussians, d = 16 and 48, flat spectra, N = 4 d to 20 d) the remaining bias was -6 to -14 % of plain
-FID's with 2 samples per dimension, and up to -41 % with 1: too few samples have a nearly singular covariance, which
-bends the line.
-"""
+"""Least samples per feature dimension in the smallest subset; the paper has 2.4. In simulations the remaining bias was
+-6 to -14 % of plain FID's with 2, and up to -41 % with 1: a nearly singular covariance bends the line."""
 
 MIN_SPAN = 2  # least ratio of N to the smallest subset: over a shorter range, noise determines the slope
 

@@ -187,15 +187,14 @@ def kernel_distance(
     """KID over `subsets` pairs of subsets drawn as torch-fidelity's, and of the whole set.
 
     The latter is `discrepancy` as long as two sets have at most `ALL_PAIRS`. Above, a mean over all pairs would take
-    many times as long as everything else, so each of its three means (in the samples, in the reference, and between
-    them) is that over random parts: the sets are cut at random (by `seed`, the same for all cells of an N) into as few
-    parts as leave `ALL_PAIRS`, at most `MOST_PARTS`, and a vector meets those of one part. The estimate stays unbiased,
-    and each sample keeps an influence. What grows is only the noise of second order, which shows where samples and
-    reference follow the same distribution. Inner products have the features' type; kernels and sums are float64.
+    many times as long as everything else, so each of its three means (in the samples, in the reference, between them)
+    is over random parts: the sets are cut by `seed` into as few parts as leave `ALL_PAIRS`, at most `MOST_PARTS`, and a
+    vector meets those of one part. The estimate stays unbiased, and each sample keeps an influence; only the noise of
+    second order grows. Inner products have the features' type; kernels and sums are float64.
 
-    Features (n, d) and (m, d) are in the order of their indices, on which the draws depend; `seed` seeds NumPy's legacy
-    generator. `kept` keeps the part of its one reference between cells of the same n. Raises ValueError for a subset
-    size beyond 2 to min(n, m) (see `kid_limits`), or for features that are not finite."""
+    Features (n, d) and (m, d) are in the order of their indices, on which the draws depend. `kept` keeps the part of
+    its one reference between cells of the same n. Raises ValueError for a subset size beyond 2 to min(n, m) (see
+    `kid_limits`), or for features that are not finite."""
     require_finite(features)
     n, m = len(features), len(reference_features)
     if not 2 <= subset_size <= min(n, m):

@@ -104,10 +104,9 @@ class InceptionSums:
     def influence(self, logits: NDArray[np.floating[Any]], split_of: NDArray[np.int64]) -> Array:
         """How far each of some samples moves the score (n,), given their `logits` (n, k) and splits `split_of` (n,).
 
-        It is the jackknife's: N / (S n_s) times n_s - 1 times what a split's score loses without the sample. To first
-        order that is N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL), because p(y) minimises the mean KL.
-        Where a split has few samples for its classes, most of the score's scatter comes from p(y), by terms of second
-        order: with 1,008 classes the derivative's error is 0.74 to 0.88 of the spread at N = 200 to 1,000."""
+        It is the jackknife's: N / (S n_s) times n_s - 1 times what a split's score loses without the sample. The
+        derivative, N / (S n_s) IS_s (KL(p(y | x) || p(y)) - the split's mean KL), misses terms of second order by p(y):
+        with 1,008 classes its error is 0.74 to 0.88 of the spread at N = 200 to 1,000."""
         counts, scores = self.counts[split_of], self.scores()
         others = np.maximum(counts - 1, 1)  # a split's only sample has influence 0
         without = np.empty(len(logits))
