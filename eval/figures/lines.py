@@ -18,10 +18,10 @@ from taugrid.eval.figures.drawing import GREY, Styles, Values, legend_name, scal
 from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.cost import IMAGES
 from taugrid.eval.tables.differences import BestCheckpoint
-from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
+from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, row_name, short_samplers
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import NO_FLOORS, NO_VALUE, Floors, Table, Value, with_floors
+from taugrid.eval.tables.table import NO_FLOORS, NO_VALUE, Floors, Label, Table, Value, with_floors
 from taugrid.grids.axes import EVALUATIONS
 from taugrid.grids.names import short_names
 from taugrid.protocol import ProtocolFields
@@ -129,21 +129,27 @@ def quality_figure(
     pivots = with_floors(pivot_tables(frame, metric, protocols, [*rows, "eta"]), floors)
     labels = list(dict.fromkeys(label for table in pivots for label in table.labels))
     if not rows:  # from dark to light in the order of eta, like a scale; samplers without eta follow, and sigma_hat
-        labels.sort(key=lambda label: (label[0] == SIGMA_HAT, not is_number(label[0]), _number(label[0]), label[0]))
-    names = dict[tuple[str, ...], str]()
-    for *sampler, eta in labels:
-        of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta == SIGMA_HAT else legend_name(eta)
-        names[*sampler, eta] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
-    styles = drawing.row_styles(names, [*rows, "eta"])
-    draw = partial(draw_over_steps, places=places_of(frame, x), x=x, published=published)
-    figure = drawing.panels_figure(pivots, draw, styles, "log", metric, scale_of(pivots))
-    if rows:
-        drawing.make_room(figure, [look.name for look in styles.values()])
+        numbers = {label: float(label[0]) if is_number(label[0]) else math.inf for label in labels}
+        labels.sort(key=lambda label: (label[0] == SIGMA_HAT, numbers[label], label[0]))
+    names = {label: row_name(zip((*rows, "η"), label, strict=True)) for label in labels}
+    return tables_figure(pivots, names, places_of(frame, x), x, metric, published)
+
+
+def tables_figure(
+    tables: Sequence[Table],
+    names: Mapping[Label, str],
+    places: Mapping[str, float],
+    x: str,
+    metric: MetricColumn,
+    published: Mapping[str, float] = {},
+) -> Figure:
+    """A panel for each table over `report.x`, with a line for each row, by its name in the legend."""
+    written = {label: legend_name(name) for label, name in names.items()}
+    styles = drawing.row_styles(written, tables[0].row_keys if tables else ())
+    draw = partial(draw_over_steps, places=places, x=x, published=published)
+    figure = drawing.panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
+    drawing.make_room(figure, written.values())
     return figure
-
-
-def _number(eta: str) -> float:
-    return float(eta) if is_number(eta) else 0.0
 
 
 def reconstruction_figure(frame: pd.DataFrame) -> Figure:
