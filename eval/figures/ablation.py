@@ -148,7 +148,6 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
         )
         figure.supxlabel(textwrap.fill(caption, CAPTION_WIDTH), fontsize=9)
-        drawing.say_if_empty(figure, "no effect has an interval")
     return figure
 
 

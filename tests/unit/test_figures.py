@@ -223,9 +223,9 @@ def test_reconstruction_errors_of_one_setting_are_a_line_with_bars_in_thousandth
     ends = np.array([segment[:, 1] for segment in stems.get_segments()])
     np.testing.assert_allclose(ends, np.outer([14, 6.5, 2.3, 0.9, 0.1], [0.95, 1.05]))
     assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
-    assert panel.get_ylabel() == "Reconstruction error × 1000"
+    assert panel.get_ylabel() == "Reconstruction error × 1000 (lower is\nbetter)"
     recorded(panel.get_title())
-    assert not figure.legends
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Error"]
 
 
 def test_each_setting_of_a_reconstruction_has_its_line_and_the_legend_leaves_room_for_the_panel():
@@ -244,7 +244,7 @@ def test_each_setting_of_a_reconstruction_has_its_line_and_the_legend_leaves_roo
     for name, factor in zip(names, (3.0, 1.0), strict=True):
         line = bars(panel)[name].lines[0]
         np.testing.assert_allclose(line.get_ydata(orig=False), 1000 * factor * np.array(list(ERRORS.values())))
-    assert not legend.get_window_extent().overlaps(panel.get_tightbbox())
+    assert not legend.get_window_extent().overlaps(panel.get_window_extent())
     assert legend.get_window_extent().width <= figure.bbox.width
     alone = draw_errors(reconstructions()).axes[0].get_window_extent()
     assert panel.get_window_extent().width > 0.95 * alone.width
