@@ -247,7 +247,7 @@ def test_each_setting_of_a_reconstruction_has_its_line_and_the_legend_leaves_roo
     assert not legend.get_window_extent().overlaps(panel.get_window_extent())
     assert legend.get_window_extent().width <= figure.bbox.width
     alone = draw_errors(reconstructions()).axes[0].get_window_extent()
-    assert panel.get_window_extent().width > 0.95 * alone.width
+    assert panel.get_window_extent().width > 0.9 * alone.width
     assert panel.get_window_extent().height > 0.8 * alone.height
 
 
