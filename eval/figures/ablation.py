@@ -3,7 +3,6 @@
 import math
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -17,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from taugrid.eval.figures import drawing
 from taugrid.eval.figures.drawing import Styles, legend_name, scale_of
-from taugrid.eval.figures.lines import LABELS, draw_over_steps, places_of
+from taugrid.eval.figures.lines import LABELS, places_of, tables_figure
 from taugrid.eval.tables.cost import Cost
 from taugrid.eval.tables.effects import (
     CONDITIONAL_ON_SEED,
@@ -149,7 +148,6 @@ def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Fig
             f"better): {shown}, with 95 % intervals over {over}. Filled: p below {LEVEL} after Holm's correction."
         )
         figure.supxlabel(textwrap.fill(caption, CAPTION_WIDTH), fontsize=9)
-        drawing.say_if_empty(figure, "no effect has an interval")
     return figure
 
 
@@ -187,7 +185,7 @@ def per_key_figures(
 ) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each ablated key: a panel for each value, a line for each combination of other settings."""
     settings, x = table.arranged(Layout()).settings, table.layout.x
-    draw = partial(draw_over_steps, places=places_of(table.means.frame, x), x=x)
+    places = places_of(table.means.frame, x)
     for key, short in short_key_names(effects).items():
         keys = key.split(KEY_SEPARATOR)
         if set(keys) & {"steps", "eta"}:
@@ -195,11 +193,8 @@ def per_key_figures(
         rows = (*(name for name in settings if name not in keys), "eta")
         tables = with_floors(table.arranged(Layout(rows)).tables(metric), table.floors)
         labels = dict.fromkeys(label for pivot in tables for label in pivot.labels)
-        names = {label: legend_name(name_of(label, tables[0].row_keys, labels)) for label in labels}
-        styles = drawing.row_styles(names, tables[0].row_keys)
-        figure = drawing.panels_figure(tables, draw, styles, "log", metric, scale_of(tables))
-        drawing.make_room(figure, names.values())
-        yield f"by-{short.replace(KEY_SEPARATOR, '-')}", figure
+        names = {label: name_of(label, tables[0].row_keys, labels) for label in labels}
+        yield f"by-{short.replace(KEY_SEPARATOR, '-')}", tables_figure(tables, names, places, x, metric)
 
 
 def heat_maps(

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from taugrid.eval.tables.labels import SIGMA_HAT, short_samplers
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.table import Table
-from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import replacing
 
 STYLE: dict[str, Any] = {
@@ -45,6 +44,7 @@ MAX_TICKS = 8
 WIDE = 4  # a value axis over more than this factor has at least two of 1, 2 and 5 times powers of ten
 MIN_SPAN = 1.1
 """The value axis ends at no less than this many times its start; otherwise nearly equal values would look far apart."""
+HEADING_WIDTH = 40  # characters that fit beside a panel
 TITLE_WIDTH = 52  # characters that fit above or below a panel
 LEGEND_LINE = 0.19  # inches that a line of a legend below the panel takes
 
@@ -120,10 +120,10 @@ def panels_figure(
     draw: Callable[[Axes, FigureTable, Styles], None],
     styles: Styles,
     x_scale: str,
-    metric: MetricColumn = FID,
+    heading: str,
     y_scale: str = "log",
 ) -> Figure:
-    """A panel for each of `tables`, with one scale for the metric and one legend."""
+    """A panel for each of `tables`, with one scale for the values under `heading`, and one legend beside them."""
     across = max(1, min(len(tables), PANELS_ACROSS))
     down = max(1, math.ceil(len(tables) / across))
     with plain_style():
@@ -134,11 +134,19 @@ def panels_figure(
             panel.set_yscale(y_scale)
             draw(panel, table, styles)
         for panel in panels[::across]:
-            panel.set_ylabel(metric.heading)
+            panel.set_ylabel(textwrap.fill(heading, HEADING_WIDTH))
         if y_scale == "log":
             mark_values(panels[0])
-        legend(figure, styles.values())
-        say_if_empty(figure, "no cell has an FID")
+        lines: dict[str, Any] = {}
+        for panel in figure.axes:
+            handles, labels = panel.get_legend_handles_labels()
+            lines |= dict(zip(labels, handles, strict=True))
+        if names := [look.name for look in styles.values() if look.name in lines]:
+            figure.legend([lines[name] for name in names], names, loc="outside right upper", frameon=False)
+            make_room(figure, names)
+        else:
+            where: dict[str, Any] = {"transform": panels[0].transAxes, "ha": "center", "backgroundcolor": "white"}
+            panels[0].text(0.5, 0.5, "nothing has been measured", **where)
     return figure
 
 
@@ -233,21 +241,6 @@ def mark_values(panel: Axes) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, styles: Collection[LineStyle], below: bool = False) -> None:
-    """Add one legend for all panels, outside them, in the order of the styles: beside or, in a taller figure, below."""
-    lines: dict[str, Any] = {}
-    for panel in figure.axes:
-        handles, names = panel.get_legend_handles_labels()
-        lines |= dict(zip(names, handles, strict=True))
-    if below:
-        height = LEGEND_LINE * sum(look.name.count("\n") + 1 for look in styles)
-        figure.set_figheight(figure.get_figheight() + height)
-    names = [look.name for look in styles if look.name in lines]
-    if names:
-        place = "outside lower center" if below else "outside right upper"
-        figure.legend([lines[name] for name in names], names, loc=place, frameon=False)
-
-
 def make_room(figure: Figure, names: Collection[str], below: int = 0) -> None:
     """Make a figure wide and high enough for a legend of `names` beside its panels, and `below` lines under it."""
     lines = [line for name in names for line in name.split("\n")]
@@ -255,10 +248,3 @@ def make_room(figure: Figure, names: Collection[str], below: int = 0) -> None:
     figure.set_figwidth(figure.get_figwidth() + CHARACTER_WIDTH * max(0, longest - MAX_NAME_LENGTH))
     extra = max(0, len(lines) + below - MAX_LEGEND_LINES)
     figure.set_figheight(max(figure.get_figheight(), ROW_HEIGHT + LEGEND_LINE * extra))
-
-
-def say_if_empty(figure: Figure, text: str) -> None:
-    """Write `text` into the first panel if no panel has a line."""
-    if not any(panel.containers for panel in figure.axes):
-        panel = figure.axes[0]
-        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", backgroundcolor="white")

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from taugrid.eval.figures import drawing
@@ -18,10 +17,10 @@ from taugrid.eval.figures.drawing import GREY, Styles, Values, legend_name, scal
 from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.cost import IMAGES
 from taugrid.eval.tables.differences import BestCheckpoint
-from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, short_samplers
+from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, row_name, short_samplers
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import NO_FLOORS, NO_VALUE, Floors, Table, Value, with_floors
+from taugrid.eval.tables.table import NO_FLOORS, NO_VALUE, Floors, Label, Table, Value, with_floors
 from taugrid.grids import EVALUATIONS, short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -128,37 +127,32 @@ def quality_figure(
     pivots = with_floors(pivot_tables(frame, metric, protocols, [*rows, "eta"]), floors)
     labels = list(dict.fromkeys(label for table in pivots for label in table.labels))
     if not rows:  # from dark to light in the order of eta, like a scale; samplers without eta follow, and sigma_hat
-        labels.sort(key=lambda label: (label[0] == SIGMA_HAT, not is_number(label[0]), _number(label[0]), label[0]))
-    names = dict[tuple[str, ...], str]()
-    for *sampler, eta in labels:
-        of_eta = rf"$\eta$ = {eta}" if is_number(eta) else r"$\hat{\sigma}$" if eta == SIGMA_HAT else legend_name(eta)
-        names[*sampler, eta] = " ".join(filter(None, [*map(legend_name, sampler), of_eta]))
-    styles = drawing.row_styles(names, [*rows, "eta"])
-    draw = partial(draw_over_steps, places=places_of(frame, x), x=x, published=published)
-    figure = drawing.panels_figure(pivots, draw, styles, "log", metric, scale_of(pivots))
-    if rows:
-        drawing.make_room(figure, [look.name for look in styles.values()])
-    return figure
+        numbers = {label: float(label[0]) if is_number(label[0]) else math.inf for label in labels}
+        labels.sort(key=lambda label: (label[0] == SIGMA_HAT, numbers[label], label[0]))
+    names = {label: row_name(zip((*rows, "η"), label, strict=True)) for label in labels}
+    return tables_figure(pivots, names, places_of(frame, x), x, metric, published)
 
 
-def _number(eta: str) -> float:
-    return float(eta) if is_number(eta) else 0.0
+def tables_figure(
+    tables: Sequence[Table],
+    names: Mapping[Label, str],
+    places: Mapping[str, float] | None,
+    x: str,
+    metric: MetricColumn,
+    published: Mapping[str, float] = {},
+) -> Figure:
+    """A panel for each table over `report.x`, with a line for each row, by its name in the legend."""
+    written = {label: legend_name(name) for label, name in names.items()}
+    styles = drawing.row_styles(written, tables[0].row_keys if tables else ())
+    draw = partial(draw_over_steps, places=places, x=x, published=published)
+    return drawing.panels_figure(tables, draw, styles, "log", metric.heading, scale_of(tables))
 
 
 def reconstruction_figure(frame: pd.DataFrame) -> Figure:
     """The error of `reconstruction_frame` against S, both logarithmic: a line for each setting, bars of ±1 se."""
     table = reconstruction_table(frame)
-    styles = drawing.ordered_styles({label: legend_name(label) for (label,) in table.labels})
-    with drawing.plain_style():
-        figure, (panel,) = drawing.make_panels(1, 1)
-        if styles:
-            draw_over_steps(panel, table, styles)
-        panel.set_ylabel(RECONSTRUCTION_ERROR.title)
-        drawing.mark_values(panel)
-        if len(styles) > 1:
-            drawing.legend(figure, styles.values(), below=True)  # beside the panel, long names would narrow it
-        drawing.say_if_empty(figure, "no error has been measured")
-    return figure
+    names = {label: label[0] for label in table.labels}
+    return tables_figure([table] if names else [], names, None, "steps", RECONSTRUCTION_ERROR)
 
 
 Trajectories = tuple[str, Mapping[int, Sequence[Value]]]
@@ -182,7 +176,7 @@ def checkpoints_figure(
     lengths = sorted({steps for _, lines in panels for steps in lines})
     styles = drawing.ordered_styles({str(steps): f"$S$ = {steps}" for steps in lengths})
     draw = partial(_draw_checkpoints, order=order, scale=metric.scale)
-    figure = drawing.panels_figure(panels, draw, styles, "linear", metric, scale_of(pivots))
+    figure = drawing.panels_figure(panels, draw, styles, "linear", metric.heading, scale_of(pivots))
     # Names of checkpoints are long, and below a panel they would take its height.
     longest = max(map(len, short_names(order)), default=0)
     rows = math.ceil(len(panels) / drawing.PANELS_ACROSS)
@@ -254,19 +248,17 @@ def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     `curves` are the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
     """
     styles = drawing.ordered_styles({name: legend_name(name) for name in curves})
-    with drawing.plain_style():
-        figure, (panel,) = drawing.make_panels(1, 1)
-        for name, log in curves.items():
-            step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
-            raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
-            mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
-            drawing.name_parts(look, [*raw, *mean])
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        panel.set_xlabel("training step")
-        panel.set_ylabel("loss")
-        drawing.mark_values(panel)
-        drawing.legend(figure, styles.values(), below=True)
-    return figure
+    return drawing.panels_figure([curves], _draw_losses, styles, "log", "loss")
+
+
+def _draw_losses(panel: Axes, curves: Mapping[str, pd.DataFrame], styles: Styles) -> None:
+    for name, log in curves.items():
+        step, loss, look = log["step"].to_numpy(), log["loss"].to_numpy(), styles[name]
+        raw = panel.plot(step, loss, color=look.colour, linewidth=0.6, alpha=0.3)
+        mean = panel.plot(step, running_mean(step, loss), color=look.colour, linewidth=1.5, label=look.name)
+        drawing.name_parts(look, [*raw, *mean])
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.set_xlabel("training step")
 
 
 def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -148,8 +148,8 @@ def _write(
     across = max(xs[-1] + (column + width) // 2, MARGIN + math.ceil(font.getlength(title))) + MARGIN
     canvas = Image.new(mode, (across, ys[-1] + height + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    texts: list[tuple[tuple[float, float], str, str]] = []
-    texts += [((MARGIN, MARGIN + FONT_SIZE), title, "ls"), ((left - MARGIN, heads), corner, "rs")]
+    texts: list[tuple[tuple[float, float], str, str]] = [((MARGIN, MARGIN + FONT_SIZE), title, "ls")]
+    texts.append(((left - MARGIN, heads), corner, "rs"))
     texts += [((x + width / 2, heads), head, "ms") for x, head in zip(xs, titles, strict=True)]
     texts += [((left - MARGIN, y + height / 2), label, "rm") for y, label in zip(ys, labels, strict=True)]
     texts += [((xs[0], ys[i] + height / 2), NOT_THERE, "lm") for i in gone]

@@ -17,7 +17,6 @@ from taugrid.eval.figures.drawing import key_of, number_ids, plain_style
 from taugrid.eval.figures.lines import LABELS, losses_figure, quality_figure, running_mean
 from taugrid.eval.pages.answer import Measured
 from taugrid.eval.tables.cost import Cost, costs_table
-from taugrid.eval.tables.labels import SIGMA_HAT
 from taugrid.eval.tables.long_form import FID
 from taugrid.eval.tables.quality import QualityTable
 from taugrid.registry.metrics import MetricColumn
@@ -26,7 +25,7 @@ MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
 SIMPLIFIED = 0.4  # points less than this many pixels off their line are left out
-PLAIN = {"-\n": "-", "\n": " ", r"$\eta$": "η", r"$\hat{\sigma}$": SIGMA_HAT, "$S$": "S", r"\$": "$"}
+PLAIN = {"-\n": "-", "\n": " ", "$S$": "S", r"\$": "$"}
 """TeX and lines of a figure's legend -> text on a button."""
 
 

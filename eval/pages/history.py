@@ -132,7 +132,7 @@ def trend_figure(
     styles = drawing.ordered_styles({line: line for line in dict.fromkeys(shown["line"])})
     scale = "log" if (shown["value"].dropna() > 0).all() else "linear"
     draw = partial(_draw_trend, nights=nights, links=links)
-    return drawing.panels_figure(panels, draw, styles, "linear", metric, scale)
+    return drawing.panels_figure(panels, draw, styles, "linear", metric.heading, scale)
 
 
 def _draw_trend(

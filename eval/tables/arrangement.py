@@ -1,8 +1,7 @@
 """Puts cells into tables of a metric, as in the DDIM paper: rows of eta, columns of S.
 
 The usual layout has one table for all models, with a row for each setting and eta. With given rows, each combination of
-what else varies has its own table: figures and differences compare the cells of one such table, and tables that differ
-in one setting. What can't be compared always stays apart. `protocols` has the rows' protocols by short hash.
+what else varies has its own table. What can't be compared always stays apart.
 """
 
 import math

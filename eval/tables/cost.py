@@ -1,7 +1,6 @@
 """Cost beside quality: what a cell's images and its training took, and which cells are Pareto-optimal.
 
-A cell is Pareto-optimal if no cell that can be compared with it is better at no more cost, or equal at less. Measured
-values of the table's `judged_by` decide, without regard to their errors.
+A cell is Pareto-optimal if no cell that can be compared with it is better at no more cost, or equal at less.
 """
 
 from collections.abc import Mapping, Sequence

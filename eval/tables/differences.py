@@ -1,9 +1,7 @@
 """Differences of metrics between cells, with paired standard errors; differences.csv and .md.
 
-Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both FIDs
-equally cancels in the difference. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample
-moves FID. It is the error of drawing these samples. It includes neither the bias of FID at this N, which is the same
-for both, nor the spread between trainings. All of this holds for every metric whose samples' influences are known.
+Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both metrics
+equally cancels. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample moves the metric.
 """
 
 import math
@@ -46,10 +44,8 @@ DIFFERENCE_COLUMNS = (
 )  # fmt: skip
 """The columns of differences.csv. `along` is steps, eta or the setting in which the cells' tables differ, `settings`
 the heading that their tables share, `others` what differs besides S and eta. `difference` is b - a, and `note` says why
-an error is missing or what was joined. Checkpoints have their short names.
-
-For each of `OTHER_METRICS` that has a standard error in some row, `PARTS` follow with its name before them: kid_a,
-kid_b, kid_difference, kid_se, kid_z. So a row stays a pair of cells, and who counts rows never mixes metrics."""
+an error is missing or what was joined. For each of `OTHER_METRICS` that has a standard error in some row, `PARTS`
+follow with its name before them: kid_a, kid_b, kid_difference, kid_se, kid_z."""
 OTHER_METRICS = tuple(metric for metric in dict.fromkeys([*STAND_INS, *SAMPLED]) if metric != FID)
 PARTS = ("a", "b", "difference", "se", "z")
 
@@ -272,10 +268,8 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColu
 
 
 _ABOUT = (
-    "Each value is the {title} of the second cell minus that of the first, ± one paired standard error: sample n of "
-    "both cells starts from the same noise. Where the two images stay alike, as along S at η = 0, most of what the "
-    "noise does to both cancels; where they don't, as from η = 0 to η = 1, little or nothing does. The error is that "
-    "of sampling at this N; it {without} the spread between trainings. "
+    "Each value is the {title} of the second cell minus that of the first, ± one standard error of sampling at this N, "
+    "paired by the noise that both cells start from; it {without} the spread between trainings. "
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )

@@ -1,10 +1,7 @@
 """Effects: by how much a metric changes if one key of the grid has a different value than its base, all else equal.
 
-Each effect is a mean of paired differences between cells that agree in every other key, in S, eta and seeds: over all
-cells, for each S, and cell by cell. The error over sampling comes from the samples' influences (alike.py). With
-replicates, an interval comes from Student's t over their seeds; noise that they share is included where it is known.
-
-Two samplers are compared at equal network evaluations if they have some in common, else at equal S.
+Each is a mean of paired differences: over all cells, for each S, and cell by cell. Two samplers are compared at equal
+network evaluations if they have some in common, else at equal S.
 """
 
 import math

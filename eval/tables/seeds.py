@@ -1,8 +1,7 @@
 """Replicates, cells that differ only in a seed, and statistics over few seeds.
 
-Tables show the mean of replicates, and the spread between them. `train.seed` makes trainings, `seed` makes samplings of
-one training. If both vary, a training counts with the mean of its samplings, and the spread is that between trainings.
-Arrays have the seeds, or the comparisons of one family, on their last axis.
+`train.seed` makes trainings, `seed` makes samplings of one training. If both vary, a training counts with the mean of
+its samplings. Arrays have the seeds, or the comparisons of one family, on their last axis.
 
 The best of a column is chosen by the same data, so it is best by luck too: of 20 equal cells, most tables would have
 one that differs from it by 1.96 standard errors. `critical_range` and `level_against_best` are limits that all cells as
