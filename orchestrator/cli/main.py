@@ -18,7 +18,6 @@ from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.cli import compare, look, machine, nightly, run
 from taugrid.orchestrator.cli.options import discard_output
-from taugrid.words import did_you_mean
 
 
 class InOrder(click.Group):
@@ -27,16 +26,6 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names as they were added."""
         return list(self.commands)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names; a usage error says which one was meant, or what there is."""
-        is_wrong = bool(args) and args[0] not in self.commands and not args[0].startswith("-")
-        if is_wrong and not ctx.resilient_parsing:  # a shell completes words behind it all the same
-            hint = did_you_mean(args[0], self.commands, f"commands: {', '.join(self.commands)}")
-            ctx.fail(f"no such command {args[0]!r} ({hint})")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})

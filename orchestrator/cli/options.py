@@ -33,8 +33,7 @@ class Word(click.types.StringParamType):
 class Command(click.Command):
     """A command that refuses an option given twice: click would silently take the last value.
 
-    A command's docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which a test runs.
-    Help shows them after the options.
+    Its docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which help shows last.
     """
 
     def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
@@ -53,11 +52,7 @@ class Command(click.Command):
                 formatter.write(f"  # {comment}\n  {command}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` into `ctx`.
-
-        Raises:
-            UserError: if an option that takes one value is given twice.
-        """
+        """Parse `args` into `ctx`; `UserError` if an option that takes one value is given twice."""
         if not ctx.resilient_parsing:  # for completions in a shell, any words may precede
             *_, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
@@ -96,12 +91,11 @@ class RunOptions:
     @property
     def overrides(self) -> tuple[str, ...]:
         """The values of --set, and those that other options are short for."""
-        short = (
-            "" if self.rows is None else f"report.rows=[{self.rows}]",
-            f"report.columns={self.columns}" if self.columns else "",
-            f"report.x={self.x}" if self.x else "",
-        )
-        return (*with_workers(self.assignments, self.workers), *filter(None, short))
+        short = {"report.columns": self.columns, "report.x": self.x}
+        changes = with_workers(self.assignments, self.workers)
+        if self.rows is not None:  # none: the usual table
+            changes = (*changes, f"report.rows=[{self.rows}]")
+        return (*changes, *(f"{key}={value}" for key, value in short.items() if value))
 
 
 def with_workers(assignments: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
@@ -142,14 +136,6 @@ class Finite(click.FloatRange):
         return number
 
 
-def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """The values of --set; a usage error if two are for one key."""
-    keys = [text.partition("=")[0].strip() for text in given]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise click.UsageError(f"--set {twice[0]} is given twice, and only the last would count; give it once")
-    return given
-
-
 def names_in(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[str, ...]:
     """The names in a list with commas; none if it is not given."""
     return () if given is None else tuple(name.strip() for name in given.split(","))
@@ -159,7 +145,6 @@ set_option = click.option(
     "--set",
     "assignments",
     multiple=True,
-    callback=given_once,
     metavar="KEY=VALUE",
     help="Override a key; VALUE is YAML.",
 )
