@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from taugrid.config import GRID_SECTIONS
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
@@ -143,7 +144,8 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     planned = {*GRID_SECTIONS, "sample", "grid"}
     if assignments and config.model_dump(include=planned) != load(name).model_dump(include=planned):
         return None
-    begun, recorded = (read_json(path, rundir.storage) for path in (rundir.config, rundir.plan))
+    begun = read_json(rundir.config, rundir.storage)
+    recorded: Any = read_json(rundir.plan, rundir.storage)
     try:
         if not recorded["cells"] or recorded["config_sha256"] != config_sha256(begun or {}):
             return None

@@ -128,15 +128,15 @@ def _selfcheck(requested: RunOptions, sampler: str | None, sampler_options: str 
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
-        findings = selfcheck.judge_run(run, progress, sampler)
-    document = selfcheck.as_json(findings, run.rundir)
+        judged = selfcheck.judge_run(run, progress, sampler)
+    document = selfcheck.as_json(judged, run.rundir)
     print_value(document, requested.as_json, lambda checked: selfcheck_text(checked, sampler))
-    for problem in findings.problems:
+    for problem in document["problems"]:
         echo(f"wrong: {problem}", err=True)
-    if findings.problems:
-        raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
+    if document["problems"]:
+        raise RunFailed(f"selfcheck found {counted(len(document['problems']), 'problem')}")
     what = "the paper" if sampler is None else "the closed form"
-    echo(f"selfcheck: all {counted(len(findings.judgements), 'cell')} agree with {what}", err=True)
+    echo(f"selfcheck: all {counted(len(judged), 'cell')} agree with {what}", err=True)
 
 
 MARKS = {"ok": "green", "warning": "yellow", "error": "red"}
