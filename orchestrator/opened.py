@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taugrid.config import GRID_SECTIONS
+from taugrid.config import GRID_SECTIONS, Config
 from taugrid.config.load import CONFIG_NAME, Given, Override, find, load
 from taugrid.errors import UserError
 from taugrid.orchestrator.dispatch.address import check_form
@@ -59,15 +59,7 @@ def open_config(
         rundir.downloads = not dry
         if file is not None and not is_own:
             rundir.runs_code = runs_code
-            code = custom_code(config)
-            if runs_code and not trust_code:
-                named = custom_code(load(name))
-                require_trusted([each for each in code if each in named], file)
-            elif not runs_code and file.parent.absolute() != rundir.root and code:  # no record there describes it
-                raise UserError(
-                    f"{name} is the config of a run directory, and the code that it names is not run by commands that "
-                    f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
-                )
+            _check_code(config, rundir, str(name), file, trust_code)
         recorded = [str(record["path"]) for record in rundir.model_records() if "path" in record]
         if same_checkpoints:
             begun = read_json(rundir.config, rundir.storage)
@@ -87,6 +79,19 @@ def open_config(
     if is_own:
         trust(custom_code(config))
     return run
+
+
+def _check_code(config: Config, rundir: RunDir, name: str, file: Path, trust_code: bool) -> None:
+    """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it."""
+    code = custom_code(config)
+    if rundir.runs_code and not trust_code:
+        named = custom_code(load(name))
+        require_trusted([each for each in code if each in named], file)
+    elif not rundir.runs_code and file.parent.absolute() != rundir.root and code:  # no record there describes it
+        raise UserError(
+            f"{name} is the config of a run directory, and the code that it names is not run by commands that "
+            f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
+        )
 
 
 def _run_directory(config: Given, out: str | None, name: str) -> RunDir:

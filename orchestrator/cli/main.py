@@ -16,7 +16,7 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import compare, look, machine, nightly, run
+from taugrid.orchestrator.cli import gate, look, machine, run
 from taugrid.orchestrator.cli.options import discard_output
 
 
@@ -40,8 +40,8 @@ def cli() -> None:
 
 for command in (
     *(machine.init, run.run, look.plan, look.status, run.train, run.sample, run.evaluate, run.report),
-    *(run.reconstruct, run.interpolate, compare.compare, look.board, look.export, look.verify),
-    *(nightly.baseline, nightly.nightly, run.submit, look.config),
+    *(run.reconstruct, run.interpolate, gate.compare, look.board, look.export, look.verify),
+    *(gate.baseline, gate.nightly, run.submit, look.config),
     *(machine.selfcheck, machine.doctor, machine.clean, machine.completion),
 ):
     cli.add_command(command)
