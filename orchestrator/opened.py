@@ -44,12 +44,9 @@ def open_config(
         assignments: see `config.load.load`.
         out: the run directory; None: runs/<name>, or `name` where that is one.
         runs_code: the command does work, so it needs the code that the config of a directory names.
-        trust_code: run that code even if it is not in the user's trust file.
+        trust_code: run that code even if it is not in the user's trust file; `UserError` without.
         same_checkpoints: a pattern of checkpoints matches those that the directory was begun with, not newer ones.
         dry: nothing is downloaded, and models whose files are not here are planned too.
-
-    Raises:
-        UserError: if the config is wrong, or names code that is not trusted.
     """
     file = None if isinstance(name, Mapping) else find(name)
     is_own = file is None or file.name != CONFIG_NAME
