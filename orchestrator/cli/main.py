@@ -76,11 +76,8 @@ def interruptible() -> Iterator[None]:
 
 
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
-    """Print an exception that Python drops, as one in a hook of `os.fork`.
-
-    Of an interrupt (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises) nothing is printed: the
-    signal itself ends the process.
-    """
+    """Print an exception that Python drops, as one in a hook of `os.fork`, but no interrupt: its signal ends the process
+    (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises)."""
     if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
         sys.__unraisablehook__(dropped)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import click.shell_completion
+from click.shell_completion import CompletionItem
 
 from taugrid.errors import UserError
 from taugrid.words import printable
@@ -23,11 +23,9 @@ from taugrid.words import printable
 class Word(click.types.StringParamType):
     """Text that a shell completes as the name of a file."""
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Leave it to the shell."""
-        return [click.shell_completion.CompletionItem(incomplete, "file")]
+        return [CompletionItem(incomplete, "file")]
 
 
 class Command(click.Command):
@@ -150,7 +148,6 @@ set_option = click.option(
 )
 
 SHARE = Finite(0, min_open=True)
-"""A share of a metric."""
 
 only_option = click.option(
     "--only",
@@ -185,7 +182,6 @@ images_options = options(
     ),
     click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column with their names."),
 )
-"""How images from elsewhere are scored and paired."""
 
 trust_option = click.option(
     "--trust-code",
@@ -194,7 +190,6 @@ trust_option = click.option(
 )
 
 cells_options = options(trust_option, only_option, dry_run_option)
-"""The options of every command that trains or samples cells."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
@@ -206,7 +201,6 @@ config_options = options(
     click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
     set_option,
 )
-"""The options of every command with a config."""
 
 break_lock_option = click.option(
     "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
@@ -222,7 +216,6 @@ cluster_options = options(
     json_option,
     break_lock_option,
 )
-"""The options of every command that does work."""
 
 pivot_options = options(
     click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
@@ -231,7 +224,6 @@ pivot_options = options(
         "--x", type=click.Choice(["steps", "evaluations", "seconds"]), help="What figures are over: report.x."
     ),
 )
-"""Short for report.rows, report.columns and report.x."""
 
 
 def echo(text: str, err: bool = False, nl: bool = True) -> None:
