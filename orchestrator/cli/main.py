@@ -76,8 +76,10 @@ def interruptible() -> Iterator[None]:
 
 
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
-    """Print an exception that Python drops, as one in a hook of `os.fork`, but no interrupt: its signal ends the process
-    (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises)."""
+    """Print an exception that Python drops, as one in a hook of `os.fork`.
+
+    An interrupt (KeyboardInterrupt, or the SystemExit of Ray's handler of SIGTERM) is not: its signal ends the process.
+    """
     if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
         sys.__unraisablehook__(dropped)
 
