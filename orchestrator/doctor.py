@@ -102,8 +102,7 @@ def is_ready(document: dict[str, Any]) -> bool:
 def examine(asked: Asked) -> list[Finding]:
     """The checks of the machine where it is called."""
     return [
-        *([_checked("software", software)] if asked.versions is None else []),
-        *([] if asked.versions is None else [same_versions(_versions(), asked.versions)]),
+        _checked("software", software) if asked.versions is None else same_versions(_versions(), asked.versions),
         _checked("torch", lambda: torch_check(has_gpus())),
         *([] if asked.root is None else [_checked("run directory", lambda: run_directory(asked))]),
         _checked("weights", lambda: weights_check(asked.extractor, asked.weights)),

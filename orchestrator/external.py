@@ -33,7 +33,6 @@ KEPT_DAYS = 30
 """How long the features of compared images stay in the user's cache."""
 
 FORMS = "(N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
-
 Images = str | NDArray[Any]
 """A path or another text that means images, or the images as `to_pixels` takes them, also as a tensor."""
 
@@ -146,14 +145,9 @@ def user_errors_of(progress: Progress) -> Iterator[None]:
 def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, trust_code: bool = False) -> OpenedSets:
     """Open sets of images and their reference, decode all images, and find the extractor.
 
-    Args:
-        samples: what messages call a set (`samples`, `A`) -> its path, see `eval.sources.open_images`.
-        reference: see `eval.reference.resolve_reference`.
-        section: the settings; without an extractor, that of the reference's run or data set, else Inception.
-        trust_code: the extractor that a run directory names may be custom code.
-
-    Raises:
-        UserError, ValueError, DamagedFile: if images, reference, weights or settings can't be used.
+    `samples` is what messages call a set (`samples`, `A`) -> its path. Without an extractor in `section`, it is that of
+    the reference's run or data set, else Inception. Raises `UserError`, `ValueError` or `DamagedFile` if images,
+    reference, weights or settings can't be used.
     """
     sets = {}
     for called, path in samples.items():

@@ -35,18 +35,6 @@ class Observers(Observer):
         self._observers = list(observers)
         self._say = say
 
-    def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
-        self._notify(lambda observer: observer.session_started(config, directory, stages))
-
-    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
-        self._notify(lambda observer: observer.happened(time, event))
-
-    def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
-        self._notify(lambda observer: observer.session_finished(rows, missing))
-
-    def session_failed(self, error: BaseException) -> None:
-        self._notify(lambda observer: observer.session_failed(error))
-
     def add_installed(self) -> None:
         for entry in entry_points(group=GROUP):
             try:
@@ -54,10 +42,22 @@ class Observers(Observer):
             except Exception as error:
                 self._say(f"warning: the observer {entry.name} ({entry.value}) can't be used: {last_line(error)}")
 
-    def _notify(self, call: Callable[[Observer], None]) -> None:
+    def session_started(self, config: Config, directory: str, stages: Sequence[str]) -> None:
+        self._notify("session_started", config, directory, stages)
+
+    def happened(self, time: datetime, event: Mapping[str, Any]) -> None:
+        self._notify("happened", time, event)
+
+    def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
+        self._notify("session_finished", rows, missing)
+
+    def session_failed(self, error: BaseException) -> None:
+        self._notify("session_failed", error)
+
+    def _notify(self, method: str, *arguments: Any) -> None:
         for observer in list(self._observers):
             try:
-                call(observer)
+                getattr(observer, method)(*arguments)
             except Exception as error:
                 self._observers.remove(observer)
                 kind = f"{type(observer).__module__}:{type(observer).__qualname__}"

@@ -44,12 +44,9 @@ def open_config(
         assignments: see `config.load.load`.
         out: the run directory; None: runs/<name>, or `name` where that is one.
         runs_code: the command does work, so it needs the code that the config of a directory names.
-        trust_code: run that code even if it is not in the user's trust file.
+        trust_code: run that code even if it is not in the user's trust file; `UserError` without.
         same_checkpoints: a pattern of checkpoints matches those that the directory was begun with, not newer ones.
         dry: nothing is downloaded, and models whose files are not here are planned too.
-
-    Raises:
-        UserError: if the config is wrong, or names code that is not trusted.
     """
     file = None if isinstance(name, Mapping) else find(name)
     is_own = file is None or file.name != CONFIG_NAME
@@ -82,14 +79,12 @@ def open_config(
 
 
 def _check_code(config: Config, rundir: RunDir, name: str, file: Path, trust_code: bool) -> None:
-    """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it.
-
-    A read-only command needs it only if no record of the directory describes it.
-    """
+    """Raise `UserError` if the command needs code that `file`, a run directory's config, names, and may not run it."""
+    code = custom_code(config)
     if rundir.runs_code and not trust_code:
         named = custom_code(load(name))
-        require_trusted([code for code in custom_code(config) if code in named], file)
-    elif not rundir.runs_code and file.parent.absolute() != rundir.root and custom_code(config):
+        require_trusted([each for each in code if each in named], file)
+    elif not rundir.runs_code and file.parent.absolute() != rundir.root and code:  # no record there describes it
         raise UserError(
             f"{name} is the config of a run directory, and the code that it names is not run by commands that "
             f"only look; give {file.parent} or, if the config is yours, a copy of it under another name"
@@ -148,13 +143,13 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     config = load(name, assignments)
     rundir = _run_directory(name, out, config.name)
     rundir.runs_code = False
-    begun, recorded = (read_json(path, rundir.storage) for path in (rundir.config, rundir.plan))
-    if assignments and _planned_sections(config) != _planned_sections(load(name)):
+    planned = {*GRID_SECTIONS, "sample", "grid"}
+    if assignments and config.model_dump(include=planned) != load(name).model_dump(include=planned):
         return None
+    begun = read_json(rundir.config, rundir.storage)
+    recorded: Any = read_json(rundir.plan, rundir.storage)
     try:
-        if not isinstance(recorded, dict) or not recorded["cells"]:
-            return None
-        if recorded["config_sha256"] != config_sha256(begun or {}):
+        if not recorded["cells"] or recorded["config_sha256"] != config_sha256(begun or {}):
             return None
         run = Run(config, from_json(recorded), rundir, read_sizes(rundir))
     except (KeyError, TypeError, ValueError, AttributeError, UserError):
@@ -163,26 +158,16 @@ def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) 
     return run
 
 
-def _planned_sections(config: Config) -> dict[str, Any]:
-    return config.model_dump(include={*GRID_SECTIONS, "sample", "grid"})
-
-
-def is_other_folder(name: str) -> bool:
-    """Whether this is a local folder that is no run directory."""
-    return not is_url(name) and Path(name).is_dir() and not is_run_directory(*open_place(name, "DIR"))
-
-
 def are_images(place: str) -> bool:
-    """Whether a place may hold images from elsewhere, and is no run."""
-    return is_other_folder(place) or place.endswith((".npz", ".parquet"))
+    """Whether a place may hold images from elsewhere: a local folder that is no run directory, an .npz or Parquet."""
+    if not is_url(place) and Path(place).is_dir():
+        return not is_run_directory(*open_place(place, "DIR"))
+    return place.endswith((".npz", ".parquet"))
 
 
 def directory_of(given: str) -> str:
-    """The run directory: `given` or, if that is a config, the directory of its runs without --out.
-
-    Raises:
-        UserError: if it is a file that is not a config.
-    """
+    """The run directory: `given` or, if that is a config, the directory of its runs without --out; `UserError` if it is
+    a file that is not a config."""
     if _is_run_directory(given):
         return given
     try:
@@ -193,11 +178,8 @@ def directory_of(given: str) -> str:
 
 
 def open_to_plan(name: Given, assignments: Sequence[Override], out: str | None) -> Run:
-    """Open a config for `taugrid plan`. Missing files are not an error, and nothing is downloaded.
-
-    Raises:
-        UserError: if the config is wrong or would orphan images.
-    """
+    """Open a config for `taugrid plan`. Missing files are not an error, and nothing is downloaded; `UserError` if the
+    config is wrong or would orphan images."""
     run = open_config(name, assignments, out, dry=True)
     if not run.plan.pending:  # else the cells' ids are unknown
         check_extends(run.config, run.plan, run.rundir)
@@ -213,11 +195,7 @@ def open_to_run(
     trust_code: bool = False,
     same_checkpoints: bool = False,
 ) -> Run:
-    """Open a config for work on the Ray cluster at `address`. See `open_config` for the other arguments.
-
-    Raises:
-        UserError: if the config is wrong, or a cluster is joined and the run directory is named by a relative path.
-    """
+    """Open a config for work on the Ray cluster at `address`. See `open_config` for the rest."""
     require_shared(run_folder(name, out, ""), address)
     recorded = None if runs_code else _as_recorded(name, assignments, out)
     return recorded or open_config(name, assignments, out, runs_code, trust_code, same_checkpoints)

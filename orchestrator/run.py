@@ -35,11 +35,9 @@ class Run:
     """
 
     config: Config
-    configured: Plan
-    """The plan with the config's N. Tables show it."""
+    configured: Plan  # with the config's N, which tables show
     rundir: RunDir
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Cell id -> the N to which it grew (grown.json)."""
+    sizes: Mapping[str, int] = field(default_factory=dict)  # cell id -> the N to which it grew (grown.json)
 
     @cached_property
     def plan(self) -> Plan:

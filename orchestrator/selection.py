@@ -15,11 +15,7 @@ from taugrid.words import counted
 
 
 def find_cell(plan: Plan, name: str) -> Cell:
-    """The cell with this id, folder name, beginning of either, label, or settings.
-
-    Raises:
-        UserError: if none or several match.
-    """
+    """The cell with this id, folder name, beginning of either, label, or settings; `UserError` unless one matches."""
     if is_selector(name):
         fitting = [cell for cell in plan.cells if cell.label == name] or _fitting(plan, name)
         if len(fitting) == 1:
@@ -35,11 +31,7 @@ def find_cell(plan: Plan, name: str) -> Cell:
 
 
 def whole_numbers(indices: Any) -> list[int]:
-    """Indices of images as a list.
-
-    Raises:
-        UserError: if one is not a whole number. A mask would be read as the images 0 and 1.
-    """
+    """Indices of images as a list; `UserError` for a mask, which would be read as the images 0 and 1, and fractions."""
     try:
         given = list(indices)
         if any(isinstance(index, bool | np.bool_) for index in given):
@@ -50,11 +42,8 @@ def whole_numbers(indices: Any) -> list[int]:
 
 
 def select(plan: Plan, selectors: Sequence[str]) -> Plan:
-    """The cells that match any of `selectors`, with their models; the whole plan if there are none.
-
-    Raises:
-        UserError: if a selector matches no cell.
-    """
+    """The cells that match any of `selectors`, with their models; the whole plan if there are none. `UserError` if a
+    selector matches no cell."""
     if not selectors:
         return plan
     keys = {name for pair in _short(plan).items() for name in pair}

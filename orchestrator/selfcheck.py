@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,21 +33,6 @@ from taugrid.workers.diffusion.gaussian import Gaussian
 from taugrid.workers.samplers.sampler import find
 
 
-class Judgement(NamedTuple):
-    cell: Cell
-    verdict: CellFindings
-
-
-class Findings(NamedTuple):
-    judgements: list[Judgement]
-    sampler: str | None
-    """That of --sampler."""
-
-    @property
-    def problems(self) -> list[str]:
-        return [f"{each.cell.label}: {line}" for each in self.judgements for line in each.verdict.problems]
-
-
 def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...]:
     """What `--sampler` and `--sampler-options` (YAML) change in configs/selfcheck.yaml."""
     if sampler is None:
@@ -62,49 +47,45 @@ def overrides(sampler: str | None, options: str | None = None) -> tuple[str, ...
     return ("name=selfcheck-sampler", f"grid={json.dumps(grid)}", *given)
 
 
-def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Findings:
+Judged = list[tuple[Cell, CellFindings]]
+
+
+def judge_run(run: Run, progress: Progress, sampler: str | None = None) -> Judged:
     """Judge every cell of a finished run of oracles, by its files and by the FID in its table."""
     config, plan, rundir = run.config, run.plan, run.rundir
     rows = {row["cell"]: row for row in collect(plan, rundir, scoring_of(config, plan)).rows}
-    reference, judgements = data.load_images(config.data), []
+    reference, judged = data.load_images(config.data), Judged()
     progress.begin("judging", len(plan.cells), "cells")
     for count, cell in enumerate(plan.cells):
-        images, fid = _images(cell, rundir), rows[cell.id]["fid"]
+        pictures, index, labels = _images(cell, rundir)
+        fid = rows[cell.id]["fid"]
         if sampler is None:
-            judgements.append(Judgement(cell, judge(*images, _settings(cell), fid, reference, _labels(cell, rundir))))
+            judged.append((cell, judge(pictures, index, _settings(cell), fid, reference, labels)))
         else:
-            judgements.append(_judge_sampler(sampler, cell, images, fid, reference))
+            judged.append((cell, _judge_sampler(sampler, cell, pictures, index, fid, reference)))
         progress.update(count + 1)
     progress.end()
     if sampler is not None and (order := _order(sampler)) is not None:
-        *_, last = judgements
-        differences = {each.cell.settings.steps: each.verdict.mean_difference or 0.0 for each in judgements}
+        differences = {cell.settings.steps: findings.mean_difference or 0.0 for cell, findings in judged}
         problems = selfcheck.order_problems(sampler, order, differences)
-        judgements[-1] = last._replace(verdict=replace(last.verdict, problems=(*last.verdict.problems, *problems)))
-    return Findings(judgements, sampler)
+        cell, last = judged[-1]
+        judged[-1] = cell, replace(last, problems=(*last.problems, *problems))
+    return judged
 
 
-CellImages = tuple[NDArray[np.uint8], NDArray[np.int64]]
+def problems_of(judged: Judged) -> list[str]:
+    return [f"{cell.label}: {line}" for cell, findings in judged for line in findings.problems]
 
 
-def _images(cell: Cell, rundir: RunDir) -> CellImages:
-    """A cell's images, (n, C, H, W), and their recorded indices."""
-    parts = [
-        part
-        for shard in cell.shards
-        for part in parquet.read_images(rundir.sample_part(cell, shard), storage=rundir.storage)
-    ]
+def _images(cell: Cell, rundir: RunDir) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]:
+    """A cell's images, (n, C, H, W), their recorded indices and, if it has them, classes."""
+    paths, storage = [rundir.sample_part(cell, shard) for shard in cell.shards], rundir.storage
+    parts = [part for path in paths for part in parquet.read_images(path, storage=storage)]
     index, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return pictures, index
-
-
-def _labels(cell: Cell, rundir: RunDir) -> NDArray[np.int64] | None:
-    """The recorded class of each of a cell's images, in the order of `_images`; None if it has none."""
     if cell.label_rule is None:
-        return None
-    paths = (rundir.sample_part(cell, shard) for shard in cell.shards)
-    parts = [labels for path in paths for _, labels in parquet.read_numbers(path, "label", rundir.storage)]
-    return np.concatenate(parts).astype(np.int64)
+        return pictures, index, None
+    labels = [labels for path in paths for _, labels in parquet.read_numbers(path, "label", storage)]
+    return pictures, index, np.concatenate(labels).astype(np.int64)
 
 
 def _settings(cell: Cell) -> CellSettings:
@@ -139,21 +120,28 @@ def _path(cell: Cell) -> tuple[Visited, ...]:
     return ddpm_path(schedules.alpha_bar(diffusion), [int(t) for t in cell.tau])  # its grid has no log-SNR spacings
 
 
-def _judge_sampler(sampler: str, cell: Cell, images: CellImages, fid: float, reference: NDArray[np.uint8]) -> Judgement:
+def _judge_sampler(
+    sampler: str,
+    cell: Cell,
+    pictures: NDArray[np.uint8],
+    index: NDArray[np.int64],
+    fid: float,
+    reference: NDArray[np.uint8],
+) -> CellFindings:
     assert cell.settings.seed is not None
     known, (first, *_, last) = distribution(cell.model.data), cell.points
     assert isinstance(known, Gaussian)
     start = schedules.process(cell.model.diffusion).first_scale(first) / first.scale
-    found = selfcheck.judge_sampler(
-        *images,
+    return selfcheck.judge_sampler(
+        pictures,
+        index,
         cell.settings.num_samples,
-        selfcheck.ode_images(known, first.alpha_bar, last.alpha_bar, cell.settings.seed, images[1], start),
+        selfcheck.ode_images(known, first.alpha_bar, last.alpha_bar, cell.settings.seed, index, start),
         fid,
         reference,
         follows=_order(sampler) is not None,
         is_last=cell.settings.steps == max(selfcheck.STEPS),
     )
-    return Judgement(cell, found)
 
 
 def _order(sampler: str) -> int | None:
@@ -161,7 +149,7 @@ def _order(sampler: str) -> int | None:
     return find(sampler).order if sampler in SAMPLERS else None
 
 
-def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
+def as_json(judged: Judged, rundir: RunDir) -> dict[str, Any]:
     """The document that `--json` prints."""
     cells = [
         {
@@ -179,7 +167,7 @@ def as_json(findings: Findings, rundir: RunDir) -> dict[str, Any]:
             "fid": verdict.fid,
             "problems": list(verdict.problems),
         }
-        for cell, verdict in findings.judgements
+        for cell, verdict in judged
     ]
-    status = "failed" if findings.problems else "done"
-    return {"dir": rundir.shown, "status": status, "cells": cells, "problems": findings.problems}
+    problems = problems_of(judged)
+    return {"dir": rundir.shown, "status": "failed" if problems else "done", "cells": cells, "problems": problems}

@@ -143,15 +143,14 @@ class Session:
         problems: dict[str, str] = {}
         done: list[WorkKind] = []
         for part in self._parts(wanted):
-            _, kinds = self._kinds(part)
+            kinds = [kind for kind in self._kinds(part) if kind.stage in self._stages]
             done += kinds
             if kinds and (problems := self._work(kinds, part)):
                 break
         self._take_sizes()
         for kind in done:
             kind.clean_up()
-        reported, _ = self._kinds(grown(wanted, self.run.sizes))
-        return self._report(reported, failed, problems)
+        return self._report(self._kinds(grown(wanted, self.run.sizes)), failed, problems)
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:
         """`wanted` at each N at which tables need scores: first at those to which `--until` grows it."""
@@ -231,8 +230,9 @@ class Session:
         """Claim the directory, and write the config, the plan and the list of cells, unless the work is refused."""
         self.rundir.ledger.keep()
         check_extends(self.config, self.plan, self.rundir)
-        for kind in self._kinds(self.selected)[1]:
-            kind.check()
+        for kind in self._kinds(self.selected):
+            if kind.stage in self._stages:
+                kind.check()
         self.rundir.claim()
         self.rundir.storage.delete(self.rundir.root / reported_files.FILE)
         write_json(self.rundir.config, self.config.recorded, self.rundir.storage)
@@ -278,22 +278,17 @@ class Session:
         self._warned.append(text)
         self._progress.say(f"warning: {text}")
 
-    def _kinds(self, selected: Plan) -> tuple[list[WorkKind], list[WorkKind]]:
-        """The kinds of work on `selected` whose results are reported, and those of them that this session does."""
+    def _kinds(self, selected: Plan) -> list[WorkKind]:
+        """The kinds of work on `selected` whose results are reported; this session does those of its stages."""
         survey = Survey(self.run, self._scoring, self._stages, self._set_aside, selected)
-        reported = [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
-        return reported, [kind for kind in reported if kind.stage in self._stages]
+        return [kind(survey) for kind in work_kinds() if {kind.stage, *kind.reported_by} & self._stages]
 
     def _connect(self) -> None:
         trainers = max((source.train.fewest_workers for _, source in self.selected.trained_here), default=0)
         self._ray.open(self.config.cluster, trainers, self._modules, self._progress.say)
 
     def _train(self) -> dict[str, TrainingFailed]:
-        """Train what is missing. Returns model id -> error for trainings that failed while others did not.
-
-        Raises:
-            TrainingFailed: if there is no other model to go on with.
-        """
+        """Train what is missing. Returns model id -> error for trainings that failed; `TrainingFailed` if all did."""
         failed = {}
         trainings = list(self._trainings())
         if trainings:
@@ -306,9 +301,7 @@ class Session:
         if failed and len(failed) == len(self.selected.models):
             raise next(iter(failed.values()))
         if self._stages == {"train"} and not failed:
-            self._progress.say(
-                "every model of this config is trained" if self.selected is self.plan else "models trained"
-            )
+            self._progress.say(f"{counted(len(self.selected.models), 'model')} trained")
         return failed
 
     def _trainings(self) -> Iterator[Training]:

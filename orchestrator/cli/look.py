@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from taugrid.workers.importing import uncollected
 
 if TYPE_CHECKING:
     from taugrid.orchestrator.board.index import Index
+    from taugrid.orchestrator.run import Run
     from taugrid.orchestrator.work.growing import Until
 
 
@@ -68,39 +68,35 @@ def show_plan(
         from taugrid.orchestrator.selection import select
         from taugrid.orchestrator.view.dry_run import describe_plan
 
-    run, only = open_to_plan(requested.config, requested.overrides, requested.out), requested.only
-    described = describe_plan(run)
-    if only:
-        selected = replace(run, configured=select(run.configured, only))
-        described = describe_plan(selected) | {"remarks": described["remarks"]}
-    texts: list[Callable[[dict[str, Any]], str]] = [plan_text]
+    run = open_to_plan(requested.config, requested.overrides, requested.out)
+    described, part = describe_plan(run), select(run.configured, requested.only)
+    if requested.only:
+        described = describe_plan(replace(run, configured=part)) | {"remarks": described["remarks"]}
+    texts = []
     if until is not None:
-        part = select(run.configured, only)
         until.smallest(part)
         until.along(run.configured)
         largest = resized(part, {cell.id: until.most for cell in part.cells})
         left = describe_plan(replace(run, configured=largest))["network_evaluations_remaining"]
         described["until"] = {"max": until.most, "network_evaluations_remaining_at_most": left}
-        line = f"with N = {until.most:,} for all: at most {left:,} network evaluations still to do"
-        texts.append(lambda _: line)
+        texts.append(f"with N = {until.most:,} for all: at most {left:,} network evaluations still to do")
     if history is not None:
         from taugrid.orchestrator.nightly.before import price, price_text, standard_error_problem
 
         if (problem := standard_error_problem(run, is_planned=True)) is not None:
             described["remarks"].append(problem)
         described["night"] = price(described, run.plan, history)
-        texts.append(lambda shown: price_text(shown["night"]))
+        texts.append(price_text(described["night"]))
     if baseline is not None:
         from taugrid.orchestrator.nightly.before import coverage_text, expected_coverage
 
         described["baseline"] = expected_coverage(run, baseline)
         if count := len(described["baseline"]["only_baseline"]):
             cells = f"{counted(count, 'cell')} of the baseline"
-            described["remarks"].append(
-                f"{cells} would be missing: a night exits with 5 unless --allow-missing is given"
-            )
-        texts.append(lambda shown: coverage_text(shown["baseline"]))
-    print_value(described, requested.as_json, lambda shown: "\n".join(text(shown) for text in texts))
+            remark = f"{cells} would be missing: a night exits with 5 unless --allow-missing is given"
+            described["remarks"].append(remark)
+        texts.append(coverage_text(described["baseline"]))
+    print_value(described, requested.as_json, lambda shown: "\n".join([plan_text(shown), *texts]))
     return described
 
 
@@ -165,9 +161,9 @@ def verify(directory: str, as_json: bool) -> None:
     run = open_existing(directory_of(directory))
     run.rundir.downloads = False  # verification downloads nothing
     total = sum(cell.settings.num_samples for cell in run.plan.cells)
+    seen = 0
     with Progress() as progress:
         progress.begin("verifying", total, "images")
-        seen = 0
 
         def tick(count: int) -> None:
             nonlocal seen
@@ -204,26 +200,27 @@ def board(places: tuple[str, ...], port: int | None, target: str | None, as_json
         taugrid board runs --to site  # static files: for a disk, a bucket or GitHub Pages
         taugrid board runs history --json  # all cells of all runs, for programs
     """
-    if target is not None and as_json:
-        raise click.UsageError("--to writes a page, and --json prints a document; give only one of them")
     from taugrid.orchestrator.board.document import document_of, records
     from taugrid.orchestrator.board.find import Place
     from taugrid.orchestrator.board.index import Index
+    from taugrid.orchestrator.board.site import check_target, write_site
 
+    if target is not None and as_json:
+        raise click.UsageError("--to writes a page, and --json prints a document; give only one of them")
     index = Index([Place.of(place) for place in places])
-    if as_json:
-        print_value(records(index.look_or_refuse()), as_json, str)
-    elif target is not None:
-        from taugrid.orchestrator.board.site import check_target, write_site
-
-        folder = check_target(target, index.places)
-        found = index.look_or_refuse()
-        unread = write_site(document_of(found, index.places), folder)
-        _say(found.notes)
-        lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
-        echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
-    else:
+    if target is None and not as_json:
         _serve(index, port)
+        return
+    folder = None if target is None else check_target(target, index.places)
+    found = index.look_or_refuse()
+    if folder is None:
+        print_value(records(found), as_json, str)
+        return
+    unread = write_site(document_of(found, index.places), folder)
+    for note in found.notes:
+        echo(f"taugrid: {note}", err=True)
+    lacking = f"; the images of {counted(unread, 'cell')} could not be read" if unread else ""
+    echo(f"{counted(len(found.runs), 'run')} in {folder / 'index.html'}{lacking}")
 
 
 def _serve(index: "Index", port: int | None) -> None:
@@ -236,15 +233,11 @@ def _serve(index: "Index", port: int | None) -> None:
         raise UserError("the board needs starlette and uvicorn; pip install 'taugrid[board]'") from None
     listening, token = server.listen(port), server.new_token()
     found = index.look_or_refuse()
-    _say(found.notes)
+    for note in found.notes:
+        echo(f"taugrid: {note}", err=True)
     with reader_may_leave():
         echo(f"{counted(len(found.runs), 'run')} on {server.address_of(listening, token)} (Ctrl-C ends it)")
     server.serve(server.application(index, found, token), listening)
-
-
-def _say(notes: Sequence[str]) -> None:
-    for note in notes:
-        echo(f"taugrid: {note}", err=True)
 
 
 FORMATS = ("png", "npz", "hf", "model-card", "latex")
@@ -284,9 +277,9 @@ def export(
         taugrid export runs/mine --format latex --to table.tex  # the tables for a paper
         taugrid export runs/mine --reference --to reference.npz  # mu and sigma
     """
-    from taugrid.orchestrator.exports.export import TEXTS, export_images, export_text
+    from taugrid.orchestrator.exports.export import TEXTS, export_text
+    from taugrid.orchestrator.exports.reference import export_reference
     from taugrid.orchestrator.opened import open_existing
-    from taugrid.orchestrator.progress import Progress
     from taugrid.storage import is_url
 
     if reference and (cell is not None or form != "png" or by_label or as_json):
@@ -297,16 +290,21 @@ def export(
         raise click.UsageError(f"--to {target}: exports go to a folder of this machine; copy it from there")
     if Path(target).resolve().is_relative_to(Path(directory).resolve()):
         raise UserError(f"--to {target} is in the run directory, which stays as it is; give another place")
+    run = open_existing(directory, dry=not reference)
     if reference:
-        from taugrid.orchestrator.exports.reference import export_reference
-
-        echo(f"{export_reference(open_existing(directory), Path(target))} in {target}")
-        return
-    run = open_existing(directory, dry=True)
-    if form in TEXTS:
+        echo(f"{export_reference(run, Path(target))} in {target}")
+    elif form in TEXTS:
         export_text(run, form, Path(target), cell)
         print_value({"format": form, "to": target}, as_json, lambda _: f"{target} is written")
-        return
+    else:
+        _export_images(run, form, target, cell, by_label, as_json)
+
+
+def _export_images(run: "Run", form: str, target: str, cell: str | None, by_label: bool, as_json: bool) -> None:
+    """Write images, and say which cells were left out, with exit code 4."""
+    from taugrid.orchestrator.exports.export import export_images
+    from taugrid.orchestrator.progress import Progress
+
     with Progress() as progress:
         cells, left_out = export_images(run, form, Path(target), progress, cell, by_label)
     document: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -103,42 +104,39 @@ def selfcheck(sampler: str | None, sampler_options: str | None, **given: Any) ->
     requested = RunOptions(**given)
     check_form(requested.address)
     if requested.out is not None:
-        _selfcheck(requested.out, requested, sampler, sampler_options)
+        _selfcheck(requested, sampler, sampler_options)
         return
     if requested.address != "local":
         raise UserError(f"with --address {requested.address}, give --out: an absolute path that every node sees")
     with TemporaryDirectory(prefix="taugrid-selfcheck-") as out:
-        _selfcheck(out, requested, sampler, sampler_options)
+        _selfcheck(replace(requested, out=out), sampler, sampler_options)
 
 
-def _selfcheck(out: str, requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
+def _selfcheck(requested: RunOptions, sampler: str | None, sampler_options: str | None) -> None:
     from taugrid.orchestrator import selfcheck
     from taugrid.orchestrator.cli.text import selfcheck_text
     from taugrid.orchestrator.opened import open_config, require_shared
     from taugrid.orchestrator.progress import Progress
     from taugrid.orchestrator.session import Session
-    from taugrid.storage import read_json
 
-    require_shared(out, requested.address)
-    run = open_config("selfcheck", (*requested.overrides, *selfcheck.overrides(sampler, sampler_options)), out)
-    there = read_json(run.rundir.config, run.rundir.storage)
-    if there is not None and (not isinstance(there, dict) or there.get("name") != run.config.name):
-        raise UserError(f"--out {out} holds another run; give an empty folder, or that of an earlier selfcheck")
+    require_shared(str(requested.out), requested.address)
+    changes = (*requested.overrides, *selfcheck.overrides(sampler, sampler_options))
+    run = open_config("selfcheck", changes, requested.out)
     with Progress() as progress:
         missing = Session(run, requested.address, progress).do(("sample", "evaluate"), requested.break_lock).missing
         if missing:
             name, reason = next(iter(missing.items()))
             lost = counted(len(missing), "cell")
             raise RunFailed(f"{lost} could not be finished, so nothing was checked; {name}: {reason}")
-        findings = selfcheck.judge_run(run, progress, sampler)
-    document = selfcheck.as_json(findings, run.rundir)
+        judged = selfcheck.judge_run(run, progress, sampler)
+    document = selfcheck.as_json(judged, run.rundir)
     print_value(document, requested.as_json, lambda checked: selfcheck_text(checked, sampler))
-    for problem in findings.problems:
+    for problem in document["problems"]:
         echo(f"wrong: {problem}", err=True)
-    if findings.problems:
-        raise RunFailed(f"selfcheck found {counted(len(findings.problems), 'problem')}")
+    if document["problems"]:
+        raise RunFailed(f"selfcheck found {counted(len(document['problems']), 'problem')}")
     what = "the paper" if sampler is None else "the closed form"
-    echo(f"selfcheck: all {counted(len(findings.judgements), 'cell')} agree with {what}", err=True)
+    echo(f"selfcheck: all {counted(len(judged), 'cell')} agree with {what}", err=True)
 
 
 MARKS = {"ok": "green", "warning": "yellow", "error": "red"}

@@ -16,9 +16,8 @@ import click
 from taugrid import __version__
 from taugrid.errors import Exit, RunFailed, UserError, user_errors
 from taugrid.orchestrator import ending
-from taugrid.orchestrator.cli import compare, look, machine, nightly, run
+from taugrid.orchestrator.cli import gate, look, machine, run
 from taugrid.orchestrator.cli.options import discard_output
-from taugrid.words import did_you_mean
 
 
 class InOrder(click.Group):
@@ -27,16 +26,6 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names as they were added."""
         return list(self.commands)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names; a usage error says which one was meant, or what there is."""
-        is_wrong = bool(args) and args[0] not in self.commands and not args[0].startswith("-")
-        if is_wrong and not ctx.resilient_parsing:  # a shell completes words behind it all the same
-            hint = did_you_mean(args[0], self.commands, f"commands: {', '.join(self.commands)}")
-            ctx.fail(f"no such command {args[0]!r} ({hint})")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,8 +40,8 @@ def cli() -> None:
 
 for command in (
     *(machine.init, run.run, look.plan, look.status, run.train, run.sample, run.evaluate, run.report),
-    *(run.reconstruct, run.interpolate, compare.compare, look.board, look.export, look.verify),
-    *(nightly.baseline, nightly.nightly, run.submit, look.config),
+    *(run.reconstruct, run.interpolate, gate.compare, look.board, look.export, look.verify),
+    *(gate.baseline, gate.nightly, run.submit, look.config),
     *(machine.selfcheck, machine.doctor, machine.clean, machine.completion),
 ):
     cli.add_command(command)
@@ -89,8 +78,7 @@ def interruptible() -> Iterator[None]:
 def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
     """Print an exception that Python drops, as one in a hook of `os.fork`.
 
-    Of an interrupt (KeyboardInterrupt, or the SystemExit that Ray's handler of SIGTERM raises) nothing is printed: the
-    signal itself ends the process.
+    An interrupt (KeyboardInterrupt, or the SystemExit of Ray's handler of SIGTERM) is not: its signal ends the process.
     """
     if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
         sys.__unraisablehook__(dropped)

@@ -88,16 +88,17 @@ NOT_HERE = "not here yet: `taugrid init` again once it is, and its shape, classe
 def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str | None) -> str:
     """A config for a checkpoint, or for images that a network is trained on; by default the demo's.
 
-    Args:
-        checkpoint: a diffusers folder, or an id on the hub; what is not here yet leaves questions open.
-        data: NAME, NAME/CATEGORY or NAME:ROOT of a data set; None: one of the checkpoint's shape, or digits.
-        trains: train a U-Net on a data set whose oracle would be taken.
-        name: of the experiment.
-
-    Raises:
-        UserError: if there is no such checkpoint or data set, or they do not fit each other.
+    `checkpoint` is a diffusers folder or an id on the hub; what is not here yet leaves questions open. `data` is NAME,
+    NAME/CATEGORY or NAME:ROOT of a data set; None: one of the checkpoint's shape, or digits. `trains` trains a U-Net on
+    a data set whose oracle would be taken. `UserError` if there is no such checkpoint or data set, or they don't fit.
     """
-    loaded = None if checkpoint is None else _loaded(checkpoint)
+    loaded = None
+    if checkpoint is not None:
+        try:
+            loaded = read_checkpoint(checkpoint, download=False)
+        except MissingInput:
+            if Path(checkpoint).exists() or not is_hub_id(checkpoint):
+                raise
     section, about = _data(data, loaded, checkpoint)
     images = validate(Data, section, "--data")
     oracle = images.name if checkpoint is None and images.name in ORACLES and not trains else None
@@ -140,16 +141,6 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
 
 
-def _loaded(checkpoint: str) -> Checkpoint | None:
-    """The checkpoint; None if it is on the hub, and not here yet."""
-    try:
-        return read_checkpoint(checkpoint, download=False)
-    except MissingInput:
-        if is_hub_id(checkpoint) and not Path(checkpoint).exists():
-            return None
-        raise
-
-
 def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) -> tuple[dict[str, Any], str]:
     """The section `data`, and a comment on it."""
     shape = None if loaded is None else loaded.decoder.picture_shape
@@ -170,23 +161,23 @@ def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) 
     if name not in DATASETS:
         validate(Data, {"name": name}, "--data")
     dataset = DATASETS[name]
-    if "root" in dataset.required and not root:
-        raise UserError(f"--data {name}: say where the images are, as in {name}:DIR")
-    if "category" in dataset.required and not category:
-        raise UserError(f"--data {name}: say which category, as in {name}/bedroom or {name}/bedroom:DIR")
+    for key, value in (("root", root), ("category", category)):
+        if key in dataset.required and not value:
+            raise UserError(f"--data {given}: {key} is missing, as in {name}{':DIR' if key == 'root' else '/bedroom'}")
     place = root if "://" in root else str(Path(root).expanduser().absolute())
     section = {"name": name} | ({"category": category} if category else {}) | ({"root": place} if root else {})
     if dataset.shape is None:
         seen, more, about = _look(section)
         return section | {"shape": list(shape or seen)} | more, about
-    if shape not in (None, dataset.shape):
-        if "shape" not in dataset.keys:
-            raise UserError(
-                f"--data {name}: its images are {_size(dataset.shape)}, but {checkpoint} makes {_size(shape)}; give "
-                "--data folder:DIR or parquet:DIR, which are resized, or leave it out"
-            )
-        return section | {"shape": list(shape or ()), "split": "train"}, ""
-    return section | {"split": "train"}, "download: true downloads them." if "download" in dataset.keys else ""
+    if shape in (None, dataset.shape):
+        about = "download: true downloads them." if "download" in dataset.keys else ""
+        return section | {"split": "train"}, about
+    if "shape" not in dataset.keys:
+        raise UserError(
+            f"--data {name}: its images are {_size(dataset.shape)}, but {checkpoint} makes {_size(shape)}; give "
+            "--data folder:DIR or parquet:DIR, which are resized, or leave it out"
+        )
+    return section | {"shape": list(shape or ()), "split": "train"}, ""
 
 
 def _look(section: Mapping[str, Any]) -> tuple[Shape, dict[str, Any], str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import click.shell_completion
+from click.shell_completion import CompletionItem
 
 from taugrid.errors import UserError
 from taugrid.words import printable
@@ -23,18 +23,15 @@ from taugrid.words import printable
 class Word(click.types.StringParamType):
     """Text that a shell completes as the name of a file."""
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Leave it to the shell."""
-        return [click.shell_completion.CompletionItem(incomplete, "file")]
+        return [CompletionItem(incomplete, "file")]
 
 
 class Command(click.Command):
     """A command that refuses an option given twice: click would silently take the last value.
 
-    A command's docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which a test runs.
-    Help shows them after the options.
+    Its docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which help shows last.
     """
 
     def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
@@ -53,11 +50,7 @@ class Command(click.Command):
                 formatter.write(f"  # {comment}\n  {command}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` into `ctx`.
-
-        Raises:
-            UserError: if an option that takes one value is given twice.
-        """
+        """Parse `args` into `ctx`; `UserError` if an option that takes one value is given twice."""
         if not ctx.resilient_parsing:  # for completions in a shell, any words may precede
             *_, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
@@ -96,12 +89,11 @@ class RunOptions:
     @property
     def overrides(self) -> tuple[str, ...]:
         """The values of --set, and those that other options are short for."""
-        short = (
-            "" if self.rows is None else f"report.rows=[{self.rows}]",
-            f"report.columns={self.columns}" if self.columns else "",
-            f"report.x={self.x}" if self.x else "",
-        )
-        return (*with_workers(self.assignments, self.workers), *filter(None, short))
+        short = {"report.columns": self.columns, "report.x": self.x}
+        changes = with_workers(self.assignments, self.workers)
+        if self.rows is not None:  # none: the usual table
+            changes = (*changes, f"report.rows=[{self.rows}]")
+        return (*changes, *(f"{key}={value}" for key, value in short.items() if value))
 
 
 def with_workers(assignments: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
@@ -142,14 +134,6 @@ class Finite(click.FloatRange):
         return number
 
 
-def given_once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """The values of --set; a usage error if two are for one key."""
-    keys = [text.partition("=")[0].strip() for text in given]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise click.UsageError(f"--set {twice[0]} is given twice, and only the last would count; give it once")
-    return given
-
-
 def names_in(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[str, ...]:
     """The names in a list with commas; none if it is not given."""
     return () if given is None else tuple(name.strip() for name in given.split(","))
@@ -159,13 +143,11 @@ set_option = click.option(
     "--set",
     "assignments",
     multiple=True,
-    callback=given_once,
     metavar="KEY=VALUE",
     help="Override a key; VALUE is YAML.",
 )
 
 SHARE = Finite(0, min_open=True)
-"""A share of a metric."""
 
 only_option = click.option(
     "--only",
@@ -200,7 +182,6 @@ images_options = options(
     ),
     click.option("--pair-by", metavar="COLUMN", help="Images: the Parquet column with their names."),
 )
-"""How images from elsewhere are scored and paired."""
 
 trust_option = click.option(
     "--trust-code",
@@ -209,7 +190,6 @@ trust_option = click.option(
 )
 
 cells_options = options(trust_option, only_option, dry_run_option)
-"""The options of every command that trains or samples cells."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there."
@@ -221,7 +201,6 @@ config_options = options(
     click.option("--out", metavar="DIR", help="Run directory.  [default: runs/<name>]"),
     set_option,
 )
-"""The options of every command with a config."""
 
 break_lock_option = click.option(
     "--break-lock", is_flag=True, help="Take the run directory from a driver that seems to be running."
@@ -237,7 +216,6 @@ cluster_options = options(
     json_option,
     break_lock_option,
 )
-"""The options of every command that does work."""
 
 pivot_options = options(
     click.option("--rows", metavar="KEY,...", help="The keys of a table's rows, as report.rows: schedule,eta."),
@@ -246,7 +224,6 @@ pivot_options = options(
         "--x", type=click.Choice(["steps", "evaluations", "seconds"]), help="What figures are over: report.x."
     ),
 )
-"""Short for report.rows, report.columns and report.x."""
 
 
 def echo(text: str, err: bool = False, nl: bool = True) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -217,17 +218,15 @@ def evaluate(**given: Any) -> None:
     external = {name: value for name in names if (value := given.pop(name)) not in (None, ())}
     requested = RunOptions(**given)
     if given["config"] is not None:
-        if name := next(iter(external), None):
-            raise UserError(f"--{name} is for external images; for a CONFIG, set it in the section evaluate")
+        if external:
+            raise UserError(f"--{next(iter(external))} is for external images; a CONFIG's section evaluate says it")
         run_stages(requested, ("evaluate",))
         return
     if not {"samples", "reference"} <= external.keys():
         raise UserError("give a CONFIG, or --samples PATH and --reference PATH for external images")
-    of_a_run = requested.out is not None or requested.workers or requested.only or requested.dry_run
-    if of_a_run or requested.address != "local":
-        raise UserError(
-            "--out, --workers, --address, --only and --dry-run are for a run; external images are scored here"
-        )
+    of_a_run = ("out", "workers", "only", "dry_run", "address")
+    if unfit := [name for name in of_a_run if given[name] not in (None, (), False, "local")]:
+        raise UserError(f"--{unfit[0].replace('_', '-')} is for a run; external images are scored here")
     from taugrid.orchestrator.cli import images
 
     images.score(external, requested)
@@ -291,20 +290,18 @@ def submit(follows: bool, ship: bool, **given: Any) -> None:
 
 def _read(requested: RunOptions) -> tuple[Any, str]:
     """The config to send, and its run directory; `UserError` if a cluster could not use them."""
-    from pathlib import Path
-
     from taugrid.config.load import CONFIG_NAME, find, load
+    from taugrid.orchestrator.opened import run_folder
     from taugrid.orchestrator.plan.trust import custom_code, require_trusted
     from taugrid.storage import is_url, open_place
 
     name, out = requested.config, requested.out
     config = load(name, requested.overrides)
-    if out is None and (is_url(name) or Path(name).is_dir()):
-        out = name
-    if out is None or not (Path(out).is_absolute() or is_url(out)):
+    out = run_folder(name, out, config.name)
+    if not (Path(out).is_absolute() or is_url(out)):
         raise UserError(
             "--out must be an absolute path that every node sees, or a URL: the cluster can't see folders that are "
-            f"relative to this one{'' if out is None else f', as {out!r} is'}"
+            f"relative to this one, as {out!r} is"
         )
     open_place(out, "--out")  # refuses a URL with a password, which would stand in the job's record
     if find(name).name == CONFIG_NAME and not requested.trust_code:

@@ -134,11 +134,9 @@ def missing_lines(missing: Mapping[str, str], labels: Mapping[str, str]) -> list
     by_reason: dict[str, list[str]] = defaultdict(list)
     for cell, reason in missing.items():
         by_reason[reason].append(labels.get(cell, cell))
-    lines = [
-        with_urls(f"missing: {listed(cells, MAX_CELLS, 'cell', '; ')}: {reason}") for reason, cells in by_reason.items()
-    ][:MAX_REASONS]
-    others = sum(len(cells) for cells in list(by_reason.values())[MAX_REASONS:])
-    return [*lines, f"... and {counted(others, 'more cell')}"] if others else lines
+    shown, others = [*by_reason.items()][:MAX_REASONS], [*by_reason.values()][MAX_REASONS:]
+    lines = [f"missing: {listed(cells, MAX_CELLS, 'cell', '; ')}: {reason}" for reason, cells in shown]
+    return [*lines, f"... and {counted(sum(map(len, others)), 'more cell')}"] if others else lines
 
 
 def _print_quality(quality: "QualityTable") -> None:
@@ -159,8 +157,9 @@ def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the
 
     `again` is the command that completes missing cells.
     """
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    reasons: list[str] = []
     if outcome.rows and outcome.quality is not None:
+        reasons = list(outcome.quality.evidence.reasons.values())
         _print_quality(outcome.quality)
         for table in outcome.larger:
             cells, n = counted(len(table.rows), "cell"), table.rows[0]["num_samples"]
@@ -169,26 +168,24 @@ def print_result(rundir: RunDir, outcome: "SessionResult", again: str = "run the
     elif outcome.rows and outcome.text:
         is_text = isinstance(outcome.text, str)
         Console(highlight=False, soft_wrap=is_text).print(outcome.text, markup=False)
-    for line in missing_lines(outcome.missing, outcome.labels):
-        stderr.print(line, markup=False)
+    lines = missing_lines(outcome.missing, outcome.labels)
     permanent = set(outcome.missing) & set(outcome.permanent_failures)
     rest = len(outcome.missing) - len(permanent)
     if permanent:
         also = f"; {again} to finish the other {counted(rest, 'cell')}" if rest else ""
-        advice = "what failed as above fails again with the same command: first change what its line names"
-        stderr.print(advice + also, markup=False)
+        lines.append(f"what failed as above fails again with the same command: first change what its line names{also}")
     elif rest:
-        stderr.print(f"{again} to finish what is missing", markup=False)
+        lines.append(f"{again} to finish what is missing")
     # The warnings of report.html that were not printed before.
-    no_errors = outcome.quality.evidence.reasons.values() if outcome.rows and outcome.quality is not None else ()
-    printed = {*outcome.warned, *outcome.missing.values(), *no_errors}
+    printed = {*outcome.warned, *outcome.missing.values(), *reasons}
     warnings = [f"warning: {text}" for text in outcome.warnings if not any(line in text for line in printed)]
+    lines += warnings[:MAX_REASONS]
     if (more := len(warnings) - MAX_REASONS) > 0:
-        warnings = [*warnings[:MAX_REASONS], f"... and {counted(more, 'more warning')}"]
-    for line in warnings:
-        stderr.print(with_urls(line), markup=False)
+        lines.append(f"... and {counted(more, 'more warning')}")
     for name in ("report", "models", "samples", "tables", "figures"):
         if rundir.storage.exists(path := getattr(rundir, name)):
-            warned = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if outcome.warnings else ""
-            line = f"{name + ':':9}{path}{warned if path == rundir.report else ''}"
-            stderr.print(with_urls(line), markup=False)
+            is_warned = name == "report" and outcome.warnings
+            about = f" ({counted(len(outcome.warnings), 'warning')} at its end)" if is_warned else ""
+            lines.append(f"{name + ':':9}{path}{about}")
+    for line in lines:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(with_urls(line), markup=False)

@@ -52,7 +52,7 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["plann", "frobnicate"])
-def test_an_unknown_command_is_told_what_there_is(word):
+def test_an_unknown_command_is_a_usage_error(word):
     printed = CliRunner().invoke(cli, [word])
     assert printed.exit_code == 2
     recorded(printed.output, "command")

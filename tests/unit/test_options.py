@@ -53,7 +53,6 @@ def test_an_option_given_twice_is_refused_in_one_line():
         ("verify .", UserError),
         ("run gaussian --max 100 --dry-run --until told-apart", UserError),
         ("run gaussian --max 100000 --dry-run --until told-apart=foo", UserError),
-        ("plan digits --set sample.seed=1 --set sample.seed=2", click.UsageError),
     ],
 )
 def test_what_contradicts_or_is_not_there_is_refused(words, error, tmp_path, monkeypatch):
