@@ -35,10 +35,8 @@ _RUNNING = ".training-"  # as `taugrid.jobs.running_folder` begins
 
 
 def removable_files(run: Paths, before: float = math.inf) -> Mapping[str, Mapping[Path, Stat]]:
-    """Category -> the files of a run that may go. Links are not followed: what they point to stays.
-
-    Of leftovers only those from `before`, a time of the storage's clock.
-    """
+    """Category -> the files of a run that may go. Links are not followed: what they point to stays. Of leftovers only
+    those from `before`, a time of the storage's clock."""
     files = {path.relative_to(run.root).parts: (path, stat) for path, stat in run.storage.walk(run.root).items()}
     names = [parts for parts, (_, stat) in files.items() if stat.size]
     scored = {parts[1].partition("-")[0] for parts in names if parts[0] == "scores" and parts[-1].endswith(".json")}
@@ -85,10 +83,8 @@ class Cleaning:
     """One directory: a run, or a history whose complete nights' runs count. Unfinished nights are left alone."""
 
     def __init__(self, directory: str, keep_nights: int | None = None) -> None:
-        """Of a history, images go of all nights but the newest `keep_nights`; None: of no night.
-
-        Raises `UserError` if the directory is neither, or these do not fit it.
-        """
+        """Of a history, images go of all nights but the newest `keep_nights`; None: of no night. Raises `UserError` if
+        the directory is neither, or these do not fit it."""
         self.history = find_history(directory)
         self._old: Sequence[Night] = []
         if self.history is not None:
@@ -129,10 +125,8 @@ class Cleaning:
         return [category for category in wanted if category != never]
 
     def remove(self, wanted: Collection[str], say: Callable[[str], None]) -> None:
-        """Remove what may go now of these categories, under the lock of each directory.
-
-        Raises `UserError` if a driver works in one of them; earlier ones are cleaned then.
-        """
+        """Remove what may go now of these categories, under the lock of each directory. Raises `UserError` if a driver
+        works in one of them; earlier ones are cleaned then."""
         with ExitStack() as stack:
             if self.history is not None:
                 stack.enter_context(sole_driver(self.history, say=say))

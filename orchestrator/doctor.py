@@ -39,8 +39,7 @@ class Finding(NamedTuple):
     name: str
     state: Severity
     found: str
-    fix: str = ""
-    """What to do about a warning or an error: a command, or a setting."""
+    fix: str = ""  # what to do about a warning or an error: a command, or a setting
 
 
 @dataclass(frozen=True)

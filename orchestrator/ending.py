@@ -13,14 +13,11 @@ import click
 from taugrid.errors import Exit
 from taugrid.words import printable, with_urls
 
-GRACE_SECONDS = 4.0
-"""From Ctrl-C, SIGTERM or an error's message to the end of the process, whatever it waits for."""
+GRACE_SECONDS = 4.0  # from Ctrl-C, SIGTERM or an error's message to the end of the process, whatever it waits for
 
-failure: str | None = None
-"""Why the driver must not go on, if the main thread was interrupted for that."""
+failure: str | None = None  # why the driver must not go on, if the main thread was interrupted for that
 
-lost = ""
-"""What is lost if the driver is interrupted now, for its message."""
+lost = ""  # what is lost if the driver is interrupted now, for its message
 
 _is_told = False
 
@@ -35,10 +32,8 @@ def begin() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM until the block ends.
-
-    For imports of Cython modules, which print a traceback if a signal interrupts them.
-    """
+    """Hold Ctrl-C and SIGTERM until the block ends. For imports of Cython modules, which print a traceback if a signal
+    interrupts them."""
     heard = list[int]()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
@@ -57,10 +52,8 @@ def interrupted() -> str:
 
 
 def stop(reason: str) -> None:
-    """Interrupt the main thread as Ctrl-C does; a block of the caller turns that into a `RunFailed` there.
-
-    If the main thread does not end in time, `leave` prints the reason.
-    """
+    """Interrupt the main thread as Ctrl-C does; a block of the caller turns that into a `RunFailed` there. If the main
+    thread does not end in time, `leave` prints the reason."""
     global failure
     failure = reason
     # A shell may have had SIGINT ignored, and a driver that must stop must not go on.
@@ -77,10 +70,8 @@ def end(reason: object, code: Exit) -> NoReturn:
 
 
 def leave() -> NoReturn:
-    """Print the reason and end the process now.
-
-    It writes past `sys.stderr`, which is rich's while a live view is shown: the main thread may hold its lock.
-    """
+    """Print the reason and end the process now. It writes past `sys.stderr`, which is rich's while a live view is
+    shown: the main thread may hold its lock."""
     restored = "\r\n\x1b[?25h" if os.isatty(2) else ""  # a line of its own, and the cursor
     if not _is_told:
         os.write(2, f"{restored}taugrid: {with_urls(failure or interrupted())}\n".encode())

@@ -29,8 +29,7 @@ from taugrid.workers.device import usual_device
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
 
-KEPT_DAYS = 30
-"""How long the features of compared images stay in the user's cache."""
+KEPT_DAYS = 30  # how long the features of compared images stay in the user's cache
 
 FORMS = "(N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
 Images = str | NDArray[Any]
@@ -49,10 +48,8 @@ class OpenedSets:
     def scored(
         self, progress: Progress, keep: bool, orders: Sequence[NDArray[np.int64] | None] = ()
     ) -> "list[ScoredImages]":
-        """The scores of each set, as `eval.standalone.score_sets` gives them.
-
-        With `keep`, features stay in the user's cache: what one set cost is not lost if another can't be scored.
-        """
+        """The scores of each set, as `eval.standalone.score_sets` gives them. With `keep`, features stay in the user's
+        cache: what one set cost is not lost if another can't be scored."""
         from taugrid.eval import standalone  # loads torch, which no error of opening should wait for
 
         features = user_cache() / "features" if keep else None
@@ -97,8 +94,7 @@ def score_images(
     Without an extractor, it is that of the reference's run or data set, if it is one, else Inception. `value_range` is
     that of arrays of floats. `trust_code` allows the extractor that a run directory names to be custom code.
 
-    Raises `UserError` if images, reference, weights or settings can't be used.
-    """
+    Raises `UserError` if images, reference, weights or settings can't be used."""
     section = section_of(evaluate, assignments)
     arrays = [_as_array(images) for images in (*samples, reference) if not isinstance(images, str)]
     if value_range is not None and not any(np.issubdtype(array.dtype, np.floating) for array in arrays):
@@ -147,8 +143,7 @@ def open_sets(samples: Mapping[str, str], reference: str, section: Evaluate, tru
 
     `samples` is what messages call a set (`samples`, `A`) -> its path. Without an extractor in `section`, it is that of
     the reference's run or data set, else Inception. Raises `UserError`, `ValueError` or `DamagedFile` if images,
-    reference, weights or settings can't be used.
-    """
+    reference, weights or settings can't be used."""
     sets = {}
     for called, path in samples.items():
         with _naming(called):
@@ -197,12 +192,9 @@ def section_of(evaluate: Mapping[str, Any], assignments: Sequence[Override]) -> 
 
 
 def to_pixels(name: str, images: Any, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Images as (N, H, W, 1 or 3) uint8 in C order; floats are rounded to nearest.
-
-    `images` are the argument `name`: an array or a tensor on any device, uint8 or floating point, in one of `FORMS`.
-    `value_range`: the values of black and white in floats. Raises `UserError` for another type or shape, floats without
-    a range, or values beyond it.
-    """
+    """Images as (N, H, W, 1 or 3) uint8 in C order; floats are rounded to nearest. `images` are the argument `name`: an
+    array or a tensor on any device, uint8 or floating point, in one of `FORMS`. `value_range`: the values of black and
+    white in floats. Raises `UserError` for another type or shape, floats without a range, or values beyond it."""
     array = _as_array(images)
     wrong_shape = UserError(f"{name}: an array of images is {FORMS}, not of shape {array.shape}")
     if array.ndim not in (3, 4) or 0 in array.shape:

@@ -34,8 +34,7 @@ from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 if TYPE_CHECKING:
     from taugrid.workers.diffusion.denoiser import Denoiser
 
-FOR_A_RUN = ("num_samples", "shard_evaluations")
-"""Keys of `sample` that mean nothing without files."""
+FOR_A_RUN = ("num_samples", "shard_evaluations")  # keys of `sample` that mean nothing without files
 
 
 def sample_in_memory(

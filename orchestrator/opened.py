@@ -134,10 +134,8 @@ def record_plan(run: Run, scoring: Scoring | None = None) -> None:
 
 @unchecked()
 def _as_recorded(name: Given, assignments: Sequence[Override], out: str | None) -> Run | None:
-    """The run in a directory, with the plan that its last session recorded, so that nothing is planned.
-
-    None if there is no such record, config.json has changed since, or `assignments` change the plan.
-    """
+    """The run in a directory, with the plan that its last session recorded, so that nothing is planned. None if there
+    is no such record, config.json has changed since, or `assignments` change the plan."""
     if out is not None or not _is_run_directory(name):
         return None
     config = load(name, assignments)

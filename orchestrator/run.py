@@ -29,10 +29,8 @@ TEXT_COLUMNS = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A config with its plan and its run directory, made by `opened.py`.
-
-    `RunDir` is the directory alone; `RunView` (view/run.py) is the read-only view of a run in the Python API.
-    """
+    """A config with its plan and its run directory, made by `opened.py`. `RunDir` is the directory alone; `RunView`
+    (view/run.py) is the read-only view of a run in the Python API."""
 
     config: Config
     configured: Plan  # with the config's N, which tables show
@@ -81,10 +79,8 @@ class Run:
 
 
 def parsed(text: bytes) -> "pd.DataFrame":
-    """A table from CSV, every number as it was before it was written.
-
-    A column is of integers, floats with NaN for what is empty, booleans, or texts. pandas' reader rounds some floats.
-    """
+    """A table from CSV, every number as it was before it was written. A column is of integers, floats with NaN for what
+    is empty, booleans, or texts. pandas' reader rounds some floats."""
     from pyarrow import csv
 
     options = csv.ConvertOptions(

@@ -78,10 +78,8 @@ class Session:
         until: Until | None = None,
     ) -> None:
         """A session that works on the Ray cluster at `address`, or on a connection that other sessions share.
-
         `selected` is the part of the run's plan to work on; None: all. Tables show the whole plan. With `until`, cells
-        grow until their order is decided.
-        """
+        grow until their order is decided."""
         self.run = run
         self.config, self.plan, self.rundir = run.config, run.plan, run.rundir
         self.selected = self.plan if selected is None else selected
@@ -100,10 +98,8 @@ class Session:
     @user_errors()
     def do(self, stages: Collection[str], break_lock: bool = False) -> SessionResult:
         """Do `stages`, some of train, sample, reconstruct, interpolate, evaluate and report, in that order.
-
         `break_lock` takes the run directory from a driver that seems to be running. Raises `UserError` if something
-        must be changed first, and `RunFailed` if a stage could not go on; nothing is lost.
-        """
+        must be changed first, and `RunFailed` if a stage could not go on; nothing is lost."""
         self._stages = frozenset(stages)
         background.require(self.config.track)
         check_is_run_directory(self.rundir)
@@ -176,10 +172,8 @@ class Session:
     def _report(
         self, reported: Sequence[WorkKind], failed: Mapping[str, TrainingFailed], problems: Mapping[str, str]
     ) -> SessionResult:
-        """Write tables and pages, and return what was reached.
-
-        `failed` has the trainings by model id, `problems` cell name -> reason for work that could not be done.
-        """
+        """Write tables and pages, and return what was reached. `failed` has the trainings by model id, `problems` cell
+        name -> reason for work that could not be done."""
         unfinished: dict[str, str] = {}
         labels = dict(self.plan.labels)
         for kind in reported:

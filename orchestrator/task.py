@@ -19,12 +19,9 @@ class Task:
 
     key: str
     kind: str
-    cost: float
-    """The relative cost within its kind: proportional to time, in any unit."""
-    requires: frozenset[str] = NOTHING
-    """The keys of the tasks that must finish first."""
-    does_without: bool = field(default=False, kw_only=True)
-    """Whether it can also be done once those were given up."""
+    cost: float  # the relative cost within its kind: proportional to time, in any unit
+    requires: frozenset[str] = NOTHING  # the keys of the tasks that must finish first
+    does_without: bool = field(default=False, kw_only=True)  # whether it can also be done once those were given up
     cell: "Cell | None" = field(default=None, compare=False)
     """The cell that it belongs to; None: it computes the reference statistics, which all cells need."""
     given: "Job | Callable[[Task], Job] | None" = field(default=None, compare=False)

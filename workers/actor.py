@@ -39,14 +39,11 @@ from taugrid.workers.importing import uncollected
 if TYPE_CHECKING:
     from taugrid.workers.device import Device
 
-HEARTBEAT_WAIT_SECONDS = 10.0
-"""How long a call of `next_heartbeat` waits before it returns the last heartbeat again."""
+HEARTBEAT_WAIT_SECONDS = 10.0  # how long a call of `next_heartbeat` waits before it returns the last heartbeat again
 
-MAX_IN_FLIGHT = 2
-"""Jobs that a worker may have: one that computes, and one that waits for it or writes its last images."""
+MAX_IN_FLIGHT = 2  # jobs that a worker may have: one that computes, and one that waits for it or writes its last images
 
-CONCURRENCY_GROUPS = {"heartbeat": 1, "work": MAX_IN_FLIGHT}
-"""Threads in each concurrency group of a `HeartbeatActor`."""
+CONCURRENCY_GROUPS = {"heartbeat": 1, "work": MAX_IN_FLIGHT}  # threads in each concurrency group of a `HeartbeatActor`
 
 AFTER_SHORTAGE = "after its GPU ran out of memory a process may compute other bits, so a new one takes its place"
 
@@ -62,10 +59,8 @@ class LastHeartbeat(NamedTuple):
 
 
 class HeartbeatActor:
-    """An actor whose heartbeats the driver can wait for while it runs a job.
-
-    A call of `next_heartbeat` is always pending, so the driver learns at once when a worker dies, even an idle one.
-    """
+    """An actor whose heartbeats the driver can wait for while it runs a job. A call of `next_heartbeat` is always
+    pending, so the driver learns at once when a worker dies, even an idle one."""
 
     def __init__(self) -> None:
         self._compute_lock = ComputeLock()
@@ -150,11 +145,9 @@ class Worker(HeartbeatActor):
     def do(self, job: Job) -> Result:
         """Do a job with the function that it names, and commit its file.
 
-        Raises:
-            WorkerRefusal: if this node does not have the job's run directory, or loses it during the job.
-            DoesNotFit: if the job does not fit into memory, even with empty caches.
-            BrokenAccelerator: if this process can't use its accelerator any more; the driver replaces it.
-        """
+        Raises `WorkerRefusal` if this node does not have the job's run directory, or loses it during the job;
+        `DoesNotFit` if the job does not fit into memory, even with empty caches; `BrokenAccelerator` if this process
+        can't use its accelerator any more; the driver replaces it."""
         device = self._set_up()
         device.start_job()
         try:
@@ -213,10 +206,8 @@ def run_in_memory(job: Job, device: "Device") -> Result:
     If a GPU has begun to compute the job, only another process may run it again: cuDNN keeps the kernels that it took
     while memory was short (docs/decisions.md, "Memory of a GPU").
 
-    Raises:
-        DoesNotFit: if it runs out of memory again, here or, on a GPU, in a later process; it says what to change.
-        BrokenAccelerator: if it is to be run again in a process whose GPU never ran out of memory.
-    """
+    Raises `DoesNotFit` if it runs out of memory again, here or, on a GPU, in a later process; it says what to change;
+    `BrokenAccelerator` if it is to be run again in a process whose GPU never ran out of memory."""
 
     def in_kernels(done: Result | Exception) -> bool:
         return device.kind == "cuda" and not isinstance(done, MemoryError | Result)

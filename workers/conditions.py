@@ -22,11 +22,9 @@ from taugrid.jobs import Conditions
 from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 
-DOMAIN = "label"
-"""The stream of random words: its key is a hash of this name and the seed, as for noise."""
+DOMAIN = "label"  # the stream of random words: its key is a hash of this name and the seed, as for noise
 
-WORDS = 4
-"""Words of 64 bits that Philox makes for one value of its counter."""
+WORDS = 4  # words of 64 bits that Philox makes for one value of its counter
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class LabelRule:
     """The rule as ids, protocols and files have it: `balanced`, `random`, a class, a list of classes, or the SHA-256 of
     a column's values."""
     seed: int
-    classes: int
-    """K; labels are 0..K-1."""
+    classes: int  # K; labels are 0..K-1
     column: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     """The column's values from sample number `first` on. None: of another rule, or the file is gone."""
     first: int = 0
@@ -76,10 +73,8 @@ class LabelRule:
 
 
 def _by_blocks(indices: NDArray[np.int64], size: int, seed: int, labels: Any) -> NDArray[np.int32]:
-    """Labels of samples in blocks of `size`: `labels` makes (blocks, size) of them from as many random words.
-
-    The words are NumPy's Philox4x64-10, whose stream never changes, drawn for each run of neighbouring blocks at once.
-    """
+    """Labels of samples in blocks of `size`: `labels` makes (blocks, size) of them from as many random words. The words
+    are NumPy's Philox4x64-10, whose stream never changes, drawn for each run of neighbouring blocks at once."""
     key = int.from_bytes(hashlib.sha256(f"taugrid/{DOMAIN}/{seed}".encode()).digest()[:16], "little")
     block, place = np.divmod(np.asarray(indices, np.int64), size)
     needed, row = np.unique(block, return_inverse=True)
@@ -103,19 +98,14 @@ def _uniform(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 class Column(NamedTuple):
     """Labels in a column of a Parquet file that a user names."""
 
-    sha256: str
-    """Of its values, as int64."""
+    sha256: str  # of its values, as int64
     values: NDArray[np.int64] | None
     """(rows,). None: the file is gone, but a run has recorded the hash."""
 
 
 def read_column(section: LabelColumn) -> Column:
-    """The whole numbers in a column, read on the driver.
-
-    Raises:
-        MissingInput: if there is no such file.
-        UserError: if it has no such column, or the column holds anything but whole numbers.
-    """
+    """The whole numbers in a column, read on the driver. Raises `MissingInput` if there is no such file; `UserError` if
+    it has no such column, or the column holds anything but whole numbers."""
     path, name = Path(section.parquet), section.column
     if not path.is_file():
         raise MissingInput(f"sample.labels.parquet: there is no file {path}")
@@ -147,10 +137,8 @@ def inside(interval: Sequence[float] | None, points: Iterable[Point]) -> list[Po
 def guidance_of(
     settings: Sample, guided_calls: int, takes: Conditions | None, guide_takes: Conditions | None = None
 ) -> Guidance | None:
-    """How a cell is guided that `settings` (resolved) describe; None: it is not.
-
-    `guided_calls` are those for each image; `takes` and `guide_takes` are the labels of the network and the guide.
-    """
+    """How a cell is guided that `settings` (resolved) describe; None: it is not. `guided_calls` are those for each
+    image; `takes` and `guide_takes` are the labels of the network and the guide."""
     if not settings.is_guided:
         return None
     null_label = None if takes is None else takes.null_label

@@ -17,8 +17,7 @@ from taugrid.storage import LOCAL, Storage
 from taugrid.words import this_node
 
 CHUNK_BYTES = 2**22
-SHOWN_DIGITS = 12
-"""How many digits of a hash a message shows."""
+SHOWN_DIGITS = 12  # how many digits of a hash a message shows
 
 
 def require_same(what: str | Path, actual: str, expected: str) -> None:

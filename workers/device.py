@@ -115,11 +115,9 @@ def count_ooms(device: str) -> int:
 
 
 class OomCounter:
-    """Notices that memory of a device ran out while something was computed, although nothing was raised.
-
-    cuDNN does not fail then: torch catches the error, takes the next kernel and remembers it for as long as the process
-    lives (`run_single_conv` in ATen's native/cudnn/Conv_v8.cpp). So bits would depend on what else was in memory.
-    """
+    """Notices that memory of a device ran out while something was computed, although nothing was raised. cuDNN does not
+    fail then: torch catches the error, takes the next kernel and remembers it for as long as the process lives
+    (`run_single_conv` in ATen's native/cudnn/Conv_v8.cpp). So bits would depend on what else was in memory."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -198,16 +196,12 @@ class Device:
     ) -> None:
         self.name = name
         """Torch's name of the device: `cpu`, `cuda` or, outside of a run, `cuda:1`."""
-        self.kind = name.partition(":")[0]
-        """`cpu` or `cuda`."""
-        self.platform = kind_of(name)
-        """The same, but `rocm` for AMD's GPUs."""
-        self.hardware = name
-        """The model of the device, for messages and records."""
+        self.kind = name.partition(":")[0]  # `cpu` or `cuda`
+        self.platform = kind_of(name)  # the same, but `rocm` for AMD's GPUs
+        self.hardware = name  # the model of the device, for messages and records
         self.compute_lock = compute_lock or ComputeLock()
         """A job may release it once it only encodes and writes, so that the worker's next job begins to compute."""
-        self.stop_requested = False
-        """Whether jobs on this device must end at their next heartbeat."""
+        self.stop_requested = False  # whether jobs on this device must end at their next heartbeat
         self.compile_seconds = 0.0
         """How long the job's first call of a network took, in which torch compiled it; 0 if it did not."""
         self.shortages = OomCounter(name)
@@ -229,11 +223,8 @@ class Device:
             raise WorkerRefusal(f"node {node}: its device {self.name} computes 0 + 1 + 4 + ... + 49 = {total}, not 140")
 
     def network(self, spec: NetworkSpec, diffusion: Diffusion, how: Arithmetic = PLAIN) -> Denoiser:
-        """The network that `spec` names, computed as `how` says; kept for the next job.
-
-        Raises:
-            WorkerRefusal: if this device can't compute so.
-        """
+        """The network that `spec` names, computed as `how` says; kept for the next job. Raises `WorkerRefusal` if this
+        device can't compute so."""
         decided = arithmetic.prepare(how.precision, self.name, self.hardware, how.compile)
         key = (spec, diffusion, decided.layout, decided.weights, decided.compile)
 
@@ -295,11 +286,9 @@ class Device:
         return had_any
 
     def heartbeat(self, done: float, of: float) -> None:
-        """Report that the running job makes progress: `done` of `of` is done, in any unit.
-
-        Never from a thread of its own, which would go on while the job hangs: a worker that sends no heartbeat for
-        `cluster.hang_seconds` is killed.
-        """
+        """Report that the running job makes progress: `done` of `of` is done, in any unit. Never from a thread of its
+        own, which would go on while the job hangs: a worker that sends no heartbeat for `cluster.hang_seconds` is
+        killed."""
         self._progress = (done, of)
         self.alive()
 

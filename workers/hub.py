@@ -20,8 +20,7 @@ def snapshot(
 
     `identifier` is `org/name`, or `org/name@revision`, which `commit` (40 hex digits) replaces; `key` is that of the
     config, for messages; `kind` is `model` or `dataset`. Without `download`, only the cache is searched, and it may
-    lack some of the files. Raises `MissingInput` if there are none.
-    """
+    lack some of the files. Raises `MissingInput` if there are none."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

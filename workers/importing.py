@@ -12,8 +12,7 @@ from typing import Any
 class _StandIn(ModuleType):
     """A module that loads the real one when it is first asked for anything."""
 
-    __file__ = None
-    """`inspect.getmodule`, which torch calls as it is imported, asks every module for its file."""
+    __file__ = None  # `inspect.getmodule`, which torch calls as it is imported, asks every module for its file
 
     def __getattr__(self, attribute: str) -> Any:
         _step_aside(self)
@@ -23,9 +22,8 @@ class _StandIn(ModuleType):
 @contextmanager
 def imported_on_use(*names: str) -> Iterator[None]:
     """Within the block, `import` of these modules loads nothing: code gets the real module when it uses an attribute.
-
-    Modules of `importlib.util.LazyLoader` load with any attribute, also `__file__` and `__spec__`, which Python reads.
-    """
+    Modules of `importlib.util.LazyLoader` load with any attribute, also `__file__` and `__spec__`, which Python
+    reads."""
     stand_ins = [_StandIn(name) for name in names if name not in sys.modules]
     sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})
     try:

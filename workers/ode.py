@@ -31,11 +31,9 @@ def run(job: ReconstructJob | InterpolateJob, device: Device) -> Result:
 
 
 def reconstruct_shard(job: ReconstructJob, model: Denoiser, device: Device) -> Result:
-    """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2).
-
-    An image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats,
-    `mse_8bit` of the picture that is kept. Raises `NotFinite` if the network returns NaN or infinity.
-    """
+    """Encode and decode the job's images with the same tau, and commit the results with their errors (table 2). An
+    image's error is the mean square over its dimensions, with pixels scaled to [0, 1]: `mse` of the floats, `mse_8bit`
+    of the picture that is kept. Raises `NotFinite` if the network returns NaN or infinity."""
     originals = data.load_known_rows(job.data, job.start, job.stop, job.data_sha256)
     process = schedules.process(job.diffusion)
     visited = path(process, job.tau)

@@ -11,11 +11,9 @@ from typing import Any
 
 from taugrid.errors import UserError
 
-HEAD_SECONDS = 10.0
-"""How long a head may take to answer a request."""
+HEAD_SECONDS = 10.0  # how long a head may take to answer a request
 
-Header = tuple[str, str]
-"""The name and the value of the header that carries a token."""
+Header = tuple[str, str]  # the name and the value of the header that carries a token
 
 
 def recorded_address() -> str | None:

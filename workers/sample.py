@@ -28,8 +28,7 @@ from taugrid.workers.samplers.sampler import require_code, sample_batch
 
 Latents = NDArray[np.float32]
 
-PLAIN = Sample()
-"""Of DDIM's own passes: float32."""
+PLAIN = Sample()  # of DDIM's own passes: float32
 
 BY_VAE = "; the VAE made them: set sample.vae_precision: float32 or, if it is that, check the VAE's weights"
 """What to do about pictures of latents that are not finite."""
@@ -79,10 +78,7 @@ def sample_shard(
     job's decoder, loaded; None: it is a function itself. `guide` is the second network, if the job has one. If a
     heartbeat raises `Stopped`, it commits the batches so far: a shorter file, from which the next job continues.
 
-    Raises:
-        NotFinite: if the network returns NaN or infinity.
-        Stopped: if it is stopped before a batch is done.
-    """
+    Raises `NotFinite` if the network returns NaN or infinity; `Stopped` if it is stopped before a batch is done."""
     labels, clock = job.labels, Clock()
     latent = math.prod(job.decoder.network_shape) if job.settings.keep_latents else None
     schema = parquet.sample_schema(job.metadata, labels is not None, latent)

@@ -48,8 +48,7 @@ EFFECT_HEIGHT = 0.22  # inches of a row
 CAPTION_WIDTH = 100
 EFFECTS_TITLE_WIDTH = 72  # characters that fit above a panel
 MAX_LABEL = 30  # characters of a row's label that fit beside a panel; with more, the figure gets wider
-SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"
-"""Colours: blue of the Okabe-Ito palette, and grey."""
+SIGNIFICANT, NOT_SIGNIFICANT = "#0072b2", "#888888"  # colours: blue of the Okabe-Ito palette, and grey
 
 MAX_MAPS = 12  # panels of a heat map
 
@@ -121,10 +120,8 @@ def _draw_costs(panel: Axes, points: Sequence[tuple[float, Cost, bool]], styles:
 
 
 def effects_figure(effects: Sequence[Effect], metric: MetricColumn = FID) -> Figure:
-    """A forest plot: a panel for each value of a key, a row for each effect on `metric` with its 95 % interval.
-
-    Single cells come first: an average over them can hide that they differ in sign.
-    """
+    """A forest plot: a panel for each value of a key, a row for each effect on `metric` with its 95 % interval. Single
+    cells come first: an average over them can hide that they differ in sign."""
     scopes = (EACH_CELL, EACH_S, EVERYWHERE) if len(effects) <= MAX_EFFECTS else (EACH_S, EVERYWHERE)
     rows = [effect for scope in scopes for effect in effects if effect.scope == scope]
     names = short_key_names(effects)

@@ -151,10 +151,8 @@ def panels_figure(
 
 
 def ordered_styles(names: Mapping[str, str], spread: float = DODGE, others: int = 0) -> dict[str, LineStyle]:
-    """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend.
-
-    The points of one S are spread over the share `spread` of the axis, also those of `others` behind them.
-    """
+    """Viridis from dark to light in the order of `names`, which maps labels to their names in the legend. The points of
+    one S are spread over the share `spread` of the axis, also those of `others` behind them."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, max(2, len(names))))
     count = len(names) + others
     offsets = spread * np.linspace(-0.5, 0.5, count) if count > 1 else np.zeros(1)
@@ -167,10 +165,8 @@ def ordered_styles(names: Mapping[str, str], spread: float = DODGE, others: int 
 def row_styles(
     names: Mapping[tuple[str, ...], str], row_keys: Sequence[str], spread: float = DODGE
 ) -> dict[str, LineStyle]:
-    """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead.
-
-    If a single row has sigma_hat, it comes last, dashed, in a colour of its own.
-    """
+    """`ordered_styles` for the labels of rows; where `row_keys` has samplers, a colour for each of them instead. If a
+    single row has sigma_hat, it comes last, dashed, in a colour of its own."""
     hats = [label for label in names if SIGMA_HAT in label]
     special = hats if len(hats) == 1 else []
     usual = [label for label in names if label not in special]

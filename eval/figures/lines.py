@@ -57,8 +57,7 @@ def draw_over_steps(
 
     `places` are those of cells; None: each column is at its number. `published` has others' values by cell: they are
     dotted. The floor is dashed, but only written where it has no place on the axis, or is so far below all values that
-    their differences would vanish.
-    """
+    their differences would vanish."""
     lines = [textwrap.fill(line, drawing.TITLE_WIDTH) for line in (short_samplers(table.label), *table.notes) if line]
     panel.set_title("\n".join(lines), parse_math=False)  # a path may hold a dollar sign
     panel.set_xlabel(LABELS[x])
@@ -116,8 +115,7 @@ def quality_figure(
 
     There is a line for each eta or, if samplers vary, for each sampler and eta. A sampler that ignores what panels
     differ in is in all of them. Cells that can't be compared by their `protocols` share no panel. Values that have no
-    logarithm are left out. `published` has others' values by cell, to be dotted. `floors` are dashed.
-    """
+    logarithm are left out. `published` has others' values by cell, to be dotted. `floors` are dashed."""
     rows = [name for name in ("sampler", OPTIONS) if name in frame and frame[name].nunique() > 1]
     for column in ("spacing", "clip"):
         values, empty = frame[column].dropna().unique(), frame[frame[column].isna()]
@@ -167,10 +165,8 @@ def checkpoints_figure(
     metric: MetricColumn = FID,
 ) -> Figure:
     """A metric over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
-
     Bars are ±1 standard error. A panel's title names the `best`, and checkpoints that can't be distinguished from them.
-    If the names of the checkpoints differ only in a number at their end, it is the training step of the axis.
-    """
+    If the names of the checkpoints differ only in a number at their end, it is the training step of the axis."""
     pivots = pivot_tables(frame, metric, protocols)
     panels = _over_checkpoints(frame, order, pivots, best)
     lengths = sorted({steps for _, lines in panels for steps in lines})
@@ -244,9 +240,7 @@ def _draw_checkpoints(panel: Axes, shown: Trajectories, styles: Styles, order: S
 
 def losses_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss against the step, both logarithmic: the logged values in light, their running mean in dark.
-
-    `curves` are the columns `step` and `loss` of log.jsonl, by the model's name in the legend.
-    """
+    `curves` are the columns `step` and `loss` of log.jsonl, by the model's name in the legend."""
     styles = drawing.ordered_styles({name: legend_name(name) for name in curves})
     return drawing.panels_figure([curves], _draw_losses, styles, "log", "loss")
 

@@ -28,10 +28,8 @@ GAP, BLOCK_GAP, MARGIN, FONT_SIZE = 2, 14, 14, 19
 
 
 def samples(images: Mapping[EtaAndSteps, ImageArray], path: Path, title: str = "") -> None:
-    """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank.
-
-    n, H and W are the same in every cell, and image i of each cell has the same sample index.
-    """
+    """Rows of eta and columns of S, with the same n images as a block in each cell. Missing cells stay blank. n, H and
+    W are the same in every cell, and image i of each cell has the same sample index."""
     _check_sizes(images.values())
     etas = sorted({eta for eta, _ in images}, key=lambda eta: float(eta) if is_number(eta) else math.inf)
     steps = sorted({steps for _, steps in images})
@@ -53,19 +51,15 @@ def reconstructions(originals: ImageArray, rebuilt: Mapping[int, ImageArray], pa
 
 
 def interpolations(rows: ImageArray, path: Path) -> None:
-    """A row for each pair of x_T, a column for each fraction of the way from one to the other, eq. 67.
-
-    `rows` are (r, k, H, W) or (r, k, H, W, 3), k >= 2; row i leads from sample 2 i to sample 2 i + 1 in equal parts.
-    """
+    """A row for each pair of x_T, a column for each fraction of the way from one to the other, eq. 67. `rows` are (r,
+    k, H, W) or (r, k, H, W, 3), k >= 2; row i leads from sample 2 i to sample 2 i + 1 in equal parts."""
     labels = [f"{2 * i} → {2 * i + 1}" for i in range(len(rows))]
     _write_rows(list(rows), labels, path, _fractions(rows.shape[1]))
 
 
 def interpolation_grid(images: ImageArray, path: Path) -> None:
-    """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3.
-
-    `images` are (k, k, H, W) or (k, k, H, W, 3), k >= 2; down the columns is the way from the first row to the last.
-    """
+    """The grid of two pairs of x_T: its first row leads from sample 0 to 1, its last from sample 2 to 3. `images` are
+    (k, k, H, W) or (k, k, H, W, 3), k >= 2; down the columns is the way from the first row to the last."""
     down, across = images.shape[:2]
     if down != across:
         raise ValueError(f"a grid of two pairs must have as many rows as columns, not {down} x {across}")
@@ -134,9 +128,7 @@ def _write(
     gone: Collection[int] = (),
 ) -> None:
     """Write blocks of one size at their (row, column), with row labels on the left, column titles above, a `gap` apart.
-
-    `corner` is the unit of the titles; rows that are `gone` are said to be missing.
-    """
+    `corner` is the unit of the titles; rows that are `gone` are said to be missing."""
     font = label_font()
     width, height = next(iter(blocks.values())).size
     left = MARGIN + math.ceil(max(font.getlength(label) for label in (*labels, corner))) + MARGIN

@@ -73,10 +73,8 @@ def size_of(baseline: Scored) -> float:
 
 
 def margin_of(baseline: Scored, share: float, metric: MetricColumn, floor: float = MARGIN_FLOOR) -> float:
-    """The regression of a metric that is accepted, in its own unit: a `share` of its size, 0 for no margin at all.
-
-    A distance without bias, which may be 0, has a margin of at least `floor` standard errors of the baseline's metric.
-    """
+    """The regression of a metric that is accepted, in its own unit: a `share` of its size, 0 for no margin at all. A
+    distance without bias, which may be 0, has a margin of at least `floor` standard errors of the baseline's metric."""
     of_error = floor * standard_error(baseline.influence) if metric.may_be_zero and share else 0.0
     return max(share * size_of(baseline), of_error)
 
@@ -149,29 +147,23 @@ class DetectionPower:
 
     @property
     def detectable(self) -> float:
-        """The smallest true change D that is called worse with probability `POWER`.
-
-        It solves D - margin = errors * sampling.at(D)^1/2, a quadratic equation in D - margin.
-        """
+        """The smallest true change D that is called worse with probability `POWER`. It solves D - margin = errors *
+        sampling.at(D)^1/2, a quadratic equation in D - margin."""
         square = self.errors**2
         half = square * self.sampling.slope / 2
         return self.margin + half + math.sqrt(half**2 + square * self.sampling.at(self.margin))
 
     def samples_needed(self, num_samples: int, regression: float) -> int | None:
-        """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits.
-
-        `num_samples` is the N that `sampling` is for. None: no N would do, as the regression is within the margin.
-        """
+        """The N at which `regression` is called worse with probability `POWER`, rounded up to two digits. `num_samples`
+        is the N that `sampling` is for. None: no N would do, as the regression is within the margin."""
         if regression <= self.margin:
             return None
         variance_budget = ((regression - self.margin) / self.errors) ** 2
         return rounded_up(num_samples * self.sampling.at(regression) / variance_budget)
 
     def samples_to_decide(self, num_samples: int) -> int | None:
-        """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits.
-
-        The margin stays as it is. None if no N above `num_samples`, which `sampling` is for, is needed or would do.
-        """
+        """The N at which an equal network is called not worse with probability `POWER`, rounded up to two digits. The
+        margin stays as it is. None if no N above `num_samples`, which `sampling` is for, is needed or would do."""
         if self.margin <= 0:
             return None
         needed = rounded_up(num_samples * self.sampling.at_zero * (self.errors / self.margin) ** 2)
@@ -210,8 +202,7 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
 
     Their joint influences say how the errors of cells and metrics correlate. A cell with the same samples on both sides
     must not be among them: nothing about it is random. `draws` is the number of nights that `critical_value` simulates.
-    Raises `ValueError` if a cell's influences do not vary.
-    """
+    Raises `ValueError` if a cell's influences do not vary."""
     if not changes:
         return NightJudgement((), float("nan"), alpha)
     correlations = correlation([change.influence for change in changes], [change.seed_set for change in changes])
@@ -222,19 +213,16 @@ def judge(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -
 def screen(changes: Sequence[Change], alpha: float = ALPHA, draws: int = DRAWS) -> NightJudgement:
     """The screening test of a two-stage procedure, with the usual seeds; cells that are worse get a fresh seed's test.
 
-    The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night.
-    A fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it
-    is independent of the screening. The level is `SCREENING`, or alpha where that is larger.
-    """
+    The usual seeds are the same every night, so an unlucky seed set would raise the same false alarm every night. A
+    fresh seed's verdict, at alpha over these cells, has at most alpha false alarms whatever the usual seeds are: it is
+    independent of the screening. The level is `SCREENING`, or alpha where that is larger."""
     return judge(changes, max(SCREENING, alpha), draws)
 
 
 def is_denied(usual: tuple[float, float], fresh: tuple[float, float]) -> bool:
-    """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains.
-
-    A fault of today's code can do this. With the usual seeds the baseline's samples were made earlier, by sound code;
-    with a fresh seed today's code samples both networks, so the fault cancels. Both sides are (difference, its error).
-    """
+    """Whether a fresh seed contradicts a regression with the usual seeds by more than chance explains. A fault of
+    today's code can do this. With the usual seeds the baseline's samples were made earlier, by sound code; with a fresh
+    seed today's code samples both networks, so the fault cancels. Both sides are (difference, its error)."""
     gap = usual[0] - fresh[0]
     return gap > BEYOND_CHANCE * math.hypot(usual[1], fresh[1]) or usual[1] > MAX_ERROR_RATIO * fresh[1]
 
@@ -244,8 +232,7 @@ def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> A
 
     `influences` has (N_i,) for each. Samples n of two cells with equal seed sets share their noise; others are
     independent. Cells with one seed set may differ in N: they share the first samples. Raises `ValueError` if a cell's
-    influences do not vary.
-    """
+    influences do not vary."""
     unit = []
     for influence in influences:
         centred = influence - influence.mean()
@@ -264,10 +251,8 @@ def correlation(influences: Sequence[Array], seed_sets: Sequence[Hashable]) -> A
 
 def critical_value(correlations: Array, alpha: float, draws: int = DRAWS) -> float:
     """The c with P(max Z > c) = alpha for Z ~ N(0, R): by simulation, and never beyond Bonferroni's bound.
-
     `correlations` is R, (k, k), which may be singular: cells can have the same samples. `alpha`, in (0, 1), is the
-    probability of at least one false alarm in the whole night.
-    """
+    probability of at least one false alarm in the whole night."""
     k = len(correlations)
     alone, bound = -NormalDist().inv_cdf(alpha), -NormalDist().inv_cdf(alpha / k)
     if k == 1:

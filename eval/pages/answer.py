@@ -51,10 +51,8 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
 
 
 def hero(quality: QualityTable, cells: Sequence[Measured]) -> dict[str, str] | None:
-    """The number that a page begins with, of the best of `cells`, measured by the metric that decides.
-
-    None without a score, or if not all scores can be compared.
-    """
+    """The number that a page begins with, of the best of `cells`, measured by the metric that decides. None without a
+    score, or if not all scores can be compared."""
     if len({cell.comparability_key for cell in cells}) != 1:
         return None
     best, metric = _best(cells), quality.judged_by
@@ -70,10 +68,8 @@ def hero(quality: QualityTable, cells: Sequence[Measured]) -> dict[str, str] | N
 
 
 def answer(cells: Sequence[Measured], planned: int, are_means: bool = False) -> list[str]:
-    """Sentences on the cell with the best value, and on the best setting at the other end of the steps.
-
-    `planned` is the number of cells in the grid; if they are means over replicates, each setting counts once.
-    """
+    """Sentences on the cell with the best value, and on the best setting at the other end of the steps. `planned` is
+    the number of cells in the grid; if they are means over replicates, each setting counts once."""
     kind = "setting" if are_means else "cell"
     if not cells:
         return [f"None of {counted(planned, kind)} has a score yet."]

@@ -25,8 +25,7 @@ MAX_POINTS = 20
 """Rows of a model's losses. The log of a training may have thousands."""
 MAX_MODELS = 12
 SIMPLIFIED = 0.4  # points less than this many pixels off their line are left out
-PLAIN = {"-\n": "-", "\n": " ", "$S$": "S", r"\$": "$"}
-"""TeX and lines of a figure's legend -> text on a button."""
+PLAIN = {"-\n": "-", "\n": " ", "$S$": "S", r"\$": "$"}  # TeX and lines of a figure's legend -> text on a button
 
 
 class Chart(NamedTuple):
@@ -75,10 +74,8 @@ def loss_chart(logs: Mapping[str, pd.DataFrame]) -> Chart:
 
 
 def chart(figure: Figure, name: str, alt_text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Chart:
-    """A figure as part of a page, with a button for each of its lines and a table of its numbers.
-
-    `name` begins all ids, and is unique within the page. `alt_text` is for screen readers.
-    """
+    """A figure as part of a page, with a button for each of its lines and a table of its numbers. `name` begins all
+    ids, and is unique within the page. `alt_text` is for screen readers."""
     legend: dict[str, str] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -81,9 +81,8 @@ def _text(name: str) -> str:
 
 def board_html(document: Mapping[str, Any], live: bool) -> str:
     """The page of a board: the cells of many runs, to filter, sort and compare; a `ValueError` if there is a NaN.
-
-    `document` is as orchestrator/board/document.py makes it. A `live` page asks for newer ones and paired differences.
-    """
+    `document` is as orchestrator/board/document.py makes it. A `live` page asks for newer ones and paired
+    differences."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
     styles, loads = ("report.css", "history.css", "board.css"), "img-src 'self' file: data:; connect-src 'self'"
     return rendered("board.html", styles, BOARD_SCRIPTS, loads, data=Markup(text), live=live, keys=KEYS.items())

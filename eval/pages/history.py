@@ -44,11 +44,9 @@ EXPLAINED = (
 def history_html(
     name: str, nights: Sequence[NightLine], rows: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]
 ) -> str:
-    """The page of a history of `nights`: the complete ones, oldest first, and after them the unfinished ones.
-
-    `rows` are those of history.parquet, with None for empty fields; `files` are night -> "report" or "summary" -> the
-    file's path relative to the page.
-    """
+    """The page of a history of `nights`: the complete ones, oldest first, and after them the unfinished ones. `rows`
+    are those of history.parquet, with None for empty fields; `files` are night -> "report" or "summary" -> the file's
+    path relative to the page."""
     complete = [night for night in nights if night.verdict != UNFINISHED]
     links = {night: {kind: quote(path) for kind, path in paths.items()} for night, paths in files.items()}
     leads_to = {night: next(iter(paths.values())) for night, paths in links.items()}
@@ -117,8 +115,7 @@ def trend_figure(
 
     The baseline's value plus the accepted loss is a band of the line's colour; a vertical line marks the first night
     with a new baseline. The marks on the horizontal axis are the verdicts, and lead to `links` in an SVG. `history` has
-    the columns of history.parquet, `lights` all nights in their order.
-    """
+    the columns of history.parquet, `lights` all nights in their order."""
     nights = dict(list(lights.items())[-MAX_NIGHTS:])
     shown = history[history["night"].isin(nights) & (history["metric"] == metric.name)].copy()
     shown["line"] = shown["label"].str.replace(r"^S\d+-", "", regex=True)

@@ -70,9 +70,7 @@ def uri_bytes(png: bytes) -> int:
 
 def grids(groups: Mapping[str, Mapping[EtaAndSteps, NDArray[np.uint8]]], budget: int) -> list[ImageGrid]:
     """A grid for each group: as many of the first images as fit `budget` bytes, as large as fits; none if nothing does.
-
-    `groups` have the images (n, H, W) or (n, H, W, 3) of each place by title, with equal n within a group.
-    """
+    `groups` have the images (n, H, W) or (n, H, W, 3) of each place by title, with equal n within a group."""
     sides, arrays = [*SIDES], [images for cells in groups.values() for images in cells.values() if len(images)]
     is_large = bool(arrays) and max(arrays[0].shape[1:3]) > SIDES[0] and len(arrays) * LARGE**2 <= budget
     # Encoding all of them as large as this takes long: the first of each cell tell whether they fit well.

@@ -40,8 +40,7 @@ def indistinguishable(table: Table, means: Averaged, rows: Mapping[str, Row], ev
     compared by their means, with Student's t over the seeds that both have. The best itself is not among the cells, nor
     is one that equals it, has no paired standard error, or shares fewer than two seeds with it.
 
-    `table` has `means` as values. `rows` are those of quality.csv by cell, and `evidence` is of the table's metric.
-    """
+    `table` has `means` as values. `rows` are those of quality.csv by cell, and `evidence` is of the table's metric."""
     values, alike = {cell: row.get(table.metric.name) for cell, row in rows.items()}, set[str]()
     for best, others in table.against_best():
         if means.over:
@@ -96,11 +95,9 @@ def _by_first_seed(
 
 
 def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
-    """The standard error of the mean difference of a metric over sampling; None if a cell has no influences.
-
-    Cells with the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in
-    the mean; groups with other noise are independent.
-    """
+    """The standard error of the mean difference of a metric over sampling; None if a cell has no influences. Cells with
+    the same x_T are added up sample by sample, so what their noise shares cancels or adds up as it does in the mean;
+    groups with other noise are independent."""
     sums: dict[Hashable, Array] = {}
     sizes: list[float] = []
     for pair in pairs:
@@ -117,9 +114,7 @@ def sampling_error(pairs: Sequence[Cells], evidence: Evidence) -> float | None:
 
 def shared_sampling_error(parts: Sequence[Sequence[Cells]], evidence: Evidence) -> float | None:
     """The standard error of the sampling noise that replicates share, see `shared_error`; None if it is unknown.
-
-    `parts` are the pairs of each replicate, equally many for each, so that all have the same weight in the mean.
-    """
+    `parts` are the pairs of each replicate, equally many for each, so that all have the same weight in the mean."""
     noise = [{evidence.pairings[cell] for pair in part for cell in pair} for part in parts]
     if len(set().union(*noise)) == sum(map(len, noise)):  # no two of them start from the same
         return 0.0
@@ -149,11 +144,9 @@ def columns(tables: Sequence[Table]) -> list[Contenders]:
 def look(
     groups: Sequence[Contenders], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
 ) -> Decided:
-    """Compare the cells of each group with its best; `groups` are those that earlier looks left undecided.
-
-    `rows` are those of quality.csv by cell, all of one N. `evidence` has the influences on `metric` of all cells in
-    `groups`, which share their noise. `looks` is their largest possible number, known before the first.
-    """
+    """Compare the cells of each group with its best; `groups` are those that earlier looks left undecided. `rows` are
+    those of quality.csv by cell, all of one N. `evidence` has the influences on `metric` of all cells in `groups`,
+    which share their noise. `looks` is their largest possible number, known before the first."""
     found = Decided([], set())
     if not groups:
         return found

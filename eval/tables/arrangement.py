@@ -31,11 +31,9 @@ from taugrid.registry.samplers import DEFAULT
 
 
 class Arrangement:
-    """The tables of a layout. Values of grid keys are in the order of the frame, S and eta ascending.
-
-    What a table and its row determine gets a note: in the paper only sigma_hat clips. Settings that make another model
-    are never notes.
-    """
+    """The tables of a layout. Values of grid keys are in the order of the frame, S and eta ascending. What a table and
+    its row determine gets a note: in the paper only sigma_hat clips. Settings that make another model are never
+    notes."""
 
     def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
         self._means, self._layout, self._ready = means, layout, prepared(means.frame, protocols)

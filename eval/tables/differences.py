@@ -84,8 +84,7 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
     along each other setting that has separate tables (arrangement.py), in the order of `rows`. Cells that `pair`
-    refuses, for instance without common noise, are left out; a `ValueError` if influences are not of a cell's N.
-    """
+    refuses, for instance without common noise, are left out; a `ValueError` if influences are not of a cell's N."""
     names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
         row["cell"]: {key: names[key].get(value, value) if key in PATHS else value for key, value in row.items()}
@@ -132,8 +131,7 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
 
     The difference is b - a. `override` compares them even if protocols differ or they share no noise; `joined` and
     `note` then say so. A `ValueError` if a cell has no FID and no other metric has a standard error, if influences are
-    not of a cell's N or, without `override`, if the cells are not comparable; it names the fields that differ.
-    """
+    not of a cell's N or, without `override`, if the cells are not comparable; it names the fields that differ."""
     metrics = _compared(row_a, row_b)
     if not metrics:
         lacking = row_a if _number(row_a, FID.name) is None else row_b

@@ -21,10 +21,8 @@ OPTIONS = "sampler_options"
 
 
 def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
-    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names.
-
-    A setting that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells.
-    """
+    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names. A setting
+    that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells."""
     keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
     changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
     changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
@@ -63,10 +61,8 @@ def eta_in_words(eta: str) -> str:
 
 
 def labelled(frame: pd.DataFrame, name: str, beside: Sequence[str] = ()) -> "pd.Series[Any]":
-    """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config.
-
-    What a sampler ignores is empty; in place of eta it has its name, unless that is `beside` it in a row or above.
-    """
+    """A column's values in tables: eta as 0.0 or σ̂, S as a number, others as in a config. What a sampler ignores is
+    empty; in place of eta it has its name, unless that is `beside` it in a row or above."""
     if name == "eta":
         numbers = frame["eta"].map(lambda eta: str(float(eta)))
         others = "" if "sampler" in beside else frame["sampler"]

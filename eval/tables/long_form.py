@@ -79,11 +79,9 @@ def axes(columns: Iterable[str]) -> list[str]:
 
 
 def long_form(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """A row per cell, sorted by its settings; a `KeyError` if a row lacks one of `COLUMNS`.
-
-    Checkpoints keep the order in which `rows` first has them; otherwise the order of `rows` does not matter. Integers
-    stay integers, metrics are float64 with NaN for None, and a list that is the value of a grid key becomes JSON.
-    """
+    """A row per cell, sorted by its settings; a `KeyError` if a row lacks one of `COLUMNS`. Checkpoints keep the order
+    in which `rows` first has them; otherwise the order of `rows` does not matter. Integers stay integers, metrics are
+    float64 with NaN for None, and a list that is the value of a grid key becomes JSON."""
     given = {key for row in rows for key in row}
     others = axes(given)
     order = [*others, "model", "sampler", "spacing", "num_samples", "sigma", "eta", "steps", "clip", "cell"]
@@ -170,11 +168,9 @@ class JoinedRows(NamedTuple):
 
 
 def joined_rows(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> JoinedRows:
-    """What is to be said of `rows` that share tables and figures, whether or not their protocols agree.
-
-    Rows of different N are compared separately, because tables and figures never join them. `protocols` are by the
-    rows' `protocol`.
-    """
+    """What is to be said of `rows` that share tables and figures, whether or not their protocols agree. Rows of
+    different N are compared separately, because tables and figures never join them. `protocols` are by the rows'
+    `protocol`."""
     notes, cells = list[str](), set[str]()
     for size in sorted({row["num_samples"] for row in rows}):
         spelled = {row["cell"]: protocols[row["protocol"]] for row in rows if row["num_samples"] == size}

@@ -34,8 +34,7 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
     `mse` is the mean over images of the squared error per dimension on [0, 1], `mse_se` its standard error, `mse_8bit`
     the same after the reconstruction was clipped and rounded to 8 bits; all are float64 with NaN for None.
-    `network_evaluations` are per image, both ways together. A list as the value of an axis becomes its JSON.
-    """
+    `network_evaluations` are per image, both ways together. A list as the value of an axis becomes its JSON."""
     axes = sorted({key for row in rows for key in row} - set(RECONSTRUCTION_COLUMNS))
     order = [*axes, "model", "weights", "spacing", "num_images", "steps"]
     ordered = sorted(rows, key=lambda row: [sort_key(row.get(key)) for key in order])
@@ -45,11 +44,9 @@ def reconstruction_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def reconstruction_table(frame: pd.DataFrame) -> Table:
-    """`mse` and its error, as in the paper: columns of S, and a row for each setting that differs.
-
-    A row's label says what sets it apart ("spacing = linear"). A model that no other column tells apart is named by its
-    id. What all rows have in common is in the notes. Two rows in the same place are a `ValueError`.
-    """
+    """`mse` and its error, as in the paper: columns of S, and a row for each setting that differs. A row's label says
+    what sets it apart ("spacing = linear"). A model that no other column tells apart is named by its id. What all rows
+    have in common is in the notes. Two rows in the same place are a `ValueError`."""
     settings = [column for column in frame.columns if column not in RECONSTRUCTION_COLUMNS]
     settings += ["weights", "spacing", "num_images"]
     apart = [column for column in settings if frame[column].nunique(dropna=False) > 1]

@@ -49,8 +49,7 @@ def mean_over_seeds(differences: Array, shared: Array | float = 0.0) -> MeanOver
     The differences' own spread misses what all of them share, such as the noise of one sampling seed. Its standard
     error `shared` (...) is known from N samples, so it is normal, while the spread has n - 1 degrees of freedom. The
     half width is sqrt((t sd / sqrt(n))^2 + (z shared)^2): Student's where nothing is shared, and never narrower than
-    that. It covers 95 to 98 % (docs/decisions.md).
-    """
+    that. It covers 95 to 98 % (docs/decisions.md)."""
     n = differences.shape[-1]
     mean = differences.mean(axis=-1)
     unknown = np.full_like(mean, np.nan)[()]
@@ -85,12 +84,11 @@ def _p(mean: Array, degrees: int, se: Array, shared: Array | float) -> Any:
 def shared_error(of_mean: Array | float, of_each: Array) -> Any:
     """The standard error (...) of the sampling noise that all seeds share, from errors by influences.
 
-    With errors e_i of the seeds' own values, which covary by c on average, the variance of their mean is
-    (mean(var e_i) + (n - 1) c) / n. The spread between seeds misses c, which is returned as its root.
+    With errors e_i of the seeds' own values, which covary by c on average, the variance of their mean is (mean(var e_i)
+    + (n - 1) c) / n. The spread between seeds misses c, which is returned as its root.
 
     `of_mean` (...) is the standard error over sampling of the mean over seeds, `of_each` (..., n) those of each seed's
-    own value. A single seed shares nothing.
-    """
+    own value. A single seed shares nothing."""
     n = of_each.shape[-1]
     if n < 2:
         return np.zeros_like(of_mean)[()]
@@ -99,11 +97,9 @@ def shared_error(of_mean: Array | float, of_each: Array) -> Any:
 
 
 def holm(p: Array) -> NDArray[np.float64]:
-    """p-values (..., m) adjusted for the m comparisons of a family (Holm 1979).
-
-    Rejecting what is below a level keeps the probability of any false rejection below that level, however the
-    comparisons depend on each other. NaN stays NaN and does not count as a comparison.
-    """
+    """p-values (..., m) adjusted for the m comparisons of a family (Holm 1979). Rejecting what is below a level keeps
+    the probability of any false rejection below that level, however the comparisons depend on each other. NaN stays NaN
+    and does not count as a comparison."""
     order = np.argsort(p, axis=-1)  # NaN last
     ascending = np.take_along_axis(p, order, axis=-1)
     count = np.sum(~np.isnan(p), axis=-1, keepdims=True)
@@ -124,9 +120,8 @@ def critical_range(covariance: Array, level: float = LEVEL, counted: NDArray[np.
     """The c with P(max |Z_i - Z_j| / se_ij > c) = `level` over pairs, for Z ~ N(0, covariance (k, k)), by simulation.
 
     The covariance is that of the cells' errors, and se_ij^2 = v_i + v_j - 2 c_ij. Pairs of cells with the same samples,
-    whose se is 0 but for rounding, don't count, nor do pairs that are not `counted` (k, k), symmetric; None: all are.
-    c is 1.96 for two cells at 5 %.
-    """
+    whose se is 0 but for rounding, don't count, nor do pairs that are not `counted` (k, k), symmetric; None: all are. c
+    is 1.96 for two cells at 5 %."""
     k = len(covariance)
     pairs = k * (k - 1) // 2 if counted is None else int(np.triu(counted, 1).sum())
     bound = float(-special.ndtri(level / max(2 * pairs, 2)))
@@ -152,10 +147,8 @@ def critical_range(covariance: Array, level: float = LEVEL, counted: NDArray[np.
 @cache
 def level_against_best(settings: int, seeds: int) -> float:
     """The p-value that the least of k - 1 comparisons with the measured best undercuts in 5 % of columns, if all k are
-    equal: of Student's t for differences that are paired by seed, by simulation.
-
-    The simulated settings are normal and vary alike; docs/decisions.md says what others do.
-    """
+    equal: of Student's t for differences that are paired by seed, by simulation. The simulated settings are normal and
+    vary alike; docs/decisions.md says what others do."""
     bound = LEVEL / max(settings * (settings - 1) / 2, 1)
     if settings <= 2 or settings > MAX_SIMULATED:
         return bound
@@ -223,10 +216,8 @@ def varying_seeds(frame: pd.DataFrame) -> list[str]:
 
 
 def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Averaged:
-    """`frame` with the means of replicates in their place; rows stay in the order of each group's first.
-
-    Replicates share every setting and their comparability key.
-    """
+    """`frame` with the means of replicates in their place; rows stay in the order of each group's first. Replicates
+    share every setting and their comparability key."""
     seeds = varying_seeds(frame)
     plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
     if not seeds:

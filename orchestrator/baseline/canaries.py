@@ -99,10 +99,8 @@ def worst_check(checks: Iterable[Check]) -> Check:
 
 
 def sampling_key(cell: SnapshotCell, **other: object) -> str:
-    """The key of a sampled cell, from its networks and its settings, some of which `other` replaces.
-
-    The protocol's blocks on conditions and decoder have the hashes of further files.
-    """
+    """The key of a sampled cell, from its networks and its settings, some of which `other` replaces. The protocol's
+    blocks on conditions and decoder have the hashes of further files."""
     settings = {key: value for key, value in {**cell.settings, **other}.items() if key != "labels"}  # maybe a path
     blocks = cell.protocol.get("conditions"), cell.protocol.get("decoder")
     return json_sha256([cell.network.weights_sha256, cell.network.diffusion, settings, *blocks])

@@ -61,10 +61,8 @@ def compare_snapshots(
     gate: GateSettings = DEFAULT_GATE,
     canaries: Mapping[str, SnapshotCell | Check] = {},
 ) -> BaselineComparison:
-    """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer.
-
-    `canaries` is used for cells with new weights. Raises `UserError` as `matched` does.
-    """
+    """Judge the cells that both sides have by one test of the usual seeds, and check sampler and scorer. `canaries` is
+    used for cells with new weights. Raises `UserError` as `matched` does."""
     pairs, only_new, only_baseline = matched(new, baseline)
     scorer, label_of = check_scorer(new, baseline), labels(new.cells)
     cells = [replace(_compare_cell(*pair, gate), label=label_of[pair[0].cell]) for pair in pairs]
@@ -132,11 +130,9 @@ def changes_of(new: SnapshotCell, old: SnapshotCell, cell: CellComparison) -> li
 
 
 def independent(influence_a: Array, influence_b: Array) -> tuple[Array, Array]:
-    """The influences of two independent sets on a joint sample of all their images.
-
-    Each is 0 where the other's images are, and has the same standard error as before. So the difference has the error
-    sqrt(se_a^2 + se_b^2), and several metrics of the same two sets have the correlations of their errors.
-    """
+    """The influences of two independent sets on a joint sample of all their images. Each is 0 where the other's images
+    are, and has the same standard error as before. So the difference has the error sqrt(se_a^2 + se_b^2), and several
+    metrics of the same two sets have the correlations of their errors."""
     n = len(influence_a) + len(influence_b)
     a, b = (
         (influence - influence.mean()) * math.sqrt(n * (n - 1) / (len(influence) * (len(influence) - 1)))
@@ -199,11 +195,9 @@ def _checked(
 
 
 def judged_columns(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> list[MetricColumn]:
-    """The metrics that judge a cell: those that `gate` names, else the first default one with a standard error.
-
-    `new` may be unscored or failed: then what the baseline has decides. So it does of a metric that is `unsure`. Raises
-    `UserError` if none of them is on both sides.
-    """
+    """The metrics that judge a cell: those that `gate` names, else the first default one with a standard error. `new`
+    may be unscored or failed: then what the baseline has decides. So it does of a metric that is `unsure`. Raises
+    `UserError` if none of them is on both sides."""
     named = DEFAULT_METRICS if gate.metrics is None else gate.metrics
     columns = [column for name in named for column in METRICS[name].columns if column.sampling_error]
     if gate.metrics is None:
@@ -362,9 +356,7 @@ def _before_judgement(
 
 def _by_influences(new: SnapshotCell, old: SnapshotCell) -> tuple[Verdict, str] | None:
     """The verdict on samples that are the baseline's, or that repeat, by their influences; None if they are neither.
-
-    Only distances tell: a sample's part in precision, say, has few values.
-    """
+    Only distances tell: a sample's part in precision, say, has few values."""
     common = [name for name in new.influences if name in old.influences and not COLUMNS[name].higher_is_better]
     if not common:
         return None
@@ -410,10 +402,8 @@ def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[s
 
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
     """The way in which the images vary less than the baseline's, if that is why a distance has no error; else None.
-
     Both have the same N. FID's error is gone either because no feature varies any more, or because more do than before,
-    which is not a collapse unless images repeat. KID's may be gone by chance.
-    """
+    which is not a collapse unless images repeat. KID's may be gone by chance."""
     gone = (name for name in old.influences.keys() - new.influences.keys() if name in new.reasons)
     distances = [name for name in gone if name not in new.lacking and not COLUMNS[name].higher_is_better]
     if not distances:
@@ -433,10 +423,8 @@ def _distinct_images(share: float | None, before: float | None) -> str:
 
 
 def _distinct(influence: Array, rounding: float = 0.0) -> float:
-    """The share of distinct images, by their influences, which are compared to a millionth of their spread.
-
-    A spread up to `rounding` is none.
-    """
+    """The share of distinct images, by their influences, which are compared to a millionth of their spread. A spread up
+    to `rounding` is none."""
     spread = float(influence.std())
     count = len(np.unique(np.round(influence / spread, 6))) if spread > rounding else 1
     return count / len(influence)

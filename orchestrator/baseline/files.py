@@ -134,8 +134,7 @@ def accept(directory: str, file: str, reason: str, force: bool = False) -> Basel
 
     An existing baseline is replaced; if the run is worse than it, or can't be compared with it, the file has a remark.
     `force` accepts the run of a night that was judged a regression, with a remark too. Raises `UserError` if it is not
-    a run directory, has unscored cells, or was judged worse; or if the existing file is not a baseline.
-    """
+    a run directory, has unscored cells, or was judged worse; or if the existing file is not a baseline."""
     open_baseline(file, "--to")
     run = open_existing(directory)
     snapshot, remarks = _after_its_night(snapshot_of_run(run), run, force)
@@ -152,10 +151,8 @@ def accept(directory: str, file: str, reason: str, force: bool = False) -> Basel
 
 
 def accept_images(place: str, request: ImagesRequest, file: str, reason: str, progress: Progress) -> Baseline:
-    """As `accept` for external images, which are scored in this process.
-
-    Raises `UserError` if they can't be scored as requested, or no metric has a standard error.
-    """
+    """As `accept` for external images, which are scored in this process. Raises `UserError` if they can't be scored as
+    requested, or no metric has a standard error."""
     open_baseline(file, "--to")
     snapshot = snapshot_of_images(place, request, progress)
     remarks = _require_judgeable(snapshot, request.metrics or DEFAULT_METRICS)
@@ -255,9 +252,7 @@ def _require_judgeable(snapshot: Snapshot, names: Sequence[str]) -> list[str]:
 
 def _after_its_night(snapshot: Snapshot, run: Run, force: bool) -> tuple[Snapshot, list[str]]:
     """The snapshot of a night's run with the distances that its canaries measured, and remarks on its verdict.
-
-    Accepting the night accepts these distances between images of different software or devices.
-    """
+    Accepting the night accepts these distances between images of different software or devices."""
     folder, storage = run.rundir.around
     value = read_sealed(folder / VERDICT, storage)
     if value is None:

@@ -53,10 +53,8 @@ def opened(request: ImagesRequest, sets: Mapping[str, str], progress: Progress) 
 
 
 def snapshot_of_images(place: str, request: ImagesRequest, progress: Progress, called: str = "DIR") -> Snapshot:
-    """Score the images in a folder, .npz or Parquet, which messages call `called`, in this process.
-
-    Raises `UserError` if images, reference, weights or settings can't be used.
-    """
+    """Score the images in a folder, .npz or Parquet, which messages call `called`, in this process. Raises `UserError`
+    if images, reference, weights or settings can't be used."""
     with opened(request, {called: place}, progress) as sets:
         names, order = named_order(sets.sets[0], request.pair_by) or ((), None)
         (scored,) = sets.scored(progress, keep=True, orders=[order])

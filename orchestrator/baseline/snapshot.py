@@ -51,11 +51,9 @@ MISSING_INFLUENCES = "its influences are missing or damaged; `taugrid evaluate` 
 
 @dataclass(frozen=True)
 class SamplingEnvironment:
-    """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it.
-
-    A cell that several kinds of worker made has all their values, joined by `AND`. Which of them made which image is
-    unknown, so its environment equals that of no other cell.
-    """
+    """The software and hardware on which the bytes of a cell's images depend, as the workers recorded it. A cell that
+    several kinds of worker made has all their values, joined by `AND`. Which of them made which image is unknown, so
+    its environment equals that of no other cell."""
 
     devices: tuple[str, ...]
     versions: Mapping[str, str]
@@ -272,11 +270,9 @@ def snapshot_of_run(run: str | Run) -> Snapshot:
 
 
 def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}, with_scores: bool = True) -> Snapshot:
-    """The snapshot of an opened run, possibly without cells.
-
-    `failed` is cell name -> reason, of cells that can never be scored. The snapshot has them, without metrics. Without
-    `with_scores` it has all cells as they were sampled, and of their protocols what `canaries.sampling_key` needs.
-    """
+    """The snapshot of an opened run, possibly without cells. `failed` is cell name -> reason, of cells that can never
+    be scored. The snapshot has them, without metrics. Without `with_scores` it has all cells as they were sampled, and
+    of their protocols what `canaries.sampling_key` needs."""
     rundir = run.rundir
     history, provenance, listing = RunHistory.read(rundir), rundir.read_provenance(), Listing(rundir)
     weights = provenance.get("models") or {}
@@ -316,10 +312,8 @@ def snapshot_of_opened(run: Run, failed: Mapping[str, str] = {}, with_scores: bo
 
 
 def planned_snapshot(run: Run, downloads: bool = True) -> Snapshot:
-    """The cells of a run that has not begun, with their protocols but without scores.
-
-    Raises `MissingInput` if `downloads` is not set and the reference or the extractor's weights are missing.
-    """
+    """The cells of a run that has not begun, with their protocols but without scores. Raises `MissingInput` if
+    `downloads` is not set and the reference or the extractor's weights are missing."""
     config = run.config if downloads else without_downloads(run.config)
     scoring, cells = scoring_of(config, run.plan, run.rundir.extractor), []
     for cell in run.plan.cells:

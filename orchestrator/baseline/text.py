@@ -40,10 +40,8 @@ MAX_LISTED = 20  # the number of unmatched cells that are named
 
 
 def headline(comparison: BaselineComparison, result: Verdict | None = None) -> str:
-    """Sign, verdict, coverage, sharpness, and what was not judged or checked.
-
-    `result` is that of a night, which may be worse than the comparison's.
-    """
+    """Sign, verdict, coverage, sharpness, and what was not judged or checked. `result` is that of a night, which may be
+    worse than the comparison's."""
     verdict, (compared, total) = result or comparison.result, comparison.compared
     facts = [f"{verdict}: {EXPLANATIONS[verdict]}" if verdict in EXPLANATIONS else str(verdict)]
     facts.append(f"{compared:,} of {counted(total, 'baseline cell')} compared")
@@ -145,10 +143,8 @@ def remarks(cell: CellComparison) -> list[str]:
 
 
 def decisive(cell: CellComparison) -> int | None:
-    """The N that would decide an undecided cell, if the networks are equal; None if it is unknown.
-
-    A margin in standard errors shrinks with them, so for a metric that has one only growth, which keeps it, decides.
-    """
+    """The N that would decide an undecided cell, if the networks are equal; None if it is unknown. A margin in standard
+    errors shrinks with them, so for a metric that has one only growth, which keeps it, decides."""
     undecided = {name: metric for name, metric in tests(cell).items() if metric.verdict == Verdict.UNDECIDED}
     if not cell.grows and any(COLUMNS[name].may_be_zero for name in undecided):
         return None

@@ -18,20 +18,14 @@ from taugrid.parquet import first_pngs
 from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_json, read_sealed
 
-MAX_PIXELS = 2**20
-"""Of an image in a strip: 1024 x 1024."""
+MAX_PIXELS = 2**20  # of an image in a strip: 1024 x 1024
 
-_decoding = threading.Lock()
-"""A strip may take 200 MB, so they are made one at a time."""
+_decoding = threading.Lock()  # a strip may take 200 MB, so they are made one at a time
 
 
 def paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]:
     """Metric -> second minus first, and its paired standard error, of each metric that has one: as `taugrid compare`.
-
-    Raises:
-        UserError: if the two can't be compared.
-        OSError: if their files can't be read now.
-    """
+    Raises `UserError` if the two can't be compared; `OSError` if their files can't be read now."""
     try:
         return _paired(first, second)
     except UNREADABLE as error:
@@ -92,11 +86,8 @@ def _influences(row: BoardRow, values: dict[str, Any]) -> dict[str, Array]:
 
 
 def strip(row: BoardRow) -> bytes:
-    """The images 0 to `PER_CELL` - 1 of a cell in native size, as one PNG; missing ones are black.
-
-    Raises:
-        UserError: if it has no images, or they can't be read.
-    """
+    """The images 0 to `PER_CELL` - 1 of a cell in native size, as one PNG; missing ones are black. Raises `UserError`
+    if it has no images, or they can't be read."""
     found, folder = row.run.found, row.of("folders")
     if folder is None:
         raise UserError("there are no images of this cell")

@@ -19,8 +19,7 @@ from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
 from taugrid.registry.metrics import COLUMNS
 
-PER_CELL = 16
-"""The images of a strip."""
+PER_CELL = 16  # the images of a strip
 
 SIGMA_HAT = "σ̂"
 HEADINGS = SHOWN | {"eta": "η", "network_evaluations": "evaluations", "fid_exact": "FID in closed form"}
@@ -34,8 +33,7 @@ class BoardRow(NamedTuple):
     """Where a row of the document comes from."""
 
     run: RunOnBoard
-    at: int
-    """The number of the row in its run."""
+    at: int  # the number of the row in its run
 
     def of(self, part: str) -> Any:
         return self.run.entry[part][self.at]

@@ -22,8 +22,7 @@ TABLES = ("quality.json", "cells.csv", "differences.csv")
 """The files that an entry is read from, besides those of events."""
 
 MAX_TEXT = 300
-HEAD_BYTES = TAIL_BYTES = 2**14
-"""How much of the first and of the last file of events is read: whole events."""
+HEAD_BYTES = TAIL_BYTES = 2**14  # how much of the first and of the last file of events is read: whole events
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError, csv.Error,
               DamagedFile)  # fmt: skip
@@ -36,8 +35,7 @@ class RecordedFiles:
     def __init__(self, found: FoundFolder) -> None:
         self._root, self._storage, self._top = found.root, found.storage, found.level
         self.notes: list[str] = []
-        self.stats: dict[str, Stat] = {}
-        """The watched files that are there, by their names below the run directory."""
+        self.stats: dict[str, Stat] = {}  # the watched files that are there, by their names below the run directory
         self._watch("", found.level, WATCHED)
         self._watch("tables/", self.level("tables"), TABLES)
         events = self.level("events")

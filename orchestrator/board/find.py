@@ -45,15 +45,12 @@ class Place(NamedTuple):
 class FoundFolder:
     """A run, or a night of a history, which may have no run."""
 
-    root: Path
-    """The run directory, or the night's folder."""
+    root: Path  # the run directory, or the night's folder
     storage: Storage
     level: Level
-    title: str
-    """The path below its place; unique on the board."""
+    title: str  # the path below its place; unique on the board
     place: Place
-    history: Path | None = None
-    """The folder of a night's history."""
+    history: Path | None = None  # the folder of a night's history
 
     @property
     def directory(self) -> str:
@@ -65,10 +62,8 @@ class FoundFolder:
 class Finds:
     runs: list[FoundFolder] = field(default_factory=list)
     nights: list[FoundFolder] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What could not be looked at, and why."""
-    readable: bool = False
-    """Whether some place could be listed."""
+    notes: list[str] = field(default_factory=list)  # what could not be looked at, and why
+    readable: bool = False  # whether some place could be listed
 
 
 class _Folder(NamedTuple):
@@ -80,10 +75,8 @@ class _Folder(NamedTuple):
 
 
 def find(places: Sequence[Place], known: Container[str] = ()) -> Finds:
-    """The runs below `places`, in the order of their titles. Nothing raises: what can't be listed has a note.
-
-    No file is read of `known` directories, which were runs before.
-    """
+    """The runs below `places`, in the order of their titles. Nothing raises: what can't be listed has a note. No file
+    is read of `known` directories, which were runs before."""
     finds, seen = Finds(), set[str]()
     with ThreadPoolExecutor(THREADS) as pool:
         for place in places:
@@ -99,8 +92,7 @@ class _Search:
 
     place: Place
     finds: Finds
-    seen: set[str]
-    """The real paths of what was listed, so that links lead nowhere twice."""
+    seen: set[str]  # the real paths of what was listed, so that links lead nowhere twice
     known: Container[str]
 
     def walk(self, pool: Executor) -> None:

@@ -22,8 +22,7 @@ from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_i
 from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
-FORMAT = 4
-"""Raised when entries change their meaning."""
+FORMAT = 4  # raised when entries change their meaning
 
 
 class Work:
@@ -31,12 +30,10 @@ class Work:
 
     def __init__(self, found: FoundFolder) -> None:
         self._root, self._storage = found.root, found.storage
-        self._read: dict[str, int] = {}
-        """File -> how much of it was read, in whole lines."""
+        self._read: dict[str, int] = {}  # file -> how much of it was read, in whole lines
         self._images: dict[tuple[str, str], tuple[float, int]] = {}
         """Cell and file -> time and images of a committed shard."""
-        self._began = 0.0
-        """The start of the last session."""
+        self._began = 0.0  # the start of the last session
 
     def has_driver(self) -> bool:
         from taugrid.orchestrator.rundir.lease import Lease  # the first run at work loads what drivers need
@@ -86,12 +83,10 @@ class Work:
 
 @dataclass(frozen=True)
 class RunOnBoard:
-    key: str
-    """Its name in URLs: the same as long as the run stays where it is."""
+    key: str  # its name in URLs: the same as long as the run stays where it is
     found: FoundFolder
     entry: RunEntry
-    progress: dict[str, Any] | None = None
-    """Of a run that a driver works on; None: there is none."""
+    progress: dict[str, Any] | None = None  # of a run that a driver works on; None: there is none
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,7 @@ class Index:
     """Looks at the runs below `places` whenever it is asked to, and reads what has changed."""
 
     places: Sequence[Place]
-    _kept: dict[str, RunEntry] | None = None
-    """Directory -> entry, of runs and nights."""
+    _kept: dict[str, RunEntry] | None = None  # directory -> entry, of runs and nights
     _work: dict[str, Work] = field(default_factory=dict)
 
     def look(self) -> Board:

@@ -27,8 +27,7 @@ from taugrid.eval.pages.environment import board_html
 from taugrid.orchestrator.board.document import BoardDocument, BoardRow, as_json, document_of
 from taugrid.orchestrator.board.index import Board, Index
 
-LOOK_SECONDS = 5.0
-"""The minimum time between two looks at the files."""
+LOOK_SECONDS = 5.0  # the minimum time between two looks at the files
 
 LOOK_SHARE = 10.0
 """A look that took long is not repeated before this many times its duration: a bucket is paid by the request."""
@@ -170,11 +169,8 @@ def new_token() -> str:
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket that listens on loopback; without a port, on the first of `PORTS` that is free, or else on any.
-
-    Raises:
-        UserError: if the port is taken.
-    """
+    """A socket that listens on loopback; without a port, on the first of `PORTS` that is free, or else on any. Raises
+    `UserError` if the port is taken."""
     reason: OSError | None = None
     for number in (*PORTS, 0) if port is None else (port,):
         try:

@@ -18,14 +18,12 @@ from taugrid.orchestrator.board.index import RunOnBoard
 from taugrid.storage import LOCAL, is_url, write_json
 from taugrid.storage.local import commit_folder, rename
 
-MARKER = "taugrid-board.json"
-"""A file by which a site is known as one of ours, which may be replaced."""
+MARKER = "taugrid-board.json"  # a file by which a site is known as one of ours, which may be replaced
 
 OURS = {"index.html", "images", "runs", MARKER}
 MAX_REPORT_BYTES = 5 * 2**20
 
-_PLAIN = re.compile(r"[0-9A-Za-z]{1,64}")
-"""Ids of cells that may be names of files."""
+_PLAIN = re.compile(r"[0-9A-Za-z]{1,64}")  # ids of cells that may be names of files
 
 
 def check_target(text: str, places: Sequence[Place]) -> Path:

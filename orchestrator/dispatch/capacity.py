@@ -83,10 +83,8 @@ class Answer(NamedTuple):
 def ask_nodes(
     question: Callable[[Any], Any], about: Any, seconds: float, ids: Set[str] | None = None, late: Any = None
 ) -> Iterator[Answer]:
-    """What `question(about)` returns on the nodes `ids` (None: on all), with `seconds` for all of them together.
-
-    `late` is the value of those that do not answer in time.
-    """
+    """What `question(about)` returns on the nodes `ids` (None: on all), with `seconds` for all of them together. `late`
+    is the value of those that do not answer in time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -132,10 +130,8 @@ def worker_size(cluster: Cluster) -> Size:
 
 @cache
 def torch_uses_gpus(ids: frozenset[str]) -> bool:
-    """Whether torch on one of these nodes can use its GPUs; those that do not answer in time count as able.
-
-    Ray counts GPUs that torch may not be built for, and Apple's, which taugrid does not use.
-    """
+    """Whether torch on one of these nodes can use its GPUs; those that do not answer in time count as able. Ray counts
+    GPUs that torch may not be built for, and Apple's, which taugrid does not use."""
     if not ids:
         return False
     # Whether a GPU is there is not asked: Ray hides it from tasks without one.
@@ -190,8 +186,7 @@ def trainers(cluster: Cluster, workers: int | tuple[int, int], may_grow: bool = 
     When Ray Train counts how many workers fit, it ignores labels, and that a fraction of a GPU can't span two GPUs. It
     would start workers that can't be placed. There the number is fixed: as many as fit now, or all if none fits.
 
-    Raises `UserError` if not even one fits, or fewer than the minimum, and the cluster can't grow.
-    """
+    Raises `UserError` if not even one fits, or fewer than the minimum, and the cluster can't grow."""
     own = {name: value for name, value in cluster.train if value is not None}
     cluster = cluster.model_copy(update=own)
     size = worker_size(cluster)

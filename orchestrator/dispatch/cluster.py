@@ -72,8 +72,7 @@ def connected(
 
     Raises `UserError` if the address can't be reached, or its cluster has no token or does not accept this machine's;
     also outside of the main thread, which is interrupted when the run must end. `RunFailed` if the head of a running
-    cluster dies within the block.
-    """
+    cluster dies within the block."""
     if threading.current_thread() is not threading.main_thread():
         raise UserError("a run that needs workers must be called in the main thread, which receives Ctrl-C")
     options: dict[str, Any]
@@ -110,10 +109,8 @@ def connected(
 
 
 class Connection:
-    """A connection to Ray for one session or several: the first that needs workers opens it.
-
-    The outermost `with` closes it.
-    """
+    """A connection to Ray for one session or several: the first that needs workers opens it. The outermost `with`
+    closes it."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -172,9 +169,7 @@ def _init(address: str, options: Mapping[str, Any], modules: Collection[SourceFi
 @contextmanager
 def shipped(modules: Collection[SourceFile]) -> Iterator[dict[str, Any] | None]:
     """The runtime environment with which workers import the user's modules: a folder of only these, which Ray copies.
-
-    None if there are no modules, or if the driver is a Ray job with a working directory, which workers have too.
-    """
+    None if there are no modules, or if the driver is a Ray job with a working directory, which workers have too."""
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}"))
     if not modules or "working_dir" in job.get("runtime_env", {}):
         yield None
@@ -192,12 +187,9 @@ def _embedded_cpus(cluster: Cluster, trainers: int) -> int:
 
 @contextmanager
 def head_watched(address: str, is_same: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """End the block with `RunFailed` if the head at HOST:PORT has died, or another has taken its place.
-
-    Ray itself waits for a minute if it has died. If another one answers, Ray waits for good, or ends the process with a
-    C++ stack trace once it is asked something (`Scaling.poll_nodes`). `is_same` is called when connections are accepted
-    again.
-    """
+    """End the block with `RunFailed` if the head at HOST:PORT has died, or another has taken its place. Ray itself
+    waits for a minute if it has died. If another one answers, Ray waits for good, or ends the process with a C++ stack
+    trace once it is asked something (`Scaling.poll_nodes`). `is_same` is called when connections are accepted again."""
     finished, failures, again = threading.Event(), list[str](), "run the same command again"
 
     def watch() -> None:
@@ -249,10 +241,8 @@ def _knows_this_driver(address: str) -> Callable[[], bool]:
 
 
 def join(address: str) -> str:
-    """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head.
-
-    Raises `UserError` if it can't be reached, must not be joined, or this machine is none of its nodes.
-    """
+    """Set the environment for the running cluster at `address`, before `import ray`; HOST:PORT of its head. Raises
+    `UserError` if it can't be reached, must not be joined, or this machine is none of its nodes."""
     os.environ.update(COMMON_ENVIRONMENT)
     check_form(address)
     use_token()
@@ -340,9 +330,7 @@ def require_token(address: str) -> None:
 
 def find_head(address: str) -> str:
     """HOST:PORT of the head that `address` means. For auto: RAY_ADDRESS, or the one cluster that runs on this machine.
-
-    Call it after Ray's environment is set.
-    """
+    Call it after Ray's environment is set."""
     if address != "auto":
         return address
     head = os.environ.get("RAY_ADDRESS") or ray_compat.recorded_address()
@@ -361,12 +349,9 @@ def find_head(address: str) -> str:
 
 
 def require_token_accepted(address: str, is_here: bool, accepts: Callable[[Header | None], bool]) -> None:
-    """Refuse a cluster that may be beyond this machine and is open, or that does not accept this machine's token.
-
-    The token is sent only once it is known that the cluster demands one.
-
-    `address` is as the user gave it. `accepts` is called with a token's header, or None for a request without one.
-    """
+    """Refuse a cluster that may be beyond this machine and is open, or that does not accept this machine's token. The
+    token is sent only once it is known that the cluster demands one. `address` is as the user gave it. `accepts` is
+    called with a token's header, or None for a request without one."""
     if accepts(None):
         if not is_here:
             raise UserError(

@@ -56,11 +56,9 @@ FINAL = NotFinite | SamplerFault | DoesNotFit  # the same job, and all others of
 
 
 class Loop:
-    """Runs `tasks` on `pool` until everything that can be done is done.
-
-    An `embedded` cluster has `workers` from beginning to end. On a cluster that the run joined they are the maximum;
-    None: as many as fit. `permanent_failures` are the names of cells that failed and would fail again.
-    """
+    """Runs `tasks` on `pool` until everything that can be done is done. An `embedded` cluster has `workers` from
+    beginning to end. On a cluster that the run joined they are the maximum; None: as many as fit. `permanent_failures`
+    are the names of cells that failed and would fail again."""
 
     def __init__(
         self,
@@ -94,10 +92,8 @@ class Loop:
         self.permanent_failures: set[str] = set()
 
     def run(self) -> dict[str, str]:
-        """Run, and return cell name -> reason for the cells that could not be finished.
-
-        Raises `UserError` or `RunFailed` as `WorkerManager` does, or if workers die faster than they work.
-        """
+        """Run, and return cell name -> reason for the cells that could not be finished. Raises `UserError` or
+        `RunFailed` as `WorkerManager` does, or if workers die faster than they work."""
         try:
             self._announce(self._manager.begin())
             while not self._dispatcher.finished:
@@ -192,11 +188,8 @@ class Loop:
                 self._pool.stop([worker])
 
     def _new_events(self, seconds: float) -> Iterator[PoolEvent]:
-        """The events since the last call, and those that an interrupt left over.
-
-        In an object store a look at a file is a request. Those of all files that are new are made together, and each
-        fails or is tried again alone.
-        """
+        """The events since the last call, and those that an interrupt left over. In an object store a look at a file is
+        a request. Those of all files that are new are made together, and each fails or is tried again alone."""
         self._received += self._pool.events(0.0 if self._received else seconds)
         if not self._events.storage.on_disk:
             for event in self._received:
@@ -274,10 +267,8 @@ class Loop:
         return self._jobs[key]
 
     def _found(self, worker: str, result: Result, key: str) -> Committed | None:
-        """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ.
-
-        Raises `NotCommitted` or `FileConflict` if the driver does not find it, or finds one that nothing explains.
-        """
+        """The file of a task, as the driver sees it. None: the task was done before, and its copies may differ. Raises
+        `NotCommitted` or `FileConflict` if the driver does not find it, or finds one that nothing explains."""
         is_done, look = key in self._dispatcher.done, self._looks.pop((worker, key), None)
         found = None
         try:
@@ -293,11 +284,9 @@ class Loop:
         return found
 
     def _judge(self, worker: str, key: str, conflict: str) -> None:
-        """Keep the file that `worker` found, with a note, if its maker may round differently; else `FileConflict`.
-
-        So may one whose device, software or threads differ, where the run has had workers of several kinds, and equal
-        ones that extract features in batches of different sizes, because memory decides these.
-        """
+        """Keep the file that `worker` found, with a note, if its maker may round differently; else `FileConflict`. So
+        may one whose device, software or threads differ, where the run has had workers of several kinds, and equal ones
+        that extract features in batches of different sizes, because memory decides these."""
         job = self._job(key)
         if conflict != OTHER_BYTES:
             raise FileConflict(
@@ -341,10 +330,8 @@ class Loop:
             self._jobs.pop(key, None)
 
     def _keep_part(self, key: str, result: Result, found: Committed | None) -> bool:
-        """Whether a shard's worker was stopped after some of its batches: the next job continues from them.
-
-        `found` is the file: that part, or a longer copy by another worker. None: the task is done.
-        """
+        """Whether a shard's worker was stopped after some of its batches: the next job continues from them. `found` is
+        the file: that part, or a longer copy by another worker. None: the task is done."""
         job, part = self._job(key), result.part
         if not isinstance(job, SampleJob) or part is None or part.stop >= job.stop:
             return False

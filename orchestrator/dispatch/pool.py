@@ -99,8 +99,7 @@ class Pool:
     `label_selector` restricts the nodes of workers. With `scorer`, its arguments, there may also be actors that compute
     scores beside workers with a GPU.
 
-    Each answer puts itself into a queue, so an event costs the same with two workers and with a thousand.
-    """
+    Each answer puts itself into a queue, so an event costs the same with two workers and with a thousand."""
 
     def __init__(
         self,
@@ -132,9 +131,7 @@ class Pool:
 
     def start(self, avoid: Collection[str] = ()) -> str:
         """Start one more worker, not on the nodes `avoid` (ids); `Located` follows, then `Joined`, `Failed` or `Lost`.
-
-        Returns its name. It waits until a node has room; meanwhile Ray's autoscaler counts it as demand.
-        """
+        Returns its name. It waits until a node has room; meanwhile Ray's autoscaler counts it as demand."""
         remote = self._remote
         if avoid:
             others = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
@@ -165,10 +162,8 @@ class Pool:
         self._call(self._handles[worker].check_health.remote(self._probe), _Call(worker))
 
     def submit(self, worker: str, job: Job, key: str) -> None:
-        """Submit `job`, of the task `key`, to `worker`; perhaps `Alive`s follow, then a `Done`, `Failed` or `Lost`.
-
-        Up to `workers.actor.MAX_IN_FLIGHT` jobs may be submitted before one is done: they run in order.
-        """
+        """Submit `job`, of the task `key`, to `worker`; perhaps `Alive`s follow, then a `Done`, `Failed` or `Lost`. Up
+        to `workers.actor.MAX_IN_FLIGHT` jobs may be submitted before one is done: they run in order."""
         work = pickle.dumps((job, key))  # in C: Ray would pickle in Python, and each argument alone
         self._call(self._handles[worker].perform.remote(work), _Call(worker, key=key))
 
@@ -178,21 +173,17 @@ class Pool:
             ray.kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
-        """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others.
-
-        Returns the keys of their tasks; a `Done`, `Failed` or `Lost` follows for each.
-        """
+        """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others. Returns
+        the keys of their tasks; a `Done`, `Failed` or `Lost` follows for each."""
         asked = self._handles.keys() if workers is None else set(workers)
         for worker in asked:
             self._handles[worker].stop.remote()
         return [call.key for call in self._calls.values() if call.key is not None and call.worker in asked]
 
     def nodes(self) -> list[Node] | None:
-        """The nodes that are alive and that workers may be on, whether or not there is room for one.
-
-        None while the cluster's head accepts no connection: the call would wait for it and, if another head took its
-        place, Ray would end this process with a stack trace.
-        """
+        """The nodes that are alive and that workers may be on, whether or not there is room for one. None while the
+        cluster's head accepts no connection: the call would wait for it and, if another head took its place, Ray would
+        end this process with a stack trace."""
         return nodes(self.selector) if head_accepts(ray.get_runtime_context().gcs_address) else None
 
     def events(self, timeout_seconds: float) -> Iterator[PoolEvent]:

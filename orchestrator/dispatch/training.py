@@ -37,10 +37,8 @@ ABANDON_SECONDS = 2.0  # how long the threads may take to end with the session, 
 
 
 class TrainingFailed(RunFailed):
-    """The training of one model failed; others may still succeed.
-
-    `fails_again`: whether the same command would fail in the same way.
-    """
+    """The training of one model failed; others may still succeed. `fails_again`: whether the same command would fail in
+    the same way."""
 
     def __init__(self, called: str, reason: str, log: Path | str, fails_again: bool = False) -> None:
         super().__init__(f"training of model {called} failed: {reason} (details: {log})")
@@ -52,8 +50,7 @@ class Training:
 
     Only Ray Train runs in a thread: in the main thread its `fit` would take over SIGINT and never give it back. The
     caller does the rest: it calls `begin`, then `check_log` now and then, and `end` once the thread has ended. `error`
-    is why it ended without a model; after `fit.NoRoom` and `fit.NodesLeave` it can begin again.
-    """
+    is why it ended without a model; after `fit.NoRoom` and `fit.NodesLeave` it can begin again."""
 
     def __init__(
         self,
@@ -75,10 +72,8 @@ class Training:
         self.has_begun = False  # whether it has logged a step since `begin`
 
     def begin(self, ended: "SimpleQueue[Training]") -> None:
-        """Start or continue it, from its last checkpoint; raises `UserError` if no worker fits, and none ever will.
-
-        It comes into `ended` when its thread ends.
-        """
+        """Start or continue it, from its last checkpoint; raises `UserError` if no worker fits, and none ever will. It
+        comes into `ended` when its thread ends."""
         wanted = capacity.trainers(self._cluster, self._source.train.workers, self._may_grow)
         model, self._spec = self.model, self.specified(wanted)
         self.at, self.has_begun, self.error = self._now(), False, None
@@ -94,10 +89,8 @@ class Training:
         self.thread.start()
 
     def check_log(self) -> None:
-        """Read the log; raises `UserError` if nodes large enough have been missing for `cluster.max_wait_seconds`.
-
-        The thread goes on waiting, as Ray Train knows no limit, until the session ends.
-        """
+        """Read the log; raises `UserError` if nodes large enough have been missing for `cluster.max_wait_seconds`. The
+        thread goes on waiting, as Ray Train knows no limit, until the session ends."""
         at, now = self._now(), time.monotonic()
         if at is not None and at != self.at:
             self.at, self.has_begun = at, True
@@ -113,10 +106,8 @@ class Training:
             raise capacity.no_capacity(size, self._cluster, then)
 
     def end(self, log: Callable[[str, str], Path]) -> None:
-        """Put the model in place, and report the outcome. `log` writes a file in logs/.
-
-        Raises `UserError` if something must be changed first, `TrainingFailed` if it could not go on.
-        """
+        """Put the model in place, and report the outcome. `log` writes a file in logs/. Raises `UserError` if something
+        must be changed first, `TrainingFailed` if it could not go on."""
         error, model = self.error, self.model
         if isinstance(error, UserError):
             raise error
@@ -186,11 +177,8 @@ class Training:
 
 
 class Trainings:
-    """The trainings of a session, which begin in their order.
-
-    `others`: whether the session has models to go on with when one fails. Only `fit.train` runs in other threads, so
-    nothing here needs a lock.
-    """
+    """The trainings of a session, which begin in their order. `others`: whether the session has models to go on with
+    when one fails. Only `fit.train` runs in other threads, so nothing here needs a lock."""
 
     def __init__(
         self,
@@ -212,11 +200,8 @@ class Trainings:
         self._trained = 0
 
     def run(self) -> dict[str, TrainingFailed]:
-        """Train them all. Returns model id -> error for those that failed.
-
-        Raises `UserError` if something must be changed first. Those that run have then ended; the others continue in
-        the next session.
-        """
+        """Train them all. Returns model id -> error for those that failed. Raises `UserError` if something must be
+        changed first. Those that run have then ended; the others continue in the next session."""
         self._show_stage()
         try:
             while self._waiting or self._goes_on():

@@ -66,8 +66,7 @@ class WorkerManager:
     nodes: those that wait for room tell Ray what is needed, nodes that join get work, idle workers are released, and
     nodes that drain are left; `max_workers` is their maximum (None: as many as fit, at least one). An embedded cluster
     has `max_workers` from beginning to end. Scorers are workers without a GPU, in a pool whose other workers have one;
-    they do only tasks of the kinds `scored`.
-    """
+    they do only tasks of the kinds `scored`."""
 
     def __init__(
         self,
@@ -258,11 +257,9 @@ class WorkerManager:
         )
 
     def tend(self, now: float) -> None:
-        """Start, check, release and end workers as it is time to.
-
-        Raises `UserError` if no node is fit because each lacks what the driver has, or none was ever large enough;
-        `RunFailed` if no node is fit for another reason, or all are full or gone.
-        """
+        """Start, check, release and end workers as it is time to. Raises `UserError` if no node is fit because each
+        lacks what the driver has, or none was ever large enough; `RunFailed` if no node is fit for another reason, or
+        all are full or gone."""
         self._poll_nodes(now)
         for worker in self._dispatcher.due_for_health_check(now):
             self._workers[worker].checked_since = now
@@ -279,9 +276,7 @@ class WorkerManager:
 
     def _wait(self, now: float, unfit: Mapping[str, str]) -> None:
         """While the run waits for a worker that is there and fit, say so now and then; raise once it has too long.
-
-        `unfit` is node -> why, if there are workers, but all of them are on unfit nodes.
-        """
+        `unfit` is node -> why, if there are workers, but all of them are on unfit nodes."""
         only_scores = self._dispatcher.startable_kinds <= self._scored
         placed = (worker for worker in self._workers.values() if worker.node is not None)
         no_worker = not any(only_scores or not worker.is_scorer for worker in placed)
@@ -337,11 +332,9 @@ class WorkerManager:
                 self._say(f"node {name} will be taken away: it gets no more work{rest}")
 
     def _wanted(self, now: float, busy: Mapping[bool, int], has_scorer: bool) -> dict[bool, int]:
-        """How many workers there should be on usable nodes: False -> those of all kinds of tasks, True -> scorers.
-
-        On a cluster that was joined, one for each task that could start, besides those that are `busy`. Scores alone
-        must not make an autoscaler buy GPUs: for them there is one worker of all kinds, until a scorer is there.
-        """
+        """How many workers there should be on usable nodes: False -> those of all kinds of tasks, True -> scorers. On a
+        cluster that was joined, one for each task that could start, besides those that are `busy`. Scores alone must
+        not make an autoscaler buy GPUs: for them there is one worker of all kinds, until a scorer is there."""
         places, ready = self._scorer_places, self._dispatcher.demand_by_kind(now)
         scores = sum(ready[kind] for kind in self._scored) if places else 0
         scorers = min(sum(places.values()), busy[True] + scores)
@@ -353,11 +346,9 @@ class WorkerManager:
 
     @property
     def _scorer_places(self) -> dict[str, int]:
-        """Node id -> the most scorers that it should have, for usable nodes.
-
-        They take no CPUs as Ray counts. On a node with GPUs, half of its CPUs are left to other workers. More than its
-        memory holds would wait for good, and an autoscaler would count them as demand.
-        """
+        """Node id -> the most scorers that it should have, for usable nodes. They take no CPUs as Ray counts. On a node
+        with GPUs, half of its CPUs are left to other workers. More than its memory holds would wait for good, and an
+        autoscaler would count them as demand."""
         if self._pool.scorer is None:
             return {}
         most, on_cpu_nodes = self._config.score.workers_per_node, self._config.use_cpus

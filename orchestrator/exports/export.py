@@ -19,18 +19,14 @@ from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import find_cell
 from taugrid.run_id import recorded_id
 
-Chosen = tuple[list[Cell], list[str]]
-"""The cells to export, and why others of the run are left out, a line for each."""
+Chosen = tuple[list[Cell], list[str]]  # the cells to export, and why others of the run are left out, a line for each
 
 TEXTS = {"model-card": model_card, "latex": latex}
 
 
 def export_text(run: Run, form: str, to: Path, cell: str | None) -> None:
-    """Write the tables of a run as one text. The same text again changes nothing.
-
-    Raises:
-        UserError: if there are no scores, or the file has another text.
-    """
+    """Write the tables of a run as one text. The same text again changes nothing. Raises `UserError` if there are no
+    scores, or the file has another text."""
     text, what = TEXTS[form](run, cell).encode(), f"this {form}"
     put_file(to, what, lambda path: path.read_bytes() == text, partial(Path.write_bytes, data=text))
 
@@ -39,10 +35,7 @@ def export_images(
     run: Run, form: str, to: Path, progress: Progress, cell: str | None = None, by_label: bool = False
 ) -> Chosen:
     """Export the images of a cell, or of all. Returns them, with those that were left out because images are missing.
-
-    Raises:
-        UserError: if there is nothing to export, or `to` can't be used.
-    """
+    Raises `UserError` if there is nothing to export, or `to` can't be used."""
     cells, left_out = choose(run, cell)
     if by_label and (without := [each.label for each in cells if each.label_rule is None]):
         raise UserError(
@@ -74,11 +67,8 @@ def export_images(
 
 
 def choose(run: Run, name: str | None) -> Chosen:
-    """The cell that `name` fits or, without one, all cells that have all their images.
-
-    Raises:
-        UserError: if no cell or several fit, or there is none with all its images.
-    """
+    """The cell that `name` fits or, without one, all cells that have all their images. Raises `UserError` if no cell or
+    several fit, or there is none with all its images."""
     wanted = run.plan.cells if name is None else [find_cell(run.plan, name)]
     listing = Listing(run.rundir)
     problems = {cell.id: _lacks(cell, run.rundir, listing) for cell in wanted}

@@ -15,16 +15,13 @@ from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.threads import decode_each
 
-Tick = Callable[[int], None]
-"""Hears how many images more are done."""
+Tick = Callable[[int], None]  # hears how many images more are done
 
 
 def put_pngs(target: Target, cell: Cell, rundir: RunDir, folder: str, by_label: bool, tick: Tick) -> None:
-    """Put a cell's images as PNG files named by index, with the bytes as in Parquet.
-
-    Labels go to metadata.csv (file_name, label), which the library `datasets` reads with a folder of images; with
-    `by_label` to the names of folders, which torchvision's ImageFolder reads.
-    """
+    """Put a cell's images as PNG files named by index, with the bytes as in Parquet. Labels go to metadata.csv
+    (file_name, label), which the library `datasets` reads with a folder of images; with `by_label` to the names of
+    folders, which torchvision's ImageFolder reads."""
     lines = ["file_name,label"]
     digits = 0 if cell.label_rule is None else len(str(cell.label_rule.classes - 1))
     for shard in cell.shards:
@@ -46,10 +43,8 @@ def put_pngs(target: Target, cell: Cell, rundir: RunDir, folder: str, by_label: 
 
 
 def write_npz(path: Path, cell: Cell, rundir: RunDir, comment: bytes, tick: Tick) -> None:
-    """Write a cell's images as ADM's evaluator reads them: `arr_0`, (N, H, W, C) uint8, and its labels `arr_1`, (N,).
-
-    C is 1 for grey images. One image after the other goes into the file, so memory does not grow with N.
-    """
+    """Write a cell's images as ADM's evaluator reads them: `arr_0`, (N, H, W, C) uint8, and its labels `arr_1`, (N,). C
+    is 1 for grey images. One image after the other goes into the file, so memory does not grow with N."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.comment = comment
         put_array(archive, "arr_0", _pixels(cell, rundir), cell.settings.num_samples, tick)

@@ -16,8 +16,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.words import counted
 
-IMAGES_AT_ONCE = 1024
-"""How many images are in memory at a time."""
+IMAGES_AT_ONCE = 1024  # how many images are in memory at a time
 
 
 def export_reference(run: Run, target: Path) -> str:

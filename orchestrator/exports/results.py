@@ -28,10 +28,7 @@ TASK = {"type": "unconditional-image-generation", "name": "Image generation"}
 
 def results(run: Run, name: str | None = None) -> QualityTable:
     """The table that quality.json holds, of all cells or of the one that `name` fits; without rows if none has a score.
-
-    Raises:
-        UserError: if no cell or several fit.
-    """
+    Raises `UserError` if no cell or several fit."""
     document, plan = read_json(run.rundir.tables / "quality.json", run.rundir.storage) or {}, run.configured
     wanted = {cell.id for cell in (plan.cells if name is None else [find_cell(plan, name)])}
     rows = [row for row in document.get("rows", []) if row["cell"] in wanted]

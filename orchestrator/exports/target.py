@@ -15,8 +15,7 @@ from taugrid.storage import LOCAL
 
 SUMS = "SHA256SUMS"
 """What `sha256sum -c` reads. It ignores the first line, a comment, which says whose export this is."""
-TEMPORARY = "taugrid-export"
-"""In the names of files that are being written."""
+TEMPORARY = "taugrid-export"  # in the names of files that are being written
 HEAD = "# taugrid export "
 LINE = re.compile(r"^([0-9a-f]{64})  (.+)\n", re.MULTILINE)
 
@@ -63,12 +62,9 @@ class Target:
     """A folder that is being filled."""
 
     folder: Path
-    _known: Mapping[str, str]
-    """Name -> SHA-256 of the files of an earlier export of the same that was completed."""
-    done: dict[str, str] = field(default_factory=dict)
-    """As `_known`, of the files of this export."""
-    notes: list[str] = field(default_factory=list)
-    """What the user is told at the end."""
+    _known: Mapping[str, str]  # name -> SHA-256 of the files of an earlier export of the same that was completed
+    done: dict[str, str] = field(default_factory=dict)  # as `_known`, of the files of this export
+    notes: list[str] = field(default_factory=list)  # what the user is told at the end
 
     def has(self, name: str) -> bool:
         """Whether a file of an earlier export is still there, unchanged, or this one has written it."""

@@ -45,20 +45,16 @@ from taugrid.workers.ray_compat import Header
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
-ANSWER_SECONDS = 60.0
-"""Time limit for an answer of the job server once it is connected."""
+ANSWER_SECONDS = 60.0  # time limit for an answer of the job server once it is connected
 
-POLL_SECONDS = 2.0
-"""Time between two looks at the job."""
+POLL_SECONDS = 2.0  # time between two looks at the job
 
-PAUSE = 5.0
-"""A pause is at least so many times as long as the look before it, for which Ray sent the whole log."""
+PAUSE = 5.0  # a pause is at least so many times as long as the look before it, for which Ray sent the whole log
 
 LOST_SECONDS = 60.0
 """Time without an answer after which the head counts as gone. The job may still run then."""
 
-ENTRY = "on_the_head.py"
-"""The job's entry point, a file beside this one."""
+ENTRY = "on_the_head.py"  # the job's entry point, a file beside this one
 
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -67,12 +63,8 @@ class Jobs:
     """The jobs of one cluster. Every method raises `UserError` or `RunFailed` with one line."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the job server at `address`, http://HOST:PORT.
-
-        Raises:
-            UserError: if the address is not valid, nothing answers there, or the cluster is open or refuses this
-                machine's token.
-        """
+        """Connect to the job server at `address`, http://HOST:PORT. Raises `UserError` if the address is not valid,
+        nothing answers there, or the cluster is open or refuses this machine's token."""
         self.address = address.rstrip("/")
         os.environ.update(COMMON_ENVIRONMENT)
         _check_form(self.address)
@@ -108,10 +100,8 @@ class Jobs:
             raise RunFailed(f"the job server at {self.address} refused: {_last_line(error)}") from error
 
     def submit(self, config: Config, out: str, ships: bool, break_lock: bool, only: Sequence[str] = ()) -> str:
-        """Start a run of `config`, or of the cells that `only` selects, in the run directory `out` as a job.
-
-        Returns its id, which is <run>-<attempt>.
-        """
+        """Start a run of `config`, or of the cells that `only` selects, in the run directory `out` as a job. Returns
+        its id, which is <run>-<attempt>."""
         with tempfile.TemporaryDirectory(prefix="taugrid-") as name:
             folder = Path(name)
             pack_job(config, folder, ships)
@@ -151,13 +141,8 @@ class Jobs:
 
 
 def follow(jobs: Jobs, job: str, write: Callable[[str], Any]) -> "JobDetails":
-    """Print a job's log until the job has ended; return its final state.
-
-    It polls: Ray's tail of a log can end while the job runs (ray#57002), or hang when the head is gone.
-
-    Raises:
-        RunFailed: if the head is gone.
-    """
+    """Print a job's log until the job has ended; return its final state. It polls: Ray's tail of a log can end while
+    the job runs (ray#57002), or hang when the head is gone. Raises `RunFailed` if the head is gone."""
     printed, answered = 0, time.monotonic()
     while True:
         began = time.monotonic()
@@ -192,11 +177,8 @@ def described(state: "JobDetails") -> dict[str, Any]:
 
 
 def exit_code(state: "JobDetails") -> Exit:
-    """The exit code of a job's run; 130 for a stopped job.
-
-    Raises:
-        RunFailed: if there is none: the run could not be started, or was killed.
-    """
+    """The exit code of a job's run; 130 for a stopped job. Raises `RunFailed` if there is none: the run could not be
+    started, or was killed."""
     code = state.driver_exit_code
     if state.status == "STOPPED":
         return Exit.INTERRUPTED
@@ -213,11 +195,8 @@ def exit_code(state: "JobDetails") -> Exit:
 
 
 def pack_job(config: Config, folder: Path, ships: bool) -> None:
-    """Fill the empty `folder` with the files that a job of `config` needs; `ships` adds this taugrid.
-
-    Raises:
-        UserError: if a module that the config names can't be found, or the modules are too large.
-    """
+    """Fill the empty `folder` with the files that a job of `config` needs; `ships` adds this taugrid. Raises
+    `UserError` if a module that the config names can't be found, or the modules are too large."""
     values = config.recorded
     (folder / f"{config.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(ENTRY), folder / ENTRY)
@@ -263,10 +242,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _accepts(address: str, header: Header | None) -> bool:
-    """Whether a job server accepts this token's header, or none; `UserError` if it neither accepts nor refuses.
-
-    The request bypasses the environment's proxy, which would see the token and could answer in the server's place.
-    """
+    """Whether a job server accepts this token's header, or none; `UserError` if it neither accepts nor refuses. The
+    request bypasses the environment's proxy, which would see the token and could answer in the server's place."""
     request = urllib.request.Request(f"{address}/api/version", headers=dict([header] if header else ()))
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:

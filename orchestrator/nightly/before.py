@@ -26,10 +26,8 @@ from taugrid.words import counted, duration, quantity
 
 
 def standard_error_problem(run: Run, is_planned: bool = False) -> str | None:
-    """The reason why no metric that a night is judged by can have a standard error with some cell's N.
-
-    With `is_planned`, as far as it is known without the extractor's weights.
-    """
+    """The reason why no metric that a night is judged by can have a standard error with some cell's N. With
+    `is_planned`, as far as it is known without the extractor's weights."""
     extractor = foreseen(run.config, run.rundir.extractor) if is_planned else run.rundir.extractor(run.config)
     named, computed = run.config.gate.metrics, run.config.evaluate.metrics
     if named is not None and (lacking := [name for name in named if name not in computed]):
@@ -93,8 +91,7 @@ def expected_sharpness(verdicts: Sequence[NightVerdict], plan: Plan) -> dict[str
 
     It is extrapolated from the last night that judged a cell and is not red, because errors of broken networks are not
     the gate's: the part beyond the margin shrinks with the root of N. At another N it is unknown for a metric whose
-    margin may be standard errors. Empty if there was no such night.
-    """
+    margin may be standard errors. Empty if there was no such night."""
     for verdict in reversed(verdicts):
         comparison = verdict.comparison
         if comparison and (found := comparison.sharpnesses) and comparison.result not in REGRESSIONS:
@@ -130,10 +127,8 @@ def price_text(night: Mapping[str, Any]) -> str:
 
 def expected_coverage(run: Run, file: str) -> dict[str, Any]:
     """The cells of the plan that a night would compare with the baseline `file`, a file or a run, as plain data.
-
-    Unknown while a checkpoint, the reference or the extractor's weights are missing: a plan downloads nothing.
-    Raises `UserError` if `file` is not a baseline, or a night would refuse to begin.
-    """
+    Unknown while a checkpoint, the reference or the extractor's weights are missing: a plan downloads nothing. Raises
+    `UserError` if `file` is not a baseline, or a night would refuse to begin."""
     if (problem := standard_error_problem(run, is_planned=True)) is not None:
         raise UserError(problem)
     baseline = snapshot_of(file)

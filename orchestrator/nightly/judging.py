@@ -58,10 +58,8 @@ def judge_night(
     baseline: Snapshot, gate: GateSettings, grow_to: int | None, resampler: "Resampler"
 ) -> BaselineComparison:
     """Compare tonight's cells with the baseline's, with a second look at those that the usual seeds single out.
-
     Undecided cells are sampled again with N = `grow_to`, unless that is None. The cells of an unfinished second look
-    are undecided. Raises `UserError` if the runs can't be compared.
-    """
+    are undecided. Raises `UserError` if the runs can't be compared."""
     comparison = compare_snapshots(resampler.tonight, baseline, gate, resampler.canaries(baseline))
     pairs = {pair[0].name: pair for pair in matched(resampler.tonight, baseline).pairs}
     judged = {cell.name: pairs[cell.name] for cell in comparison.cells if cell.judged}
@@ -138,10 +136,8 @@ class Resampler:
     def run(
         self, name: str, points: Sequence[Mapping[str, Any]], folder: Path, stages: Sequence[str]
     ) -> tuple[Run, Mapping[str, str], bool]:
-        """Run tonight's config with the distinct `points` as its grid, in a folder of its own.
-
-        Returns the run, the cells that can never be sampled or scored (name -> why), and whether all others are done.
-        """
+        """Run tonight's config with the distinct `points` as its grid, in a folder of its own. Returns the run, the
+        cells that can never be sampled or scored (name -> why), and whether all others are done."""
         values = self.config.model_dump(mode="json")
         grid = {json_sha256(point): {key: [value] for key, value in point.items()} for point in points}
         values |= {"name": f"{self.config.name}-{name}", "model": {}, "grid": list(grid.values()), "track": []}
@@ -189,10 +185,8 @@ class Resampler:
         stage: str,
     ) -> BaselineComparison:
         """The comparison where `pairs` have the verdict of fresh samples; undecided if some could not be finished.
-
         `look` is `fresh` or `grown`, the name of its run directory; `num_samples` is as many as tonight if None;
-        `stage` describes the test at `alpha`.
-        """
+        `stage` describes the test at `alpha`."""
         usual = {cell.name: cell for cell in comparison.cells}
         snapshot = self._sampled(pairs, look, num_samples)
         if snapshot is None:
@@ -238,11 +232,9 @@ class Resampler:
 def _fresh(
     cell: CellComparison, new: SnapshotCell, old: SnapshotCell, recorded: SnapshotCell, look: str
 ) -> tuple[CellComparison, list[Change]]:
-    """A cell with fresh samples of both networks, before they are tested, and its changes.
-
-    `cell` is its comparison by the usual seeds, whose metrics and margins are used; `recorded` is the baseline's cell,
-    from which its network must not differ beyond chance.
-    """
+    """A cell with fresh samples of both networks, before they are tested, and its changes. `cell` is its comparison by
+    the usual seeds, whose metrics and margins are used; `recorded` is the baseline's cell, from which its network must
+    not differ beyond chance."""
     for name in cell.judging:
         column = COLUMNS[name]
         if not old.scored(name):

@@ -66,11 +66,8 @@ class NightRequest:
 
 
 def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVerdict]:
-    """Run or resume a night, judge it, and add it to the history.
-
-    Raises `UserError` if something must be changed first, such as an N that gives no metric a standard error, and
-    `RunFailed` if the run could not go on.
-    """
+    """Run or resume a night, judge it, and add it to the history. Raises `UserError` if something must be changed
+    first, such as an N that gives no metric a standard error, and `RunFailed` if the run could not go on."""
     history = open_history(request.history)
     with sole_driver(history, request.break_lock, progress.say), Connection(request.address) as ray:
         run, night = _open_night(request, history, progress)
@@ -101,11 +98,9 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
 
 
 def run_night_of_images(request: NightRequest, progress: Progress) -> tuple[Night, NightVerdict]:
-    """Score tonight's images in this process, judge them in one stage, and add the night to the history.
-
-    A complete night is left unchanged. An interrupted one leaves nothing but features in the user's cache. Raises
-    `UserError` if images, reference, weights or settings can't be used, or the night's id is that of another night.
-    """
+    """Score tonight's images in this process, judge them in one stage, and add the night to the history. A complete
+    night is left unchanged. An interrupted one leaves nothing but features in the user's cache. Raises `UserError` if
+    images, reference, weights or settings can't be used, or the night's id is that of another night."""
     history = open_history(request.history)
     with sole_driver(history, request.break_lock, progress.say):
         night = history.night(request.night or today())

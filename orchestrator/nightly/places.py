@@ -43,10 +43,8 @@ class Night:
 
     @property
     def verdict(self) -> NightVerdict | None:
-        """The verdict of a complete night; None if it is unfinished or the file was changed.
-
-        Raises `UserError` if another version of taugrid wrote it.
-        """
+        """The verdict of a complete night; None if it is unfinished or the file was changed. Raises `UserError` if
+        another version of taugrid wrote it."""
         value = read_sealed(self.verdict_file, self.storage)
         return None if value is None else NightVerdict.read(value, self.folder)
 

@@ -120,8 +120,7 @@ def strips(
 
     `pairs` is label -> images (n, C, H, W) of the baseline and of tonight. A picture has two rows: the first `IMAGES`
     images of the baseline, and tonight's of the same indices; if one side lacks them, its row says so. Returns the
-    cell's label -> the file.
-    """
+    cell's label -> the file."""
     shown = {label: (_pixels(before), _pixels(after)) for label, (before, after) in pairs.items()}
     shown = {label: sides for label, sides in shown.items() if any(images is not None for images in sides)}
     written: dict[str, Path] = {}

@@ -50,8 +50,7 @@ class Model:
 
     id: str
     data: Data
-    diffusion: Diffusion
-    """Resolved: no key is null."""
+    diffusion: Diffusion  # resolved: no key is null
     source: ModelSource
     label: str = field(default="", compare=False)
     """The model's values of the grid's dotted keys, such as "schedule=cosine"; empty for the only model of a plan."""
@@ -79,8 +78,7 @@ class Model:
         return self.source.decoder
 
 
-PENDING = "pending"
-"""The id of models and cells as long as it is not known: it is a hash of what is not here yet."""
+PENDING = "pending"  # the id of models and cells as long as it is not known: it is a hash of what is not here yet
 
 _ID = re.compile(r"\b[0-9a-f]{10}\b")
 
@@ -90,8 +88,7 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-_PART = re.compile(r"part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
-"""The names that `part_name` gives, and no others."""
+_PART = re.compile(r"part-([0-9]{6}|[1-9][0-9]{6,})\.parquet")  # the names that `part_name` gives, and no others
 
 
 class Shard(NamedTuple):
@@ -101,8 +98,7 @@ class Shard(NamedTuple):
     number: int
     start: int
     stop: int
-    total_nfe: int
-    """Network evaluations (NFE) of all its images."""
+    total_nfe: int  # network evaluations (NFE) of all its images
 
     @property
     def name(self) -> str:
@@ -325,8 +321,7 @@ class Plan:
 
     models: tuple[Model, ...]
     cells: tuple[Cell, ...]
-    notes: tuple[str, ...] = ()
-    """Remarks on how the config was read."""
+    notes: tuple[str, ...] = ()  # remarks on how the config was read
     sampler_modules: frozenset[SourceFile] = frozenset()
     """The user's source files that workers import to sample, besides those of the models."""
 

@@ -22,19 +22,13 @@ from taugrid.workers.diffusion.denoiser import Guidance
 from taugrid.workers.diffusion.process import Point
 from taugrid.workers.network.checkpoint import parameters, weights_file
 
-ReadColumn = Callable[[LabelColumn], Column]
-"""Like `workers.conditions.read_column`."""
+ReadColumn = Callable[[LabelColumn], Column]  # like `workers.conditions.read_column`
 
 
 def label_rule(settings: Sample, conditions: Conditions | None, network: str, read: ReadColumn) -> LabelRule | None:
-    """The rule for the labels of a cell with these resolved settings; None for an unconditional network.
-
-    `network` is its name in messages.
-
-    Raises:
-        MissingInput: if there is no Parquet file.
-        UserError: if there are labels for an unconditional network, none for another, too few, or no classes of it.
-    """
+    """The rule for the labels of a cell with these resolved settings; None for an unconditional network. `network` is
+    its name in messages. Raises `MissingInput` if there is no Parquet file; `UserError` if there are labels for an
+    unconditional network, none for another, too few, or no classes of it."""
     labels = settings.labels
     if conditions is None:
         if labels is not None:
@@ -75,8 +69,7 @@ def _require_classes(key: str, labels: np.ndarray, conditions: Conditions, netwo
 
 
 GUIDE = "model.guide"
-OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)
-"""Keys, as a grid has them, that mean nothing where guidance is 1."""
+OF_GUIDANCE = (*GUIDANCE_KEYS, GUIDE)  # keys, as a grid has them, that mean nothing where guidance is 1
 
 SAME_LEVEL = 1e-6
 """How far noise levels of one process may be apart, relative: betas come through float32 in some files."""
@@ -194,11 +187,9 @@ def require_no_gpu(plan: Plan) -> None:
 
 
 def weights_bytes(plan: Plan, file: Callable[[Model, str], Path]) -> dict[str, int]:
-    """Bytes of the weights that a worker holds for the cell with most of them, by what they belong to.
-
-    Estimated from files that are here: a cell counts what it has. A worker may keep the networks of the cell before.
-    `file` is `ModelRecords.weights_file`.
-    """
+    """Bytes of the weights that a worker holds for the cell with most of them, by what they belong to. Estimated from
+    files that are here: a cell counts what it has. A worker may keep the networks of the cell before. `file` is
+    `ModelRecords.weights_file`."""
     count = cache(parameters)  # a plan has many cells of a model
     most: dict[str, int] = {}
     for cell in plan.cells:

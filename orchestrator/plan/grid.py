@@ -97,15 +97,12 @@ class Sections(NamedTuple):
 class Placed(NamedTuple):
     """A point of the grid before its sampler was asked."""
 
-    point: Mapping[str, Any]
-    """As in the config."""
+    point: Mapping[str, Any]  # as in the config
     model: Model
     guide: Model | None
     vae: Vae | None
-    sections: Sections
-    """As in the config, but for `diffusion`, which is resolved."""
-    settings: Sample
-    """Resolved, but for the keys that the sampler ignores."""
+    sections: Sections  # as in the config, but for `diffusion`, which is resolved
+    settings: Sample  # resolved, but for the keys that the sampler ignores
 
 
 Planned = tuple[Placed, Cell, dict[str, Any]]
@@ -114,14 +111,9 @@ or guidance 1 ignores."""
 
 
 def plan(config: Config, lookups: Lookups | None = None, dry: bool = False) -> Plan:
-    """The models and cells of `config`, in the order of its grid.
-
-    With `dry`, models whose files are not here are planned too (`Model.lacks`).
-
-    Raises:
-        UserError: unknown grid key, bad value, S > T, a point named twice, a model without a source.
-        MissingInput: a checkpoint, weights or training images are missing, unless `dry` is set.
-    """
+    """The models and cells of `config`, in the order of its grid. With `dry`, models whose files are not here are
+    planned too (`Model.lacks`). Raises `UserError` (unknown grid key, bad value, S > T, a point named twice, a model
+    without a source); `MissingInput` (a checkpoint, weights or training images are missing, unless `dry` is set)."""
     lookups = lookups or Lookups()
     lookups = lookups._replace(
         read_checkpoint=cache(lookups.read_checkpoint),

@@ -19,8 +19,7 @@ from taugrid.grids import values_by_key, with_values
 from taugrid.hashing import json_sha256
 from taugrid.workers.network.checkpoint import read_checkpoint
 
-SETTLED_SECONDS = 30.0
-"""A folder in which a file was written more recently may still be being written."""
+SETTLED_SECONDS = 30.0  # a folder in which a file was written more recently may still be being written
 
 
 def resolve_patterns(

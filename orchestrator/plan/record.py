@@ -44,11 +44,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> Plan:
-    """The plan that `to_json` recorded. Custom code can't be run from it.
-
-    Raises:
-        KeyError, TypeError, ValueError, UserError: if `to_json` of this version would not write such a value.
-    """
+    """The plan that `to_json` recorded. Custom code can't be run from it. Raises `KeyError`, `TypeError`, `ValueError`,
+    `UserError` if `to_json` of this version would not write such a value."""
     if with_controls(value) is not None:
         raise ValueError("a text has a control character")
     names = Naming.of([cell["values"] for cell in value["cells"]], Sample.model_fields)

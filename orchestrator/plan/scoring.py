@@ -22,12 +22,8 @@ from taugrid.workers.data.load import Labels, MissingImages, load_labels
 
 
 def extractor(config: Config, download: bool = True) -> ExtractorSpec:
-    """The feature extractor that a config means.
-
-    Raises:
-        MissingInput: if its weights are missing, or not downloaded yet and `download` is not set.
-        UserError: if there is none by that name, or it can't be used.
-    """
+    """The feature extractor that a config means. Raises `MissingInput` if its weights are missing, or not downloaded
+    yet and `download` is not set; `UserError` if there is none by that name, or it can't be used."""
     try:
         evaluate, data = config.evaluate, config.data
         return resolve(evaluate.extractor, data.name, evaluate.weights, data.image_shape, download, evaluate.precision)
@@ -39,8 +35,7 @@ def extractor(config: Config, download: bool = True) -> ExtractorSpec:
 class Problem(NamedTuple):
     """Something in a config that its user should change."""
 
-    key: str
-    """The key of the config."""
+    key: str  # the key of the config
     text: str
     fatal: bool = True
     """Whether a run refuses it. If not, it is a remark."""
@@ -61,20 +56,14 @@ class Foreseen(NamedTuple):
     """An extractor as far as it is known now."""
 
     name: str
-    dimensions: int | None
-    """The width of its features."""
-    lacks: str | None
-    """A message on what must be downloaded first; None if everything exists on this machine."""
-    spec: ExtractorSpec | None = None
-    """None if something must be downloaded first."""
+    dimensions: int | None  # the width of its features
+    lacks: str | None  # a message on what must be downloaded first; None if everything exists on this machine
+    spec: ExtractorSpec | None = None  # None if something must be downloaded first
 
 
 def foreseen(config: Config, find: Callable[[Config], ExtractorSpec]) -> Foreseen:
-    """The extractor of a config, by `find`, or what is known of it while its weights are missing.
-
-    Raises:
-        UserError: if there is none by that name, or it can't be used.
-    """
+    """The extractor of a config, by `find`, or what is known of it while its weights are missing. Raises `UserError` if
+    there is none by that name, or it can't be used."""
     name = chosen(config.evaluate.extractor, config.data.name)
     dimensions: int | None = None
     if name in EXTRACTORS:
@@ -93,10 +82,8 @@ def classes_of(cell: Cell) -> int | None:
 
 
 def per_sample(data: Data, classes: int | None) -> PerSample:
-    """What sample files hold of a network with so many classes, whose data set is `data`.
-
-    They are those of a data set by name that has as many classes. Otherwise, 1000 are taken to be ImageNet's.
-    """
+    """What sample files hold of a network with so many classes, whose data set is `data`. They are those of a data set
+    by name that has as many classes. Otherwise, 1000 are taken to be ImageNet's."""
     if classes is None:
         return UNLABELLED
     order = IMAGENET_1K if classes == EXTRACTORS[IMAGENET_LITE0].classes else None
@@ -105,8 +92,7 @@ def per_sample(data: Data, classes: int | None) -> PerSample:
     return PerSample((*SAMPLE_COLUMNS, *LABEL_COLUMNS), order)
 
 
-MANY_SAMPLES = 10**9
-"""A number of samples that is enough for any metric."""
+MANY_SAMPLES = 10**9  # a number of samples that is enough for any metric
 
 
 def problems(
@@ -117,9 +103,7 @@ def problems(
     classes: int | None = None,
 ) -> Iterator[Problem]:
     """What is wrong with scoring the cells of `plan`, fatal or not, as far as extractor and reference are known.
-
-    `classes`: how many its labels have, where they were read.
-    """
+    `classes`: how many its labels have, where they were read."""
     known = reference if isinstance(reference, Reference) else None
     shape = reference.image_shape if isinstance(reference, Data) else None if known is None else known.shape
     for model in plan.models:
@@ -209,11 +193,8 @@ class Scoring:
 
     @cached_property
     def labels(self) -> Labels | None:
-        """The labels of the reference's images; None: they are not known.
-
-        Raises:
-            UserError: if its files of labels are missing or damaged.
-        """
+        """The labels of the reference's images; None: they are not known. Raises `UserError` if its files of labels are
+        missing or damaged."""
         data = self.reference.data
         return load_labels(data) if data is not None and data.dataset.labels else None
 
@@ -280,10 +261,8 @@ def scoring_of(
 
     Opens the reference and the extractor's weights, so that mistakes are found before any accelerator time is spent.
 
-    Raises:
-        MissingInput: if the reference or the extractor's weights are missing.
-        UserError: unknown extractor, a reference that can't be read, or images of a different shape.
-    """
+    Raises `MissingInput` if the reference or the extractor's weights are missing; `UserError` (unknown extractor, a
+    reference that can't be read, or images of a different shape)."""
     given = config.reference
     try:
         reference = find_reference(given)

@@ -41,10 +41,8 @@ def diffusion_section(section: Diffusion, theirs: Diffusion = UNSET, sampler: st
 
     `sampler`: the cell's. With `consistency` alone, networks of the process `edm` predict that by default.
 
-    Raises:
-        UserError: if there are too few or too many betas, alpha does not fall, no signal is left for epsilon, or a key
-            belongs to another process.
-    """
+    Raises `UserError` if there are too few or too many betas, alpha does not fall, no signal is left for epsilon, or a
+    key belongs to another process."""
     if section.process not in (None, theirs.process or "ddpm"):
         if theirs.process or ((theirs.schedule or theirs.trained_betas) and not _is_consistency(section, sampler)):
             raise UserError(
@@ -189,11 +187,9 @@ def check_classes(data: Data, unet: Unet, train: Train) -> None:
 
 
 def sample_section(settings: Sample, theirs: Mapping[str, Any]) -> Sample:
-    """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets.
-
-    A `decode_batch` that makes the default's slices of every batch is the default, and so is a shift of 1, unless it
-    replaces the pipeline's. The options of an LCM pipeline's scheduler are for the sampler `lcm` alone.
-    """
+    """`settings` with no key left null; `theirs` are the keys that a loaded pipeline sets. A `decode_batch` that makes
+    the default's slices of every batch is the default, and so is a shift of 1, unless it replaces the pipeline's. The
+    options of an LCM pipeline's scheduler are for the sampler `lcm` alone."""
     given = {key: value for key, value in theirs.items() if getattr(settings, key) is None and value is not None}
     defaults = {key: getattr(SAMPLE_DEFAULTS, key) for key in ("clip", "clip_range", "steps_offset")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
@@ -239,8 +235,7 @@ KEYS_OUTSIDE_IDENTITY = NOT_IDENTITY["sample"] | {
 
 TRAIN_DEFAULTS = Train(seed=0)
 
-Fingerprint = Callable[..., str]
-"""Like `workers.data.load.content_fingerprint`."""
+Fingerprint = Callable[..., str]  # like `workers.data.load.content_fingerprint`
 
 
 def diffusion_identity(diffusion: Diffusion) -> dict[str, Any]:
@@ -253,9 +248,7 @@ _HASHED_DEFAULTS = SAMPLE_DEFAULTS.model_copy(update={"batch_size": 256, "shard_
 
 def sample_identity(settings: Sample, code: str | None, labels: LabelRule | None) -> dict[str, Any]:
     """The keys of a resolved `sample` that differ from the hashed defaults and change images, and a sampler's code.
-
-    `labels`: as resolved, where what the network takes is known; of a column its content counts, not its path.
-    """
+    `labels`: as resolved, where what the network takes is known; of a column its content counts, not its path."""
     differing = differing_keys(settings, _HASHED_DEFAULTS, NOT_IDENTITY["sample"])
     if labels is not None:
         differing["labels"] = labels.said

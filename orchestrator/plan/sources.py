@@ -21,8 +21,7 @@ from taugrid.workers.diffusion.decoder import Decoder, Identity, Vae
 from taugrid.workers.network import checkpoint, custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
 
-RECORD = "model.json"
-"""The file in a model's folder that records what a loaded or custom model was when it was sampled."""
+RECORD = "model.json"  # the file in a model's folder that records what a loaded or custom model was when it was sampled
 
 TRAINED_WEIGHTS = f"unet/{checkpoint.WEIGHTS_FILE}"
 """The file of a trained model that says that the model is complete: it is written last."""
@@ -99,8 +98,7 @@ class ModelSource(ABC):
 @dataclass(frozen=True)
 class Trained(ModelSource):
     data: Data
-    data_identity: Mapping[str, Any]
-    """Identifies the images it is trained on."""
+    data_identity: Mapping[str, Any]  # identifies the images it is trained on
     unet: Unet
     train: Train
 
@@ -364,8 +362,7 @@ class Oracle(ModelSource):
 class Absent(ModelSource):
     """A checkpoint, or a custom network's weights, that is not here: a plan prices its cells, and nothing runs them."""
 
-    path: str
-    """As the config has it."""
+    path: str  # as the config has it
     data: Data
 
     @property

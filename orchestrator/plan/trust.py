@@ -24,10 +24,8 @@ WITHOUT_CODE = "read-only commands run none of a directory's code"
 class Code(NamedTuple):
     key: str
     """The config's key: `model.callable`, `sample.sampler` or `evaluate.extractor`."""
-    name: str
-    """`package.module:attribute`."""
-    weights: str | None
-    """The path of the weights file that the code is called with."""
+    name: str  # `package.module:attribute`
+    weights: str | None  # the path of the weights file that the code is called with
 
     @property
     def sha256(self) -> str | None:

@@ -30,28 +30,22 @@ from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.progress.state import GridCell, SessionSnapshot, SessionState
 from taugrid.words import counted, duration, printable, quantity, with_urls
 
-PLAIN_INTERVAL_SECONDS = 10.0
-"""Time between plain lines: often enough to show that it is alive, rare enough for a log."""
+PLAIN_INTERVAL_SECONDS = 10.0  # time between plain lines: often enough to show that it is alive, rare enough for a log
 
 REFRESH_SECONDS = 1.0
 """The minimum time between two looks: each visits all workers and open tasks, and there are hundreds of events."""
 
-WINDOW_SECONDS = 60.0
-"""A rate is the average over this many of the last seconds."""
+WINDOW_SECONDS = 60.0  # a rate is the average over this many of the last seconds
 
 FRAMES_A_SECOND = 4
 
-KEPT_LINES = 60
-"""The most lines of a table that stays on the screen after the view."""
+KEPT_LINES = 60  # the most lines of a table that stays on the screen after the view
 
-WIDEST_BARS = 100
-"""Columns of a line with a bar; a longer bar tells no more."""
+WIDEST_BARS = 100  # columns of a line with a bar; a longer bar tells no more
 
-FEWEST_ROWS = 3
-"""With space for fewer rows, there is no table."""
+FEWEST_ROWS = 3  # with space for fewer rows, there is no table
 
-NARROWEST = 6
-"""Characters of a column of the grid; a score has up to 5."""
+NARROWEST = 6  # characters of a column of the grid; a score has up to 5
 
 
 class Console(RichConsole):
@@ -99,8 +93,7 @@ class Stage:
         self.bars = _new_bars(clock)
         self._bar = self.bars.add_task(name, start=not waits, total=total)
         self._unit, self._workers, self._note = unit, 0, ""
-        self.since = clock()
-        """The time when it was announced."""
+        self.since = clock()  # the time when it was announced
 
     @property
     def has_begun(self) -> bool:
@@ -120,11 +113,9 @@ class Stage:
 
 
 class Progress(Observer):
-    """Shows how far a session is (`show`), or one stage at a time (`begin`), and says lines that stay.
-
-    A thread of its own draws the live view, so that it goes on while Ray's C++ holds the main thread. What it draws is
-    changed under `_lock`. Nothing is printed under that lock, because rich has locks of its own.
-    """
+    """Shows how far a session is (`show`), or one stage at a time (`begin`), and says lines that stay. A thread of its
+    own draws the live view, so that it goes on while Ray's C++ holds the main thread. What it draws is changed under
+    `_lock`. Nothing is printed under that lock, because rich has locks of its own."""
 
     def __init__(
         self, console: RichConsole | None = None, live: bool | None = None, clock: Callable[[], float] = time.time
@@ -184,8 +175,7 @@ class Progress(Observer):
 
     def _begin_session(self, stages: Sequence[str]) -> None:
         self._stages = stages
-        self.state: SessionState | None = None
-        """The session that is shown; None: it has not come to its tasks."""
+        self.state: SessionState | None = None  # the session that is shown; None: it has not come to its tasks
         self.stage: Stage | None = None
         self._has_stage = False  # the session has, or had one: it trains
         self._bars, self._bar_of = _new_bars(self._clock), dict[str, TaskID]()

@@ -12,10 +12,8 @@ class Busy(NamedTuple):
     """What a worker with a task does, by its last heartbeat."""
 
     task: Task
-    fraction: float
-    """How much of the task is done."""
-    doing: str = ""
-    """What is no progress, such as compiling."""
+    fraction: float  # how much of the task is done
+    doing: str = ""  # what is no progress, such as compiling
 
 
 class SessionSnapshot(NamedTuple):
@@ -27,8 +25,7 @@ class SessionSnapshot(NamedTuple):
     idle: int = 0
     cooling_down: int = 0
     starting: int = 0
-    waited: float = 0.0
-    """How long the first of them has been starting, in seconds."""
+    waited: float = 0.0  # how long the first of them has been starting, in seconds
     lost: int = 0
 
     @property
@@ -41,16 +38,11 @@ class KindProgress:
     """How far one kind of work is, with what earlier sessions did."""
 
     kind: type[WorkKind]
-    total: float
-    """In finished tasks if the kind has a noun for them, else in its unit; without what was given up."""
-    done: float
-    """In finished tasks."""
-    open: int
-    """The number of tasks that are neither done nor given up."""
-    begun: float = 0.0
-    """What is done in unfinished tasks."""
-    has_begun: bool = False
-    """Whether a worker has had a task."""
+    total: float  # in finished tasks if the kind has a noun for them, else in its unit; without what was given up
+    done: float  # in finished tasks
+    open: int  # the number of tasks that are neither done nor given up
+    begun: float = 0.0  # what is done in unfinished tasks
+    has_begun: bool = False  # whether a worker has had a task
 
     def amount(self, task: Task) -> float:
         """What a task of this kind adds to `done`."""
@@ -69,10 +61,8 @@ class GridCell:
     column: str
     total: float
     done: float = 0.0
-    begun: float = 0.0
-    """What is done in unfinished tasks."""
-    value: float | None = None
-    """The score."""
+    begun: float = 0.0  # what is done in unfinished tasks
+    value: float | None = None  # the score
     failed: bool = False
 
 
@@ -83,15 +73,11 @@ class SessionState:
     work: Mapping[str, KindProgress] = field(default_factory=dict)
     """By name of the kind, in the order of their priorities."""
     cells: Mapping[str, GridCell] = field(default_factory=dict)
-    metric: str = ""
-    """The heading of the cells' scores; empty if they have none."""
-    tasks: dict[str, Task] = field(default_factory=dict)
-    """The tasks that are neither done nor given up."""
-    read_score: Callable[[str], float | None] = lambda cell: None
-    """Returns the score on disk of a cell, by its id."""
+    metric: str = ""  # the heading of the cells' scores; empty if they have none
+    tasks: dict[str, Task] = field(default_factory=dict)  # the tasks that are neither done nor given up
+    read_score: Callable[[str], float | None] = lambda cell: None  # returns the score on disk of a cell, by its id
     images_done: float = 0.0
-    images: float = 0.0
-    """Images of this session, also those of unfinished tasks."""
+    images: float = 0.0  # images of this session, also those of unfinished tasks
     last: SessionSnapshot = field(default_factory=SessionSnapshot)
 
     def new_scores(self, snapshot: SessionSnapshot) -> dict[str, float | None]:

@@ -18,10 +18,8 @@ from taugrid.registry.metrics import METRICS, MetricColumn
 def state_before(
     run: Run, selected: Plan, scoring: Scoring | None, tasks: Mapping[str, Task], with_scores: bool
 ) -> SessionState:
-    """The state of a session before its `tasks` on the `selected` part of a run's plan.
-
-    Without `with_scores` no score is read, now or later.
-    """
+    """The state of a session before its `tasks` on the `selected` part of a run's plan. Without `with_scores` no score
+    is read, now or later."""
     of_kinds = {name: [task for task in tasks.values() if task.kind == name] for name in kinds_by_name()}
     kinds = {name: kind for name, kind in kinds_by_name().items() if of_kinds[name]}
     networks = [name for name, kind in kinds.items() if kind.unit == NETWORK_EVALUATIONS]
@@ -62,10 +60,8 @@ def grid_cells(
     score: Callable[[Cell], float | None],
     of_samples: bool = True,
 ) -> dict[str, GridCell]:
-    """Cells by id, in a table whose columns are the grid key `across`.
-
-    `left` has the network evaluations to do: for sampling, a part of those of all samples; else all that are shown.
-    """
+    """Cells by id, in a table whose columns are the grid key `across`. `left` has the network evaluations to do: for
+    sampling, a part of those of all samples; else all that are shown."""
     by_id = {}
     for cell in cells:
         to_do = left.get(cell.id, 0.0)

@@ -15,8 +15,7 @@ from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.work import kinds_by_name
 from taugrid.words import counted
 
-POLL_SECONDS = 2.0
-"""Time between two polls of the directory."""
+POLL_SECONDS = 2.0  # time between two polls of the directory
 
 
 def watch(run: Run) -> str:
@@ -41,10 +40,8 @@ def watch(run: Run) -> str:
 
 
 def show_files(run: Run, progress: Progress, scores: dict[str, float]) -> None:
-    """Show how far trainings are or, once they have ended, the samples and scores that are there.
-
-    `scores` has what was found before by cell; new ones are added.
-    """
+    """Show how far trainings are or, once they have ended, the samples and scores that are there. `scores` has what was
+    found before by cell; new ones are added."""
     rundir, cells, trained = run.rundir, run.plan.cells, run.plan.trained_here
     listing, scoring = Listing(rundir), rundir.recorded_scoring(run.config)
     metric, kinds = shown_metric(run.config.evaluate.metrics), kinds_by_name()

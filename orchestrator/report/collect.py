@@ -50,8 +50,7 @@ NO_CLOSED_FORM = "no FID in closed form: that is known for the steps of ddim (eq
 LARGEST_SHARE_BEYOND_1 = 1e-6
 """The largest share of a Gaussian's pixels that 8 bits may clip: the closed form ignores clipping."""
 
-NAMED_CELLS = 4
-"""Cells that a note below the table names; the rest are counted."""
+NAMED_CELLS = 4  # cells that a note below the table names; the rest are counted
 
 
 class Rows(NamedTuple):
@@ -163,10 +162,8 @@ def with_unscored(
     plan: Plan, rows: Sequence[dict[str, Any]], protocols: Mapping[str, ProtocolFields]
 ) -> list[dict[str, Any]]:
     """`rows` of scored cells, and a row without scores for each setting that none of them has, in the grid's order.
-
-    Such a row has the protocol of the other rows with its N. If these have none, or can't be compared with each
-    other, the table of the row is unknown, and it is left out.
-    """
+    Such a row has the protocol of the other rows with its N. If these have none, or can't be compared with each other,
+    the table of the row is unknown, and it is left out."""
     scored = {row["cell"]: row for row in rows}
     included = {label_without_seeds(cell) for cell in plan.cells if cell.id in scored}
     usual = _usual_protocols(rows, protocols)

@@ -20,11 +20,9 @@ from taugrid.parquet import first_pictures, read_numbers, read_png
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import together
 
-MOST_CLASSES = 20
-"""Classes in a figure: those with most images."""
+MOST_CLASSES = 20  # classes in a figure: those with most images
 
-LOOKED_AT = 2048
-"""Images of a cell among which those of the classes are looked for."""
+LOOKED_AT = 2048  # images of a cell among which those of the classes are looked for
 
 
 def write_sample_figures(run: Run) -> None:
@@ -85,8 +83,7 @@ class Shown(NamedTuple):
     """Part of a file's name. Empty for the only group."""
     title: str
     """The group's name, such as "schedule=cosine train.seed=0". Empty for the only one."""
-    images: dict[EtaAndSteps, NDArray[np.uint8]]
-    """Each (n, H, W) or (n, H, W, 3), with the same n."""
+    images: dict[EtaAndSteps, NDArray[np.uint8]]  # each (n, H, W) or (n, H, W, 3), with the same n
 
 
 def first_images(run: Run) -> list[Shown]:

@@ -26,9 +26,7 @@ def describe_models(
     plan: Plan, cells: Sequence[Mapping[str, Any]], rundir: RunDir, scratch: str | None, history: RunHistory
 ) -> list[dict[str, Any]]:
     """Each model's state, with the sums over its cells: `cells` are the plan's as `inspection.describe` has them.
-
-    `train_steps_done` is up to the last checkpoint, and `train_steps_reached` up to the last line of the log.
-    """
+    `train_steps_done` is up to the last checkpoint, and `train_steps_reached` up to the last line of the log."""
     found = []
     for model in plan.models:
         own = [its for cell, its in zip(plan.cells, cells, strict=True) if cell.model.id == model.id]

@@ -49,8 +49,7 @@ FIRST = ("cell", "folder", "name", "model", "model_name", "sampler", "steps", "e
 `cell` and `model` are as in samples and in quality.csv."""
 
 
-LONG_ENOUGH = 100
-"""Device seconds of a cell beside which a few more, for loading diffusers, hardly count."""
+LONG_ENOUGH = 100  # device seconds of a cell beside which a few more, for loading diffusers, hardly count
 
 
 def quality_table(run: Run, collected: Rows, notes: Sequence[str] = ()) -> QualityTable:

@@ -29,8 +29,7 @@ from taugrid.retries import DISK_PAUSES, try_again
 from taugrid.run_id import RunId, check_run, claim
 from taugrid.storage import Storage, read_sealed, together
 
-READER_THREADS = 8
-"""The number of files that are read at a time."""
+READER_THREADS = 8  # the number of files that are read at a time
 
 SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 """The metadata that a sample file must agree on. A cell's id covers its settings, so the blob may gain keys later."""
@@ -39,8 +38,7 @@ SAMPLE_IDENTITY = ("cell", "model", "weights_sha256")
 class Damage(NamedTuple):
     path: Path
     reason: str
-    fix: str = ""
-    """What the user must do to repair it, if no command can."""
+    fix: str = ""  # what the user must do to repair it, if no command can
 
 
 OnDamage = Callable[[Damage], None]
@@ -53,18 +51,15 @@ class Committed(NamedTuple):
     """A file that a worker has committed, and that the driver sees unchanged."""
 
     path: Path
-    version: str
-    """The `Stat.version` that the driver has seen."""
+    version: str  # the `Stat.version` that the driver has seen
     part: parquet.PartSummary | None
     """The contents. None: not a Parquet file, or one that is damaged, which the next survey reports."""
 
 
 class RemovedImages(Paths):
     """Sealed records of images that were removed to save space: they count as done, and their scores stay.
-
     removed/<cell's folder>.parquet holds the hash of each decoded image, and the metadata of the sample files: cell,
-    model, weights. It is in place before the first image is deleted.
-    """
+    model, weights. It is in place before the first image is deleted."""
 
     def removal_record(self, cell: Cell) -> Path:
         return self.removed / f"{cell.name}.parquet"
@@ -105,10 +100,8 @@ class RemovedImages(Paths):
 
 
 class RunDir(RemovedImages, ModelRecords):
-    """One run's directory. All of its files are read and written through `storage`.
-
-    A file is checked only if it is not in the ledger, or its size, inode or time has changed since it was read.
-    """
+    """One run's directory. All of its files are read and written through `storage`. A file is checked only if it is not
+    in the ledger, or its size, inode or time has changed since it was read."""
 
     def lock(
         self, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
@@ -138,11 +131,9 @@ class RunDir(RemovedImages, ModelRecords):
     def sampled(
         self, cell: Cell, metadata: Metadata, every_byte: bool, on_damage: OnDamage, listing: Listing
     ) -> set[int]:
-        """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`.
-
-        `metadata` must agree with that in the files (None: any). `listing` says which files there are. Raises
-        `WeightsChanged` for a file made with different weights, because the cell would get images of two networks.
-        """
+        """Numbers of the cell's shards whose files are complete. Damaged files are reported to `on_damage`. `metadata`
+        must agree with that in the files (None: any). `listing` says which files there are. Raises `WeightsChanged` for
+        a file made with different weights, because the cell would get images of two networks."""
         done = set[int]()
         folder, there = self.samples / cell.name, listing.samples(cell.name)
         for shard, path, part in self._intact(cell, folder, there, every_byte, on_damage):
@@ -181,11 +172,9 @@ class RunDir(RemovedImages, ModelRecords):
     def has_intact_file(
         self, path: Path, stop: int, on_damage: OnDamage, start: int = 0, expected: Metadata = None, there: Files = None
     ) -> bool:
-        """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata.
-
-        A file that is damaged or has different metadata is reported to `on_damage`. `there` has the files of its folder
-        and their versions (None: the storage is asked).
-        """
+        """Whether there is an intact file with rows `start` to `stop` - 1 and `expected` in its metadata. A file that
+        is damaged or has different metadata is reported to `on_damage`. `there` has the files of its folder and their
+        versions (None: the storage is asked)."""
         version = self.version(path) if there is None else there.get(path.name)
         part = None if version is None else self._inspect(path, version, start, True, on_damage)
         self.ledger.flush()
@@ -229,9 +218,7 @@ class RunDir(RemovedImages, ModelRecords):
 
     def know_influences(self, wanted: Iterable[tuple[Cell, str]], listing: Listing) -> None:
         """Read the influences of cells, by a `Scoring.id`, that the ledger does not know: later looks ask for nothing.
-
-        In an object store some are read at a time, and one request writes the ledger.
-        """
+        In an object store some are read at a time, and one request writes the ledger."""
         files = [(self.influence(*each), listing.scores(each[0])) for each in wanted]
         there = [(path, versions[path.name]) for path, versions in files if path.name in versions]
         unknown = [each for each in there if self.ledger.find(*each) is None]
@@ -265,10 +252,8 @@ class RunDir(RemovedImages, ModelRecords):
 
     def remove_temporaries(self, folders: Iterable[str], before: float) -> None:
         """Remove temporary files of killed writers from the folders that match these patterns, and the run directory.
-
         Files written since `before` (`Lease.began`) stay: they are not a dead driver's. In a bucket, only the run
-        directory itself can hold any: the probes beside config.json.
-        """
+        directory itself can hold any: the probes beside config.json."""
         for folder in (".", *folders) if self.storage.on_disk else ["."]:
             for path, stat in self.storage.stats(self.root, f"{folder}/.*.tmp").items():
                 if stat.modified < before:
@@ -278,9 +263,7 @@ class RunDir(RemovedImages, ModelRecords):
         self, cell: Cell, folder: Path, there: Mapping[str, str], every_byte: bool, on_damage: OnDamage
     ) -> list[tuple[Shard, Path, parquet.PartSummary]]:
         """The intact files of a cell's shards. Several are read at a time: reading and hashing release Python's lock.
-
-        `there` has the files of the folder and their versions.
-        """
+        `there` has the files of the folder and their versions."""
         if not there:
             return []
         damages: list[Damage] = []
@@ -332,10 +315,8 @@ def confirm(job: Job, result: Result) -> Committed:
 
     Of a file that existed before, at least the Parquet footer is read. Threads may call it side by side.
 
-    Raises:
-        NotCommitted: if not: the worker's node has a different folder at that path.
-        RunFailed: if the driver itself no longer sees the run directory.
-    """
+    Raises `NotCommitted` if not: the worker's node has a different folder at that path; `RunFailed` if the driver
+    itself no longer sees the run directory."""
 
     def check() -> Committed:
         if isinstance(found := _look(job, result), str):

@@ -22,9 +22,7 @@ def influences_of(
     rundir: RunDir, cell: Cell, scoring_id: str, metrics: Mapping[str, float], listing: Listing, unsure: bool = False
 ) -> dict[str, Array]:
     """Column of quality.csv -> (N,), of each number in `metrics` (a score's) that has a standard error of sampling.
-
-    With `unsure`, of those that have none (`MetricResult.unsure`). Those that are missing or damaged are left out.
-    """
+    With `unsure`, of those that have none (`MetricResult.unsure`). Those that are missing or damaged are left out."""
     path, n = rundir.influence(cell, scoring_id), cell.settings.num_samples
     wanted = [column.name for column in SAMPLED
               if column.name in metrics and (column.sampling_error in metrics) is not unsure]  # fmt: skip
@@ -35,10 +33,8 @@ def influences_of(
 
 
 def read_influences(path: Path, n: int, metrics: Iterable[str], storage: Storage) -> dict[str, Array]:
-    """Column of quality.csv -> (N,), of those of `metrics` that an intact file of influences has.
-
-    A bucket gets one request: by ranges it would get one for each row group of each column.
-    """
+    """Column of quality.csv -> (N,), of those of `metrics` that an intact file of influences has. A bucket gets one
+    request: by ranges it would get one for each row group of each column."""
     found = {}
     with storage.local_path(path) as local:
         for name in metrics:
@@ -58,9 +54,6 @@ def path_of_floors(rundir: RunDir, scoring: Scoring, num_samples: int) -> Path:
 
 
 def floors_of(rundir: RunDir, scoring: Scoring, num_samples: int) -> dict[str, Floor]:
-    """Column of quality.csv -> its floor at N.
-
-    Empty if none is known: the run was scored before there were floors, or its reference is only a mean and a
-    covariance.
-    """
+    """Column of quality.csv -> its floor at N. Empty if none is known: the run was scored before there were floors, or
+    its reference is only a mean and a covariance."""
     return read_floors(path_of_floors(rundir, scoring, num_samples), rundir.storage) or {}

@@ -14,18 +14,15 @@ from taugrid.orchestrator.plan.cells import part_name
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.paths import Paths
 
-PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")
-"""Software that an image's bytes depend on."""
+PACKAGES = ("taugrid", "torch", "diffusers", "numpy", "pillow")  # software that an image's bytes depend on
 
-LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")
-"""The same of a GPU (`workers.accelerator.hardware`)."""
+LIBRARIES = ("cuda", "cudnn", "hip", "miopen", "driver")  # the same of a GPU (`workers.accelerator.hardware`)
 
 TAUGRID = "taugrid"
 """A different version of taugrid alone does not count as different software: a night checks that upgrades of it change
 neither images nor scores."""
 
-REFERENCE = "reference"
-"""The key of the reference in `RunHistory.scored_by`."""
+REFERENCE = "reference"  # the key of the reference in `RunHistory.scored_by`
 
 WORK = frozenset({"trained", "shard", "extract", "score"})
 """The events that date a run. Writing its page again changes nothing on it."""
@@ -36,10 +33,8 @@ class Maker(NamedTuple):
 
     device: str
     versions: tuple[tuple[str, str], ...] = ()
-    threads: int | None = None
-    """None: not known."""
-    kind: str = "cpu"
-    """`cpu`, `cuda`, `rocm` or `mps`."""
+    threads: int | None = None  # None: not known
+    kind: str = "cpu"  # `cpu`, `cuda`, `rocm` or `mps`
     processor: str = ""
     """The model of a CPU, as far as it is known: two models may differ in the last bits under one `device`."""
 
@@ -48,13 +43,10 @@ class Maker(NamedTuple):
 class Origin:
     """Who made some images, and in which time."""
 
-    seconds: float = 0.0
-    """NaN: not known, or some images were only decoded, from the latents of another cell."""
+    seconds: float = 0.0  # NaN: not known, or some images were only decoded, from the latents of another cell
     makers: set[Maker] = field(default_factory=set)
-    images: int = 0
-    """The images of known files; a file without its event is not among them."""
-    is_known: bool = True
-    """Whether a maker is known of each of these files."""
+    images: int = 0  # the images of known files; a file without its event is not among them
+    is_known: bool = True  # whether a maker is known of each of these files
 
     def seconds_of(self, num_samples: int) -> float:
         """The seconds of the first N images, in proportion: a cell that grew, or a lowered N, has more."""
@@ -80,20 +72,15 @@ class Origin:
 class RunHistory:
     """All sessions of a run."""
 
-    stages: set[str] = field(default_factory=set)
-    """The stages of all sessions."""
+    stages: set[str] = field(default_factory=set)  # the stages of all sessions
     stopped: set[str] = field(default_factory=set)
     """The stages of the sessions that were stopped, since the last one that ended."""
-    codes: set[str] = field(default_factory=set)
-    """The hashes of taugrid's code in the sessions that sampled."""
-    worked: str = ""
-    """The time of the last work; empty before the first."""
-    joined: list[Mapping[str, Any]] = field(default_factory=list)
-    """The event of each worker."""
+    codes: set[str] = field(default_factory=set)  # the hashes of taugrid's code in the sessions that sampled
+    worked: str = ""  # the time of the last work; empty before the first
+    joined: list[Mapping[str, Any]] = field(default_factory=list)  # the event of each worker
     workers: dict[str, Maker] = field(default_factory=dict)
     """The workers of the last session, by their names: each session uses the same ones."""
-    makers: set[Maker] = field(default_factory=set)
-    """The kinds of worker of all sessions."""
+    makers: set[Maker] = field(default_factory=set)  # the kinds of worker of all sessions
     shards: dict[str, dict[str, Origin]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Origin)))
     """Cell id -> name of a sample file -> its images."""
     scored_by: dict[str, set[Maker]] = field(default_factory=lambda: defaultdict(set))
@@ -103,8 +90,7 @@ class RunHistory:
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Model id -> why its last training failed and whether it would again, if it has not begun again."""
     evaluations: int = 0
-    sampling_seconds: float = 0.0
-    """The network evaluations of all shards, and their device time."""
+    sampling_seconds: float = 0.0  # the network evaluations of all shards, and their device time
 
     @classmethod
     def read(cls, run: Paths) -> "RunHistory":
@@ -157,11 +143,9 @@ class RunHistory:
             self.worked = max(self.worked, event.get("time", ""))
 
     def _add_shard(self, event: Mapping[str, Any]) -> None:
-        """Account for a committed file. It may have grown.
-
-        One that was there already keeps its makers. If they are unknown, and its bytes are those that were made now,
-        this maker is as good; if not (`conflict`), they stay unknown.
-        """
+        """Account for a committed file. It may have grown. One that was there already keeps its makers. If they are
+        unknown, and its bytes are those that were made now, this maker is as good; if not (`conflict`), they stay
+        unknown."""
         shard, copied = self.shards[event["cell"]][event["path"]], event["copied"]
         if event["own"] or not (shard.makers or "conflict" in event):
             shard.makers = (shard.makers if copied else set()) | {self._maker(event)}

@@ -40,8 +40,7 @@ class Holder(NamedTuple):
     """The ids of the host's boot and of its process namespace: process ids are comparable only if both are equal."""
     run: str | None
     session: str
-    heartbeat: str
-    """The time of its last heartbeat, in UTC by its own clock."""
+    heartbeat: str  # the time of its last heartbeat, in UTC by its own clock
 
     @property
     def age_seconds(self) -> float:
@@ -70,8 +69,7 @@ class Holder(NamedTuple):
         return f"process {self.process} on {self.host}, last seen {duration(self.age_seconds)} ago"
 
 
-_held: set[str] = set()
-"""The sessions of the leases that this process holds now."""
+_held: set[str] = set()  # the sessions of the leases that this process holds now
 
 
 class Lease:
@@ -107,14 +105,9 @@ class Lease:
         return holder if alive or (alive is None and holder.age_seconds < EXPIRY_SECONDS) else None
 
     def take(self, by_force: bool, say: Callable[[str], None]) -> None:
-        """Take the lease, and refresh it from now on.
-
-        A dead driver's lease is taken at once. One of a different host is watched for `EXPIRY_SECONDS`, or until it is
-        refreshed.
-
-        Raises:
-            UserError: if another driver runs and the lease is not taken `by_force`.
-        """
+        """Take the lease, and refresh it from now on. A dead driver's lease is taken at once. One of a different host
+        is watched for `EXPIRY_SECONDS`, or until it is refreshed. Raises `UserError` if another driver runs and the
+        lease is not taken `by_force`."""
         version, before = self._version(), self.holder()
         if before is not None and not by_force:
             self._watch(before, say)
@@ -201,10 +194,8 @@ def sole_driver(
     `break_lock` takes the directory from its driver, which stops when it detects that. `say` is called with messages
     for the user: from which driver the directory was taken, and the wait for an old lease to expire.
 
-    Raises:
-        UserError: if another driver runs, or the folder can't be written to.
-        RunFailed: if another driver took the directory over.
-    """
+    Raises `UserError` if another driver runs, or the folder can't be written to; `RunFailed` if another driver took the
+    directory over."""
     lease = Lease(run)
     try:
         try:

@@ -14,14 +14,12 @@ from taugrid.hashing import json_sha256
 from taugrid.parquet import PartSummary
 from taugrid.storage import Storage, pieces, replacing, together, write_text
 
-CHECK_DIGITS = 12
-"""Hex digits of the hash of a line, at its end."""
+CHECK_DIGITS = 12  # hex digits of the hash of a line, at its end
 
 DAMAGED = "damaged "
 """Before the version of a file that `verify` found damaged: no file has such a version, so a run reads it again."""
 
-MAX_SUPERSEDED = 1_000
-"""The number of superseded lines above which the ledger is rewritten."""
+MAX_SUPERSEDED = 1_000  # the number of superseded lines above which the ledger is rewritten
 
 
 class LedgerEntry(NamedTuple):
@@ -43,10 +41,8 @@ class Ledger:
         self._loading = Lock()  # several threads inspect files
 
     def keep(self) -> None:
-        """From now on, write entries that are added to the file. Call it under the lock.
-
-        If many lines are superseded, the file is rewritten; on a disk, without entries of files that are gone.
-        """
+        """From now on, write entries that are added to the file. Call it under the lock. If many lines are superseded,
+        the file is rewritten; on a disk, without entries of files that are gone."""
         self._new = []
         self._load()
         if self._to_rewrite:

@@ -9,16 +9,13 @@ from taugrid.orchestrator.rundir.paths import Paths
 
 FilesOf = Callable[[str], Mapping[str, str]]  # the name of a folder -> its files: name -> version
 
-PARTS = "part-*.parquet"
-"""The files of shards in a folder."""
+PARTS = "part-*.parquet"  # the files of shards in a folder
 
 
 class Listing:
-    """The names and versions (`Stat.version`) of a run's files, for one look at its cells.
-
-    Which folders there are is looked up once; their files too in a bucket, on disk each time that they are asked for.
-    Who must see what is written or removed later makes a new listing: none is kept from one look to the next.
-    """
+    """The names and versions (`Stat.version`) of a run's files, for one look at its cells. Which folders there are is
+    looked up once; their files too in a bucket, on disk each time that they are asked for. Who must see what is written
+    or removed later makes a new listing: none is kept from one look to the next."""
 
     def __init__(self, run: Paths) -> None:
         self._run = run

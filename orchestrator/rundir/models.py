@@ -30,15 +30,12 @@ from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint, read_checkpoint, read_vae, weights_file, weights_sha256
 from taugrid.workers.samplers.description import Case, Tried, honoured, try_sampler
 
-OUTSIDE = NOT_IDENTITY["sample"]
-"""Keys of `sample` that change no image."""
+OUTSIDE = NOT_IDENTITY["sample"]  # keys of `sample` that change no image
 
 
-REFERENCE = TypeAdapter(Reference)
-"""As plan.json has it."""
+REFERENCE = TypeAdapter(Reference)  # as plan.json has it
 
-OF_DECODING = {"vae_precision", "decode_batch", "rounding"}
-"""Keys of `sample` that change no latent."""
+OF_DECODING = {"vae_precision", "decode_batch", "rounding"}  # keys of `sample` that change no latent
 
 
 class ModelRecords(Paths):
@@ -125,11 +122,8 @@ class ModelRecords(Paths):
         return Tried([recorded[case] for case in wanted])
 
     def extractor(self, config: Config) -> ExtractorSpec:
-        """The feature extractor that a config means; a custom one as recorded if its code may not be run.
-
-        Raises:
-            UserError: if there is none, its weights are missing, or a custom one is not recorded.
-        """
+        """The feature extractor that a config means; a custom one as recorded if its code may not be run. Raises
+        `UserError` if there is none, its weights are missing, or a custom one is not recorded."""
         name = config.evaluate.extractor
         if self.runs_code or name is None or ":" not in name:
             return extractor(config, self.downloads)
@@ -186,10 +180,8 @@ class ModelRecords(Paths):
             raise
 
     def read_checkpoint(self, path: str) -> Checkpoint:
-        """The files of a loaded model; if they are gone, as recorded when it was sampled.
-
-        For a repository on the hub, the commit stays the one that was sampled first.
-        """
+        """The files of a loaded model; if they are gone, as recorded when it was sampled. For a repository on the hub,
+        the commit stays the one that was sampled first."""
         record = next((record for record in self.model_records() if record.get("path") == path), None)
         recorded = None if record is None else Checkpoint.restored(record)
         try:
@@ -233,11 +225,9 @@ class ModelRecords(Paths):
         return model.source.weights_sha256(self.model_folder(model), weights, self.storage)
 
     def sample_metadata(self, cell: Cell) -> dict[str, Any]:
-        """The JSON blob in every sample file of a cell. It does not depend on the number of samples.
-
-        `latents`, where they are kept, is the hash of all that determines them: cells that only differ in how they are
-        decoded have the same.
-        """
+        """The JSON blob in every sample file of a cell. It does not depend on the number of samples. `latents`, where
+        they are kept, is the hash of all that determines them: cells that only differ in how they are decoded have the
+        same."""
         block, conditions = cell.sampler_block, cell.conditions_block
         settings = {key: value for key, value in cell.settings.recorded.items() if key not in OUTSIDE}
         settings = settings if cell.label_rule is None else {**settings, "labels": cell.label_rule.said}

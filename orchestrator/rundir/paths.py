@@ -26,14 +26,12 @@ class Paths:
     - of tables and figures: the functions of `report`, `work`, `eval.tables` and `eval.figures` that write them.
     """
 
-    option = "--out"
-    """The option that sets the root, for messages."""
+    option = "--out"  # the option that sets the root, for messages
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root.absolute() if storage is None or storage.on_disk else root
         self.storage = storage or LocalStorage(self.root)
-        self.run_id: RunId | None = None
-        """Set once the driver has claimed the directory."""
+        self.run_id: RunId | None = None  # set once the driver has claimed the directory
         self.config = self.root / "config.json"
         self.plan = self.root / "plan.json"
         self.lease = self.root / "lease.json"
@@ -76,10 +74,8 @@ class Paths:
         return self.models / model.id / "train" / LOG
 
     def training_folder(self, scratch: str | None) -> Path:
-        """The folder for files of trainings while they run, on a disk: models/ if the run is on a disk.
-
-        For a run in an object store it is below `cluster.scratch`, or else in this user's cache on this machine.
-        """
+        """The folder for files of trainings while they run, on a disk: models/ if the run is on a disk. For a run in an
+        object store it is below `cluster.scratch`, or else in this user's cache on this machine."""
         if self.storage.on_disk:
             return self.models
         name = f"{self.root.name}-{hashlib.sha256(repr((self.root, self.storage)).encode()).hexdigest()[:8]}"

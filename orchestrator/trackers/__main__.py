@@ -21,14 +21,12 @@ from taugrid.storage import user_cache
 CLASSES = {"mlflow": "MlflowTracker", "wandb": "WandbTracker", "tensorboard": "TensorboardTracker"}
 """The class of a tracker, in the module with its name."""
 
-SYNC_SECONDS = 60.0
-"""Time between two looks at the run directory."""
+SYNC_SECONDS = 60.0  # time between two looks at the run directory
 
 LONGEST_SECONDS = 60
 """The process ends this long after stdin does, because a killed driver can't end it, and the next one waits for it."""
 
-LONGEST_REASON = 300
-"""The longest error message that is shown; some libraries list every retry."""
+LONGEST_REASON = 300  # the longest error message that is shown; some libraries list every retry
 
 
 def follow(name: str, directory: str, wait: Callable[[], str | None], say: Callable[[str], None]) -> None:

@@ -17,11 +17,9 @@ from taugrid.config import Config
 from taugrid.errors import UserError
 from taugrid.orchestrator.observers import Observer
 
-WAIT_SECONDS = 30.0
-"""The longest that the end of a session waits for its trackers."""
+WAIT_SECONDS = 30.0  # the longest that the end of a session waits for its trackers
 
-QUIET_SECONDS = 3.0
-"""After this time, a line says what it waits for."""
+QUIET_SECONDS = 3.0  # after this time, a line says what it waits for
 
 
 def require(track: Sequence[str]) -> None:

@@ -19,8 +19,7 @@ from taugrid.registry.metrics import METRICS
 from taugrid.storage import read_json, read_sealed
 from taugrid.workers.training.log import SCALARS, whole_lines
 
-LONGEST_TEXT = 500
-"""The longest text of a setting or a field of a protocol: a list may have a thousand numbers."""
+LONGEST_TEXT = 500  # the longest text of a setting or a field of a protocol: a list may have a thousand numbers
 
 Losses = Mapping[int, Mapping[str, float]]
 """Step -> those of `SCALARS` that were logged and are finite, in the order of the steps."""
@@ -32,12 +31,9 @@ class TrackedCell:
 
     id: str
     label: str
-    row: str
-    """Its settings but S; they name a curve over S."""
-    settings: Mapping[str, Any]
-    """By the columns of quality.csv, S and the number of network evaluations among them."""
-    metrics: Mapping[str, float]
-    """All metrics, and their errors, by the columns of quality.csv."""
+    row: str  # its settings but S; they name a curve over S
+    settings: Mapping[str, Any]  # by the columns of quality.csv, S and the number of network evaluations among them
+    metrics: Mapping[str, float]  # all metrics, and their errors, by the columns of quality.csv
     protocol: ProtocolFields
 
     @property

@@ -24,8 +24,7 @@ from taugrid.storage import user_cache
 
 FOLDER = "tensorboard"
 
-Points = Mapping[tuple[str, int], float | str | bytes]
-"""(tag, step) -> a number, Markdown, or a PNG file."""
+Points = Mapping[tuple[str, int], float | str | bytes]  # (tag, step) -> a number, Markdown, or a PNG file
 
 
 class TensorboardTracker(Tracker):

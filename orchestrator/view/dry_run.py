@@ -27,11 +27,8 @@ from taugrid.workers.data.load import MissingImages, require_files
 
 
 def describe_plan(run: Run) -> dict[str, Any]:
-    """The description by `describe`, with remarks on missing files, missing error bars and replaced tables.
-
-    Raises:
-        UserError: if there is no such extractor.
-    """
+    """The description by `describe`, with remarks on missing files, missing error bars and replaced tables. Raises
+    `UserError` if there is no such extractor."""
     described = describe(run)
     described |= _on_workers(run.config, run.plan, described)
     described["worker_weights_bytes"] = weights_bytes(run.plan, run.rundir.weights_file)
@@ -80,10 +77,8 @@ def _fit(run: Run, described: Mapping[str, Any]) -> list[str]:
 
 
 def _workers(config: Config) -> int | None:
-    """The number of workers, as far as known without Ray: as configured, else as many as fit this machine.
-
-    None: one for each GPU, and the number of usable GPUs is unknown without torch.
-    """
+    """The number of workers, as far as known without Ray: as configured, else as many as fit this machine. None: one
+    for each GPU, and the number of usable GPUs is unknown without torch."""
     if config.cluster.workers or has_gpus():
         return config.cluster.workers
     return int(capacity.available_cpus() // config.cluster.cpus_per_worker)

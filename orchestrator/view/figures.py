@@ -14,18 +14,13 @@ from taugrid.orchestrator.report import requested
 from taugrid.orchestrator.report.write import loss_curves
 from taugrid.orchestrator.run import Run
 
-INCHES_WIDE = 8.0
-"""Of a picture that is shown as it is."""
+INCHES_WIDE = 8.0  # of a picture that is shown as it is
 
 
 def figure(run: Run, name: str) -> Figure:
-    """The figure of this name: drawn if it is in `DRAWN`, else the picture figures/`name`.png.
-
-    A notebook shows it at the end of a cell, whether or not pyplot is loaded.
-
-    Raises:
-        UserError: if there is neither, or a table that it is drawn from is missing.
-    """
+    """The figure of this name: drawn if it is in `DRAWN`, else the picture figures/`name`.png. A notebook shows it at
+    the end of a cell, whether or not pyplot is loaded. Raises `UserError` if there is neither, or a table that it is
+    drawn from is missing."""
     found = DRAWN[name](run) if name in DRAWN else _picture(run, name)
     vars(found)["_repr_png_"] = partial(_as_png, found)
     return found

@@ -103,10 +103,7 @@ def _describe_cell(cell: Cell, rundir: RunDir, listing: Listing, is_scored: bool
 
 def compare(run: Run, name_a: str, name_b: str, join: bool) -> dict[str, Any]:
     """A row of differences.csv for any two cells of a run; `metrics` has the difference of each metric by its column.
-
-    Raises:
-        UserError: if there is no such cell, one has no FID, or (without `join`) they can't be compared.
-    """
+    Raises `UserError` if there is no such cell, one has no FID, or (without `join`) they can't be compared."""
     from taugrid.eval.tables.differences import DIFFERENCE_COLUMNS, pair, parts_by_metric
     from taugrid.orchestrator.report.collect import NO_IMAGES, collect
 

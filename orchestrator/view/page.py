@@ -35,17 +35,14 @@ PICTURES: Mapping[str, tuple[str, str]] = {
     "interpolation-square": ("Interpolations between four samples", "The corners are samples"),
 }
 """The beginning of a picture's name in figures/, its title, and what a screen reader says."""
-MOSAIC = 16
-"""Images of the best cell at the top of the page."""
+MOSAIC = 16  # images of the best cell at the top of the page
 NAMED_CELLS = 8
 """Cells without a score that the page names. The rest are counted."""
 
 
 def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
-    """Write report.html from what is on disk, whole or not at all, and return its warnings.
-
-    `missing` has the reasons of cells that this session could not finish, by the names of their folders.
-    """
+    """Write report.html from what is on disk, whole or not at all, and return its warnings. `missing` has the reasons
+    of cells that this session could not finish, by the names of their folders."""
     config, plan, rundir = run.config, run.configured, run.rundir
     document = run.document
     notes = [note for note in document.get("notes", ()) if not note.startswith(NOT_SCORED)]  # told with reasons
@@ -93,10 +90,8 @@ def _rows(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def _pictures(labels: Mapping[str, str], rundir: RunDir) -> Iterator[tuple[PagePicture, bytes]]:
-    """The pictures in figures/ that the page shows, with their PNG files.
-
-    `labels` says what people call that which a file is named after.
-    """
+    """The pictures in figures/ that the page shows, with their PNG files. `labels` says what people call that which a
+    file is named after."""
     for start, (title, said) in PICTURES.items():
         for path in rundir.storage.list(rundir.figures, f"{start}*.png"):
             if re.fullmatch(rf"{start}(-(?!square).*)?", path.stem) or start == "interpolation-square":

@@ -42,8 +42,7 @@ ORPHANS_FIX = "use a config that has these cells, or remove their folders"
 
 CHANGED = "it has changed since it was written"
 
-PLAN_KEYS = ("config_sha256", "models", "cells")
-"""Keys of plan.json, which has no hash."""
+PLAN_KEYS = ("config_sha256", "models", "cells")  # keys of plan.json, which has no hash
 
 NOT_TRAINED, NOT_SAMPLED, NOT_SCORED = "not trained yet", "not sampled yet", "not scored yet"
 NOT_REPORTED = "not made yet"
@@ -55,8 +54,7 @@ class Verified(NamedTuple):
     """The damaged files of a run directory, and those that were never made."""
 
     damages: list[Damage]
-    unfinished: list[Damage]
-    """The files that the run has not made yet."""
+    unfinished: list[Damage]  # the files that the run has not made yet
 
 
 def verify(run: Run, tick: Callable[[int], None]) -> Verified:
@@ -64,8 +62,7 @@ def verify(run: Run, tick: Callable[[int], None]) -> Verified:
 
     Missing features are not damage: they are needed only to score, and may be deleted. With damage, the ledger then
     names nothing but the damaged files, so that the next run reads all; nothing else is changed. Several files are read
-    at a time, since reading, hashing and decoding release Python's lock.
-    """
+    at a time, since reading, hashing and decoding release Python's lock."""
     run.rundir.ledger.distrust()
     found = dict.fromkeys(_found(run, tick))
     damages = [damage for damage in found if damage.reason not in UNFINISHED]
@@ -193,8 +190,7 @@ def _verify_samples(
             yield Damage(path, NOT_SAMPLED)  # whole, but it holds fewer images than it should
 
 
-Read = tuple[list[Damage], int]
-"""The damage of a file, and the number of its images that were decoded."""
+Read = tuple[list[Damage], int]  # the damage of a file, and the number of its images that were decoded
 
 
 def _read_all(paths: Sequence[Path], check: Callable[[Path], Read], tick: Callable[[int], None]) -> Iterator[Damage]:
@@ -243,8 +239,7 @@ def remarks(rundir: RunDir) -> list[str]:
 @dataclass(frozen=True)
 class Diagnosis:
     run: Run
-    images: int
-    """The number of decoded images."""
+    images: int  # the number of decoded images
     verified: Verified
 
     @cached_property

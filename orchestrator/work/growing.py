@@ -28,11 +28,8 @@ NAMED = 4  # cells that a line names; the rest are counted
 
 
 class Until(NamedTuple):
-    """What `--until told-apart[=KEY] --max N` asks for.
-
-    `key` is that of the grid along which neighbours are compared; None: cells are compared with the best of their
-    column. `most` is the largest N.
-    """
+    """What `--until told-apart[=KEY] --max N` asks for. `key` is that of the grid along which neighbours are compared;
+    None: cells are compared with the best of their column. `most` is the largest N."""
 
     key: str | None
     most: int
@@ -51,10 +48,8 @@ class Until(NamedTuple):
         return cls(key or None, most)
 
     def smallest(self, plan: Plan) -> int:
-        """The N of all cells, with which looks begin.
-
-        Raises `UserError` if they differ in N or in a seed, or this N or the number of labels does not fit `most`.
-        """
+        """The N of all cells, with which looks begin. Raises `UserError` if they differ in N or in a seed, or this N or
+        the number of labels does not fit `most`."""
         sizes = sorted({cell.settings.num_samples for cell in plan.cells})
         if len(sizes) > 1:
             given = " and ".join(f"{n:,}" for n in sizes)
@@ -84,8 +79,7 @@ class Growth:
 
     `sizes` is cell id -> N, as far as the looks went. `undecided` are the cells whose order the last look left
     undecided; before the first, all. Raises `UserError` if they can't be told apart: no score has standard errors, or
-    they differ in N or in a seed.
-    """
+    they differ in N or in a seed."""
 
     def __init__(self, run: Run, selected: Plan, scoring: Scoring, until: Until, say: Callable[[str], None]) -> None:
         ids = {cell.id for cell in selected.cells}

@@ -108,10 +108,8 @@ class WorkKind(ABC):
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:
-        """The name and the fields of the event of a finished task; `first_copy`: no other was finished before.
-
-        It names the model and the number of network evaluations: later sessions estimate their rate from these.
-        """
+        """The name and the fields of the event of a finished task; `first_copy`: no other was finished before. It names
+        the model and the number of network evaluations: later sessions estimate their rate from these."""
         fields: dict[str, Any] = {"task": task.key, "images": result.images, "seconds": round(result.seconds, 4)}
         if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
             fields |= {"cell": task.cell.id, "model": task.cell.model.id, "evaluations": int(task.cost)}

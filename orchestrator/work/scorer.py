@@ -78,10 +78,8 @@ class ScorerRecord(BaseModel):
 
 
 def changes(new: ScorerRecord, old: ScorerRecord) -> list[str]:
-    """The differences between the scorers of `new` and `old` beyond rounding, as phrases.
-
-    Both must have the same reference and extractor.
-    """
+    """The differences between the scorers of `new` and `old` beyond rounding, as phrases. Both must have the same
+    reference and extractor."""
     names, allowed = old.scores.keys() & new.scores.keys(), tolerance(new.made_with, old.made_with)
     if new.settings != old.settings:
         names = {name for name in names if not name.startswith("kid")}
@@ -108,10 +106,8 @@ def kept_record(rundir: RunDir) -> ScorerRecord | str:
 
 
 def keep_record(config: Config, rundir: RunDir, scoring: Scoring) -> None:
-    """Write the record of the scorer, at the end of a session that has scored cells.
-
-    If the scorer has changed since an earlier session of the same scoring, the record has the changes (`mixed`).
-    """
+    """Write the record of the scorer, at the end of a session that has scored cells. If the scorer has changed since an
+    earlier session of the same scoring, the record has the changes (`mixed`)."""
     record, before = _record(config, rundir, scoring), kept_record(rundir)
     if isinstance(record, ScorerRecord) and isinstance(before, ScorerRecord) and record.is_comparable(before):
         mixed = tuple(dict.fromkeys((*before.mixed, *changes(record, before))))

@@ -59,10 +59,8 @@ class Survey:
 
     @cached_property
     def found(self) -> RunState:
-        """The state when it was first read; without the stage `sample`, only cells with all their images.
-
-        Raises `UserError` if a model is not trained yet, or a cell holds samples of other weights.
-        """
+        """The state when it was first read; without the stage `sample`, only cells with all their images. Raises
+        `UserError` if a model is not trained yet, or a cell holds samples of other weights."""
         sampling, listing, found = "sample" in self.stages, Listing(self.rundir), list[tuple[Cell, set[int]]]()
         scoring = self.scoring if "evaluate" in self.stages else None
         paths, missing = ((), ()) if scoring is None else self._reference(scoring)
@@ -163,10 +161,8 @@ class Survey:
 
 
 def other_sampler(cell: Cell, rundir: RunDir, listing: Listing) -> str | None:
-    """Why a cell gets no more images: it has some that were made with other arguments or times than it would get now.
-
-    A library's defaults can change with its version. ddim has none.
-    """
+    """Why a cell gets no more images: it has some that were made with other arguments or times than it would get now. A
+    library's defaults can change with its version. ddim has none."""
     if (now := cell.sampler_block) is None:
         return None
     new = {**cell.sampler_description.arguments, "times": now["times"]}

@@ -17,14 +17,12 @@ from taugrid.workers.accelerator.policy import Arithmetic, Policy, lacks, policy
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.diffusion.process import Point
 
-ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
-"""torch's kernels for attention, as it names their switches."""
+ATTENTION = ("flash", "mem_efficient", "math", "cudnn")  # torch's kernels for attention, as it names their switches
 
 REPEATABLE_COMPILER = "2.10"
 """The first torch whose compiler has the option `deterministic`: older ones choose the order of sums by timing."""
 
-SUMS = ("bf16", "fp16")
-"""Types for whose sums of products torch has a switch, as the switch names them."""
+SUMS = ("bf16", "fp16")  # types for whose sums of products torch has a switch, as the switch names them
 
 ON_CPUS = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 ON_GPUS = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_SINGLE_PRECISION")
@@ -39,8 +37,7 @@ def kind_of(device: str) -> str:
     return kind
 
 
-CONFIGURED = policy("cpu")
-"""What processes are set up for until a job asks for more."""
+CONFIGURED = policy("cpu")  # what processes are set up for until a job asks for more
 
 
 def require_float32(has_gpu: bool) -> None:
@@ -58,8 +55,7 @@ def configure(how: Policy = CONFIGURED) -> None:
 
     A user's network or extractor can change these settings, so they are set for every job. torch has an old and a new
     set of switches, and raises an error if they disagree, so both are set. The new ones are set where they are read,
-    not from above: there no later setting reaches them. Sums in half precision are as torch ships them.
-    """
+    not from above: there no later setting reaches them. Sums in half precision are as torch ships them."""
     global _now
     _now = how
     backends: Any = torch.backends  # torch sets its switches with modules whose types lag
@@ -82,8 +78,7 @@ def configure(how: Policy = CONFIGURED) -> None:
         getattr(backends.cuda, f"enable_{kernel}_sdp")(kernel in how.attention)
 
 
-_now = CONFIGURED
-"""What this process was last configured for."""
+_now = CONFIGURED  # what this process was last configured for
 
 
 @contextmanager
@@ -106,8 +101,7 @@ def restored() -> Iterator[None]:
     torch refuses to read float32's old switches where they disagree with the new ones. So the new ones are read first,
     and made to agree within the context. cuDNN's convolutions and recurrent layers begin as TF32 unless a setting from
     above says otherwise (torch 2.13), and no call sets that again: where it does not, they are TF32 of their own
-    afterwards, and `torch.backends.fp32_precision = "ieee"` no longer reaches them.
-    """
+    afterwards, and `torch.backends.fp32_precision = "ieee"` no longer reaches them."""
     backends: Any = torch.backends
     cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
     switches = [(cudnn, "deterministic"), (cudnn, "benchmark"), (backends.miopen, "immediate")]
@@ -162,11 +156,9 @@ def prepare(precision: Precision, device: str, hardware: str, compile: Compilati
 
 
 def prepare_training(precision: Precision, device: str, hardware: str, compiles: bool = False) -> Policy:
-    """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can.
-
-    In float32, torch warns of an operation that it can't repeat. In half precision it raises RuntimeError: flash
-    attention's backward pass is repeatable only in this strict mode.
-    """
+    """`prepare` for training, whose backward passes give the same every time on GPUs, where torch can. In float32,
+    torch warns of an operation that it can't repeat. In half precision it raises RuntimeError: flash attention's
+    backward pass is repeatable only in this strict mode."""
     require(precision, device, hardware, "default" if compiles else "none", section="train")
     kind = kind_of(device)
     how = policy(kind, precision, trains=True)
@@ -204,11 +196,9 @@ def adapted(
     device: str,
     first_call: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Denoiser:
-    """`network` with the precision and batch size of `how`; its weights are cast already.
-
-    x, the output and the sampler's own arithmetic are float32, and t stays as it is. torch compiles the network when it
-    is first called, in the context that `first_call` returns.
-    """
+    """`network` with the precision and batch size of `how`; its weights are cast already. x, the output and the
+    sampler's own arithmetic are float32, and t stays as it is. torch compiles the network when it is first called, in
+    the context that `first_call` returns."""
     decided = policy(kind_of(device), how.precision, how.compile)
     if decided.autocast is not None:
         kind, half = device.partition(":")[0], getattr(torch, decided.autocast)
@@ -232,11 +222,8 @@ def adapted(
 
 
 def cast_weights(module: Module, half: str, but: Collection[str] = ()) -> None:
-    """Cast the floating-point parameters of a module to torch's type `half`, in place.
-
-    Buffers stay in float32, such as frequencies of a time embedding, and so do batch norms and the children named in
-    `but`.
-    """
+    """Cast the floating-point parameters of a module to torch's type `half`, in place. Buffers stay in float32, such as
+    frequencies of a time embedding, and so do batch norms and the children named in `but`."""
     kept = [part for name in but if (child := getattr(module, name, None)) is not None for part in child.modules()]
     for part in module.modules():
         if isinstance(part, _BatchNorm) or any(part is other for other in kept):
@@ -247,11 +234,8 @@ def cast_weights(module: Module, half: str, but: Collection[str] = ()) -> None:
 
 
 def in_full_batches(network: Denoiser, batch_size: int) -> Denoiser:
-    """`network`, always called with `batch_size` images: zeros fill up a smaller batch.
-
-    Else a batch that is cut short would be compiled again, or computed by other kernels, and an image would depend on
-    where its shard ends.
-    """
+    """`network`, always called with `batch_size` images: zeros fill up a smaller batch. Else a batch that is cut short
+    would be compiled again, or computed by other kernels, and an image would depend on where its shard ends."""
 
     def filled(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor.new_zeros(batch_size - len(tensor), *tensor.shape[1:])])

@@ -39,8 +39,7 @@ MAX_COMPILATIONS = 256
 uncompiled, so the bits of an image would depend on what its worker did before."""
 
 
-BEAT_SECONDS = 5.0
-"""How often a worker says that it compiles."""
+BEAT_SECONDS = 5.0  # how often a worker says that it compiles
 
 COMPILE_SECONDS = 1800.0
 """How long it may say so. Compiling takes minutes, and hours only if torch's compiler hangs."""
@@ -93,11 +92,9 @@ def guarded(network: "Denoiser", first_call: Callable[[], AbstractContextManager
 
 @contextmanager
 def once_on_a_node(compiled: object, beat: Callable[[], None]) -> Iterator[None]:
-    """The first call of a network of which `compiled` says all that torch compiles it by.
-
-    The first worker of a node to get here compiles alone, and the others wait: they read torch's cache then. `beat` is
-    called every `BEAT_SECONDS`, for at most `COMPILE_SECONDS`: if the compiler hangs, the worker falls silent then.
-    """
+    """The first call of a network of which `compiled` says all that torch compiles it by. The first worker of a node to
+    get here compiles alone, and the others wait: they read torch's cache then. `beat` is called every `BEAT_SECONDS`,
+    for at most `COMPILE_SECONDS`: if the compiler hangs, the worker falls silent then."""
     marker = Path(cache_dir()) / "taugrid" / hashlib.sha256(repr((compiled, torch.__version__)).encode()).hexdigest()
     with beating(beat):
         if marker.exists():

@@ -17,8 +17,7 @@ from taugrid.words import this_node
 DRIVERS = {"cuda": "nvidia", "rocm": "amdgpu"}
 """Kind of device -> the Linux kernel's module, whose version is that of the driver."""
 
-GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"
-"""What NVIDIA's and AMD's drivers make on a machine."""
+GPU_DRIVERS = "/proc/driver/nvidia", "/dev/kfd"  # what NVIDIA's and AMD's drivers make on a machine
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """Variables that Ray empties for a task without GPUs, as a check on a node is one."""

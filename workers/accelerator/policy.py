@@ -15,8 +15,7 @@ SAMPLING_ATTENTION: tuple[str, ...] = ("flash", "mem_efficient", "math")
 """Those that torch may choose from where nothing is trained on a GPU: whether it prefers cuDNN's depends on the cuDNN
 found at run time (`check_prefer_cudnn_attention` in ATen's sdp_utils.cpp)."""
 
-AMPERE = "an NVIDIA GPU of the A100's generation or later"
-"""What TF32 and bf16 need."""
+AMPERE = "an NVIDIA GPU of the A100's generation or later"  # what TF32 and bf16 need
 
 
 class Policy(NamedTuple):
@@ -25,12 +24,10 @@ class Policy(NamedTuple):
     layout: Literal["channels_last", "contiguous_format"]  # torch's name of the memory format of weights and images
     tf32: bool  # whether float32 products and convolutions may round their factors to TF32
     autocast: str | None  # torch's name of the type that the network is called under autocast to
-    weights: str | None
-    """torch's name of the type that weights and x are cast to; None: they stay in float32."""
+    weights: str | None  # torch's name of the type that weights and x are cast to; None: they stay in float32
     attention: tuple[str, ...]  # the kernels that torch may choose from
     compile: Compilation
-    pads: bool
-    """Whether a batch that is cut short is filled up: libraries choose kernels by the number of images."""
+    pads: bool  # whether a batch that is cut short is filled up: libraries choose kernels by the number of images
 
 
 def policy(kind: str, precision: Precision = "float32", compile: Compilation = "none", trains: bool = False) -> Policy:
@@ -43,8 +40,7 @@ def policy(kind: str, precision: Precision = "float32", compile: Compilation = "
     that of flash attention, which is for half precision (torch's attention_backward.cu).
 
     In float32, mem_efficient attention on an A100 or later makes each product of three in TF32 and leaves out the
-    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h).
-    """
+    smallest (2^-22 of it), whatever `tf32` says: no switch reaches it (mem_eff_attention/gemm_kernel_utils.h)."""
     half = HALF.get(precision)
     casts = precision == "bf16-weights"
     attention = SAMPLING_ATTENTION
@@ -75,11 +71,9 @@ class Need(NamedTuple):
 def lacks(
     kind: str, precision: Precision, is_ampere: bool = True, section: str = "sample", key: str = "precision"
 ) -> Need | None:
-    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing.
-
-    `is_ampere`: whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it
-    through float32, and leave a network uncompiled.
-    """
+    """What the precision, a `key` of a `section`, needs that a device of this `kind` lacks; None: nothing. `is_ampere`:
+    whether it is of the generation of the A100 or later. Older ones have no bf16: torch would compute it through
+    float32, and leave a network uncompiled."""
     setting = f"{section}.{key}: {precision}"
     has_fp16 = (section, key) == ("sample", "precision")
     if not is_ampere and precision in ("tf32", "bf16", "bf16-weights"):

@@ -15,15 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IN_FLIGHT = 2
-"""Batches that were submitted to a GPU and are not on the host yet."""
+IN_FLIGHT = 2  # batches that were submitted to a GPU and are not on the host yet
 
 CALLS_AHEAD = 8
 """Network calls that a GPU has not finished when the host submits the next one. CUDA queues about 1,000 launches:
 heartbeats would say nothing of the device. Eight calls of 2 ms outlast the 5 ms of another Python thread."""
 
-SLOW_SECONDS = 1.0
-"""A call for which the host waits this long keeps a GPU busy by itself: then one is ahead, not eight."""
+SLOW_SECONDS = 1.0  # a call for which the host waits this long keeps a GPU busy by itself: then one is ahead, not eight
 
 
 class Mark(Protocol):

@@ -23,11 +23,9 @@ from taugrid.words import did_you_mean
 ANSWER = "taugrid's answer: "
 """How the line with the answer begins. The user's code may print other lines before and after it."""
 
-TIMEOUT_SECONDS = 600.0
-"""Enough to download some weights, load a network twice and try it on a few images on a CPU."""
+TIMEOUT_SECONDS = 600.0  # enough to download some weights, load a network twice and try it on a few images on a CPU
 
-PATIENCE_SECONDS = 15.0
-"""After so long a trial is announced: torch alone takes some seconds to import."""
+PATIENCE_SECONDS = 15.0  # after so long a trial is announced: torch alone takes some seconds to import
 
 
 def find_module(name: str) -> ModuleType:

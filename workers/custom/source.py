@@ -39,8 +39,7 @@ NOT_USER_FOLDERS = [
 class SourceCode:
     """The source files of some modules and of all user modules that they import."""
 
-    contents: dict[str, tuple[Path, bytes]]
-    """Module -> its file and the bytes of it."""
+    contents: dict[str, tuple[Path, bytes]]  # module -> its file and the bytes of it
 
     @cached_property
     def sha256(self) -> str:
@@ -69,9 +68,7 @@ def source_of(modules: Iterable[str]) -> SourceCode:
 
     Import statements are followed wherever they stand in a file, so that every process finds the same ones. They are
     followed into user code, but not into Python's modules, installed packages or taugrid. An import by a computed name
-    is not detected.
-    `CustomCodeError` if one of `modules` can't be found, or has no file.
-    """
+    is not detected. `CustomCodeError` if one of `modules` can't be found, or has no file."""
     waiting = {name: _file_of(name) for name in modules}
     contents: dict[str, tuple[Path, bytes]] = {}
     while waiting:
@@ -137,10 +134,8 @@ def _file_of(module: str) -> Path:
 
 
 def _imports(name: str, path: Path, content: bytes) -> set[str]:
-    """The module `name`, the modules that its source file imports, and the packages that contain them.
-
-    For `from a import b` these are a and a.b: b may be a module or a name in one.
-    """
+    """The module `name`, the modules that its source file imports, and the packages that contain them. For `from a
+    import b` these are a and a.b: b may be a module or a name in one."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     tree = parsed(content)
     modules = {name}
@@ -181,10 +176,8 @@ def _spec(name: str) -> ModuleSpec | None:
 
 @dataclass(frozen=True)
 class Found:
-    sha256: str | None
-    """`SourceCode.sha256`; None if there is no such module, or it has no file."""
-    files: tuple[SourceFile, ...] = ()
-    """The files that `sha256` covers."""
+    sha256: str | None  # `SourceCode.sha256`; None if there is no such module, or it has no file
+    files: tuple[SourceFile, ...] = ()  # the files that `sha256` covers
 
 
 def find_source(module: str) -> Found:
@@ -201,8 +194,7 @@ def pack(files: Iterable[SourceFile], folder: Path) -> None:
 
     Workers import them under the same names and find the same hash. Installed packages stay behind, as do files that
     the code opens and modules that it imports by a computed name. A file that is gone is left out: a worker that needs
-    it will say so.
-    """
+    it will say so."""
     for module, path in ((file.module, Path(file.path)) for file in files):
         if not is_user_file(path) or not path.is_file():
             continue

@@ -20,10 +20,8 @@ def parsed(source: bytes) -> ast.Module | None:
 
 
 def without_comments(source: bytes) -> bytes:
-    """The syntax tree of a Python file as text. A file that is not Python, or newer Python, is left as it is.
-
-    Values that a statement leaves unused because it is only a string (docstrings, for one) are cut out.
-    """
+    """The syntax tree of a Python file as text. A file that is not Python, or newer Python, is left as it is. Values
+    that a statement leaves unused because it is only a string (docstrings, for one) are cut out."""
     tree = parsed(source)
     return source if tree is None else "".join(_text(tree)).encode()
 

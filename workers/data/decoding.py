@@ -24,15 +24,12 @@ from taugrid.storage import read_sealed, replacing, write_sealed
 from taugrid.threads import as_is, decode_each
 from taugrid.workers.heartbeat import alive
 
-CACHE_FORMAT = 1
-"""Part of every key: raised when the same files should give other pixels."""
+CACHE_FORMAT = 1  # part of every key: raised when the same files should give other pixels
 
-IMAGES_AT_ONCE = 32
-"""Images that are read at once: few, so that the first batch is ready soon."""
+IMAGES_AT_ONCE = 32  # images that are read at once: few, so that the first batch is ready soon
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_DEPTH_OFFSET = 24
-"""The byte of a PNG's header that holds the bits of a channel."""
+PNG_DEPTH_OFFSET = 24  # the byte of a PNG's header that holds the bits of a channel
 
 
 class SourceError(ValueError):
@@ -59,8 +56,7 @@ class Reader(NamedTuple):
     """Called with a number n; returns the items of image n and all that follow, to be decoded."""
     decode_item: Callable[[Any], DecodedImage] = as_is
     """Called with an item; returns its image. Large images are decoded in threads."""
-    warnings: tuple[str, ...] = ()
-    """Warnings that need no image to be read."""
+    warnings: tuple[str, ...] = ()  # warnings that need no image to be read
 
     def images(
         self, first: int = 0, transform: Callable[[DecodedImage], DecodedImage] = as_is
@@ -106,11 +102,9 @@ class Decoded(NamedTuple):
 
 
 def load_or_decode(data: Data, encoded: EncodedDataset, cache: Path) -> Decoded:
-    """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory.
-
-    If they are not in `cache` yet, one process decodes them to a file there and the others wait for it. Raises
-    `UserError` if a file is missing or damaged, an image does not fit, or the disk is too full.
-    """
+    """The images of `encoded` in the shape that `data` asks for, at most `data.limit` of them, mapped to memory. If
+    they are not in `cache` yet, one process decodes them to a file there and the others wait for it. Raises `UserError`
+    if a file is missing or damaged, an image does not fit, or the disk is too full."""
     count = min(encoded.reader.num_images, data.limit or encoded.reader.num_images)
     try:
         path = cache / f"{data.name}-{_key(data, encoded)}.npy"
@@ -142,8 +136,7 @@ def fit(picture: DecodedImage, shape: Shape) -> DecodedImage:
 
     As in the DDIM authors' code for LSUN, this is torchvision's `Resize` and `CenterCrop` of a Pillow image: it is
     resized (bilinear, with antialiasing) until it just covers height x width, and its centre is cropped. Grey becomes
-    RGB if `shape` has 3 channels. Raises `SourceError` if it is smaller, or RGB although `shape` is grey.
-    """
+    RGB if `shape` has 3 channels. Raises `SourceError` if it is smaller, or RGB although `shape` is grey."""
     channels, height, width = shape
     pixels = picture.pixels
     if len(pixels) > channels:

@@ -26,8 +26,7 @@ from taugrid.workers.data.decoding import Decoded, EncodedDataset, SourceError, 
 
 L = TypeVar("L")
 
-FINGERPRINT_ROWS = 1024
-"""Images that are brought into memory at a time to compute a fingerprint."""
+FINGERPRINT_ROWS = 1024  # images that are brought into memory at a time to compute a fingerprint
 
 
 class MissingImages(UserError):
@@ -40,9 +39,7 @@ class MissingImages(UserError):
 
 def load_images(data: Data) -> NDArray[np.uint8]:
     """All images of the data set and split that `data` names, in their published order: (N, C, H, W) uint8, contiguous.
-
-    They are kept for the next call, so they are read-only. Raises `UserError` if they are missing or damaged.
-    """
+    They are kept for the next call, so they are read-only. Raises `UserError` if they are missing or damaged."""
     return decoded(data).images
 
 
@@ -170,8 +167,7 @@ def download(name: str, root: Path) -> None:
 
 
 class Labels(NamedTuple):
-    of_images: NDArray[np.int32]
-    """(N,), read-only: a class in [0, K) for each image of `load_images`, in its order."""
+    of_images: NDArray[np.int32]  # (N,), read-only: a class in [0, K) for each image of `load_images`, in its order
     classes: tuple[str, ...]
     """The names of the K classes, which differ: of a name that several have, each is followed by its number."""
 

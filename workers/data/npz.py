@@ -17,8 +17,7 @@ from taugrid.errors import DamagedFile, joined_lines
 from taugrid.images import MAX_PIXELS
 from taugrid.workers.data.decoding import IMAGES_AT_ONCE, DecodedImage, Reader, SourceError
 
-NPZ_IMAGES = "arr_0"
-"""The name that numpy.savez gives to its first array. guided-diffusion writes its samples under it."""
+NPZ_IMAGES = "arr_0"  # the name that numpy.savez gives to its first array. guided-diffusion writes its samples under it
 
 SMALL_BYTES = 2**26
 MOST_COMPRESSED = 32

@@ -39,11 +39,9 @@ HUB_ROOT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]
 
 
 def read(data: Data) -> EncodedDataset:
-    """The image column of Parquet files, by path, then row. `root` is a file, a folder, or hf://datasets/ORG/NAME.
-
-    A split's files are named SPLIT.parquet or SPLIT-*.parquet, or are in a folder of its name, as Hugging Face writes
-    and finds them. Raises `UserError` if there are none, one of X-00000-of-0000N is missing, or one can't be read.
-    """
+    """The image column of Parquet files, by path, then row. `root` is a file, a folder, or hf://datasets/ORG/NAME. A
+    split's files are named SPLIT.parquet or SPLIT-*.parquet, or are in a folder of its name, as Hugging Face writes and
+    finds them. Raises `UserError` if there are none, one of X-00000-of-0000N is missing, or one can't be read."""
     split = data.split
     names = [f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
     patterns = ["*.parquet"] if split == "all" else [*names, *(f"*/{name}" for name in names)]
@@ -68,8 +66,7 @@ def read(data: Data) -> EncodedDataset:
     return EncodedDataset(root, paths, Reader(sum(one.num_images for one in readers), rows, decode_image))
 
 
-LABEL = "label"
-"""The column of labels, as Hugging Face's data sets and taugrid's own files name it."""
+LABEL = "label"  # the column of labels, as Hugging Face's data sets and taugrid's own files name it
 
 
 def labels(data: Data) -> Labels:

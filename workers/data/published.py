@@ -35,16 +35,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DIGITS_LEVELS = 16
-"""scikit-learn's digits count the dark pixels of 4x4 blocks: whole numbers from 0 to 16."""
+DIGITS_LEVELS = 16  # scikit-learn's digits count the dark pixels of 4x4 blocks: whole numbers from 0 to 16
 
 DIGITS_FOR_TRAINING = DATASETS["digits"].num_images["train"]
 """The rest is by other writers, for the images are sorted by who wrote them."""
 
 DRAWN_IMAGES = 10_000
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts its files."""
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts its files
 
 IDX_IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 IDX_LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
@@ -57,14 +55,11 @@ SHA256 = {
 }
 """SHA-256 of pixels and labels. MNIST's files have the same names, so the two data sets are easily confused."""
 
-MOST_BYTES = 2**26
-"""Of an IDX file, unpacked; the largest, of 60,000 images, has 47 MB."""
+MOST_BYTES = 2**26  # of an IDX file, unpacked; the largest, of 60,000 images, has 47 MB
 
-IDX_UINT8 = 0x00000800
-"""The first four bytes of an IDX file of bytes; the last of them is the number of dimensions."""
+IDX_UINT8 = 0x00000800  # the first four bytes of an IDX file of bytes; the last of them is the number of dimensions
 
-CELEBA_SIZE = (218, 178)
-"""(height, width) of an aligned image."""
+CELEBA_SIZE = (218, 178)  # (height, width) of an aligned image
 
 CELEBA_ROWS, CELEBA_COLUMNS = slice(57, 185), slice(25, 153)
 """The 128x128 pixels of an aligned image that the DDIM authors' code uses."""

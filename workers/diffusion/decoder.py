@@ -63,18 +63,13 @@ class Identity:
 class Vae:
     """The decoder of networks that sample latents: a VAE in a folder, as the driver found it."""
 
-    path: str
-    """The value in the config: of the pipeline, or of `model.vae`."""
+    path: str  # the value in the config: of the pipeline, or of `model.vae`
     saved: SavedNetwork
     scaling_factor: float
-    shift_factor: float
-    """What is decoded is `latent / scaling_factor + shift_factor`."""
-    network_shape: tuple[int, int, int]
-    """(channels, height, width) of what the network sees."""
-    picture_shape: tuple[int, int, int]
-    """(channels, height, width) of a picture."""
-    commit: str | None = None
-    """Of the repository on the hub that `model.vae` names."""
+    shift_factor: float  # what is decoded is `latent / scaling_factor + shift_factor`
+    network_shape: tuple[int, int, int]  # (channels, height, width) of what the network sees
+    picture_shape: tuple[int, int, int]  # (channels, height, width) of a picture
+    commit: str | None = None  # of the repository on the hub that `model.vae` names
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -14,21 +14,16 @@ if TYPE_CHECKING:
 
 
 class Denoiser(Protocol):
-    """A network that predicts eps, x0 or v for a batch.
-
-    Called with x, (B, C, H, W), the point of the path at which x is, and the batch's condition: a tensor with an entry
-    for each image, such as its label, or None.
-    """
+    """A network that predicts eps, x0 or v for a batch. Called with x, (B, C, H, W), the point of the path at which x
+    is, and the batch's condition: a tensor with an entry for each image, such as its label, or None."""
 
     def __call__(self, x: "Tensor", at: Point, condition: "Tensor | None" = None, /) -> "Tensor":
         """The prediction, shaped like x."""
 
 
 class Wrapped:
-    """A Denoiser that wraps another one, which gets points and conditions unchanged.
-
-    `around` is called with (`call`, x) and returns the output for x; `call(x)` is the wrapped network's output.
-    """
+    """A Denoiser that wraps another one, which gets points and conditions unchanged. `around` is called with (`call`,
+    x) and returns the output for x; `call(x)` is the wrapped network's output."""
 
     def __init__(self, network: Denoiser, around: "Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]") -> None:
         self._network, self._around = network, around
@@ -63,24 +58,18 @@ class FromTimes:
 
 
 class Guidance(NamedTuple):
-    """How a cell's predictions are led away from weaker ones (Ho & Salimans 2022; Karras et al. 2024).
+    """How a cell's predictions are led away from weaker ones (Ho & Salimans 2022; Karras et al. 2024). The guided one
+    is p_0 + g (p - p_0): p is what the network predicts, and p_0 what it predicts without labels (classifier-free
+    guidance), or what another network predicts (autoguidance). It travels with jobs."""
 
-    The guided one is p_0 + g (p - p_0): p is what the network predicts, and p_0 what it predicts without labels
-    (classifier-free guidance), or what another network predicts (autoguidance). It travels with jobs.
-    """
-
-    scale: float
-    """g. 1 would be no guidance."""
-    calls: int
-    """Guided calls for each image, of all that the sampler makes."""
+    scale: float  # g. 1 would be no guidance
+    calls: int  # guided calls for each image, of all that the sampler makes
     interval: tuple[float, float] | None = None
     """Noise levels sigma / alpha: a call is guided above the first and up to the second. None: every call is."""
     channels: int | None = None
     """Guided are only so many of the first channels. None: all."""
-    null_label: int | None = None
-    """The label with which the network itself predicts p_0, unless another one does."""
-    guide_has_labels: bool = False
-    """Whether that other network gets the labels too."""
+    null_label: int | None = None  # the label with which the network itself predicts p_0, unless another one does
+    guide_has_labels: bool = False  # whether that other network gets the labels too
 
     def guides(self, at: Point) -> bool:
         """Whether a call at a point is guided."""
@@ -89,9 +78,7 @@ class Guidance(NamedTuple):
 
 class Denoise:
     """What a sampler calls with x and a point: the x0 and eps that a network predicts for one batch, without gradients.
-
-    Only here is a network's input scaled, its output guided and converted, and x0 clipped. It counts the calls.
-    """
+    Only here is a network's input scaled, its output guided and converted, and x0 clipped. It counts the calls."""
 
     def __init__(
         self,
@@ -119,9 +106,8 @@ class Denoise:
 
     def output(self, x: "Tensor", at: Point) -> "Tensor":
         """What the network itself returns for x, which is scaled as it expects, at a point, guided; nothing is clipped.
-
-        A guided call is two calls of one batch each, the labelled one first. `SamplerFault` at the path's last point.
-        """
+        A guided call is two calls of one batch each, the labelled one first. `SamplerFault` at the path's last
+        point."""
         import torch
 
         if not self.process.knows(at):

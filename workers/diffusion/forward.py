@@ -9,16 +9,14 @@ t - 1 and t (appendix C.1).
 import math
 from typing import NamedTuple
 
-ROUNDING = 1e-12
-"""How far sigma^2 may exceed 1 - alpha_prev, relative to it: a sigma at the bound is a rounded root."""
+ROUNDING = 1e-12  # how far sigma^2 may exceed 1 - alpha_prev, relative to it: a sigma at the bound is a rounded root
 
 
 class Conditional(NamedTuple):
     """N(from_x0 * x_0 + from_state * y, variance * I), where y is the other state in the condition."""
 
     from_x0: float
-    from_state: float
-    """0 if the condition is x_0 alone."""
+    from_state: float  # 0 if the condition is x_0 alone
     variance: float
 
 
@@ -39,11 +37,9 @@ def posterior(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
 
 
 def generative(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional:
-    """p_theta(x_{t-1} | x_t), eq. 10, with the predicted f(x_t) of eq. 9 in place of x_0.
-
-    For t > 1 it is eq. 7, and at t = 1, where `alpha_prev` is 1, N(f(x_1), sigma_1^2 I) for any sigma_1. The paper's
-    sampler adds no noise there, because eq. 16 makes sigma_1 0.
-    """
+    """p_theta(x_{t-1} | x_t), eq. 10, with the predicted f(x_t) of eq. 9 in place of x_0. For t > 1 it is eq. 7, and at
+    t = 1, where `alpha_prev` is 1, N(f(x_1), sigma_1^2 I) for any sigma_1. The paper's sampler adds no noise there,
+    because eq. 16 makes sigma_1 0."""
     return Conditional(1.0, 0.0, sigma**2) if alpha_prev == 1 else posterior(alpha_t, alpha_prev, sigma)
 
 
@@ -53,8 +49,7 @@ def forward_step(alpha_t: float, alpha_prev: float, sigma: float) -> Conditional
     Given x_0, x_t and x_{t-1} have covariance sqrt((1 - alpha_t) (1 - alpha_prev - sigma^2)). The regression of x_t on
     x_{t-1} is this covariance divided by x_{t-1}'s variance, 1 - alpha_prev. With sigma = 0 the step is deterministic.
     With alpha_prev = 1 the state is x_0 itself and the limit depends on the path; eq. 4 is returned, with from_state 0.
-    As `posterior` it raises `ValueError`.
-    """
+    As `posterior` it raises `ValueError`."""
     kept = _kept(alpha_prev, sigma)
     if alpha_prev == 1:
         return marginal(alpha_t)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
 
-GREY_LEVEL = 2 / 255
-"""The distance between neighbours of the 256 values that a pixel in [-1, 1] can have."""
+GREY_LEVEL = 2 / 255  # the distance between neighbours of the 256 values that a pixel in [-1, 1] can have
 
 STANDARD_DEVIATION, LARGEST_MEAN = 0.1, 0.1
 """Standard deviation and largest mean of the pixels of `gaussian`. They are small enough that less than one image in a
@@ -29,8 +28,7 @@ deviation, 13 grey levels, is large enough for rounding to 8 bits to act as inde
 ROW_CORRELATION, COLUMN_CORRELATION = 0.5, 0.6
 """Correlations of vertical and horizontal neighbours in `gaussian`. They differ, so that transposing is detectable."""
 
-FIRST_WEIGHT = 0.4
-"""The weight of the first of `two_points`."""
+FIRST_WEIGHT = 0.4  # the weight of the first of `two_points`
 
 BEYOND = (1.5, 1.2)
 """The first pixel of `two_points`. Both values are beyond 1, so that its predicted x0 is clipped at every time."""
@@ -46,12 +44,9 @@ moved between 22 % and 91 % by more than a grey level. At 5 steps the two modes 
 class Gaussian:
     """N(mean, covariance) over images of d pixels in C order. The covariance is given by its eigenvectors."""
 
-    mean: Float64Array
-    """(d,)."""
-    eigenvalues: Float64Array
-    """(d,), positive."""
-    eigenvectors: Float64Array
-    """(d, d), a column for each eigenvalue."""
+    mean: Float64Array  # (d,)
+    eigenvalues: Float64Array  # (d,), positive
+    eigenvectors: Float64Array  # (d, d), a column for each eigenvalue
 
     @property
     def covariance(self) -> Float64Array:
@@ -63,10 +58,8 @@ class Gaussian:
 class TwoPoints:
     """Two images of d pixels in C order, each with its probability."""
 
-    points: Float64Array
-    """(2, d)."""
-    weights: Float64Array
-    """(2,), adding up to 1."""
+    points: Float64Array  # (2, d)
+    weights: Float64Array  # (2,), adding up to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +78,8 @@ class Classes:
 
 def classes(shape: tuple[int, int, int]) -> Classes:
     """Three classes for images of `shape` (C, H, W): `gaussian`, with waves added to its mean; the null label has none.
-
     The waves of all classes do not cancel, so a wrong scale moves the mean of balanced labels too. Guided with a scale
-    up to 3, means stay within 0.4, so less than one pixel in a million is beyond [-1, 1].
-    """
+    up to 3, means stay within 0.4, so less than one pixel in a million is beyond [-1, 1]."""
     base, count = gaussian(shape), 3
     phase = np.arange(len(base.mean)) / len(base.mean) + np.arange(count)[:, None] / (count + 1)
     waves = LARGEST_MEAN * np.cos(2 * np.pi * phase)
@@ -97,10 +88,8 @@ def classes(shape: tuple[int, int, int]) -> Classes:
 
 def gaussian(shape: tuple[int, int, int]) -> Gaussian:
     """The Gaussian for images of `shape` (C, H, W): its mean rises in C order, neighbours in a channel are correlated.
-
     The covariance of two pixels of one channel is std^2 times the row correlation to the power of their distance in
-    rows, times the same for columns. Channels are independent.
-    """
+    rows, times the same for columns. Channels are independent."""
     channels, height, width = shape
     rows, row_vectors = np.linalg.eigh(_powers(ROW_CORRELATION, height))
     columns, column_vectors = np.linalg.eigh(_powers(COLUMN_CORRELATION, width))
@@ -129,12 +118,9 @@ def _powers(correlation: float, n: int) -> Float64Array:
 
 
 def draw(distribution: Gaussian | TwoPoints | Classes, num_images: int, seed: int) -> Float64Array:
-    """`num_images` independent draws, (N, d) float64, from NumPy's frozen legacy stream (NEP 19).
-
-    A Gaussian is drawn with its Cholesky factor because that, unlike eigenvectors, is unique. Machines then differ only
-    in the last digits, which changes an 8-bit pixel of 10,000 images of 8x8 with a probability of about 1e-8. Classes
-    take turns.
-    """
+    """`num_images` independent draws, (N, d) float64, from NumPy's frozen legacy stream (NEP 19). A Gaussian is drawn
+    with its Cholesky factor because that, unlike eigenvectors, is unique. Machines then differ only in the last digits,
+    which changes an 8-bit pixel of 10,000 images of 8x8 with a probability of about 1e-8. Classes take turns."""
     if isinstance(distribution, Classes):
         turns = distribution.offsets[np.arange(num_images) % distribution.count]
         return turns + draw(distribution.base, num_images, seed)
@@ -172,8 +158,7 @@ def sampled(
 
     `levels` are alpha_bar from the first point of a path to its last (`Point.scale` is for other processes than
     DDPM's). `eta` `sigma_hat` is eta = 1 with the larger noise, and none in the last step. `variance_at_first` is that
-    of x_T over its point's scale.
-    """
+    of x_T over its point's scale."""
     m = data.eigenvectors.T @ data.mean
     mean, variance = np.zeros_like(m), variance_at_first * np.ones_like(m)
     for i, (a, a_prev) in zip(reversed(range(len(levels) - 1)), pairwise(levels), strict=True):

@@ -36,8 +36,7 @@ class TrainingDraws(NamedTuple):
     """(B,) int64 in [0, num_images): which image."""
     t: Tensor
     """(B,) int64 in 1..T: the paper's time. Of continuous processes, float64 in (0, 1)."""
-    flip: Tensor
-    """(B,) bool: whether to mirror the image, if flips are on."""
+    flip: Tensor  # (B,) bool: whether to mirror the image, if flips are on
 
 
 def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain: str = "sample") -> Tensor:
@@ -47,8 +46,7 @@ def normal(seed: int, indices: Tensor, time: int, shape: tuple[int, ...], domain
     x_T; in training, the step. Each `domain`, a purpose, is a separate stream. The Box-Muller transform is computed in
     float64 from words that are the same everywhere, so devices whose libraries differ in float64's last digits agree
     after rounding to float32, except for a rare last bit (below 1e-6). No value exceeds sqrt(66 ln 2) = 6.76.
-    `ValueError` unless `time` is in [0, 2^32).
-    """
+    `ValueError` unless `time` is in [0, 2^32)."""
     dims, device = math.prod(shape), indices.device
     if device.type in WITHOUT_FLOAT64:
         indices = indices.cpu()
@@ -66,8 +64,7 @@ def training_draws(
 
     The noise for them is `normal(seed, positions, step, shape, domain="train-eps")`. With `antithetic`, the time at
     position 2k + 1 is T + 1 - t, where t is the time at 2k, as in the released code of the DDIM paper. Without
-    `timesteps`, the same words give uniform numbers in (0, 1) as times, and 1 - t in antithetic pairs.
-    """
+    `timesteps`, the same words give uniform numbers in (0, 1) as times, and 1 - t in antithetic pairs."""
     w = words(seed, "train", positions, step, blocks=2).unbind(dim=1)
     t = _times(w[2], w[3], timesteps)
     if antithetic:
@@ -80,9 +77,7 @@ def training_draws(
 
 def label_drops(seed: int, step: int, positions: Tensor, share: float) -> Tensor:
     """(B,) bool: whether each of the `positions` in the batch of a training step loses its label, with odds `share`.
-
-    Its stream is its own, so that no other draw depends on `share`.
-    """
+    Its stream is its own, so that no other draw depends on `share`."""
     return words(seed, "train-label", positions, step, blocks=1)[:, 0] < int(share * 2**32)
 
 
@@ -95,19 +90,14 @@ def _times(high: Tensor, low: Tensor, timesteps: int | None) -> Tensor:
 
 def uniform_integers(high: Tensor, low: Tensor, n: int) -> Tensor:
     """floor(w n / 2^64) for the 64-bit w = (`high`, `low`), int64 words in [0, 2^32): uniform in [0, n) up to n / 2^64.
-
-    n is at most 2^31, so that the products fit int64.
-    """
+    n is at most 2^31, so that the products fit int64."""
     return (high * n + (low * n >> 32)) >> 32
 
 
 def words(seed: int, domain: str, a: Tensor, b: Tensor | int, blocks: int) -> Tensor:
     """(B, 4 * blocks) random words, int64 in [0, 2^32), on the device of `a`, (B,) int64 >= 0; `b` is a number or (B,).
-
     Lane e % 4 of the block with counter (e // 4, b, a mod 2^32, a div 2^32) is word e of the stream of `seed` and
-    `domain`.
-    `ValueError` if `b` is a number that is not in [0, 2^32).
-    """
+    `domain`. `ValueError` if `b` is a number that is not in [0, 2^32)."""
     if isinstance(b, int):
         if not 0 <= b <= MASK:
             raise ValueError(f"time or step {b} is out of range; the noise is defined for 0 to 2^32 - 1")

@@ -29,8 +29,7 @@ def l_gamma(eps_predicted: "Tensor", eps: "Tensor", gamma: "Tensor | float") -> 
     knows the global batch.
 
     `eps_predicted` is eps_theta(x_t, t), (B, ...), like `eps`, the noise in x_t; `gamma`, (B,) in any floating point,
-    is the weight of each image's time, or one number for all. The losses have the dtype of `eps`.
-    """
+    is the weight of each image's time, or one number for all. The losses have the dtype of `eps`."""
     error = mean_square(eps_predicted, eps)
     return error * (gamma if isinstance(gamma, float | int) else gamma.to(error))
 
@@ -52,9 +51,8 @@ def theorem1_weights(
     All arrays are (T + 1,), indexed by the paper's t: `alpha_bar` with 1 at 0; `sigma`, eq. 7's at tau_i for i >= 2,
     and at all other t the one of p(x_0 | x_t) = N(f(x_t), sigma_t^2 I); and the gamma returned, float64 with 0 at 0,
     for squared errors summed over dimensions. `tau` are strictly increasing times in 1..T that end at T; all of them
-    for eq. 11.
-    `ValueError` for any other tau, for a sigma_t that is not above 0 or too large for eq. 7, and if alpha_T is 0.
-    """
+    for eq. 11. `ValueError` for any other tau, for a sigma_t that is not above 0 or too large for eq. 7, and if alpha_T
+    is 0."""
     require_densities(alpha_bar, tau, sigma)
     T = len(alpha_bar) - 1
     gamma = np.zeros(T + 1)
@@ -69,9 +67,7 @@ def theorem1_weights(
 
 def require_densities(alpha_bar: NDArray[np.float64], tau: Sequence[int], sigma: NDArray[np.float64]) -> None:
     """Check that eqs. 7, 10 and 52 to 57 have densities, so that J_sigma is finite; arguments as in `theorem1_weights`.
-
-    `ValueError` for any other tau, for a sigma_t that is not above 0, and if alpha_T is 0.
-    """
+    `ValueError` for any other tau, for a sigma_t that is not above 0, and if alpha_T is 0."""
     T = len(alpha_bar) - 1
     if any(t <= s for s, t in pairwise([0, *tau])) or not tau or tau[-1] != T:
         raise ValueError(f"Theorem 1 needs times that increase strictly from above 0 to {T}; tau is {list(tau)}")
@@ -94,8 +90,7 @@ def theorem1_sigma(
     gamma_t = 1/2. With DDPM's sigma-hat, gamma_t would grow without bound: to 6e5 at t = 999 of the linear schedule.
 
     The weights need `eta`, the scale of eq. 16, in (0, 1] if tau has more than one time, and `sigma_1`, the standard
-    deviation of p(x_0 | x_{tau_1}), above 0. `alpha_bar`, `tau` and what is returned are as in `theorem1_weights`.
-    """
+    deviation of p(x_0 | x_{tau_1}), above 0. `alpha_bar`, `tau` and what is returned are as in `theorem1_weights`."""
     sigma = np.zeros(len(alpha_bar))
     off_tau = np.setdiff1d(np.arange(1, len(alpha_bar)), tau)
     sigma[off_tau] = np.sqrt((1 - alpha_bar[off_tau]) / alpha_bar[off_tau])
@@ -123,9 +118,7 @@ def j_sigma(
     `x0` are images, (B, ...) floating point (float64 keeps small sigmas exact), `noise(t)` the standard normal, shaped
     like it, that x_t is made of, and `prediction` what `network` predicts, which is called at every t in 1..T.
     `alpha_bar`, `tau` and `sigma` are as in `theorem1_weights`. What is returned, (B,) in nats and in the dtype of
-    `x0`, estimates J_sigma without bias by its mean over images and noise.
-    `ValueError` as of `theorem1_weights`.
-    """
+    `x0`, estimates J_sigma without bias by its mean over images and noise. `ValueError` as of `theorem1_weights`."""
     require_densities(alpha_bar, tau, sigma)
     process, T, time_after = DiscreteVP(alpha_bar), len(alpha_bar) - 1, dict(pairwise(tau))
     x: dict[int, Tensor] = {}

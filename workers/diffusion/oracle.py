@@ -57,11 +57,9 @@ def two_points_eps(data: TwoPoints, device: str, dtype: torch.dtype = torch.floa
 
 
 def _of_points(data: TwoPoints, device: str, dtype: torch.dtype) -> Callable[[Tensor, float, float], Tensor]:
-    """E[x0 | x] = w p + (1 - w) q of x, alpha and sigma^2.
-
-    w is the posterior weight of the point p: a softmax over two, and so a sigmoid of the log-odds
-    log(w_p / w_q) + alpha / sigma^2 (p - q).(x - alpha (p + q) / 2), where |x|^2 cancels.
-    """
+    """E[x0 | x] = w p + (1 - w) q of x, alpha and sigma^2. w is the posterior weight of the point p: a softmax over
+    two, and so a sigmoid of the log-odds log(w_p / w_q) + alpha / sigma^2 (p - q).(x - alpha (p + q) / 2), where |x|^2
+    cancels."""
     p, q = torch.tensor(data.points, dtype=dtype, device=device)
     prior = math.log(data.weights[0] / data.weights[1])
 
@@ -100,11 +98,8 @@ def flow(expected_x0: ExpectedX0, told_times: float) -> Denoiser:
 
 
 def expected_x0(data: Gaussian | TwoPoints | Classes, device: str, dtype: torch.dtype = torch.float32) -> ExpectedX0:
-    """E[x0 | x] for x = alpha x0 + sigma eps, x in `dtype`, where alpha may be 0.
-
-    Of a Gaussian, m + alpha Sigma (alpha^2 Sigma + sigma^2 I)^-1 (x - alpha m), in Sigma's eigenbasis. Classes are
-    Gaussians with other means.
-    """
+    """E[x0 | x] for x = alpha x0 + sigma eps, x in `dtype`, where alpha may be 0. Of a Gaussian, m + alpha Sigma
+    (alpha^2 Sigma + sigma^2 I)^-1 (x - alpha m), in Sigma's eigenbasis. Classes are Gaussians with other means."""
     if isinstance(data, TwoPoints):
         of_points = _of_points(data, device, dtype)
         return lambda x, alpha, sigma, labels: of_points(x, alpha, sigma**2)

@@ -21,8 +21,7 @@ PredictionType = Literal[
 2022, appendix D); the names are diffusers'. Or F of a consistency model or of EDM (`Preconditioning`); or the velocity
 dx / dt = eps - x0 of a flow (Lipman et al. 2023), or its average between two times (Geng et al. 2025, "Mean flows")."""
 
-ProcessName = Literal["ddpm", "edm", "flow"]
-"""DDPM's alpha^2 + sigma^2 = 1; alpha = 1; or alpha = 1 - t and sigma = t."""
+ProcessName = Literal["ddpm", "edm", "flow"]  # DDPM's alpha^2 + sigma^2 = 1; alpha = 1; or alpha = 1 - t and sigma = t
 
 
 TOLERANCE = 1e-9
@@ -34,16 +33,12 @@ class Point(NamedTuple):
 
     alpha: float
     sigma: float
-    alpha_bar: float
-    """alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, which eq. 16 uses."""
+    alpha_bar: float  # alpha^2 / (alpha^2 + sigma^2): the paper's alpha_t, which eq. 16 uses
     time: float
     """The time that is passed to the network. Where it is a time index, an int if it is a whole number."""
-    key: int
-    """The integer that names the noise drawn at this point, at least 1; the key of x_T is 0."""
-    scale: float = 1.0
-    """The root of alpha^2 + sigma^2: x / scale is a point of DDPM's process with this alpha_bar."""
-    toward: float | None = None
-    """The second time that a flow map is told: where its jump leads."""
+    key: int  # the integer that names the noise drawn at this point, at least 1; the key of x_T is 0
+    scale: float = 1.0  # the root of alpha^2 + sigma^2: x / scale is a point of DDPM's process with this alpha_bar
+    toward: float | None = None  # the second time that a flow map is told: where its jump leads
 
     @property
     def ratio(self) -> float:
@@ -57,14 +52,11 @@ class Point(NamedTuple):
 
 
 class Process(ABC):
-    """A forward process. A path leads from high times to low ones, and ends at time 0.
-
-    What is known of one is cached by its identity.
-    """
+    """A forward process. A path leads from high times to low ones, and ends at time 0. What is known of one is cached
+    by its identity."""
 
     name: ProcessName
-    prediction: PredictionType
-    """What its networks predict."""
+    prediction: PredictionType  # what its networks predict
     timesteps: int | None
     """T, where times count 1..T. None: time is continuous."""
     last: float
@@ -125,8 +117,7 @@ class Process(ABC):
         """What it should return. The loss is the squared error of that, averaged over dimensions."""
 
 
-Spaced = str | Sequence[int]
-"""A spacing: its name, or the times themselves."""
+Spaced = str | Sequence[int]  # a spacing: its name, or the times themselves
 
 
 class Preconditioning(NamedTuple):
@@ -179,10 +170,8 @@ def network_time(t: Time) -> Time:
 
 
 def diffuse(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Tensor":
-    """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4, of `x0` and `eps`, (B, ...) floating point.
-
-    `alpha_bar_t` is (B,), in float64 to keep 1 - alpha_t exact, or one number for all.
-    """
+    """x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, eq. 4, of `x0` and `eps`, (B, ...) floating point. `alpha_bar_t`
+    is (B,), in float64 to keep 1 - alpha_t exact, or one number for all."""
     signal, noise = _scales(alpha_bar_t, x0)
     return signal * x0 + noise * eps
 
@@ -206,11 +195,9 @@ def velocity(x0: "Tensor", eps: "Tensor", alpha_bar_t: "Tensor | float") -> "Ten
 
 
 def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", prediction: PredictionType) -> Prediction:
-    """The x0 and eps that a network's `output` for `x_t` implies; shapes and `at` as in `predict_x0`.
-
-    Only `epsilon` divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t).
-    A `velocity` is that of alpha = 1 - t, sigma = t. `ValueError` for an unknown `prediction`.
-    """
+    """The x0 and eps that a network's `output` for `x_t` implies; shapes and `at` as in `predict_x0`. Only `epsilon`
+    divides by sqrt(alpha_t), so the others work if alpha_T is 0; `sample` divides by sqrt(1 - alpha_t). A `velocity` is
+    that of alpha = 1 - t, sigma = t. `ValueError` for an unknown `prediction`."""
     if prediction == "epsilon":
         return Prediction(predict_x0(x_t, output, at), output)
     if prediction == "sample":
@@ -225,12 +212,9 @@ def predicted(output: "Tensor", x_t: "Tensor", at: "Tensor | float | Point", pre
 
 
 def clipped(prediction: Prediction, x: "Tensor", at: Point, clip: str, clip_range: float = 1.0) -> Prediction:
-    """The prediction for x at a point, after clipping.
-
-    `none` leaves it unchanged. `x0` clips the predicted x0 to [-clip_range, clip_range] and keeps eps, as diffusers
-    does by default. `x0_and_eps` also takes the eps that leads from the clipped x0 to x, as DDPM's posterior mean does.
-    `ValueError` for an unknown `clip`.
-    """
+    """The prediction for x at a point, after clipping. `none` leaves it unchanged. `x0` clips the predicted x0 to
+    [-clip_range, clip_range] and keeps eps, as diffusers does by default. `x0_and_eps` also takes the eps that leads
+    from the clipped x0 to x, as DDPM's posterior mean does. `ValueError` for an unknown `clip`."""
     if clip == "none":
         return prediction
     x0 = prediction.x0.clamp(-clip_range, clip_range)

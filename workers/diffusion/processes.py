@@ -93,8 +93,7 @@ class DiscreteVP(Process):
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -1.2, 1.2
 """The normal distribution of ln sigma in training `edm`: P_mean and P_std of Karras et al. 2022, table 1."""
 
-END = Point(1.0, 0.0, 1.0, -math.inf, key=0)
-"""The end of every path of EDM's process: the image."""
+END = Point(1.0, 0.0, 1.0, -math.inf, key=0)  # the end of every path of EDM's process: the image
 
 
 def point(sigma: float, time: float) -> Point:
@@ -105,11 +104,9 @@ def point(sigma: float, time: float) -> Point:
 
 
 class EDM(Process):
-    """x = x_0 + sigma eps in continuous time (Karras et al. 2022): time is sigma itself.
-
-    A network predicts F (`edm`) and is told ln(sigma) / 4, or x0 (`sample`) and sigma. With sigma_data = 1, -F is the v
-    of DDPM's process; diffusers calls it `v_prediction` for any sigma_data.
-    """
+    """x = x_0 + sigma eps in continuous time (Karras et al. 2022): time is sigma itself. A network predicts F (`edm`)
+    and is told ln(sigma) / 4, or x0 (`sample`) and sigma. With sigma_data = 1, -F is the v of DDPM's process; diffusers
+    calls it `v_prediction` for any sigma_data."""
 
     name: ProcessName = "edm"
     timesteps: int | None = None
@@ -124,11 +121,9 @@ class EDM(Process):
         self._first, self._rho, self._sigma_data = sigma_min, rho, sigma_data
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
-        """S noise levels from sigma_min to sigma_max; for S = 1, sigma_max alone.
-
-        `karras`, and `linear`: sigma^(1/rho) in equal steps, eq. 5; `logsnr`: ln(sigma) in equal steps. They have 12
-        digits: CPUs whose powers differ in the last bit then visit the same.
-        """
+        """S noise levels from sigma_min to sigma_max; for S = 1, sigma_max alone. `karras`, and `linear`: sigma^(1/rho)
+        in equal steps, eq. 5; `logsnr`: ln(sigma) in equal steps. They have 12 digits: CPUs whose powers differ in the
+        last bit then visit the same."""
         if spacing in ("karras", "linear"):
             levels = np.linspace(self._first ** (1 / self._rho), self.last ** (1 / self._rho), steps) ** self._rho
         elif spacing == "logsnr":
@@ -168,10 +163,8 @@ class EDM(Process):
     # difference (x0 - c_skip x) / c_out would lose digits where sigma is small.
 
     def drawn_time(self, drawn: "Tensor") -> "Tensor":
-        """sigma, log-normal, by the inverse of the normal distribution.
-
-        ln sigma is a multiple of 2^-20: the last bits of `torch.special.ndtri` are not the same on all devices.
-        """
+        """sigma, log-normal, by the inverse of the normal distribution. ln sigma is a multiple of 2^-20: the last bits
+        of `torch.special.ndtri` are not the same on all devices."""
         import torch
 
         log_sigma: Tensor = LOG_SIGMA_MEAN + LOG_SIGMA_DEVIATION * torch.special.ndtri(drawn)
@@ -199,10 +192,8 @@ class DiscreteEDM(EDM):
     timesteps: int
 
     def __init__(self, timesteps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float) -> None:
-        """Sigma^(1 / `rho`) is linear in t, from `sigma_min` at time 1 to `sigma_max` at T = `timesteps`.
-
-        `ValueError` for T = 1, or if sigma does not grow, or so little that two times have one key.
-        """
+        """Sigma^(1 / `rho`) is linear in t, from `sigma_min` at time 1 to `sigma_max` at T = `timesteps`. `ValueError`
+        for T = 1, or if sigma does not grow, or so little that two times have one key."""
         super().__init__(sigma_min, sigma_max, rho, sigma_data, "consistency")
         if timesteps < 2:
             raise ValueError("timesteps must be 2 or more")
@@ -215,10 +206,8 @@ class DiscreteEDM(EDM):
         return tau(spacing, steps, self.timesteps, steps_offset)
 
     def at(self, t: float) -> Point:
-        """The point at time t in 1..T, fractions included, or that of time 0, where sigma is 0.
-
-        The network is told 250 ln sigma, as Song et al. 2023 and diffusers' CMStochasticIterativeScheduler do.
-        """
+        """The point at time t in 1..T, fractions included, or that of time 0, where sigma is 0. The network is told 250
+        ln sigma, as Song et al. 2023 and diffusers' CMStochasticIterativeScheduler do."""
         if t == 0:
             return END
         sigma = (self._high + (self.timesteps - t) / (self.timesteps - 1) * (self._low - self._high)) ** self._rho
@@ -243,10 +232,8 @@ class DiscreteEDM(EDM):
 
 
 class Flow(Process):
-    """x = (1 - t) x_0 + t eps, with noise at t = 1: Lipman et al. 2023, Liu et al. 2023.
-
-    A network predicts a velocity, or x0, and is told t, times `told_times`.
-    """
+    """x = (1 - t) x_0 + t eps, with noise at t = 1: Lipman et al. 2023, Liu et al. 2023. A network predicts a velocity,
+    or x0, and is told t, times `told_times`."""
 
     name: ProcessName = "flow"
     timesteps: int | None = None
@@ -257,10 +244,8 @@ class Flow(Process):
         self.prediction, self._told_times = prediction, told_times
 
     def spaced(self, spacing: Spaced, steps: int, steps_offset: int = 0, shift: float = 1.0) -> tuple[float, ...]:
-        """`time_uniform`, and `linear`: 1 / S, 2 / S, ..., 1, each moved to shift t / (1 + (shift - 1) t).
-
-        The shift is that of Esser et al. 2024, eq. 23.
-        """
+        """`time_uniform`, and `linear`: 1 / S, 2 / S, ..., 1, each moved to shift t / (1 + (shift - 1) t). The shift is
+        that of Esser et al. 2024, eq. 23."""
         if spacing not in ("time_uniform", "linear"):
             raise ValueError(no_spacing("flow", spacing, ("linear", "time_uniform")))
         uniform = (i / steps for i in range(1, steps))

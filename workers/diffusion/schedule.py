@@ -5,8 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd")
-"""The names that `betas` knows."""
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "constant", "jsd")  # the names that `betas` knows
 
 MAX_BETA = 0.999
 """Nichol & Dhariwal's bound on a cosine schedule's beta. Without it alpha_bar_T is 0, and eq. 9 divides by its root."""
@@ -44,10 +43,8 @@ def betas(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> 
 
 
 def alpha_bar(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
-    """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`; see `betas`.
-
-    (T + 1,) float64, strictly decreasing and positive, except that `jsd` ends at exactly 0.
-    """
+    """The products alpha_t = prod_{s<=t} (1 - beta_s) for t = 0..T, so that `alpha_bar[0] == 1`; see `betas`. (T + 1,)
+    float64, strictly decreasing and positive, except that `jsd` ends at exactly 0."""
     return products(betas(schedule, timesteps, beta_start, beta_end))
 
 
@@ -57,11 +54,9 @@ def products(betas: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rescaled_to_zero_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`alpha_bar` with no signal left at T: Lin et al. 2024, algorithm 1.
-
-    sqrt(alpha_t), t = 1..T, is shifted to be 0 at T and scaled to keep its value at t = 1. (T + 1,) float64; 1 at t =
-    0, and exactly 0 at T. `ValueError` for T = 1, where both can't hold.
-    """
+    """`alpha_bar` with no signal left at T: Lin et al. 2024, algorithm 1. sqrt(alpha_t), t = 1..T, is shifted to be 0
+    at T and scaled to keep its value at t = 1. (T + 1,) float64; 1 at t = 0, and exactly 0 at T. `ValueError` for T =
+    1, where both can't hold."""
     root = np.sqrt(alpha_bar[1:])
     if len(root) < 2:
         raise ValueError("one time step can't be rescaled to zero SNR (rescale_betas_zero_snr): set more timesteps")

@@ -107,10 +107,8 @@ def tau(spacing: str | Sequence[int], steps: int, timesteps: int, steps_offset: 
 def remarks(
     spacing: str | Sequence[int], steps: int, tau: Sequence[float], evaluations: int | None = None
 ) -> list[str]:
-    """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each.
-
-    `evaluations` are those of an image; None: one for each time.
-    """
+    """Surprises in the `tau` chosen for `steps` steps that the user should know about, one line each. `evaluations` are
+    those of an image; None: one for each time."""
     calls = len(tau) if evaluations is None else evaluations
     lines, ends = [], f", not {steps}" if calls == len(tau) else ""
     if len(tau) != steps:

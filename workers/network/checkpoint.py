@@ -26,8 +26,7 @@ PICKLED_WEIGHTS_FILE = "diffusion_pytorch_model.bin"
 """Read only if there are no safetensors. Nothing but tensors is unpickled (`weights_only`)."""
 
 NETWORK_FOLDERS = ("unet", "transformer")
-VAE_FOLDERS = ("vae", "vqvae")
-"""Where a pipeline holds its network and its VAE."""
+VAE_FOLDERS = ("vae", "vqvae")  # where a pipeline holds its network and its VAE
 
 FOLDERS = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, "unet_raw", "scheduler", *VAE_FOLDERS)))
 """Where a repository may hold the files of a network or a pipeline."""
@@ -62,22 +61,16 @@ OF_NVLABS, NVLABS_BYTES = b"_reconstruct_persistent_obj", 1 << 20
 class Checkpoint:
     """A loaded model: where its network is, and the settings in its files."""
 
-    path: str
-    """The value in the config: a folder or an id on the hub."""
+    path: str  # the value in the config: a folder or an id on the hub
     unet_folder: str
     unet_config: dict[str, Any]
     weights_sha256: str
-    diffusion: Diffusion
-    """Keys that the scheduler's config gives; the others are null."""
-    sample: dict[str, Any]
-    """Keys of `sample` that the scheduler's config gives; none without a scheduler."""
-    raw_folder: str | None = None
-    """The folder of the network before averaging, in pipelines that taugrid trained."""
+    diffusion: Diffusion  # keys that the scheduler's config gives; the others are null
+    sample: dict[str, Any]  # keys of `sample` that the scheduler's config gives; none without a scheduler
+    raw_folder: str | None = None  # the folder of the network before averaging, in pipelines that taugrid trained
     commit: str | None = None
-    network: str = UNET
-    """diffusers' name of the network's class."""
-    vae: Vae | None = None
-    """What makes pictures of what the network samples; None: those are pictures."""
+    network: str = UNET  # diffusers' name of the network's class
+    vae: Vae | None = None  # what makes pictures of what the network samples; None: those are pictures
 
     @property
     def conditions(self) -> Conditions | None:
@@ -122,10 +115,8 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
     `commit` selects one on the hub in place of the newest or the revision in `path`. Without `download`, a model on the
     hub is used only if it was downloaded before.
 
-    Raises:
-        MissingInput: if there is no such folder, it is empty, or it lacks the weights or holds only a part of them.
-        UserError: if it is not a network of a class that taugrid loads, or it has a setting that taugrid can't honour.
-    """
+    Raises `MissingInput` if there is no such folder, it is empty, or it lacks the weights or holds only a part of them;
+    `UserError` if it is not a network of a class that taugrid loads, or it has a setting that taugrid can't honour."""
     if Path(path).is_dir():
         return _read(path, Path(path), None)
     refuse_pickle("model.checkpoint", path)
@@ -134,10 +125,8 @@ def read_checkpoint(path: str, commit: str | None = None, download: bool = True)
 
 
 def refuse_pickle(key: str, path: str) -> None:
-    """Raise `UserError` if `path` is a pickle of NVlabs' code (edm, edm2), by its name or what it holds.
-
-    Opening it would run the source code in it, so only its bytes are searched.
-    """
+    """Raise `UserError` if `path` is a pickle of NVlabs' code (edm, edm2), by its name or what it holds. Opening it
+    would run the source code in it, so only its bytes are searched."""
     named = path.endswith(".pkl") if key == "model.checkpoint" else NAMED_BY_NVLABS.fullmatch(Path(path).name)
     if not named and not (Path(path).is_file() and OF_NVLABS in file_start(Path(path), NVLABS_BYTES)):
         return
@@ -150,10 +139,8 @@ def refuse_pickle(key: str, path: str) -> None:
 
 
 def _downloaded(path: str, key: str, commit: str | None, download: bool) -> Path:
-    """The folder with the files of a model on the hub. Pickled weights are fetched only where there are no others.
-
-    A pipeline that taugrid can't sample is refused before its weights are fetched.
-    """
+    """The folder with the files of a model on the hub. Pickled weights are fetched only where there are no others. A
+    pipeline that taugrid can't sample is refused before its weights are fetched."""
     if not is_hub_id(path):
         raise MissingInput(f"{key}: no folder {path!r}; give a diffusers folder, or an id on the hub: org/name")
     names = ["config.json", "scheduler_config.json", "model_index.json", "*.index.json"]
@@ -230,10 +217,8 @@ def read_vae(path: str, of: Vae, commit: str | None = None, download: bool = Tru
 
     `commit` and `download` are as of `read_checkpoint`.
 
-    Raises:
-        MissingInput: if there is no such folder, or it lacks the weights or holds only a part of them.
-        UserError: if it is not a VAE that taugrid loads, or takes other latents or makes other pictures than `of`.
-    """
+    Raises `MissingInput` if there is no such folder, or it lacks the weights or holds only a part of them; `UserError`
+    if it is not a VAE that taugrid loads, or takes other latents or makes other pictures than `of`."""
     is_folder = Path(path).is_dir()
     folder = Path(path) if is_folder else _downloaded(path, "model.vae", commit, download)
     own = next((folder / name for name in VAE_FOLDERS if (folder / name).is_dir()), folder)
@@ -286,11 +271,9 @@ def saved_network(folder: Path, storage: Storage = LOCAL) -> SavedNetwork:
 
 
 def conditions_of(config: Mapping[str, Any]) -> Conditions | None:
-    """The labels that a network with this config takes.
-
-    `null_label`, which taugrid writes, is the last row of the table of classes; diffusers has no such key. DiT's table
-    has a row more than classes, for none: its training dropped labels.
-    """
+    """The labels that a network with this config takes. `null_label`, which taugrid writes, is the last row of the
+    table of classes; diffusers has no such key. DiT's table has a row more than classes, for none: its training dropped
+    labels."""
     if (classes := config.get("num_embeds_ada_norm")) is not None:
         return Conditions(classes, classes)
     rows, null_label = config.get("num_class_embeds"), config.get("null_label")
@@ -375,10 +358,8 @@ def weights_sha256(path: Path, storage: Storage = LOCAL) -> str:
 
 
 def parameters(path: Path, storage: Storage = LOCAL) -> int | None:
-    """The number of parameters in a file of weights on this machine; None: it is not here, or not whole.
-
-    It is read off the header of safetensors. A pickle is taken to be in float32.
-    """
+    """The number of parameters in a file of weights on this machine; None: it is not here, or not whole. It is read off
+    the header of safetensors. A pickle is taken to be in float32."""
     from safetensors import SafetensorError, safe_open
 
     try:

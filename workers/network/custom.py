@@ -57,9 +57,7 @@ def load(network: CustomNetwork, device: str, how: Policy | None = None) -> Deno
 
 def make(name: str, weights: str | None) -> Any:
     """What the function `name` returns for the path `weights`: an `nn.Module`, or any function of x and t.
-
-    `CustomCodeError` if there is no such function, it takes other arguments, or it returns something not callable.
-    """
+    `CustomCodeError` if there is no such function, it takes other arguments, or it returns something not callable."""
     function = find(name)
     if isinstance(function, nn.Module) or not callable(function):
         raise CustomCodeError(f"{name} is {type(function).__name__}, but must be a function that returns the network")
@@ -90,13 +88,10 @@ def describe(
 ) -> CustomNetwork:
     """What the function `name` returns, tried on the CPU on two images of noise of `image_shape` (C, H, W).
 
-    `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too
-    (`doubt`).
+    `diffusion` is resolved. With the section `data`, the network's error on noised images is looked at too (`doubt`).
 
-    Raises:
-        CustomCodeError: if it can't be used as a network of this process, or differs from one process of the system to
-            another: see `_try`, `make` and `checked`.
-    """
+    Raises `CustomCodeError` if it can't be used as a network of this process, or differs from one process of the system
+    to another: see `_try`, `make` and `checked`."""
     section = Diffusion.model_validate(diffusion)
     inputs = _inputs(image_shape, section)
     made = make(name, weights)
@@ -135,11 +130,9 @@ def describe(
 
 
 def conditions_of(made: Any, name: str, times: int = 1) -> Conditions | None:
-    """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label).
-
-    None: it is a function of x and t. Flow maps have two `times`, t and r.
-    `CustomCodeError` if it can be called with one more argument alone and says no classes, or says impossible ones.
-    """
+    """The labels that a network takes: a result that has `num_classes` and `null_label` and takes (x, t, label). None:
+    it is a function of x and t. Flow maps have two `times`, t and r. `CustomCodeError` if it can be called with one
+    more argument alone and says no classes, or says impossible ones."""
     classes, null_label = (getattr(made, key, None) for key in ("num_classes", "null_label"))
     takes_labels = _takes(made, times + 2)
     if classes is None or not hasattr(made, "null_label"):
@@ -176,9 +169,7 @@ def _takes(made: Any, count: int) -> bool:
 @torch.no_grad()  # as the sampler does
 def _try(network: OfTimes, name: str, call: str, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
     """The network's output for `_inputs`; CustomCodeError unless each image's depends only on its x, t and label.
-
-    `call` says how it is called.
-    """
+    `call` says how it is called."""
     before, labels = [value.clone() for value in (x, *others)], [each for each in others if each.dtype == torch.int64]
     told = f"at the times {t.tolist()}, {t.dtype}" + "".join(f", and the labels {each.tolist()}" for each in labels)
     try:
@@ -222,8 +213,7 @@ def _inputs(image_shape: tuple[int, int, int], diffusion: Diffusion) -> tuple[Te
     Those are the first and last index of DDPM's process, and else of a path of two steps, as float32. A flow map is
     told where these lead too.
 
-    One image has less contrast. Otherwise, a batch norm that takes its statistics from the batch would hardly show.
-    """
+    One image has less contrast. Otherwise, a batch norm that takes its statistics from the batch would hardly show."""
     seeded = torch.Generator().manual_seed(0)  # a network may keep its input, which should not change its identity
     x = torch.randn(2, *image_shape, generator=seeded)
     times: tuple[Tensor, ...]
@@ -243,11 +233,9 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 
 def tensors(network: Any) -> dict[str, Any]:
-    """The tensors that a network holds, by name, as far as they are visible from outside.
-
-    Of an `nn.Module` that is its state; of any other function the tensors, and the states of modules, that its body
-    names (in closures and among globals) or that are attributes of its object.
-    """
+    """The tensors that a network holds, by name, as far as they are visible from outside. Of an `nn.Module` that is its
+    state; of any other function the tensors, and the states of modules, that its body names (in closures and among
+    globals) or that are attributes of its object."""
     if isinstance(network, nn.Module):
         return network.state_dict()
     owner = getattr(network, "__self__", network)
@@ -263,12 +251,9 @@ def tensors(network: Any) -> dict[str, Any]:
 
 
 def for_inference(made: Any, name: str, device: str, how: Policy | None = None) -> OfTimes:
-    """`made` as an `OfTimes` whose every output is `checked`.
-
-    A module is moved to `device`, set to evaluation mode, called in inference mode, and its weights are cast, if `how`
-    says so. Any other function is left alone: it may need gradients, or choose its devices itself. The memory format
-    stays: not every network works with another one.
-    """
+    """`made` as an `OfTimes` whose every output is `checked`. A module is moved to `device`, set to evaluation mode,
+    called in inference mode, and its weights are cast, if `how` says so. Any other function is left alone: it may need
+    gradients, or choose its devices itself. The memory format stays: not every network works with another one."""
     how = how or policy(kind_of(device))
     if how.weights is not None:
         if not isinstance(made, nn.Module):
@@ -300,8 +285,7 @@ def checked(output: object, x: Tensor, name: str) -> Tensor:
     float64 is rounded, which loses nothing that sampling in float32 would keep. Half precision is refused rather than
     converted: samples are recorded as coming from a float32 network, and weights saved in half precision are usually a
     mistake. With `sample.precision: bf16` and the like, the type of autocast or of x is what was asked for.
-    `CustomCodeError` if it is not a tensor, or its shape, dtype or device is wrong.
-    """
+    `CustomCodeError` if it is not a tensor, or its shape, dtype or device is wrong."""
     device = x.device.type
     of_autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     found = type(output).__name__
@@ -349,8 +333,7 @@ def doubt(network: OfTimes, name: str, diffusion: Diffusion, data: Data, takes: 
     The mean alone would be too easy to beat: EDM's c_skip x does that with any network.
 
     Images that are not here, and distilled networks, whose x_0 is the end of a path, are not judged. `network` is for
-    inference on the CPU, `diffusion` resolved.
-    """
+    inference on the CPU, `diffusion` resolved."""
     channels, height, width = data.image_shape
     count = min(64, max(4, 4096 // (channels * height * width)))
     is_distilled = diffusion.predicts in ("consistency", "average_velocity")

@@ -19,14 +19,9 @@ def describe(
     diffusion: Diffusion,
     data: Data | None = None,
 ) -> CustomNetwork:
-    """What the function `name` returns, tried by another process on noise and a few images (`custom.describe`).
-
-    The function is looked up in the current folder and on Python's path. `diffusion` is resolved.
-
-    Raises:
-        MissingInput: if there is no file `weights`.
-        UserError: if the network can't be used.
-    """
+    """What the function `name` returns, tried by another process on noise and a few images (`custom.describe`). The
+    function is looked up in the current folder and on Python's path. `diffusion` is resolved. Raises `MissingInput` if
+    there is no file `weights`; `UserError` if the network can't be used."""
     path = weights_path(weights)
     if path is not None:
         _require_file(path)
@@ -43,10 +38,8 @@ def describe(
 
 
 def restored(fields: Mapping[str, Any], image_shape: tuple[int, int, int]) -> CustomNetwork:
-    """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width).
-
-    `UserError` if fields are missing or unknown: the JSON may come from elsewhere.
-    """
+    """A description from JSON, where tuples are lists. `image_shape` is (channels, height, width). `UserError` if
+    fields are missing or unknown: the JSON may come from elsewhere."""
     try:
         files = tuple(SourceFile(*file) for file in fields["files"])
         takes = fields["conditions"] and Conditions(*fields["conditions"])

@@ -26,11 +26,8 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
     Its memory format, the type of its weights and its compilation are those of `how`; the rest is for its callers
     (`accelerator.arithmetic.adapted`).
 
-    Raises:
-        WorkerRefusal: if this node has other files, code or weights than the driver planned with, or none, or they do
-            not fit each other.
-        CustomCodeError: see `custom.load`.
-    """
+    Raises `WorkerRefusal` if this node has other files, code or weights than the driver planned with, or none, or they
+    do not fit each other; `CustomCodeError` (see `custom.load`)."""
     how = how or policy(kind_of(device))
     if isinstance(network, SavedNetwork):
         from taugrid.workers.network.unet import load_unet  # diffusers takes seconds, and only these need it
@@ -51,11 +48,8 @@ def load_network(network: NetworkSpec, diffusion: Diffusion, device: str, how: P
 
 
 def conditions_in_memory(made: Any, times: int = 1) -> Conditions | None:
-    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network.
-
-    Flow maps have two `times`.
-    `CustomCodeError` if it is a transformer of latents, whose VAE is not with it.
-    """
+    """The labels that a network in the caller's memory takes, by its attributes or as a diffusers network. Flow maps
+    have two `times`. `CustomCodeError` if it is a transformer of latents, whose VAE is not with it."""
     config: Any = getattr(made, "config", None)
     if hasattr(config, "num_embeds_ada_norm"):
         raise CustomCodeError(f"a {type(made).__name__} needs its pipeline's VAE; give the pipeline's folder instead")
@@ -70,8 +64,7 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
 
     If it takes labels (`conditions_in_memory`), they are its third argument. A module is in evaluation mode meanwhile,
     and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
-    `CustomCodeError` if `made` is not callable; calling it can raise the same.
-    """
+    `CustomCodeError` if `made` is not callable; calling it can raise the same."""
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__

@@ -105,10 +105,8 @@ BETA_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items() if theirs !
 
 
 def read_scheduler(values: dict[str, Any], path: Path) -> tuple[Diffusion, dict[str, Any]]:
-    """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults.
-
-    `UserError` if its process is not known, or it asks for something that taugrid can't honour.
-    """
+    """The keys of `diffusion` and of `sample` that the config in `path` gives, with its class's defaults. `UserError`
+    if its process is not known, or it asks for something that taugrid can't honour."""
     name = str(values.get("_class_name", "DDPMScheduler"))
     if name in CONTINUOUS:
         return _continuous(CONTINUOUS[name], values, path)
@@ -203,11 +201,9 @@ def _sample(scheduler: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def written(diffusion: Diffusion) -> tuple[str, dict[str, Any]]:
-    """The class of diffusers' scheduler, and its arguments, for a resolved `diffusion` section.
-
-    Of DDPM's process, they are those of taugrid's DDIM: nothing is clipped, and `trailing` is its linear tau if S
-    divides T. A schedule that diffusers has no name for is given by its betas.
-    """
+    """The class of diffusers' scheduler, and its arguments, for a resolved `diffusion` section. Of DDPM's process, they
+    are those of taugrid's DDIM: nothing is clipped, and `trailing` is its linear tau if S divides T. A schedule that
+    diffusers has no name for is given by its betas."""
     if diffusion.process == "flow":
         return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": diffusion.timesteps}
     if diffusion.process == "edm":

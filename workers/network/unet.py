@@ -38,10 +38,8 @@ with uncollected(), imported_on_use("scipy.integrate", "scipy.stats"):
 
 
 def build_unet(unet: Unet, image_shape: tuple[int, int, int], has_null_label: bool = False) -> UNet2DModel:
-    """A network for images of (channels, height, width), with random weights from torch's global generator.
-
-    With `has_null_label`, label K of its K `num_classes` is the null class, which its saved config says.
-    """
+    """A network for images of (channels, height, width), with random weights from torch's global generator. With
+    `has_null_label`, label K of its K `num_classes` is the null class, which its saved config says."""
     channels, height, width = image_shape
     size = {"sample_size": (height, width), "in_channels": channels, "out_channels": channels}
     classes = unet.num_classes
@@ -74,10 +72,8 @@ own, and DDPMPipeline scales neither x_T nor what the network is given, as EDM n
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], diffusion: Diffusion) -> None:
-    """Write what `diffusers.DiffusionPipeline.from_pretrained(folder)` reads, in safetensors.
-
-    unet/ holds the averaged weights. The raw ones are in unet_raw/, which is not a component of the pipeline.
-    """
+    """Write what `diffusers.DiffusionPipeline.from_pretrained(folder)` reads, in safetensors. unet/ holds the averaged
+    weights. The raw ones are in unet_raw/, which is not a component of the pipeline."""
     import diffusers
 
     raw = copy.deepcopy(unet).to(device="cpu", memory_format=torch.contiguous_format)
@@ -94,13 +90,9 @@ def save_pipeline(folder: Path, unet: UNet2DModel, ema: Mapping[str, Tensor], di
 
 
 def load_unet(saved: SavedNetwork, device: str, how: Policy) -> Denoiser:
-    """The saved network, for inference on `device` as `how` says. Only tensors are unpickled.
-
-    Raises:
-        WorkerRefusal: if this node has other files in the folder than the driver, or none; or if the weights do not
-            fit the config.json next to them, or hold more than tensors.
-        OSError: if they can't be read.
-    """
+    """The saved network, for inference on `device` as `how` says. Only tensors are unpickled. Raises `WorkerRefusal` if
+    this node has other files in the folder than the driver, or none; or if the weights do not fit the config.json next
+    to them, or hold more than tensors; `OSError` if they can't be read."""
     unet = read_saved(saved)
     if how.weights is not None:
         cast_weights(unet, how.weights, but=("time_proj",))
@@ -180,10 +172,8 @@ def load_vae(saved: SavedNetwork, device: str, how: Policy) -> nn.Module:
 
 
 def decoding(module: nn.Module, vae: Vae, how: Policy, size: int) -> "Decode":
-    """A function that decodes at most `size` latents, (B, C, H, W) float32, computing as `how` says.
-
-    Where `how.pads`, zeros fill up fewer, so that libraries choose the same kernels for them.
-    """
+    """A function that decodes at most `size` latents, (B, C, H, W) float32, computing as `how` says. Where `how.pads`,
+    zeros fill up fewer, so that libraries choose the same kernels for them."""
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:

@@ -21,22 +21,17 @@ Eta = float | Literal["sigma_hat"]
 class Coefficients(NamedTuple):
     """The factors of x0, eps and z in eq. 12, in float64."""
 
-    signal: float
-    """sqrt(alpha) of the time that the step leads to, times its scale."""
-    direction: float
-    """sqrt(1 - alpha - sigma^2)."""
-    noise: float
-    """sigma; 0 in the last step if alpha_0 = 1 or with sigma-hat."""
+    signal: float  # sqrt(alpha) of the time that the step leads to, times its scale
+    direction: float  # sqrt(1 - alpha - sigma^2)
+    noise: float  # sigma; 0 in the last step if alpha_0 = 1 or with sigma-hat
 
 
 def coefficients(
     alpha_t: float, alpha_prev: float, eta: Eta, is_last: bool = False, scale: float = 1.0
 ) -> Coefficients:
-    """The coefficients of eq. 12, times the `scale` of the point that the step leads to.
-
-    With sigma-hat, the direction stays that of eta = 1 and the last step adds no noise. With an eta, eq. 16 gives the
-    last step no noise if alpha_0 = 1. If alpha_0 = alpha_1 it can add some, as in diffusers.
-    """
+    """The coefficients of eq. 12, times the `scale` of the point that the step leads to. With sigma-hat, the direction
+    stays that of eta = 1 and the last step adds no noise. With an eta, eq. 16 gives the last step no noise if alpha_0 =
+    1. If alpha_0 = alpha_1 it can add some, as in diffusers."""
     sigma_t = sigma(alpha_t, alpha_prev, 1.0 if eta == "sigma_hat" else eta)
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma_t**2))  # rounding can take a zero below zero
     noise = sigma_t
@@ -62,11 +57,9 @@ def ddim(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, set
 
 
 def sample(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, eta: Eta) -> "Tensor":
-    """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next.
-
-    `noise` is called only for steps that add noise. Times between integers can share a key, and then each draws anew. A
-    step to an equal point does not change x (except with clip `x0`, where x0 and eps no longer add up to x).
-    """
+    """x_0, (B, C, H, W), from x_T by one step from each point of `path` to the next. `noise` is called only for steps
+    that add noise. Times between integers can share a key, and then each draws anew. A step to an equal point does not
+    change x (except with clip `x0`, where x0 and eps no longer add up to x)."""
     draws: Counter[int] = Counter()
     for t, prev in pairwise(path):
         c = coefficients(t.alpha_bar, prev.alpha_bar, eta, prev is path[-1], prev.scale)
@@ -88,8 +81,7 @@ def encode(x0: "Tensor", path: Sequence[Point], denoise: Denoise) -> "Tensor":
 
     With eps at the source, as eq. 13 is printed, the first step would call the network at t = 0, for which it was never
     trained. Where the process does not keep the variance, x is scaled to that at the target. `path` leads downwards, as
-    in `decode`; `denoise` clips nothing.
-    """
+    in `decode`; `denoise` clips nothing."""
     x = x0
     for s, t in pairwise(reversed(path)):
         eps = denoise(x if t.scale == s.scale else t.scale / s.scale * x, t).eps

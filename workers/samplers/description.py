@@ -30,21 +30,14 @@ class SamplerDescription(NamedTuple):
     """What a cell's sampler says of it."""
 
     label: str
-    keys: tuple[str, ...]
-    """Those of `SAMPLER_KEYS` that it honours."""
+    keys: tuple[str, ...]  # those of `SAMPLER_KEYS` that it honours
     tau: tuple[float, ...]
-    times: tuple[float, ...]
-    """The network's times in the order of the calls."""
-    evaluations: int
-    """Network evaluations per image."""
-    last_sigma: float
-    """The noise level (sigma) of the image that it returns."""
-    arguments: Mapping[str, Any]
-    """All its options with their values."""
-    versions: Mapping[str, str]
-    """Of the packages whose code computes its steps."""
-    code: str | None
-    """Identifies the code of a custom sampler; None for built-ins."""
+    times: tuple[float, ...]  # the network's times in the order of the calls
+    evaluations: int  # network evaluations per image
+    last_sigma: float  # the noise level (sigma) of the image that it returns
+    arguments: Mapping[str, Any]  # all its options with their values
+    versions: Mapping[str, str]  # of the packages whose code computes its steps
+    code: str | None  # identifies the code of a custom sampler; None for built-ins
 
     @property
     def ignored_keys(self) -> frozenset[str]:
@@ -53,40 +46,29 @@ class SamplerDescription(NamedTuple):
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> "SamplerDescription":
-        """From JSON, where tuples are lists.
-
-        Raises:
-            KeyError, TypeError: if fields are missing or unknown.
-        """
+        """From JSON, where tuples are lists. Raises `KeyError`, `TypeError` if fields are missing or unknown."""
         return cls(**{**fields, **{name: tuple(fields[name]) for name in ("keys", "tau", "times")}})
 
 
-Case = tuple[Sample, Diffusion]
-"""What a sampler is asked about: the sections as resolved."""
+Case = tuple[Sample, Diffusion]  # what a sampler is asked about: the sections as resolved
 
 
 @dataclass(frozen=True)
 class Tried:
     """What a custom sampler says of some cases, each of which it was tried with."""
 
-    descriptions: Sequence[Mapping[str, Any]]
-    """For each case the fields of a `SamplerDescription`; none with a refusal."""
-    files: Sequence[SourceFile] = ()
-    """The source files of its module and of what this imports."""
-    refusal: str | None = None
-    """Why it can't be used."""
+    descriptions: Sequence[Mapping[str, Any]]  # for each case the fields of a `SamplerDescription`; none with a refusal
+    files: Sequence[SourceFile] = ()  # the source files of its module and of what this imports
+    refusal: str | None = None  # why it can't be used
 
 
-TrySampler = Callable[[str, Sequence[Case]], Tried]
-"""Like `try_sampler`."""
+TrySampler = Callable[[str, Sequence[Case]], Tried]  # like `try_sampler`
 
 
 def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
     """What the custom sampler `name` says of `cases`, after another process has tried it with each on two tiny images.
-
-    A `module:function` is looked up in the current folder and on Python's path.
-    `UserError` if it can't be used, or not with these settings.
-    """
+    A `module:function` is looked up in the current folder and on Python's path. `UserError` if it can't be used, or not
+    with these settings."""
     points = [canonical_json({"sample": _given(sample), "diffusion": _given(diffusion)}) for sample, diffusion in cases]
     distinct = dict.fromkeys(points)
     arguments = {"name": name, "points": list(map(json.loads, distinct))}
@@ -105,11 +87,8 @@ def try_sampler(name: str, cases: Sequence[Case]) -> Tried:
 def describe_samplers(
     cases: Sequence[Case], trial: TrySampler = try_sampler
 ) -> tuple[list[SamplerDescription], frozenset[SourceFile]]:
-    """What the sampler of each case says of it, and the user's source files that workers import.
-
-    `trial` asks custom ones.
-    `UserError` if a sampler can't be used, or not with these settings.
-    """
+    """What the sampler of each case says of it, and the user's source files that workers import. `trial` asks custom
+    ones. `UserError` if a sampler can't be used, or not with these settings."""
     custom: dict[str, list[Case]] = defaultdict(list)
     for settings, diffusion in cases:
         if is_custom(settings.sampler):
@@ -124,10 +103,8 @@ def describe_samplers(
 
 
 def describe_sampler(settings: Sample, diffusion: Diffusion) -> SamplerDescription:
-    """What the sampler of `settings`, which this process imports, says of a case.
-
-    `UserError` if it can't be used with these settings.
-    """
+    """What the sampler of `settings`, which this process imports, says of a case. `UserError` if it can't be used with
+    these settings."""
     name, process = settings.sampler, schedules.process(diffusion)
     sampler = find(name)
     _require_network(name, sampler, process)
@@ -187,10 +164,8 @@ def _takes(sampler: Sampler, process: Process) -> bool:
 
 
 def honoured(settings: Sample, keys: Collection[str]) -> Sample:
-    """`settings` with the default in each key without effect, so that it can't make another cell.
-
-    `keys` are those of `SAMPLER_KEYS` that the sampler honours.
-    """
+    """`settings` with the default in each key without effect, so that it can't make another cell. `keys` are those of
+    `SAMPLER_KEYS` that the sampler honours."""
     found = settings.model_copy(update={key: getattr(SAMPLE_DEFAULTS, key) for key in SAMPLER_KEYS if key not in keys})
     idle: dict[str, Any] = {"clip_range": 1.0} if found.clip == "none" else {}
     idle |= {} if found.spacing == "leading" else {"steps_offset": 0}

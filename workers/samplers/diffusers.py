@@ -67,8 +67,7 @@ class Diffusers(Sampler):
     keys = frozenset()
     processes = frozenset({"ddpm"})
     libraries = ("diffusers",)
-    scheduler: ClassVar[str]
-    """The name of the class."""
+    scheduler: ClassVar[str]  # the name of the class
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `ValueError` if they are not arguments of the class that `diffusion` leaves open, of their types."""
@@ -115,11 +114,9 @@ def __getattr__(name: str) -> type[Diffusers]:
 def run(
     scheduler: Any, steps: int, x: "Tensor", output: Callable[["Tensor", float], "Tensor"], noise: Noise
 ) -> "Tensor":
-    """x_0 from x_T, `x`, (B, C, H, W) standard normal, by the loop of diffusers' pipelines, in S = `steps`.
-
-    `scheduler` is an instance of one of `ADAPTED`. `output`, called with x and the network's time, returns what the
-    network predicts, in the scheduler's terms. At each key, the scheduler's first draw of `noise` is draw 0.
-    """
+    """x_0 from x_T, `x`, (B, C, H, W) standard normal, by the loop of diffusers' pipelines, in S = `steps`. `scheduler`
+    is an instance of one of `ADAPTED`. `output`, called with x and the network's time, returns what the network
+    predicts, in the scheduler's terms. At each key, the scheduler's first draw of `noise` is draw 0."""
     draws: Counter[int] = Counter()
     with _ONE_AT_A_TIME:
         module = vars(sys.modules[type(scheduler).__module__])
@@ -226,10 +223,8 @@ def _levels(scheduler: Any, process: DiscreteVP) -> tuple[list[float], list[floa
 
 @lru_cache(maxsize=1024)
 def _objection(name: str, options: str, steps: int, process: DiscreteVP) -> str | None:
-    """Why a scheduler can't take S = `steps`, as a phrase that follows its name; None if it can.
-
-    With few steps, a sound one may be far off the Gaussian, so that it is judged with `SOUND_STEPS`, if it takes these.
-    """
+    """Why a scheduler can't take S = `steps`, as a phrase that follows its name; None if it can. With few steps, a
+    sound one may be far off the Gaussian, so that it is judged with `SOUND_STEPS`, if it takes these."""
     why = _wrong_schedule(name, options, steps, process) or _trial(name, options, steps, process)
     if why is None and steps < SOUND_STEPS and _wrong_schedule(name, options, SOUND_STEPS, process) is None:
         return _trial(name, options, SOUND_STEPS, process)

@@ -56,8 +56,7 @@ class Sampler(ABC):
     keys: ClassVar[frozenset[str]] = frozenset()
     """The keys of `config.sample.SAMPLER_KEYS` that it honours. The others keep their defaults in its cells."""
 
-    options: ClassVar[Mapping[str, Any]] = {}
-    """The names that `sample.sampler_options` may have, with their defaults."""
+    options: ClassVar[Mapping[str, Any]] = {}  # the names that `sample.sampler_options` may have, with their defaults
 
     order: ClassVar[int | None] = None
     """Of convergence, for a solver of the ODE: how fast the error falls with the number of steps."""
@@ -74,10 +73,8 @@ class Sampler(ABC):
     """The packages whose code computes its steps; their versions are part of the protocol."""
 
     def tau(self, settings: Sample, process: Process) -> tuple[float, ...]:
-        """The times that it visits, increasing, in 1..T or above 0; the last need not be the process's.
-
-        `ValueError` if `settings` allow no such times.
-        """
+        """The times that it visits, increasing, in 1..T or above 0; the last need not be the process's. `ValueError` if
+        `settings` allow no such times."""
         asked = settings.steps, settings.steps_offset or 0, settings.shift or 1.0
         spacing = settings.spacing
         return _spaced(process, spacing, *asked) if isinstance(spacing, str) else process.spaced(spacing, *asked)
@@ -142,10 +139,8 @@ def sampler(**description: Any) -> Callable[[Callable[..., "Tensor"]], Sampler]:
 
 @cache
 def find(name: str) -> Sampler:
-    """The sampler of that name, imported; errors of a custom one's own code pass through.
-
-    `UserError` if there is none, or it is not a sampler.
-    """
+    """The sampler of that name, imported; errors of a custom one's own code pass through. `UserError` if there is none,
+    or it is not a sampler."""
     try:
         entry = samplers.entry(name)
         found = find_object(f"{entry.module}:{entry.attr}")
@@ -217,14 +212,10 @@ class SamplingSpec(NamedTuple):
     """Everything besides the network, the seed included, that determines an image."""
 
     decoder: Decoder
-    diffusion: Diffusion
-    """Resolved."""
-    settings: Sample
-    """Resolved: no key is null."""
-    tau: tuple[float, ...]
-    """Increasing times in 1..T."""
-    nfe: int
-    """Network evaluations per image, as the sampler promises; a guided call is two."""
+    diffusion: Diffusion  # resolved
+    settings: Sample  # resolved: no key is null
+    tau: tuple[float, ...]  # increasing times in 1..T
+    nfe: int  # network evaluations per image, as the sampler promises; a guided call is two
     guidance: Guidance | None = None
 
 
@@ -238,9 +229,8 @@ def sample_batch(
     """x_0 of the samples `indices` (B,), int64, as (B, C, H, W) float32: a function of the cell, the seed and n.
 
     `condition`: their labels (B,), int64, if the network takes some. `guide`: the second network that `spec.guidance`
-    asks for; None: the network guides itself.
-    `SamplerFault` if the sampler returns something else, or does not call the network as often as it says.
-    """
+    asks for; None: the network guides itself. `SamplerFault` if the sampler returns something else, or does not call
+    the network as often as it says."""
     import torch
 
     from taugrid.workers.diffusion.noise import normal

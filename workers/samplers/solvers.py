@@ -103,8 +103,7 @@ def has_slope(a: Point, b: Point, process: Process) -> bool:
 
 CHURN: Mapping[str, Any] = {"S_churn": 0.0, "S_min": 0.0, "S_max": None, "S_noise": 1.0}
 
-MOST_CHURN = math.sqrt(2) - 1
-"""The largest gamma: a step never adds more noise than x already has."""
+MOST_CHURN = math.sqrt(2) - 1  # the largest gamma: a step never adds more noise than x already has
 
 
 def churned(a: Point, process: Process, settings: Sample) -> Point:
@@ -180,10 +179,8 @@ def multistep(
     step: "Callable[[Tensor, History, Point], Tensor]",
     points: int,
 ) -> "Tensor":
-    """x_0, (B, C, H, W), from x_T: `step` leads x from the newest point of a history to the next point of the path.
-
-    A step uses so many `points`, its own included, or fewer where there were no more before it.
-    """
+    """x_0, (B, C, H, W), from x_T: `step` leads x from the newest point of a history to the next point of the path. A
+    step uses so many `points`, its own included, or fewer where there were no more before it."""
     history: list[tuple[Point, Tensor]] = []
     for a, b in pairwise(path):
         x0 = denoise(x, a).x0
@@ -202,10 +199,8 @@ def dpmpp_2m(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise,
 
 
 def second_order(x: "Tensor", history: "History", b: Point) -> "Tensor":
-    """The second-order update of the paper's algorithm 2; the first-order one without an older point.
-
-    D = (1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before with r = h_before / h: a line through both, taken at h / 2.
-    """
+    """The second-order update of the paper's algorithm 2; the first-order one without an older point. D = (1 + 1 / (2
+    r)) x0 - 1 / (2 r) x0_before with r = h_before / h: a line through both, taken at h / 2."""
     (a, x0), *before = history
     h, d = length(a, b), x0
     for older, x0_before in before:
@@ -216,11 +211,8 @@ def second_order(x: "Tensor", history: "History", b: Point) -> "Tensor":
 
 @solver(order=3)
 def dpmpp_3m(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
-    """DPM-Solver++(3M): the paper's Taylor expansion with x0' and x0'' from three points.
-
-    The authors' multistep code, and diffusers after it, have half of this D2, and therefore order 2:
-    docs/mathematics.md.
-    """
+    """DPM-Solver++(3M): the paper's Taylor expansion with x0' and x0'' from three points. The authors' multistep code,
+    and diffusers after it, have half of this D2, and therefore order 2: docs/mathematics.md."""
     return multistep(x, path, denoise, third_order, points=3)
 
 
@@ -250,8 +242,7 @@ def unipc(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, se
 
     The corrector uses the evaluation that the next step needs anyway. The paper solves R_p(h) a_p = phi_p(h) / B(h) and
     multiplies a_p by B(h), which cancels: `weights` solves the same conditions without it. (The released code takes 1/2
-    for a_1 of UniP-2 and UniC-1 instead, so that B(h) = h and B(h) = e^h - 1 differ there.)
-    """
+    for a_1 of UniP-2 and UniC-1 instead, so that B(h) = h and B(h) = e^h - 1 differ there.)"""
     history: list[tuple[Point, Tensor]] = []
     source = x  # x at the newest point, corrected
     for a, b in pairwise(path):
@@ -276,10 +267,8 @@ def integrated(x: "Tensor", a: Point, b: Point, known: "History") -> "Tensor":
 
 
 def weights(h: float, r: Sequence[float]) -> list[float]:
-    """The weights w of values at r, in units of h, with sum_m w_m f(r_m) = h int_0^1 e^(h (u - 1)) f(u) du.
-
-    They are exact for the polynomials f of a degree below len(r): sum_m w_m r_m^k is the integral of u^k.
-    """
+    """The weights w of values at r, in units of h, with sum_m w_m f(r_m) = h int_0^1 e^(h (u - 1)) f(u) du. They are
+    exact for the polynomials f of a degree below len(r): sum_m w_m r_m^k is the integral of u^k."""
     solved: list[float] = np.linalg.solve(np.vander(r, increasing=True).T, moments(h, len(r))).tolist()
     return solved
 

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 
 def times_or(usual: Callable[[int, int], Sequence[int]], settings: Sample, process: Process) -> tuple[float, ...]:
-    """The times that `settings` list or, for the default spacing, `usual` of S and T.
-
-    `ValueError` for another spacing, too many steps, or a list that begins where x should be mostly signal.
-    """
+    """The times that `settings` list or, for the default spacing, `usual` of S and T. `ValueError` for another spacing,
+    too many steps, or a list that begins where x should be mostly signal."""
     S, T = settings.steps, process.timesteps
     assert T is not None, "only such a process has networks that these samplers take"
     if isinstance(settings.spacing, str) and settings.spacing != "linear":
@@ -44,10 +42,8 @@ def times_or(usual: Callable[[int, int], Sequence[int]], settings: Sample, proce
     last_sigma=lambda self, settings, process: process.at(1).sigma,  # the least, where a consistency function leads to
 )
 def consistency(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
-    """Multistep consistency sampling: Song et al. 2023, "Consistency models", algorithm 1.
-
-    Each call jumps to the end of the path, and noise is added again up to the next point, whose key the noise has.
-    """
+    """Multistep consistency sampling: Song et al. 2023, "Consistency models", algorithm 1. Each call jumps to the end
+    of the path, and noise is added again up to the next point, whose key the noise has."""
     x0, least = denoise(x, path[0]).x0, denoise.process.at(1).sigma
     for b in path[1:-1]:
         x = b.alpha * x0 + (b.sigma**2 - least**2) ** 0.5 * noise(b.key)
@@ -97,11 +93,9 @@ def times_of_lcm(self: Sampler, settings: Sample, process: Process) -> tuple[flo
     tau=times_of_lcm,
 )
 def lcm(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
-    """Luo et al. 2023, "Latent consistency models", algorithm 3 without guidance: LCMScheduler's steps.
-
-    Each call jumps to the image, and noise is added again up to the next time. The noise of a step has the key of the
-    point that it leaves, as in `ddim`.
-    """
+    """Luo et al. 2023, "Latent consistency models", algorithm 3 without guidance: LCMScheduler's steps. Each call jumps
+    to the image, and noise is added again up to the next time. The noise of a step has the key of the point that it
+    leaves, as in `ddim`."""
     for a, b in pairwise(path):
         skip, out = boundary(settings.sampler_options["timestep_scaling"] * a.time)
         x0 = skip * x + out * denoise(x, a).x0
@@ -115,10 +109,8 @@ def lcm(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, sett
     predictions=frozenset({"average_velocity"}),
 )
 def flow_map(x: "Tensor", path: Sequence[Point], denoise: Denoise, noise: Noise, settings: Sample) -> "Tensor":
-    """Geng et al. 2025, "Mean flows"; Boffi et al. 2024, "Flow map matching": along the ODE, by average velocities.
-
-    x_r = x_t - (t - r) u(x_t, t, r), the last r being 0.
-    """
+    """Geng et al. 2025, "Mean flows"; Boffi et al. 2024, "Flow map matching": along the ODE, by average velocities. x_r
+    = x_t - (t - r) u(x_t, t, r), the last r being 0."""
     for t, r in pairwise(path):
         x = x - (t.sigma - r.sigma) * denoise.output(x, t._replace(toward=r.time))
     return x

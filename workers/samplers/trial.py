@@ -29,11 +29,9 @@ from taugrid.workers.samplers.sampler import SamplingSpec, find, sample_batch
 SHAPE = (1, 8, 8)
 """Pixels that fill a CPU's vectors: torch computes a remainder in another way, and powers then differ in a bit."""
 
-ARGUMENTS = ("x", "path", "denoise", "noise", "settings")
-"""Of `Sampler.sample`."""
+ARGUMENTS = ("x", "path", "denoise", "noise", "settings")  # of `Sampler.sample`
 
-MEAN, VARIANCE = 0.1, 0.0625
-"""Of every pixel: few lie outside [-1, 1], where a sampler may clip."""
+MEAN, VARIANCE = 0.1, 0.0625  # of every pixel: few lie outside [-1, 1], where a sampler may clip
 
 SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -46,10 +44,8 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 
 
 def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tried:
-    """What the custom sampler `name` says of `points`, or why it can't be used; the user's own errors pass through.
-
-    A point has the keys of `sample` and of `diffusion` that differ from the defaults.
-    """
+    """What the custom sampler `name` says of `points`, or why it can't be used; the user's own errors pass through. A
+    point has the keys of `sample` and of `diffusion` that differ from the defaults."""
     descriptions = []
     try:
         with _settings_kept(name):
@@ -76,12 +72,9 @@ def describe(name: str, points: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tr
 
 
 def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescription) -> tuple[float, ...]:
-    """The times at which the sampler calls the network, in order, if it keeps its word.
-
-    Raises:
-        UserError: if it moves a global random state, returns NaN, or an image depends on its batch or on chance.
-        SamplerFault: see `sample_batch`.
-    """
+    """The times at which the sampler calls the network, in order, if it keeps its word. Raises `UserError` if it moves
+    a global random state, returns NaN, or an image depends on its batch or on chance; `SamplerFault` (see
+    `sample_batch`)."""
     name, steps = settings.sampler, settings.steps
     spec = SamplingSpec(Identity(SHAPE), diffusion, settings, promised.tau, promised.evaluations)
     times: list[float] = []
@@ -116,11 +109,9 @@ def _times_called(settings: Sample, diffusion: Diffusion, promised: SamplerDescr
 
 
 def exact(x: Tensor, at: Point, process: Process, scale: float = 1.0) -> Tensor:
-    """What the optimal network predicts for x, (B, C, H, W), elementwise, so that the batch changes no bit.
-
-    With m and v for `MEAN` and `VARIANCE`, of pixels times `scale`, E[x0 | x] = m + a v (x - a m) / (a^2 v + s^2), as
-    the process has it.
-    """
+    """What the optimal network predicts for x, (B, C, H, W), elementwise, so that the batch changes no bit. With m and
+    v for `MEAN` and `VARIANCE`, of pixels times `scale`, E[x0 | x] = m + a v (x - a m) / (a^2 v + s^2), as the process
+    has it."""
     mean, variance = scale * MEAN, scale**2 * VARIANCE
     scaling = process.preconditioning(at)
     if scaling is not None:

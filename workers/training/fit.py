@@ -79,13 +79,10 @@ def train(spec: TrainingSpec) -> None:
 
     Don't call this in the main thread: there, Ray Train takes over SIGINT and keeps it.
 
-    Raises:
-        FailsAgain: if the network can't be built, or the loss is not finite.
-        NodesLeave: if its nodes will be taken away.
-        NoRoom: if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts.
-        RunFailed: if workers failed more often than `MAX_WORKER_FAILURES`.
-        UserError: if there is a link in its folder, to which Ray Train and TensorBoard write by paths.
-    """
+    Raises `FailsAgain` if the network can't be built, or the loss is not finite; `NodesLeave` if its nodes will be
+    taken away; `NoRoom` if other work took the room for its workers, in all `MAX_CONTROLLER_FAILURES` + 1 attempts;
+    `RunFailed` if workers failed more often than `MAX_WORKER_FAILURES`; `UserError` if there is a link in its folder,
+    to which Ray Train and TensorBoard write by paths."""
     for path in (Path(spec.models_dir), spec.running, *spec.running.rglob("*")):
         if path.is_symlink():
             raise UserError(f"{path} is a link, and a training would write to where it leads; remove it")

@@ -9,21 +9,17 @@ from typing import Any, NamedTuple
 from taugrid.jobs import Hopeless, running_folder
 from taugrid.storage import LOCAL, Storage
 
-LOG = "log.jsonl"
-"""Its name, in Ray Train's folder and in the folder of a trained model."""
+LOG = "log.jsonl"  # its name, in Ray Train's folder and in the folder of a trained model
 
 CHECKPOINT = "last_checkpoint"
 """The file in Ray Train's folder that holds the step of the last checkpoint: the folders' names do not say it."""
 
-BYTES_OF_THE_END = 4096
-"""Enough of a log for its last complete line."""
+BYTES_OF_THE_END = 4096  # enough of a log for its last complete line
 
-SCALARS = ("loss", "learning_rate", "gradient_norm")
-"""What TensorBoard shows, each under its name in the log."""
+SCALARS = ("loss", "learning_rate", "gradient_norm")  # what TensorBoard shows, each under its name in the log
 
 LOGGED_AT_START = 50
-LOGGED_LINES = 1_000
-"""The first 50 steps are logged, and about a thousand after them, however long the training is."""
+LOGGED_LINES = 1_000  # the first 50 steps are logged, and about a thousand after them, however long the training is
 
 
 class Record(NamedTuple):

@@ -47,8 +47,7 @@ class TrainingBatch(NamedTuple):
     """One rank's part of a step's global batch."""
 
     x_t: Tensor  # (B, C, H, W), the images with noise added to them, as the network gets them
-    t: Tensor
-    """(B,) times of the process: int64 in 1..T, or float64 if it is continuous."""
+    t: Tensor  # (B,) times of the process: int64 in 1..T, or float64 if it is continuous
     x0: Tensor  # shaped like `x_t`: the images in [-1, 1]
     eps: Tensor  # shaped like `x_t`: the noise
     told: Tensor  # (B,) what the network is told
@@ -119,12 +118,8 @@ class Batches:
 
 def run(spec: TrainingSpec) -> bool:
     """Train, and commit the model from rank 0. Returns False if its nodes will be taken away: its last checkpoint has
-    all steps that it did.
-
-    Raises:
-        Hopeless: if the network can't be built, a worker can't use its GPU, a node lacks the run directory, the
-            driver's images or TensorBoard, or the training diverges.
-    """
+    all steps that it did. Raises `Hopeless` if the network can't be built, a worker can't use its GPU, a node lacks the
+    run directory, the driver's images or TensorBoard, or the training diverges."""
     if spec.final.is_dir():
         return True  # a worker died after the commit, and Ray Train started the function again
     context = ray.train.get_context()
@@ -178,10 +173,8 @@ def batches_of(spec: TrainingSpec, rank: int, world_size: int, device: str) -> B
 
 def learning_rate(step: int, settings: Train) -> float:
     """The rate at `step` = 0, 1, ...: it rises linearly during the warm-up, then stays constant or falls as a cosine.
-
     `cosine`: times (1 + cos(pi k / K)) / 2 at the k-th of the K steps after the warm-up, which is 0 at the last
-    (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts).
-    """
+    (Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts)."""
     rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
     k, K = step + 1 - settings.warmup_steps, settings.steps - settings.warmup_steps
     if settings.learning_rate_schedule == "cosine" and k > 0:
@@ -267,11 +260,9 @@ def _output(settings: Train, network: Any, batch: TrainingBatch) -> Tensor:
 
 
 def network_to_train(settings: Train, unet: UNet2DModel, batches: Batches, world_size: int) -> Any:
-    """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients.
-
-    DDP reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without
-    effect comes first, so that a resumed training has the same buckets at each step as an uninterrupted one.
-    """
+    """`unet`, compiled in place if `compile` is set; with several ranks, wrapped in DDP, which averages gradients. DDP
+    reorders its buckets after the first backward pass, which changes the order of sums. A backward pass without effect
+    comes first, so that a resumed training has the same buckets at each step as an uninterrupted one."""
     device = str(next(unet.parameters()).device)
     if settings.compile and device == "cpu":
         unet.compile()

@@ -57,11 +57,9 @@ class Charge(NamedTuple):
 
 
 class Dispatcher:
-    """Decides which worker gets which task. Times are seconds on any one clock.
-
-    `queues_ahead`: whether a worker that runs a task may have another one queued. `left_to_scorers`: kinds that workers
-    of all kinds leave, while there is other work, to those that do no others. Raises `ValueError` as `Backlog` does.
-    """
+    """Decides which worker gets which task. Times are seconds on any one clock. `queues_ahead`: whether a worker that
+    runs a task may have another one queued. `left_to_scorers`: kinds that workers of all kinds leave, while there is
+    other work, to those that do no others. Raises `ValueError` as `Backlog` does."""
 
     def __init__(
         self,
@@ -280,11 +278,9 @@ class Dispatcher:
         return Assignment(worker, task)
 
     def _ready(self) -> Iterator[tuple[str, str]]:
-        """Idle workers, the healthiest first, each with the ready task that it gets.
-
-        A task prefers a node that has not failed it, then a worker that has not, then any. As long as there are other
-        tasks, or may be some, only scorers get those that they do: a GPU should not wait for a score.
-        """
+        """Idle workers, the healthiest first, each with the ready task that it gets. A task prefers a node that has not
+        failed it, then a worker that has not, then any. As long as there are other tasks, or may be some, only scorers
+        get those that they do: a GPU should not wait for a score."""
         workers = self.health.available(self.in_flight.idle, self.backlog.kinds)
         workers.sort(key=lambda worker: self.health.takes(worker) == self._kinds)  # scorers first; stable
         there = self.backlog.kinds | {running.task.kind for running in self.in_flight.running.values()}
@@ -370,10 +366,8 @@ class Dispatcher:
 
     def _queue_second_tasks(self, now: float) -> Iterator[Assignment]:
         """Workers that run a task, each with a second one of the same kind: its accelerator won't wait for the driver.
-
         Only while more are ready than there are workers, so that none is kept from an idle one, and only if neither has
-        ever failed, since which of the two a worker died of cannot be known.
-        """
+        ever failed, since which of the two a worker died of cannot be known."""
         plenty = len(self.backlog) - len(self.in_flight)
         if plenty <= 0:
             return

@@ -190,9 +190,7 @@ class Health:
 
     def due_for_health_check(self, now: float, at_once: bool, busy: Collection[str] = ()) -> list[str]:
         """The workers whose health should be checked now, and then is: their cooldown is over, and they are not `busy`.
-
-        `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence.
-        """
+        `at_once`: no worker has a task, though there are some. Then it makes no sense to wait on weak evidence."""
         due = []
         for worker in self.cooling:
             record = self._workers[worker]
@@ -203,10 +201,8 @@ class Health:
         return due
 
     def usable_nodes(self, now: float, kind: str) -> set[str]:
-        """The nodes that count when a task of this kind is blamed, among them those just without workers.
-
-        They don't drain, and have a worker without a cooldown on strong evidence since its last task.
-        """
+        """The nodes that count when a task of this kind is blamed, among them those just without workers. They don't
+        drain, and have a worker without a cooldown on strong evidence since its last task."""
         usable = {
             record.node
             for record in self._workers.values()
@@ -269,8 +265,7 @@ def suffices(failures: Counter[str], max_attempts: int, usable: Set[str], proven
 
     On a single node, there must be `max_attempts`. One of the nodes must be `proven`, or all may be bad. A task that
     has failed on every usable node needs no such witness, nor does one that has failed on `UNPROVEN_NODES` where no
-    node is proven yet.
-    """
+    node is proven yet."""
     tried = failures.keys() & usable
     if len(tried) < max(1, min(max_attempts, len(usable))):
         return False

@@ -21,10 +21,8 @@ COMMIT_SECONDS = 5.0  # how long before its node is taken away a worker must sto
 
 
 class Backlog:
-    """All tasks of a run; `kinds` are in the order in which they are assigned.
-
-    Raises `ValueError` if two tasks share a key, a kind is unknown, or a task requires one that isn't given.
-    """
+    """All tasks of a run; `kinds` are in the order in which they are assigned. Raises `ValueError` if two tasks share a
+    key, a kind is unknown, or a task requires one that isn't given."""
 
     def __init__(self, tasks: Iterable[Task], kinds: Sequence[str]) -> None:
         priority = {kind: rank for rank, kind in enumerate(kinds)}
@@ -89,9 +87,7 @@ class Backlog:
 
     def take(self, kinds: Collection[str], place: str | None = None, worker: str = "") -> str | None:
         """Remove and return the first task of `kinds` for `worker` that has not failed at `place`, a node or a worker.
-
-        None if there is none.
-        """
+        None if there is none."""
         for kind in self._fresh:
             if kind in kinds and (key := self.take_fresh(kind, worker)) is not None:
                 return key
@@ -129,10 +125,8 @@ class Backlog:
         return True
 
     def quarantine(self, key: str) -> None:
-        """Never try `key` again, queued or not.
-
-        Tasks that require it, even indirectly, are unreachable, or ready if they can do without.
-        """
+        """Never try `key` again, queued or not. Tasks that require it, even indirectly, are unreachable, or ready if
+        they can do without."""
         rank = self._ranks[key]
         kind = self._tasks[rank].kind
         if self._is_fresh[rank] or self._retries[kind].remove(rank):
@@ -156,11 +150,9 @@ Places = frozenset[str]  # names of nodes and workers
 
 
 class Retries:
-    """The tasks of one kind that have failed and wait for a retry, searched by the places where they have not failed.
-
-    A task is its number in the order of assignment. Tasks that failed at the same places share a queue, and a search
-    skips whole queues: ten thousand tasks that one bad node failed cost one step, not ten thousand.
-    """
+    """The tasks of one kind that have failed and wait for a retry, searched by the places where they have not failed. A
+    task is its number in the order of assignment. Tasks that failed at the same places share a queue, and a search
+    skips whole queues: ten thousand tasks that one bad node failed cost one step, not ten thousand."""
 
     def __init__(self) -> None:
         self._places: dict[int, Places] = {}  # of those that wait
@@ -228,10 +220,8 @@ class Running:
         return now - self.heartbeat > SILENT_SECONDS
 
     def must_stop(self, now: float, gone_at: float, batches: int) -> bool:
-        """Whether to stop it now, after the last batch that it can keep, because its node is gone before it ends.
-
-        A first job's loading and compiling count as time of its batches, so that it may stop early.
-        """
+        """Whether to stop it now, after the last batch that it can keep, because its node is gone before it ends. A
+        first job's loading and compiling count as time of its batches, so that it may stop early."""
         limit = gone_at - COMMIT_SECONDS
         if now >= limit or not self.fraction:
             return now >= limit
@@ -288,9 +278,7 @@ class InFlight:
 
     def finish(self, worker: str, key: str | None, now: float) -> tuple[Running, bool]:
         """`worker` is through with `key` (None: the task that it runs), and goes on with the other one or idles.
-
-        Returns the task, and whether it was queued behind the other one and ended before it.
-        """
+        Returns the task, and whether it was queued behind the other one and ended before it."""
         queued = self.queued.pop(worker, None)
         running = self._release(worker)
         if queued is None:
