@@ -85,24 +85,31 @@ class Effect:
     """A row of effects.csv, besides its metric."""
 
     scope: str = EVERYWHERE
-    key: str = ""  # the ablated key, as in quality.csv; keys that always change together are joined by `KEY_SEPARATOR`
+    key: str = ""
+    """The ablated key, as in quality.csv; keys that always change together are joined by `KEY_SEPARATOR`."""
     base: str = ""
     value: str = ""
     settings: str = ""
     """The other settings of the cells; empty if averaged over all, unless it must be said what is equal in them."""
-    mean_base: float  # the mean of the metric in cells with `base`
+    mean_base: float
+    """The mean of the metric in cells with `base`."""
     mean_value: float
-    effect: float  # mean_value - mean_base
+    effect: float
+    """mean_value - mean_base."""
     se_sampling: float | None
     """The standard error of drawing these samples of these networks; None if the metric has none."""
-    replicates: int  # the number of trainings, or sampling seeds, that the interval is over; 1: over sampling alone
+    replicates: int
+    """The number of trainings, or sampling seeds, that the interval is over; 1: over sampling alone."""
     over: str
     """The source of variation of `low`, `high` and `p`: `training`, `sampling seed` or `sampling`."""
-    low: float | None  # the lower end of the 95 % interval
+    low: float | None
+    """The lower end of the 95 % interval."""
     high: float | None
     p: float | None
-    p_holm: float | None = None  # `p`, corrected for the number of comparisons of the scope
-    pairs: int  # the number of paired differences that were averaged
+    p_holm: float | None = None
+    """`p`, corrected for the number of comparisons of the scope."""
+    pairs: int
+    """The number of paired differences that were averaged."""
     note: str = ""
     se_shared: float | None = None
     """The standard error of the sampling noise that all replicates share, which the interval includes. 0 if each has
@@ -171,9 +178,11 @@ def short_key_names(effects: Sequence[Effect]) -> dict[str, str]:
 def effects(
     rows: Sequence[Row], evidence: Evidence, base: Mapping[str, Any] = {}, metric: MetricColumn = FID
 ) -> list[Effect]:
-    """The effects of every ablated key, in the grid's order; keys and values without a pair are left out. `base` has
-    the base value of grid keys; for other keys it is the first value of the grid. S and eta are ablated only if they
-    are in `base`."""
+    """The effects of every ablated key, in the grid's order; keys and values without a pair are left out.
+
+    `base` has the base value of grid keys; for other keys it is the first value of the grid. S and eta are ablated only
+    if they are in `base`.
+    """
     scored, by_scope = [row for row in rows if row.get(metric.name) is not None], defaultdict[str, list[Effect]](list)
     if not scored:
         return []

@@ -54,12 +54,16 @@ class Counterpart(NamedTuple):
     sigma: str
     eta: float
     steps: int
-    published: str  # the published number as printed
+    published: str
+    """The published number as printed."""
     ours: float
-    standard_error: float  # NaN if there is none
+    standard_error: float
+    """NaN if there is none."""
     differs: tuple[str, ...]
-    note: str  # further facts about the published number
-    cell: str  # the id of our cell; empty for a reconstruction
+    note: str
+    """Further facts about the published number."""
+    cell: str
+    """The id of our cell; empty for a reconstruction."""
     model: str
 
     @property
@@ -79,7 +83,9 @@ def quality_counterparts(
     rows: Iterable[Row], protocols: Mapping[str, ProtocolFields], networks: Mapping[str, NetworkOrigin]
 ) -> list[Counterpart]:
     """The rows of quality.csv with a counterpart in table 1 or 3, by the reference's data set, S, and eta or sigma_hat.
-    What else differs is listed, but another sampler or process has none. `networks` are by the rows' `model`."""
+
+    What else differs is listed, but another sampler or process has none. `networks` are by the rows' `model`.
+    """
     counterparts = []
     for row in rows:
         if row["sampler"] != "ddim" or networks[row["model"]].kind != "ddpm":
