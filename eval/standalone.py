@@ -93,19 +93,7 @@ def score_sets(
     Raises ValueError if no metric can be computed for a set, the extractor does not fit the images, the reference or
     its weights, features hold nan or infinity, images have changed meanwhile, or a cache can't be made; `DamagedFile`
     for an image or a file that can't be read."""
-    possible = [
-        feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(())) for samples in sets
-    ]
-    for samples, found in zip(sets, possible, strict=True):
-        if not found.settings.metrics:
-            details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
-            raise ValueError(f"none of the metrics can be given ({details})")
-        reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
-        if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
-            raise ValueError(
-                f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
-                f"{_shape(reference.shape)}; choose another extractor"
-            )
+    possible = [_feasible(samples, reference, extractor, settings) for samples in sets]
     for folder in filter(None, (options.cache, options.features)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +128,21 @@ def score_sets(
             document |= {"floor": {name: floor._asdict() for name, floor in floors.items()}}
             scored.append(ScoredImages(samples, document, scores.influences, order, scores.unsure))
     return scored
+
+
+def _feasible(samples: ImageSet, reference: Reference, extractor: ExtractorSpec, settings: MetricSettings) -> Feasible:
+    """What can be computed of a set of images; ValueError if that is nothing."""
+    found = feasible(settings, extractor, samples.num_images, reference.num_images, PerSample(()))
+    if not found.settings.metrics:
+        details = "; ".join(f"{metric}: {reason}" for metric, reason in found.reasons.items())
+        raise ValueError(f"none of the metrics can be given ({details})")
+    reference.require_same_features(extractor.name, extractor.dimensions, extractor.precision)
+    if extractor.name == PIXELS and reference.shape not in (None, samples.shape):
+        raise ValueError(
+            f"{PIXELS} compares images of one shape only: samples are {_shape(samples.shape)}, the reference "
+            f"{_shape(reference.shape)}; choose another extractor"
+        )
+    return found
 
 
 def _extracting(extractor: ExtractorSpec, options: Options) -> Callable[[ImageSet, Path, str], Path]:

@@ -1,6 +1,6 @@
 """Compares images B with images A, wherever they come from: scores, verdicts, and the pixels of pairs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from taugrid.orchestrator.baseline.snapshot import ImagesRequest, Snapshot, Soft
 from taugrid.orchestrator.exports.target import make_folder, require_new_folder
 from taugrid.orchestrator.external import of_all
 from taugrid.orchestrator.progress import Progress
-from taugrid.registry.metrics import COLUMNS, METRICS
+from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
 
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
@@ -84,6 +84,23 @@ def compare_images(
     }
 
 
+def _row(
+    column: MetricColumn, values: Sequence[Mapping[str, Any]], cell: CellComparison | None, same: bool
+) -> dict[str, Any]:
+    """A metric of both sides, whose scores are `values`, with its verdict, as in `judged`."""
+    name = column.name
+    numbers = [*(side[name] for side in values), *(side.get(column.sampling_error) for side in values)]
+    row: dict[str, Any] = dict(zip(("a", "b", "a_se", "b_se"), numbers, strict=True))
+    row |= {"difference": row["b"] - row["a"], "se": None, "verdict": Verdict.NOT_JUDGED}
+    metric = cell.metrics.get(name) if cell else None
+    unjudged = cell.unjudged.get(name) if cell else None
+    if same or (cell and cell.result is Verdict.IDENTICAL) or unjudged == UNCHANGED:
+        row |= {"se": 0.0, "verdict": Verdict.NOT_WORSE if unjudged == UNCHANGED else Verdict.IDENTICAL}
+    elif metric is not None and metric.verdict is not None:
+        row |= {key: getattr(metric, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
+    return row
+
+
 def judged(
     a: "ScoredImages", b: "ScoredImages", names: Sequence[str], gate: GateSettings, required: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -92,19 +109,12 @@ def judged(
     All metrics with a standard error are judged by one test: if none got worse by more than its margin, the probability
     that any is called worse is at most `gate.alpha`, whatever their number (`eval.gate.rule`).
 
-    Args:
-        a: the old side, in the order of `b` if they are paired.
-        b: the new side.
-        names: of the pairs, as from the same noise or prompt; none: all images are independent.
-        gate: without metrics.
-        required: the metrics that must be judged; none: it is enough if some number is.
+    `a` is the old side, in the order of `b` if they are paired; `names` are those of the pairs, none if all images are
+    independent; `gate` has no metrics; `required` must be judged, or else some number.
 
-    Returns:
-        `metrics`: column of quality.csv -> `a`, `b`, `a_se`, `b_se`, `difference` (b - a), `se`, `verdict`, `paired`,
-        and of a judged one `margin`, `upper` (of the interval of the regression) and `detectable` (the regression that
-        is called worse with a probability of 80 %), all in the metric's unit; `critical`, which T must exceed;
-        `distinct`, the shares of distinct images of A and B; `result`, the worst verdict; `not_judged`, the reasons for
-        exit code 5; `notes`, why numbers that have an error are not judged.
+    Returns `metrics`: column of quality.csv -> `a`, `b`, `a_se`, `b_se`, `difference` (b - a), `se`, `verdict`,
+    `paired`, and of a judged one `margin`, `upper` and `detectable`; `critical`, which T must exceed; `distinct`, the
+    shares of distinct images; `result`, the worst verdict; `not_judged`, the reasons for exit code 5; and `notes`.
     """
     values = [side.document["metrics"] for side in (a, b)]
     columns = [column for name, column in COLUMNS.items() if name in values[0] and name in values[1]]
@@ -126,20 +136,10 @@ def judged(
         cell, critical = compared.cells[0], compared.critical
     rows, notes = dict[str, dict[str, Any]](), list[str]()
     for column in columns:
-        name = column.name
-        errors = [side.get(column.sampling_error) for side in values]
-        numbers = [*(side[name] for side in values), *errors]
-        row: dict[str, Any] = dict(zip(("a", "b", "a_se", "b_se"), numbers, strict=True))
-        row |= {"difference": row["b"] - row["a"], "se": None, "verdict": Verdict.NOT_JUDGED, "paired": bool(names)}
-        metric = cell.metrics.get(name) if cell else None
-        unjudged = cell.unjudged.get(name) if cell else None
-        if same or (cell and cell.result is Verdict.IDENTICAL) or unjudged == UNCHANGED:
-            row |= {"se": 0.0, "verdict": Verdict.NOT_WORSE if unjudged == UNCHANGED else Verdict.IDENTICAL}
-        elif metric is not None and metric.verdict is not None:
-            row |= {key: getattr(metric, key) for key in ("se", "verdict", "margin", "upper", "detectable")}
-        elif unjudged and name in a.influences and name in b.influences:
-            notes.append(f"no verdict on {name}: {unjudged}")
-        rows[name] = row
+        rows[column.name] = row = _row(column, values, cell, same) | {"paired": bool(names)}
+        unjudged = cell.unjudged.get(column.name) if cell else None
+        if unjudged and row["se"] is None and column.name in a.influences and column.name in b.influences:
+            notes.append(f"no verdict on {column.name}: {unjudged}")
     distinct = [len(np.unique(side.digests)) / len(side.digests) for side in (a, b)]
     verdicts = {name: row["verdict"] for name, row in rows.items() if row["verdict"] is not Verdict.NOT_JUDGED}
     untested = cell is not None and cell.result is Verdict.COLLAPSED  # no metric is judged then
