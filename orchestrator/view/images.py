@@ -85,7 +85,7 @@ def compare_images(
 
 
 def _row(
-    column: MetricColumn, values: Sequence[Mapping[str, Any]], cell: CellComparison | None, same: bool
+    column: MetricColumn, values: Sequence[Mapping[Any, Any]], cell: CellComparison | None, same: bool
 ) -> dict[str, Any]:
     """A metric of both sides, whose scores are `values`, with its verdict, as in `judged`."""
     name = column.name
