@@ -23,8 +23,6 @@ from taugrid.registry.extractors import ExtractorSpec
 from taugrid.storage import user_cache
 from taugrid.versions import versions
 from taugrid.words import counted
-from taugrid.workers.accelerator import arithmetic
-from taugrid.workers.device import usual_device
 
 if TYPE_CHECKING:
     from taugrid.eval.standalone import ScoredImages
@@ -50,7 +48,9 @@ class OpenedSets:
     ) -> "list[ScoredImages]":
         """The scores of each set, as `eval.standalone.score_sets` gives them. With `keep`, features stay in the user's
         cache: what one set cost is not lost if another can't be scored."""
-        from taugrid.eval import standalone  # loads torch, which no error of opening should wait for
+        from taugrid.eval import standalone  # with torch, which no error of opening should wait for
+        from taugrid.workers.accelerator import arithmetic
+        from taugrid.workers.device import usual_device
 
         features = user_cache() / "features" if keep else None
         if features is not None:

@@ -59,17 +59,17 @@ def swap_images(monkeypatch):
 
 def swap_scores(monkeypatch):
     """The score of each of two cells of a run is written as that of the other one."""
-    whole = ScoreWork.job
+    whole = ScoreWork._job
 
-    def swapped(self, state, floors):
-        of = state.cell.settings
+    def swapped(self, cell, floors):
+        of = cell.settings
         wanted = of.model_copy(update={"eta": SWAPPED.get(of.eta)}) if of.steps == STEPS else None
         for other in self.survey.found.cells:
-            if (other.cell.settings, other.cell.model.id) == (wanted, state.cell.model.id):
-                return replace(whole(self, other, floors), feature_paths=whole(self, state, floors).feature_paths)
-        return whole(self, state, floors)
+            if (other.cell.settings, other.cell.model.id) == (wanted, cell.model.id):
+                return replace(whole(self, other.cell, floors), feature_paths=whole(self, cell, floors).feature_paths)
+        return whole(self, cell, floors)
 
-    monkeypatch.setattr(ScoreWork, "job", swapped)
+    monkeypatch.setattr(ScoreWork, "_job", swapped)
     monkeypatch.setattr(score_cell, "require_own", lambda job, path: None)
 
 
