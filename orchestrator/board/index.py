@@ -22,6 +22,8 @@ from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_i
 from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
+MOST_BYTES = 2**26  # of events that are read at once
+
 FORMAT = 4  # raised when entries change their meaning
 
 
@@ -47,8 +49,7 @@ class Work:
     def progress(self, planned: Mapping[str, int], files: RecordedFiles) -> dict[str, Any]:
         """How many of the planned images there are; `planned` is cell -> N."""
         for name in sorted(name for name in files.stats if name.startswith("events/")):
-            if files.stats[name].size > self._read.get(name, 0):
-                self._follow(name)
+            self._follow(name, files.stats[name].size)
         shards = [shard for (cell, _), shard in self._images.items() if cell in planned]
         done, total = sum(images for _, images in shards), sum(planned.values())
         first, *later = sorted(shard for shard in shards if shard[0] >= self._began) or [(0.0, 0)]
@@ -59,19 +60,21 @@ class Work:
             "left_seconds": round(max(0, total - done) / rate, 1) if rate > 0 else None,
         }
 
-    def _follow(self, name: str) -> None:
-        start = self._read.get(name, 0)
-        try:
-            data = self._storage.read(self._root / name, start)
-        except OSError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read[name] = start + len(whole)
-        for event in events_in(whole):
+    def _follow(self, name: str, size: int) -> None:
+        """Add the events between what was read and `size`; a large file is read in parts."""
+        while (start := self._read.get(name, 0)) < size:
+            length = MOST_BYTES if size - start > MOST_BYTES else None
             try:
-                self._add(event)
-            except UNREADABLE:
-                continue
+                data = self._storage.read(self._root / name, start, length)
+            except OSError:
+                return
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole:
+                return
+            self._read[name] = start + len(whole)
+            for event in events_in(whole):
+                with suppress(*UNREADABLE):
+                    self._add(event)
 
     def _add(self, event: dict[str, Any]) -> None:
         at = datetime.fromisoformat(event["time"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.rundir.paths import Paths
-from taugrid.storage import Storage, together, write_text
+from taugrid.storage import Storage, lines_of, write_text
 from taugrid.words import with_urls
 
 FILES = "[0-9]*.jsonl*"
@@ -86,30 +86,30 @@ def _files(run: Paths) -> list[Path]:
 
 def read_events(run: Paths) -> Iterator[dict[str, Any]]:
     """All events of all sessions, in order. A line that a kill cut short is skipped."""
-    for lines in together(run.storage, run.storage.read, _files(run)):
-        yield from _parsed(lines)
+    for lines in lines_of(run.storage, _files(run)):
+        yield from filter(None, map(_event, lines))
 
 
 def unreadable_lines(run: Paths) -> dict[Path, int]:
     """File -> the number of its damaged lines, except a last one that a kill cut short: it begins as JSON does."""
     unreadable = {}
     files = _files(run)
-    for path, data in zip(files, together(run.storage, run.storage.read, files), strict=True):
-        whole, _, last = data.rpartition(b"\n")
-        damaged = sum(_event(line) is None for line in whole.decode(errors="replace").splitlines())
-        if lines := damaged + (last[:1] not in (b"", b"{")):
-            unreadable[path] = lines
+    for path, lines in zip(files, lines_of(run.storage, files), strict=True):
+        damaged = 0
+        for line in lines:
+            if line.endswith(b"\n"):
+                damaged += _event(line) is None
+            else:
+                damaged += not line.startswith(b"{")
+        if damaged:
+            unreadable[path] = damaged
     return unreadable
 
 
-def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
-    return filter(None, map(_event, lines.decode(errors="replace").splitlines()))
-
-
-def _event(line: str) -> dict[str, Any] | None:
+def _event(line: bytes) -> dict[str, Any] | None:
     """The event in a line; None if the line is damaged."""
     try:
-        event = json.loads(line)
+        event = json.loads(line.decode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(event, dict) or not _KEYS.get(str(event.get("event")), {"event"}) <= event.keys():

@@ -6,13 +6,14 @@ version has changed, or its line is torn, changed or gone. Only the driver that 
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 from taugrid.hashing import json_sha256
 from taugrid.parquet import PartSummary
-from taugrid.storage import Storage, pieces, replacing, together, write_text
+from taugrid.storage import Storage, lines_of, pieces, replacing, write_text
 
 CHECK_DIGITS = 12  # hex digits of the hash of a line, at its end
 
@@ -66,9 +67,6 @@ class Ledger:
         nothing = PartSummary(0, 0, {})
         self._rewrite((self._name(path), LedgerEntry(DAMAGED + seen, nothing)) for path, seen in damaged.items())
 
-    def _data(self) -> bytes:
-        return b"".join(together(self._storage, self._storage.read, pieces(self._storage, self._path)))
-
     def find(self, path: Path, version: str) -> PartSummary | None:
         """The contents of a file; None if it was not found intact, or its version has changed."""
         entry = self._load().get(self._name(path))
@@ -94,13 +92,18 @@ class Ledger:
     def _load(self) -> dict[str, LedgerEntry]:
         with self._loading:
             if self._entries is None:
-                data = self._data()
-                lines = data.decode(errors="replace").splitlines()
-                intact = [entry for line in lines if (entry := _read(line, self._texts)) is not None]
-                self._entries = dict(intact)
-                superseded = len(lines) - len(self._entries)
-                is_torn = len(intact) < len(lines) or not data.endswith(b"\n")
-                self._to_rewrite = bool(data) and (is_torn or superseded > MAX_SUPERSEDED)
+                entries = dict[str, LedgerEntry]()
+                count = 0
+                is_torn = False
+                for line in chain.from_iterable(lines_of(self._storage, pieces(self._storage, self._path))):
+                    count += 1
+                    entry = _read(line, self._texts)
+                    if entry is None or not line.endswith(b"\n"):
+                        is_torn = True
+                    if entry is not None:
+                        entries[entry[0]] = entry[1]
+                self._to_rewrite = is_torn or count - len(entries) > MAX_SUPERSEDED
+                self._entries = entries
             return self._entries
 
 
@@ -110,10 +113,10 @@ def _line(name: str, entry: LedgerEntry) -> str:
     return json.dumps({**value, "check": _check(value)}) + "\n"
 
 
-def _read(line: str, texts: dict[str, dict[str, str]]) -> tuple[str, LedgerEntry] | None:
+def _read(line: bytes, texts: dict[str, dict[str, str]]) -> tuple[str, LedgerEntry] | None:
     """The name and the entry in a line; None if the line is damaged. Equal metadata become one object, in `texts`."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode(errors="replace"))
         if value.pop("check") != _check(value):
             return None
         metadata = value["metadata"]

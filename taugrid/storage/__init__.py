@@ -4,6 +4,7 @@ from taugrid.storage.files import (
     READS_TOGETHER,
     end_session,
     is_same,
+    lines_of,
     pieces,
     read_json,
     read_sealed,

@@ -1,23 +1,27 @@
 """JSON files, upload of folders, and appended files, for any storage."""
 
 import errno
+import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from taugrid.errors import StoreError
+from taugrid.errors import StoreError, naming
 from taugrid.hashing import file_sha256, json_sha256
-from taugrid.storage.local import LOCAL, write_text
+from taugrid.retries import retried
+from taugrid.storage.local import LOCAL, MAX_READ_BYTES, write_text
 from taugrid.storage.protocol import ANY, Storage
 from taugrid.words import with_urls
 
 SEAL_KEY = "sha256"
+CHUNK_BYTES = 2**23  # of a file on a disk that is read line by line
 PIECE_BYTES = 2**16  # of a piece of an appended file: then the next one begins
 READS_TOGETHER = 32  # files that `together` reads at a time from an object store
 
@@ -152,9 +156,11 @@ def append(storage: Storage, path: Path, data: bytes, pause: float) -> None:
         if file.number is None or len(file.data) >= PIECE_BYTES:
             file.number, file.data = _new_piece(storage, path, data, pause, file.number), data
         else:
-            time.sleep(max(0.0, file.written + pause - time.monotonic()))
             file.data += data  # first: after an interrupt here, the next addition must not take it away again
-            _write(storage, _piece(path, file.number), file.data, ANY)
+            try:
+                time.sleep(max(0.0, file.written + pause - time.monotonic()))
+            finally:  # Ctrl-C in the pause ends the run, and no later addition would write this one
+                _write(storage, _piece(path, file.number), file.data, ANY)
         file.written = time.monotonic()
 
 
@@ -169,6 +175,38 @@ def pieces(storage: Storage, path: Path) -> Sequence[Path]:
     """The objects that hold what was appended to `path`, in order."""
     names = storage.list(path.parent, f"{path.name}*")
     return [name for name in names if name == path or name.name.removeprefix(f"{path.name}.").isdigit()]
+
+
+def lines_of(storage: Storage, paths: Sequence[Path]) -> Iterator[Iterable[bytes]]:
+    """The lines of each appended file, with their line ends. A file on a disk is read while its lines are consumed, so
+    it may have any size; OSError (EFBIG) for a line of more than `MAX_READ_BYTES`."""
+    if storage.on_disk:
+        for path in paths:
+            yield _lines_on_disk(storage, path)
+    else:
+        for data in together(storage, storage.read, paths):
+            yield io.BytesIO(data)
+
+
+def _lines_on_disk(storage: Storage, path: Path) -> Iterator[bytes]:
+    with naming(path), storage.opened(path) as (file, _):
+        start = 0
+        rest = b""
+        while data := retried(partial(_read_at, file, start)):
+            start += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
+            if len(rest) > MAX_READ_BYTES:
+                raise OSError(errno.EFBIG, f"it has a line of more than {MAX_READ_BYTES >> 20} MiB")
+        if rest:
+            yield rest
+
+
+def _read_at(file: IO[bytes], start: int) -> bytes:
+    """The next `CHUNK_BYTES` from `start`: the call can be repeated."""
+    file.seek(start)
+    return file.read(CHUNK_BYTES)
 
 
 def _piece(path: Path, number: int) -> Path:

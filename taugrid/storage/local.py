@@ -17,7 +17,9 @@ from taugrid.errors import naming
 from taugrid.retries import retried
 from taugrid.storage.protocol import ANY, Level, Stat, check_inside
 
-MAX_READ_BYTES = 2**27  # of a file that is read whole: logs and pages are smaller, and a sparse file may claim any size
+MAX_READ_BYTES = 2**27
+"""Of a file that is read whole: records and pages are smaller, and a sparse file may claim any size. Events and the
+ledger, which grow with the shards of a run, are read line by line (`files.lines_of`)."""
 
 UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """From file systems that can't sync a folder; those write names at once, or offer no way to make sure."""
@@ -208,7 +210,7 @@ class LocalStorage:
     @contextmanager
     def opened(self, path: Path) -> Iterator[tuple[IO[bytes], Stat]]:
         self._check(path)
-        with path.open("rb") as file:
+        with retried(lambda: path.open("rb")) as file:
             yield file, _stat(os.fstat(file.fileno()))
 
     @contextmanager

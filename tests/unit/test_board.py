@@ -384,6 +384,8 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
     with sole_driver(RunDir(run)):
         add_event(run, began, event="session", stages=[])
         add_event(run, began, event="shard", cell="of-a-grid-before", path="p", images=60, committed=True)
+        for _ in range(150):  # then it is larger than what a storage reads at once
+            add_event(run, began, event="assigned", padding="x" * 2**20)
         for n in range(2):
             shard = {"event": "shard", "cell": "c0", "path": f"part-{n}", "images": 15, "committed": n == 0}
             add_event(run, began, **shard)

@@ -13,11 +13,15 @@ from nights import taugrid
 from snapshots import recorded
 
 from taugrid import parquet
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.ledger import DAMAGED, Ledger
+from taugrid.orchestrator.rundir.events import unreadable_lines
+from taugrid.orchestrator.rundir.history import RunHistory
+from taugrid.orchestrator.rundir.ledger import CHECK_DIGITS, DAMAGED, Ledger
 from taugrid.orchestrator.view.inspection import describe
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LOCAL, end_session
+from taugrid.storage.local import MAX_READ_BYTES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,6 +131,36 @@ def test_verify_believes_no_ledger(opened, copy):
     again, _ = read_by_a_run(opened, copy)
     assert path in again, "what verify has found, the next run finds too"
     assert describe(replace(opened, rundir=RunDir(copy)))["network_evaluations_remaining"] == 0
+
+
+@pytest.mark.parametrize(("shards", "line_bytes"), [(150, 2**20), pytest.param(230_000, 0, marks=pytest.mark.long)])
+def test_events_and_a_ledger_larger_than_what_is_read_whole_stop_no_command(opened, copy, shards, line_bytes):
+    """They grow with the shards. Fast: few shards, whose lines are padded."""
+    drive(opened, copy, LOCAL)
+    before = results(copy)
+    events, ledger = copy / "events/0001.jsonl", copy / "ledger.jsonl"
+    lines = list(map(json.loads, events.read_text().splitlines()))
+    last = {line["event"]: line for line in lines}
+    entry = json.loads(ledger.read_text().splitlines()[0])
+    with events.open("a") as more_events, ledger.open("a") as more_entries:
+        for number in range(shards):
+            padding = {"padding": "x" * line_bytes}
+            path = f"part-{number + 10:06d}.parquet"
+            for name in ("assigned", "assigned", "shard", "extract"):
+                line = {**last[name], "path": path} if name == "shard" else last[name]
+                more_events.write(json.dumps(line | padding) + "\n")
+            value = {**entry, "file": f"samples/gone/{path}", "metadata": entry["metadata"] | padding}
+            del value["check"]
+            more_entries.write(json.dumps(value | {"check": json_sha256(value)[:CHECK_DIGITS]}) + "\n")
+    assert min(events.stat().st_size, ledger.stat().st_size) > MAX_READ_BYTES
+
+    assert len(RunHistory.read(RunDir(copy)).shards[last["shard"]["cell"]]) > shards
+    assert sum(unreadable_lines(RunDir(copy)).values()) == 0
+    taugrid("status", copy)
+    taugrid("report", copy)
+    again, _ = read_by_a_run(opened, copy)
+    assert again == scored(copy), "the ledger is read"
+    assert results(copy) == before
 
 
 def test_in_a_bucket_all_pieces_are_forgotten_and_a_damaged_file_until_it_is_read_again(bucket):
