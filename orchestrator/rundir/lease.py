@@ -148,7 +148,9 @@ class Lease:
 
     def _refresh(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # the main thread gets the same error from the disk, and reports it
+            # The main thread gets the disk's errors too, and reports them. Whatever fails here once, the next heartbeat
+            # is tried: without heartbeats another host would take a live driver's directory.
+            with suppress(Exception):
                 version = self._version()
                 if self._is_held():
                     self._put(version)

@@ -281,9 +281,10 @@ def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
         assert lease_of(tmp_path)["process"] == os.getpid()
 
 
-def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_path, quick, monkeypatch):
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "planted"), RuntimeError("planted")])
+def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_path, quick, monkeypatch, fault):
     (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8, "format": 1}))
-    commit, faults = LocalStorage.commit, [OSError(errno.EIO, "planted")]
+    commit, faults = LocalStorage.commit, [fault]
 
     def fails_once(*given):
         if faults:

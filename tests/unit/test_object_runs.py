@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import threading
 import time
 from base64 import b64encode
@@ -22,7 +23,7 @@ from taugrid.jobs import SavedNetwork
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.orchestrator.rundir.events import read_events
+from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.rundir.ledger import MAX_SUPERSEDED, Ledger
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.view.inspection import describe
@@ -256,6 +257,24 @@ def test_what_two_sessions_append_is_read_as_one(bucket, monkeypatch):
     assert names == ["log.jsonl", *(f"log.jsonl.{number:06d}" for number in (1, 2, 3))], "none is of both"
     lines = b"".join(map(storage.read, pieces(storage, path))).splitlines()
     assert [json.loads(line) for line in lines] == [{"session": s, "n": n} for s in range(2) for n in range(3)]
+
+
+@EACH
+def test_ctrl_c_in_the_pause_of_an_append_loses_no_event(bucket, monkeypatch):
+    """Google takes one write a second to an object: a driver spends most of its turns in that pause."""
+    root, storage = bucket
+    monkeypatch.setattr(type(storage), "rewrite_seconds", 0.5)
+    rundir = RunDir(root, storage)
+    events = Events(rundir)
+    events.add("session", stages=["sample"])
+    events.note("end", missing={})
+    interrupt = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        events.flush()
+    assert [event["event"] for event in read_events(rundir)] == ["session", "end"]
+    events.flush()
+    assert [event["event"] for event in read_events(rundir)] == ["session", "end"], "and none is written twice"
 
 
 @pytest.mark.parametrize(("data", "status", "is_ours"), [(b"x", 503, True), (b"x", 409, False), (b"", 503, False)])
