@@ -133,7 +133,7 @@ def test_verify_believes_no_ledger(opened, copy):
     assert describe(replace(opened, rundir=RunDir(copy)))["network_evaluations_remaining"] == 0
 
 
-@pytest.mark.parametrize(("shards", "line_bytes"), [(150, 2**20), pytest.param(230_000, 0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("shards", "line_bytes"), [(140, 2**20), pytest.param(230_000, 320, marks=pytest.mark.long)])
 def test_events_and_a_ledger_larger_than_what_is_read_whole_stop_no_command(opened, copy, shards, line_bytes):
     """They grow with the shards. Fast: few shards, whose lines are padded."""
     drive(opened, copy, LOCAL)
@@ -144,12 +144,12 @@ def test_events_and_a_ledger_larger_than_what_is_read_whole_stop_no_command(open
     entry = json.loads(ledger.read_text().splitlines()[0])
     with events.open("a") as more_events, ledger.open("a") as more_entries:
         for number in range(shards):
-            padding = {"padding": "x" * line_bytes}
             path = f"part-{number + 10:06d}.parquet"
             for name in ("assigned", "assigned", "shard", "extract"):
                 line = {**last[name], "path": path} if name == "shard" else last[name]
-                more_events.write(json.dumps(line | padding) + "\n")
-            value = {**entry, "file": f"samples/gone/{path}", "metadata": entry["metadata"] | padding}
+                more_events.write(json.dumps(line | {"padding": "x" * (line_bytes // 4)}) + "\n")
+            metadata = entry["metadata"] | {"padding": "x" * line_bytes}
+            value = {**entry, "file": f"samples/gone/{path}", "metadata": metadata}
             del value["check"]
             more_entries.write(json.dumps(value | {"check": json_sha256(value)[:CHECK_DIGITS]}) + "\n")
     assert min(events.stat().st_size, ledger.stat().st_size) > MAX_READ_BYTES
