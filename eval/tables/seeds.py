@@ -23,6 +23,7 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.grids import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
+from taugrid.registry.metrics import COLUMNS
 
 LEVEL = 0.05  # the significance level; intervals have the coverage 1 - LEVEL
 HALVINGS = 40  # of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9
@@ -217,7 +218,7 @@ def varying_seeds(frame: pd.DataFrame) -> list[str]:
 
 def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Averaged:
     """`frame` with the means of replicates in their place; rows stay in the order of each group's first. Replicates
-    share every setting and their comparability key."""
+    share every setting, also those of all metrics, and their comparability key."""
     seeds = varying_seeds(frame)
     plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
     if not seeds:
@@ -226,7 +227,7 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     settings = [name for name in axes(frame.columns) if name not in SEEDS]
     settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
     settings += ["model"] if TRAINING not in seeds else []
-    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    keys = {name: comparability_key(protocol, COLUMNS) for name, protocol in protocols.items()}
     keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
     scores = [column for column in score_columns() if column.name in frame]
     firsts, members = [], {}

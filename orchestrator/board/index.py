@@ -22,7 +22,7 @@ from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, events_i
 from taugrid.orchestrator.board.find import THREADS, FoundFolder, Place, find, shown
 from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
-FORMAT = 4  # raised when entries change their meaning
+FORMAT = 5  # raised when entries change their meaning
 
 
 class Work:
