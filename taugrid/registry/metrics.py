@@ -71,7 +71,7 @@ class Metric:
     needs_reference_features: bool = False  # whether it needs more of the reference than mean and covariance
     sample_columns: tuple[str, ...] = ()  # the columns of `PerSample` that it reads, a number for each sample
     needs_label_order: bool = False  # whether logit k must be of label k
-    least_images: int = 1  # the minimum number of samples, and of reference images
+    least_images: int = 1  # the minimum number of samples, and of reference images if it needs the reference
     floor_up_to: int = sys.maxsize  # the largest N at which its floor is computed: more would take too long
 
 
