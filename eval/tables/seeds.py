@@ -172,8 +172,8 @@ class Averaged(NamedTuple):
     """A table in long form without seeds: a row for each group of replicates, under the id of the first."""
 
     frame: pd.DataFrame
-    """Columns of scores have means over replicates, and their errors are standard errors of these means. Without
-    replicates, both are unchanged."""
+    """Seconds and columns of scores have means over replicates, and errors are standard errors of these means. Without
+    replicates, all are unchanged."""
     errors: pd.DataFrame
     """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
     spreads: pd.DataFrame  # standard deviations between replicates, as `errors`
@@ -238,6 +238,7 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
         cell, first = group["cell"].iloc[0], plain.loc[part.index[0]].copy()
         scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
         values = scored[["cell", *seeds]].itertuples(index=False, name=None)
+        first["seconds"] = scored["seconds"].mean()  # over those that are known
         members[cell] = tuple(Replicate(str(one), tuple(its)) for one, *its in values)
         for column in scores:
             # Each value of the first seed counts once, with the mean over the other.
