@@ -173,7 +173,7 @@ def _sampled(networks: "list[Denoiser]", cell: Cell, wanted: list[int], device: 
         rule = cell.label_rule
         labels = None if rule is None else torch.from_numpy(rule.at(np.array(batch))).to(device.name, torch.int64)
         x0 = sample_batch(watched, torch.tensor(batch, device=device.name), sampling, labels, guide)
-        watched.require_finite(start, start + len(batch), settings)
+        watched.require_finite(min(batch), max(batch) + 1, settings)
         images = pictures(cell.decoder, decode, x0, settings.decode_batch)
         try:
             batches.append(to_uint8(images.cpu().numpy(), settings.rounding))

@@ -3,11 +3,11 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from taugrid.hashing import identity
-from taugrid.registry.metrics import MetricSettings
+from taugrid.registry.metrics import MetricSettings, settings_of
 
 ProtocolFields = Mapping[str, Any]  # a protocol as read back from a score file
 
@@ -82,6 +82,10 @@ COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler
 each of them changes a score by itself. So must a field that is unknown here. Names of nested fields have dots: labels
 and classes must agree, guidance need not."""
 
+OF_METRICS = tuple(field.name for field in fields(MetricSettings))
+"""Fields that change the scores of some metrics alone. Which metrics were computed changes none, and a metric's
+settings must agree where its own scores are compared (`settings_of`)."""
+
 MAX_LIST_LENGTH = 60  # characters of a list that a message shows whole: a tau may have a thousand times
 
 LABELS = frozenset({"reference.dataset", "reference.split"})  # names may differ; their `sha256` must agree
@@ -97,22 +101,30 @@ def short_name(protocol: ProtocolFields) -> str:
     return identity(protocol)[:8]
 
 
-def comparability_key(protocol: ProtocolFields) -> str:
-    """A short hash of all fields that must agree: two scores are comparable if theirs are equal."""
-    return identity(dict(_must_agree(protocol)))[:8]
+def comparability_key(protocol: ProtocolFields, columns: Collection[str] = ()) -> str:
+    """A short hash of all fields that must agree: two scores are comparable if theirs are equal. `columns` are those of
+    quality.csv that are compared; without them, it is of the fields that all metrics share."""
+    return identity(dict(_must_agree(protocol, columns)))[:8]
 
 
 def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
-    """The fields that must agree, by their dotted names, with values for people."""
+    """The fields that must agree for every metric, by their dotted names, with values for people."""
     return {name: shown(value) for name, value in _must_agree(protocol)}
 
 
+def metric_settings(protocol: ProtocolFields) -> dict[str, str]:
+    """The settings of its metrics, with values for people."""
+    names = [name for name in OF_METRICS if name != "metrics" and name in protocol]
+    return {name: shown(json.dumps(protocol[name])) for name in names}
+
+
 def disagreements(
-    protocols: Mapping[str, ProtocolFields], may_differ: Set[str] = COMPARED
+    protocols: Mapping[str, ProtocolFields], columns: Collection[str] = (), may_differ: Set[str] = COMPARED
 ) -> dict[str, dict[str, list[str]]]:
-    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not. Nested
-    fields are joined by dots ("versions.torch"). Values are formatted for people; hashes are cut to ten digits."""
-    flat = {name: dict(_must_agree(protocol, may_differ)) for name, protocol in protocols.items()}
+    """Field -> value -> the names in `protocols` that have it, for each field that must agree but does not. `columns`
+    are as in `comparability_key`. Nested fields are joined by dots ("versions.torch"). Values are formatted for people;
+    hashes are cut to ten digits."""
+    flat = {name: dict(_must_agree(protocol, columns, may_differ)) for name, protocol in protocols.items()}
     fields = sorted({field for values in flat.values() for field in values})
     differing: dict[str, dict[str, list[str]]] = {}
     for field in fields:
@@ -124,9 +136,12 @@ def disagreements(
     return differing
 
 
-def _must_agree(protocol: ProtocolFields, may_differ: Set[str] = COMPARED) -> Iterator[tuple[str, str]]:
+def _must_agree(
+    protocol: ProtocolFields, columns: Collection[str] = (), may_differ: Set[str] = COMPARED
+) -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
-    return ((name, json.dumps(value, sort_keys=True)) for name, value in dotted(protocol, "", may_differ | LABELS))
+    left_out = may_differ | LABELS | {name for name in OF_METRICS if name not in settings_of(columns)}
+    return ((name, json.dumps(value, sort_keys=True)) for name, value in dotted(protocol, "", left_out))
 
 
 def dotted(fields: Mapping[str, Any], path: str = "", without: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:

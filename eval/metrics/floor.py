@@ -133,9 +133,10 @@ def _values(
     others = features[rest]
     reference = ReferenceStatistics(moments, NO_ROOT, len(others), lambda: others)
     compute: Callable[[MetricInputs], MetricResult] = pkgutil.resolve_name(metric.compute)
+    columns = {column.name for chosen in settings.chosen for column in chosen.columns}
     settings = replace(settings, **limit.changes)
     values = compute(MetricInputs(len(samples), lambda: iter((samples,)), samples, None, reference, settings)).values
-    return {column.name: values[column.name] for column in metric.columns if column.name in values}
+    return {name: value for name, value in values.items() if name in columns}  # kid also computes kid_mean
 
 
 def _frechet(features: Features, moments: Moments) -> float:

@@ -13,6 +13,7 @@ from taugrid.eval.metrics.reference_statistics import ReferenceStatistics
 from taugrid.eval.metrics.statistics import Array, Features, Stream, loaded, standard_error, too_few_carry
 from taugrid.registry.extractors import EXTRACTORS, ExtractorSpec
 from taugrid.registry.metrics import METRICS, UNLABELLED, Limits, Metric, MetricSettings, PerSample, Sizes
+from taugrid.words import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,9 @@ def _reason(metric: Metric, extractor: ExtractorSpec, sizes: Sizes, samples: Per
         return f"it needs the {' and '.join(lacking)} of each sample, and these images have none"
     if metric.needs_logits and not extractor.logits_layer:
         return f"{extractor.name} has no layer of logits"
-    if sizes.fewest < metric.least_images:
-        return f"it needs at least {metric.least_images} images on both sides"
+    images, sides = (sizes.fewest, " on both sides") if metric.needs_reference else (sizes.num_samples, "")
+    if images < metric.least_images:
+        return f"it needs at least {counted(metric.least_images, 'image')}{sides}"
     if metric.needs_reference_features and sizes.num_reference is None:
         return "only mean and covariance of the reference are known"
     if metric.needs_label_order:  # logit k must be of label k

@@ -38,7 +38,10 @@ def measured(quality: QualityTable, metric: MetricColumn = FID) -> list[Measured
     by_cell = {row["cell"]: row for row in quality.shown or quality.rows}
     if not by_cell:
         return []
-    keys = {name: "" if quality.joined else comparability_key(protocol) for name, protocol in quality.protocols.items()}
+    keys = {
+        name: "" if quality.joined else comparability_key(protocol, (metric.name,))
+        for name, protocol in quality.protocols.items()
+    }
     cells = []
     for pivot in quality.by_steps.section(metric).tables:
         for labels, entries in zip(pivot.labels, pivot.entries, strict=True):

@@ -6,7 +6,7 @@ what else varies has its own table. What can't be compared always stays apart.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,18 +26,27 @@ from taugrid.eval.tables.seeds import Averaged
 from taugrid.eval.tables.table import MISSING, Table, Value
 from taugrid.grids import EVALUATIONS, SHOWN, USUAL, Layout, of_model
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
-from taugrid.registry.metrics import MetricColumn
+from taugrid.registry.metrics import MetricColumn, settings_of
 from taugrid.registry.samplers import DEFAULT
 
 
 class Arrangement:
     """The tables of a layout. Values of grid keys are in the order of the frame, S and eta ascending. What a table and
     its row determine gets a note: in the paper only sigma_hat clips. Settings that make another model are never
-    notes."""
+    notes.
 
-    def __init__(self, means: Averaged, protocols: Mapping[str, ProtocolFields], layout: Layout = USUAL) -> None:
-        self._means, self._layout, self._ready = means, layout, prepared(means.frame, protocols)
-        self._protocol_notes = _protocol_notes(means.frame, protocols)
+    The settings of `metrics`, columns of quality.csv, keep cells apart too."""
+
+    def __init__(
+        self,
+        means: Averaged,
+        protocols: Mapping[str, ProtocolFields],
+        layout: Layout = USUAL,
+        metrics: Collection[str] = (),
+    ) -> None:
+        self._means, self._layout, self._ready = means, layout, prepared(means.frame, protocols, metrics)
+        self._protocols, self._metrics = protocols, metrics
+        self._protocol_notes = _protocol_notes(means.frame, protocols, metrics)
         varying = [name for name in settings_in(list(self._ready.columns)) if self._varies(name)]
         varying += [] if self._determines(varying, "model") else ["model"]
         self._incomparable = self._keeping_apart(varying)
@@ -78,6 +87,8 @@ class Arrangement:
 
     def tables(self, metric: MetricColumn) -> list[Table]:
         """The tables of a metric with its errors. Two cells at one place are a `ValueError`."""
+        if self._has_several_settings_of(metric):
+            return Arrangement(self._means, self._protocols, self._layout, (metric.name,)).tables(metric)
         ready, columns = self._ready, self._layout.columns
         if metric.name == EXACT and (ready["sampler"] == DEFAULT).any():
             ready = ready[ready["sampler"] == DEFAULT]  # no other sampler has a closed form
@@ -96,6 +107,13 @@ class Arrangement:
         by = [*keys, "sigma"] if "eta" in keys else keys
         groups = [group for _, group in ready.groupby(by, sort=False, dropna=False)] if by else [ready]
         return [self._table(group, metric, rows, keys) for group in groups]
+
+    def _has_several_settings_of(self, metric: MetricColumn) -> bool:
+        """Whether cells that are together here were scored by the metric with different settings."""
+        names = settings_of((metric.name,))
+        scored = [protocol for protocol in self._protocols.values() if all(name in protocol for name in names)]
+        together = {comparability_key(protocol, self._metrics) for protocol in scored}
+        return len({comparability_key(protocol, (metric.name,)) for protocol in scored}) > len(together)
 
     def _table(self, group: pd.DataFrame, metric: MetricColumn, rows: Sequence[str], keys: Sequence[str]) -> Table:
         column, means = self._layout.columns, self._means
@@ -169,12 +187,15 @@ def _ranks(group: pd.DataFrame, name: str) -> "pd.Series[Any]":
     return pd.Series([ranks[key] for key in keys], index=group.index)
 
 
-def _protocol_notes(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> dict[str, str]:
+def _protocol_notes(
+    frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], columns: Collection[str]
+) -> dict[str, str]:
     """Comparability key -> how it differs from others of its N, such as "protocol: versions.torch 2.9.1"."""
     particular: dict[str, list[str]] = defaultdict(list)
     for _, group in frame.groupby("num_samples"):
         found = [protocols[name] for name in group["protocol"].unique() if name in protocols]
-        for name, by_value in disagreements({comparability_key(protocol): protocol for protocol in found}).items():
+        by_key = {comparability_key(protocol, columns): protocol for protocol in found}
+        for name, by_value in disagreements(by_key, columns).items():
             for value, keys in by_value.items():
                 for key in keys:
                     particular[key].append(f"{name} {value}")

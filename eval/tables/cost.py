@@ -59,7 +59,7 @@ def costs(table: QualityTable, train_seconds: Mapping[str, float]) -> list[Cost]
     if frame.empty:
         return []
     means = averaged(frame, table.used_protocols)
-    ready = prepared(means.frame, table.used_protocols)
+    ready = prepared(means.frame, table.used_protocols, (metric.name,))
     names = [*table.arranged(USUAL).settings, "steps", "eta"]
     labels = pd.DataFrame({name: labelled(ready, name, beside=names).map(str) for name in names})
     labels.columns = pd.Index([short_columns(names)[name] for name in names])

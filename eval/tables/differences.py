@@ -90,12 +90,12 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
         row["cell"]: {key: names[key].get(value, value) if key in PATHS else value for key, value in row.items()}
         for row in rows
     }
-    scored = [cell for cell, row in by_cell.items() if _compared(row, row)]
+    scored = [cell for cell, row in by_cell.items() if _scored(row, row)]
     return [
         pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": heading}
         for along, heading, cells in _lines(pivot_tables(long_form(rows), FID, evidence.protocols), scored)
         for a, b in pairwise(cells)
-        if _compared(by_cell[a], by_cell[b]) and not _obstacles(by_cell[a], by_cell[b], evidence)
+        if _comparable(by_cell[a], by_cell[b], evidence)
     ]
 
 
@@ -129,17 +129,21 @@ def _lines(tables: Sequence[Table], scored: Sequence[str]) -> Iterator[tuple[str
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
-    The difference is b - a. `override` compares them even if protocols differ or they share no noise; `joined` and
-    `note` then say so. A `ValueError` if a cell has no FID and no other metric has a standard error, if influences are
-    not of a cell's N or, without `override`, if the cells are not comparable; it names the fields that differ."""
-    metrics = _compared(row_a, row_b)
-    if not metrics:
+    The difference is b - a. A metric whose settings differ has none. `override` compares them even if protocols differ
+    or they share no noise; `joined` and `note` then say so. A `ValueError` if a cell has no FID and no other metric has
+    a standard error, if influences are not of a cell's N or, without `override`, if no metric is comparable; it names
+    the fields that differ."""
+    scored = _scored(row_a, row_b)
+    if not scored:
         lacking = row_a if _number(row_a, FID.name) is None else row_b
         raise ValueError(f"cell {lacking['cell']} has no FID")
-    obstacles = _obstacles(row_a, row_b, evidence)
-    if obstacles and not override:
-        names = f"{row_a['cell']} and {row_b['cell']}"
-        raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
+    metrics = scored if override else _comparable(row_a, row_b, evidence)
+    if not metrics:
+        names, reasons = f"{row_a['cell']} and {row_b['cell']}", _obstacles(row_a, row_b, evidence, scored[0])
+        raise ValueError(f"cells {names} can't be compared: {'; '.join(reasons)}")
+    obstacles: dict[str, None] = {}
+    for metric in metrics if override else ():
+        obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, metric))
     parts = {metric: _difference(metric, row_a, row_b, evidence) for metric in dict.fromkeys([FID, *metrics])}
     named = {metric: dict(zip(_columns(metric), parts[metric][0], strict=True)) for metric in parts}
     note = parts[FID][1]
@@ -173,11 +177,16 @@ def _number(row: Row, column: str) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def _compared(*rows: Row) -> list[MetricColumn]:
+def _scored(*rows: Row) -> list[MetricColumn]:
     """FID, if all rows have it, and the other metrics of which all have a standard error."""
     of_fid = [FID] if all(_number(row, FID.name) is not None for row in rows) else []
     with_errors = (m for m in OTHER_METRICS if all(_number(row, m.sampling_error or "") is not None for row in rows))
     return [*of_fid, *with_errors]
+
+
+def _comparable(row_a: Row, row_b: Row, evidence: Evidence) -> list[MetricColumn]:
+    """The metrics that both are scored by and may be compared by."""
+    return [metric for metric in _scored(row_a, row_b) if not _obstacles(row_a, row_b, evidence, metric)]
 
 
 def _difference(
@@ -191,10 +200,10 @@ def _difference(
     return (a, b, b - a, paired.se, paired.z), paired.note
 
 
-def _obstacles(row_a: Row, row_b: Row, evidence: Evidence) -> list[str]:
-    """Reasons not to compare the two, such as "versions.torch is 2.9.1 and 2.10.0"."""
+def _obstacles(row_a: Row, row_b: Row, evidence: Evidence, metric: MetricColumn = FID) -> list[str]:
+    """Reasons not to compare the two by a metric, such as "versions.torch is 2.9.1 and 2.10.0"."""
     protocols = {"a": evidence.protocols[row_a["protocol"]], "b": evidence.protocols[row_b["protocol"]]}
-    reasons = [f"{name} is {' and '.join(values)}" for name, values in disagreements(protocols).items()]
+    reasons = [f"{name} is {' and '.join(values)}" for name, values in disagreements(protocols, (metric.name,)).items()]
     if evidence.pairings[row_a["cell"]] != evidence.pairings[row_b["cell"]]:
         reasons.append("they share no noise (their seeds or shapes of images differ)")
     return reasons

@@ -186,7 +186,7 @@ def effects(
     scored, by_scope = [row for row in rows if row.get(metric.name) is not None], defaultdict[str, list[Effect]](list)
     if not scored:
         return []
-    grid, own = _grid(scored, evidence.protocols), evidence.of(metric.name)
+    grid, own = _grid(scored, evidence.protocols, metric), evidence.of(metric.name)
     for keys in _ablated(grid.labels[list(grid.varying)], base):
         labels = [KEY_SEPARATOR.join(filter(None, its)) for its in grid.labels[list(keys)].itertuples(index=False)]
         first = _base_label(grid, keys, labels, base)
@@ -206,8 +206,8 @@ def effects(
     return corrected
 
 
-def _grid(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) -> _Grid:
-    frame = prepared(in_grid_order(rows), protocols)
+def _grid(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields], metric: MetricColumn) -> _Grid:
+    frame = prepared(in_grid_order(rows), protocols, (metric.name,))
     names = [name for name in settings_in(list(frame.columns)) if name not in SEEDS] + ["steps", "eta"]
     columns = [*names, "num_samples", "protocol"]  # cells that differ in the last two can't be compared
     labels = pd.DataFrame({name: labelled(frame, name, beside=["sampler"]).map(str) for name in columns})

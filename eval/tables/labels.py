@@ -1,7 +1,7 @@
 """What tables and figures call settings and their values: symbols, short names of keys, texts of labels."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,10 +20,13 @@ IGNORABLE = ("spacing", "clip")  # those of them that are empty where the sample
 OPTIONS = "sampler_options"
 
 
-def prepared(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields]) -> pd.DataFrame:
-    """The frame with comparability keys instead of protocols' names, and checkpoints by their short names. A setting
-    that some samplers ignore gets the others' value where that is the only one: it distinguishes no cells."""
-    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+def prepared(
+    frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields], columns: Collection[str] = ()
+) -> pd.DataFrame:
+    """The frame with comparability keys, for these `columns` of quality.csv, instead of protocols' names, and
+    checkpoints by their short names. A setting that some samplers ignore gets the others' value where that is the only
+    one: it distinguishes no cells."""
+    keys = {name: comparability_key(protocol, columns) for name, protocol in protocols.items()}
     changed = {"protocol": frame["protocol"].map(lambda name: keys.get(name, "unknown"))}
     changed |= {name: frame[name].ffill().bfill() for name in IGNORABLE if frame[name].nunique() == 1}
     for key in frame.columns.intersection([*PATHS]):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from taugrid.protocol import ProtocolFields, comparability_key, disagreements
+from taugrid.registry.metrics import COLUMNS as METRIC_COLUMNS
 from taugrid.registry.metrics import METRICS, SAMPLED, MetricColumn
 from taugrid.storage import replacing
 from taugrid.words import listed
@@ -175,7 +176,7 @@ def joined_rows(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) ->
     for size in sorted({row["num_samples"] for row in rows}):
         spelled = {row["cell"]: protocols[row["protocol"]] for row in rows if row["num_samples"] == size}
         details = []
-        for field, by_value in disagreements(spelled).items():
+        for field, by_value in disagreements(spelled, METRIC_COLUMNS).items():
             of = [
                 f"{value} (cell{'s' if len(its) > 1 else ''} {listed(its, CELLS_NAMED)})"
                 for value, its in by_value.items()
@@ -183,7 +184,7 @@ def joined_rows(rows: Sequence[Row], protocols: Mapping[str, ProtocolFields]) ->
             details.append(f"{field} is {', '.join(of)}")
         if details:
             notes.append(f"joined although protocols differ: {'; '.join(details)}")
-            keys = {cell: comparability_key(protocol) for cell, protocol in spelled.items()}
+            keys = {cell: comparability_key(protocol, METRIC_COLUMNS) for cell, protocol in spelled.items()}
             usual = Counter(keys.values()).most_common(1)[0][0]
             cells |= {cell for cell, key in keys.items() if key != usual}
     return JoinedRows(notes, frozenset(cells))

@@ -23,6 +23,7 @@ from taugrid.eval.metrics.statistics import Array
 from taugrid.eval.tables.long_form import axes, score_columns
 from taugrid.grids import SEEDS, TRAINING, UNITS
 from taugrid.protocol import ProtocolFields, comparability_key
+from taugrid.registry.metrics import COLUMNS
 
 LEVEL = 0.05  # the significance level; intervals have the coverage 1 - LEVEL
 HALVINGS = 40  # of the bracket of a p-value's logarithm: from 1,000 they lead to 1e-9
@@ -171,8 +172,8 @@ class Averaged(NamedTuple):
     """A table in long form without seeds: a row for each group of replicates, under the id of the first."""
 
     frame: pd.DataFrame
-    """Columns of scores have means over replicates, and their errors are standard errors of these means. Without
-    replicates, both are unchanged."""
+    """Seconds and columns of scores have means over replicates, and errors are standard errors of these means. Without
+    replicates, all are unchanged."""
     errors: pd.DataFrame
     """Standard errors of the means: a row for each id, a column for each score. Empty without replicates."""
     spreads: pd.DataFrame  # standard deviations between replicates, as `errors`
@@ -217,7 +218,7 @@ def varying_seeds(frame: pd.DataFrame) -> list[str]:
 
 def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) -> Averaged:
     """`frame` with the means of replicates in their place; rows stay in the order of each group's first. Replicates
-    share every setting and their comparability key."""
+    share every setting, also those of all metrics, and their comparability key."""
     seeds = varying_seeds(frame)
     plain = frame.drop(columns=[seed for seed in SEEDS if seed in frame])
     if not seeds:
@@ -226,7 +227,7 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
     settings = [name for name in axes(frame.columns) if name not in SEEDS]
     settings += ["sampler", "spacing", "clip", "num_samples", "sigma", "eta", "steps"]
     settings += ["model"] if TRAINING not in seeds else []
-    keys = {name: comparability_key(protocol) for name, protocol in protocols.items()}
+    keys = {name: comparability_key(protocol, COLUMNS) for name, protocol in protocols.items()}
     keyed = frame[settings].assign(protocol=frame["protocol"].map(lambda name: keys.get(name, "")))
     scores = [column for column in score_columns() if column.name in frame]
     firsts, members = [], {}
@@ -237,6 +238,7 @@ def averaged(frame: pd.DataFrame, protocols: Mapping[str, ProtocolFields] = {}) 
         cell, first = group["cell"].iloc[0], plain.loc[part.index[0]].copy()
         scored = group[group[[column.name for column in scores]].notna().any(axis=1)]
         values = scored[["cell", *seeds]].itertuples(index=False, name=None)
+        first["seconds"] = scored["seconds"].mean()  # over those that are known
         members[cell] = tuple(Replicate(str(one), tuple(its)) for one, *its in values)
         for column in scores:
             # Each value of the first seed counts once, with the mean over the other.

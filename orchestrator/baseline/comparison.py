@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from taugrid.errors import UserError
-from taugrid.eval.gate.rule import FID, CellJudgement, Change, NightJudgement, judge, margin_of, size_of
+from taugrid.eval.gate.rule import CellJudgement, Change, NightJudgement, judge, margin_of, size_of
 from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.eval.metrics.frechet import NOTHING_VARIES
 from taugrid.eval.metrics.statistics import Array
@@ -40,7 +40,7 @@ from taugrid.orchestrator.baseline.compared import (
 from taugrid.orchestrator.baseline.matching import changed_code, changed_versions, labels, matched
 from taugrid.orchestrator.baseline.snapshot import MISSING_INFLUENCES, NO_ERROR, Snapshot, SnapshotCell
 from taugrid.orchestrator.work.scorer import differs, tolerance
-from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn
+from taugrid.registry.metrics import COLUMNS, METRICS, MetricColumn, settings_of
 from taugrid.words import counted, listed
 
 REPEATS = 0.9  # images repeat if the share of distinct ones is below this share of the baseline's
@@ -395,9 +395,7 @@ def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
 
 def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[str]:
     """The settings in which both sides differ, of those that the metric with the column `name` depends on."""
-    metrics = [metric for metric in METRICS.values() if any(name in column.names for column in metric.columns)]
-    keys = () if name in FID.names else ("seed", *(key for metric in metrics for key in metric.settings))
-    return [key for key in keys if new.protocol.get(key) != old.protocol.get(key)]
+    return [key for key in settings_of((name,)) if new.protocol.get(key) != old.protocol.get(key)]
 
 
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:

@@ -31,7 +31,7 @@ MUST_AGREE = (
     *OPTIONAL,
 )  # fmt: skip
 """Fields of a protocol without which two FIDs are not comparable; of `sampler`, `SAMPLER_FIELDS`. Versions may differ:
-an upgrade is what a night is for. Settings of metrics other than FID do not change FID."""
+an upgrade is what a night is for. Settings of metrics are compared metric by metric (comparison.py)."""
 
 SAMPLER_FIELDS = ("name", "options", "times", "last_sigma", "clip", "code")
 """Those of a sampler's block that must agree. The others are versions of libraries whose code computes its steps."""

@@ -17,7 +17,7 @@ from taugrid.grids import SHOWN
 from taugrid.orchestrator.board.entry import NightEntry
 from taugrid.orchestrator.board.find import FoundFolder, Place, shown
 from taugrid.orchestrator.board.index import Board, RunOnBoard, key_of
-from taugrid.registry.metrics import COLUMNS
+from taugrid.registry.metrics import COLUMNS, settings_of
 
 PER_CELL = 16  # the images of a strip
 
@@ -74,7 +74,9 @@ def document_of(board: Board, places: Sequence[Place]) -> BoardDocument:
         "version": __version__,
         "places": [shown(place.text) for place in places],
         "notes": list(board.notes),
-        "runs": [_run(run) | {"history": of_night.get(run.key)} for run in board.runs],
+        "runs": [
+            _run(run) | {"history": of_night.get(run.key), "settings": run.entry["settings"]} for run in board.runs
+        ],
         "columns": columns,
         "rows": [[numbers[row.run.key], *map(_shown(row.values).get, names)] for row in rows],
         "cells": [row.of("labels") for row in rows],
@@ -156,6 +158,7 @@ def _column(name: str, short: str, is_setting: bool, is_shown: bool) -> dict[str
         "error": metric and metric.error,
         "error_means": metric and metric.error_means,
         "se": metric and metric.sampling_error,
+        "settings": settings_of((name,)),
     }
 
 

@@ -13,7 +13,7 @@ from taugrid.errors import UserError
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.board.files import UNREADABLE, RecordedFiles, listing, mapping, number, plain, text
 from taugrid.orchestrator.board.find import FoundFolder
-from taugrid.protocol import agreed_fields, comparability_key
+from taugrid.protocol import agreed_fields, comparability_key, metric_settings
 from taugrid.registry.datasets import DATASETS
 from taugrid.registry.metrics import SAMPLED
 from taugrid.registry.samplers import unchecked
@@ -43,7 +43,7 @@ def read_entry(files: RecordedFiles) -> RunEntry:
 _EMPTY: RunEntry = {
     "name": "", "state": "empty", "note": "", "began": None, "ended": None, "taugrid": None, "devices": [],
     "models": [], "report": False, "planned": {}, "keys": [], "columns": [], "rows": [], "labels": [], "folders": [],
-    "noise": [], "groups": [], "protocols": {}, "differences": [],
+    "noise": [], "groups": [], "protocols": {}, "settings": {}, "differences": [],
 }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def _read(files: RecordedFiles) -> RunEntry:
 
 
 def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, Any]) -> RunEntry:
-    """The rows of quality.csv, and what is known of each: label, folder of images, noise, comparability."""
+    """The rows of quality.csv, and what is known of each: label, folder of images, noise, comparability. `settings` are
+    those of metrics, by the rows' `protocol`."""
     quality = files.json("tables/quality.json")
     rows = [{text(k): plain(v) for k, v in row.items()} for row in listing(quality.get("rows")) if mapping(row)]
     rows = [row for row in rows if isinstance(row.get("cell"), str)]
@@ -102,16 +103,21 @@ def _table(files: RecordedFiles, config: Mapping[str, Any], plan: Mapping[str, A
             for known, row in zip(own, rows, strict=True)
         ],
         "protocols": {keys[name]: _agreed(protocol) for name, protocol in protocols.items()},
+        "settings": {name: _texts(metric_settings(protocol)) for name, protocol in protocols.items()},
         "differences": _differences(files, {row["cell"]: at for at, row in enumerate(rows)}) if rows else [],
     }
 
 
 def _agreed(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The fields that must agree, the reference's images first: by the name of their data set, and their hash."""
-    fields = {text(k): text(v) for k, v in agreed_fields(protocol).items()}
+    fields = _texts(agreed_fields(protocol))
     reference = mapping(protocol.get("reference"))
     name = "/".join(str(reference[key]) for key in ("dataset", "split") if reference.get(key))
     return {"data": text(f"{name} ({fields.pop('reference.sha256', 'hash not set')})".lstrip()), **fields}
+
+
+def _texts(fields: Mapping[str, str]) -> dict[str, str]:
+    return {text(name): text(value) for name, value in fields.items()}
 
 
 def _state(files: RecordedFiles, config: dict[str, Any], entry: RunEntry, last: Mapping[str, Any]) -> tuple[str, str]:

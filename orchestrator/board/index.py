@@ -24,7 +24,7 @@ from taugrid.storage import LOCAL, read_json, replacing, user_cache, write_text
 
 MOST_BYTES = 2**26  # of events that are read at once
 
-FORMAT = 4  # raised when entries change their meaning
+FORMAT = 5  # raised when entries change their meaning
 
 
 class Work:

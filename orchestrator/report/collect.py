@@ -25,7 +25,7 @@ from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.protocol import ProtocolFields, comparability_key, on_devices, short_name
 from taugrid.registry.extractors import PIXELS
-from taugrid.registry.metrics import SAMPLED
+from taugrid.registry.metrics import COLUMNS, SAMPLED
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import together
 from taugrid.words import listed
@@ -184,6 +184,6 @@ def _usual_protocols(rows: Sequence[Mapping[str, Any]], protocols: Mapping[str, 
     names: dict[int, dict[str, str]] = {}
     for row in rows:
         protocol = protocols.get(row["protocol"])
-        key = "" if protocol is None else comparability_key(protocol)
+        key = "" if protocol is None else comparability_key(protocol, COLUMNS)
         names.setdefault(row["num_samples"], {})[key] = row["protocol"]
     return {size: next(iter(by_key.values())) for size, by_key in names.items() if len(by_key) == 1}

@@ -35,6 +35,7 @@ from taugrid.orchestrator.report.trainings import progress_of, worker_seconds
 from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.listing import Listing
+from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DIFFUSERS
 from taugrid.storage import replacing
 from taugrid.words import counted
@@ -190,7 +191,7 @@ def about_short_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def no_effects(config: Config, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each key without a known effect, because only one of its values has scores."""
-    scored = {row["cell"] for row in rows if row["fid"] is not None}
+    scored = {row["cell"] for row in rows if any(row.get(name) is not None for name in COLUMNS)}
     cells = [cell for cell in plan.cells if cell.id in scored]
     if not cells:
         return []

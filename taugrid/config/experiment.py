@@ -51,6 +51,13 @@ class Evaluate(Section):
     seed: Seed = 2020
     """Seeds IS's shuffle, the subsets of KID and fid_infinity and MIND's directions; torch-fidelity's default."""
 
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_named_once(cls, metrics: list[str]) -> list[str]:
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("must be a list that names each metric once")
+        return metrics
+
     @property
     def metric_settings(self) -> MetricSettings:
         """The settings that metrics take."""

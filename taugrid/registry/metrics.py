@@ -4,7 +4,7 @@ A new metric is one file in eval/metrics/ and one entry in `METRICS`. Its column
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -64,14 +64,14 @@ class Metric:
     limits: str | None = None
     """Called by the driver, so without torch, with `MetricSettings` and `Sizes`; returns `Limits`. None: only the
     fields below limit it."""
-    settings: tuple[str, ...] = ()  # the fields of `MetricSettings` that it uses besides `seed`
+    settings: tuple[str, ...] = ()  # the fields of `MetricSettings` that change its numbers
     needs_logits: bool = False
     needs_all_features: bool = False  # those of the samples are held in memory, which then grows with N
     needs_reference: bool = True
     needs_reference_features: bool = False  # whether it needs more of the reference than mean and covariance
     sample_columns: tuple[str, ...] = ()  # the columns of `PerSample` that it reads, a number for each sample
     needs_label_order: bool = False  # whether logit k must be of label k
-    least_images: int = 1  # the minimum number of samples, and of reference images
+    least_images: int = 1  # the minimum number of samples, and of reference images if it needs the reference
     floor_up_to: int = sys.maxsize  # the largest N at which its floor is computed: more would take too long
 
 
@@ -109,7 +109,7 @@ def _sampled(name: str, title: str, *further: str, means: str = OF_SAMPLING, **f
 
 _OF_KID: dict[str, Any] = {
     "limits": "taugrid.eval.metrics.kernel:kid_limits",
-    "settings": ("kid_subsets", "kid_subset_size"),
+    "settings": ("seed", "kid_subsets", "kid_subset_size"),
     "needs_all_features": True,
     "needs_reference_features": True,
     "least_images": 2,
@@ -141,7 +141,7 @@ METRICS = {
             ),
             compute="taugrid.eval.metrics.logits:compute_isc",
             limits="taugrid.eval.metrics.logits:isc_limits",
-            settings=("isc_splits",),
+            settings=("seed", "isc_splits"),
             needs_logits=True,
             needs_reference=False,
         ),
@@ -179,6 +179,7 @@ METRICS = {
             (MetricColumn("fid_infinity", "FID extrapolated to infinite N"),),
             compute="taugrid.eval.metrics.frechet:compute_fid_infinity",
             limits="taugrid.eval.metrics.frechet:fid_infinity_limits",
+            settings=("seed",),
             needs_all_features=True,
             floor_up_to=0,
         ),
@@ -197,7 +198,7 @@ METRICS = {
             "Monge Inception Distance",
             (_sampled("mind", "MIND", "mind_reference_se"),),
             compute="taugrid.eval.metrics.projections:compute_mind",
-            settings=("mind_projections",),
+            settings=("seed", "mind_projections"),
             needs_all_features=True,
             needs_reference_features=True,
             least_images=2,
@@ -221,6 +222,16 @@ COLUMNS = {column.name: column for metric in METRICS.values() for column in metr
 SAMPLED = tuple(column for column in COLUMNS.values() if column.sampling_error)  # can have an error of sampling
 
 DEFAULT_METRICS = ("fid", "isc", "kid")
+
+
+def settings_of(columns: Collection[str]) -> list[str]:
+    """The fields of `MetricSettings` that change these columns of quality.csv, each once. Scores with other values of
+    them can't be compared; other columns can."""
+    changing: dict[str, None] = {}
+    for metric in METRICS.values():
+        if any(name in columns for column in metric.columns for name in column.names):
+            changing |= dict.fromkeys(metric.settings)
+    return list(changing)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,13 @@ def test_it_is_the_share_with_the_largest_logit_at_the_label():
     assert shifted["agreement"] < 0.3, "labels of other images"
 
 
+def test_what_needs_no_reference_is_computed_of_a_class_that_the_reference_lacks():
+    wanted = MetricSettings(("isc", "agreement", "prc"))
+    found = feasible(wanted, spec("digits-convnet"), 1000, 0, per_sample(DIGITS, 10))
+    assert found.settings.metrics == ("isc", "agreement")
+    recorded(found.reasons["prc"])
+
+
 def test_its_error_is_never_zero_and_is_the_spread_of_its_draws():
     assert binomial_error(np.ones(100)) == pytest.approx(0.0097, abs=1e-4), "an error of 0 would claim certainty"
     assert binomial_error(np.zeros(100)) == pytest.approx(binomial_error(np.ones(100)))

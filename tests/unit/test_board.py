@@ -216,6 +216,21 @@ def test_titles_are_unique_and_can_be_encoded(runs, tmp_path):
     json.dumps(document_of(board, []).value, ensure_ascii=False).encode()
 
 
+def test_runs_with_other_settings_of_kid_may_be_compared_by_fid(runs):
+    table = shutil.copytree(RUN, runs / "other") / "tables" / "quality.json"
+    protocols = json.loads(table.read_text())["protocols"]
+    changed = {"metrics": ["fid", "kid"], "kid_subsets": 50}
+    change(table, protocols={name: {**p, **changed} for name, p in protocols.items()})
+    entries = by_title(look(runs))
+    assert entries["other"]["groups"] == entries["old/seed-1"]["groups"]
+    document = document_of(look(runs), []).value
+    settings = {column["name"]: column["settings"] for column in document["columns"]}
+    assert settings["fid"] == settings["steps"] == []
+    by_run = {run["title"]: run["settings"] for run in document["runs"]}
+    assert {fields["kid_subsets"] for fields in by_run["other"].values()} == {"50"}
+    assert by_run["other"].keys() == protocols.keys()
+
+
 def test_what_may_be_compared_has_equal_keys(runs):
     shutil.copytree(RUN, runs / "same")
     other = shutil.copytree(RUN, runs / "other")
@@ -350,6 +365,7 @@ def test_the_document_says_what_each_column_and_each_row_is(runs):
     removed.mkdir()
     (removed / "S0008-sigma_hat-ad2c66b357.parquet").write_text("x")
     value = document_of(look(runs), []).value
+    assert {column["name"]: column.pop("settings") for column in value["columns"]}["isc_mean"] == ["seed", "isc_splits"]
     columns = {column.pop("name"): tuple(column.values()) for column in value["columns"]}
     assert columns["steps"] == ("S", "setting", None, None, None, None)
     assert (*columns["fid"][2:4], columns["fid"][5]) == ("lower", "fid_se", "fid_se")

@@ -157,6 +157,21 @@ def test_rows_of_other_protocols_are_grey_with_the_field_that_differs(opened):
     assert texts(opened(unknown, picks(A, B)), "#picked td:nth-child(4)") == ["–", compared[0]]
 
 
+def test_settings_of_a_metric_make_its_own_numbers_grey(opened):
+    document = board(2)
+    for column in document["columns"]:
+        column["settings"] = ["isc_splits"] if column["name"] == "isc_mean" else []
+    for each, splits in zip(document["runs"], ("10", "5"), strict=True):
+        each["settings"] = {"aaaa0001": {"isc_splits": splits}}
+    tab = opened(document, height=2600)
+    assert number_of(tab, "#rows td.other") == 20
+    assert number_of(tab, "#rows tr.other[data-row]") == 0
+    tab = opened(document, picks(A, "ablation/seed-1/0000010000"))
+    assert "not comparable" not in texts(tab, "#picked td:nth-child(4)")[1]
+    tab.run("change({ metric: 'isc_mean' })")
+    assert texts(tab, "#picked td:nth-child(4)")[1] == "not comparable: isc_splits: 10, here 5"
+
+
 def test_a_link_holds_the_whole_selection(opened):
     tab = opened(board(3))
     choose(tab, "num_samples", "5,000")

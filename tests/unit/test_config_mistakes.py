@@ -49,7 +49,7 @@ WRONG = {
     ],
     "evaluate": [
         {"reference": 5}, {"reference": {"name": "foo"}}, {"reference": {"name": "digits", "splt": "test"}},
-        {"metrics": "fid"}, {"metrics": ["foo"]},
+        {"metrics": "fid"}, {"metrics": ["foo"]}, {"metrics": ["fid", "fid"]},
     ],
     "grid": [[5], 3, {"steps": 10}, {"steps": []}],
     "comet": [{"project": "p"}], "wandb": [{"project": "p"}], "trackers": [["wandb"]], "prompts": [["a cat"]],

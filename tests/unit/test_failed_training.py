@@ -13,6 +13,8 @@ from taugrid.orchestrator.cli.text import missing_lines, plan_text, print_result
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.dispatch.training import TrainingFailed
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.report.collect import row_of
+from taugrid.orchestrator.report.write import no_effects
 from taugrid.orchestrator.rundir.events import Events
 from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.inspection import describe
@@ -100,6 +102,17 @@ def test_the_only_scored_value_of_a_key_keeps_its_column(tmp_path, failing, caps
         recorded(quality, "no effects")
         assert (opened.rundir.tables / "cost.md").exists() is False
         assert "Of 1 scored" in opened.rundir.report.read_text()
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid"])
+def test_a_key_with_one_scored_value_has_no_effects_whatever_it_was_scored_by(tmp_path, metric):
+    with small_run(tmp_path, CONFIG) as opened:
+        rows = [row_of(cell, {metric: 1.0}, "", None) for cell in opened.plan.cells]
+        assert no_effects(opened.config, opened.plan, rows) == []
+        linear = [row for row in rows if row["diffusion.schedule"] == "linear"]
+        [note] = no_effects(opened.config, opened.plan, linear)
+        assert "schedule" in note
+        assert no_effects(opened.config, opened.plan, [row | {metric: None} for row in linear]) == []
 
 
 def test_if_nothing_else_can_go_on_the_run_fails(tmp_path, failing):

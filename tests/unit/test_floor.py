@@ -72,6 +72,15 @@ def test_every_metric_has_a_floor_or_says_that_it_has_none(metric):
     assert not floors(REAL, Moments.of(REAL), metric.floor_up_to + 1, replace(SETTINGS, metrics=(metric.name,)))
 
 
+def test_kid_over_subsets_has_its_floor_beside_kid_too():
+    moments = Moments.of(REAL)
+    alone = floors(REAL, moments, 100, replace(SETTINGS, metrics=("kid_mean",)))
+    both = floors(REAL, moments, 100, replace(SETTINGS, metrics=("kid", "kid_mean")))
+    assert both.keys() == {"kid", "kid_mean"}
+    assert both["kid_mean"] == alone["kid_mean"]
+    assert floors(REAL, moments, 100, replace(SETTINGS, metrics=("kid",))).keys() == {"kid"}
+
+
 def test_floors_are_kept_and_a_damaged_file_is_replaced(tmp_path, reference, monkeypatch):
     path = floor_path(tmp_path, "key", 100, SETTINGS)
     assert read_floors(path) is None

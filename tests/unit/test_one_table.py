@@ -7,6 +7,8 @@ from snapshots import raises, recorded
 from test_differences import cell, evidence, indistinguishable, spread
 from test_tables import latex, markdown, table, table_rows
 
+from taugrid.eval.figures.lines import places_of
+from taugrid.eval.tables.cost import costs
 from taugrid.eval.tables.differences import differences
 from taugrid.eval.tables.long_form import FID, in_grid_order
 from taugrid.eval.tables.seeds import averaged
@@ -110,6 +112,17 @@ def test_with_both_seeds_a_training_counts_with_the_mean_of_its_samplings():
     assert found.errors.loc["0-0", "fid"] == pytest.approx(2.5)
     alone = averaged(in_grid_order(rows[:2]))
     assert (alone.over, alone.most, alone.frame["fid"].tolist()) == ("seed", 2, [11.0])
+
+
+def test_a_mean_over_replicates_has_the_mean_of_their_seconds():
+    rows = [cell(f"m{t}", 10, 0.0, 9.0, model=f"m{t}", **{TRAINING: t}) for t in range(4)]
+    for row, seconds in zip(rows, (None, 100.0, 10.0, 12.0), strict=True):
+        row["seconds"] = seconds
+    means = averaged(in_grid_order(rows)).frame
+    assert means["seconds"].tolist() == [pytest.approx(122 / 3)], "as in cost.csv, without what is not known"
+    assert places_of(means, "seconds") == {"m0": pytest.approx(122 / 3 / rows[0]["num_samples"] * 1000)}
+    [cost] = costs(table([row | {"network_evaluations": 10} for row in rows]), {})
+    assert cost.seconds == pytest.approx(places_of(means, "seconds")["m0"])
 
 
 def test_marks_among_means_pair_the_trainings_by_their_seeds():

@@ -16,7 +16,7 @@ from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.orchestrator.work.scorer import SAME_SETUP_TOLERANCE, TOLERANCE, setup_of, tolerance
 from taugrid.protocol import Protocol, ReferenceIdentity, comparability_key, disagreements, on_devices, short_name
-from taugrid.registry.metrics import MetricSettings
+from taugrid.registry.metrics import COLUMNS, MetricSettings
 from taugrid.storage import read_sealed, write_sealed
 
 ORACLE = {
@@ -103,19 +103,19 @@ REFERENCE = {"dataset": "x", "split": "all", "num_images": 9, "preprocessing": "
 EXTRACTOR = {"name": "pixels", "weights_sha256": "e3", "feature_layer": "pixels", "logits_layer": None}
 
 
-def recorded_now(torch="2.13.0+cpu", **more):
+def recorded_now(torch="2.13.0+cpu", metrics=("fid",), settings=None, **more):
     """A protocol as it is recorded where torch has this version."""
     versions = {"torch": torch, "torch-fidelity": "0.4.0", "numpy": "2.4.6", "scipy": "1.17.1"}
     return Protocol(
         ReferenceIdentity(**REFERENCE), num_samples=100, weights="ema", tau=(500, 1000), clip="none",
         precision="float32, no TF32", rounding="8 bits, to nearest", extractor=EXTRACTOR,
-        metrics=MetricSettings(metrics=("fid",)), versions=versions, **more,
+        metrics=MetricSettings(metrics=metrics, **settings or {}), versions=versions, **more,
     ).as_dict()  # fmt: skip
 
 
 def test_the_hashes_of_a_protocol_are_pinned():
     """Tables of people's runs hold these."""
-    assert (short_name(recorded_now()), comparability_key(recorded_now())) == ("c436a60f", "b20d8397")
+    assert (short_name(recorded_now()), comparability_key(recorded_now())) == ("c436a60f", "6e868625")
 
 
 @pytest.mark.parametrize("torch", ["2.13.0", "2.13.0+cu128"])
@@ -145,6 +145,22 @@ def test_other_mathematics_devices_samplers_and_conditions_are_other_protocols()
     kinds = [on_devices(now, {"sampled": {kind}}) for kind in ("cuda", "rocm", "mps")]
     assert len({comparability_key(protocol) for protocol in [now, *kinds]}) == 4
     assert on_devices(now, {"sampled": {"cpu"}, "scored": {"cpu"}}) == now
+
+
+def test_settings_of_a_metric_must_agree_for_that_metric_alone():
+    """Equal FIDs stay comparable if other metrics are computed too, or in another way."""
+    alone, both = recorded_now(), recorded_now(metrics=("fid", "kid", "prc"))
+    fewer = recorded_now(metrics=("fid", "kid", "prc"), settings={"kid_subsets": 50})
+    assert len({short_name(protocol) for protocol in (alone, both, fewer)}) == 3
+    assert disagreements({"a": alone, "b": both, "c": fewer}) == {}
+    for column in ("fid", "precision"):
+        assert disagreements({"b": both, "c": fewer}, (column,)) == {}
+        assert comparability_key(both, (column,)) == comparability_key(fewer, (column,))
+    assert disagreements({"b": both, "c": fewer}, ("kid",)) == {"kid_subsets": {"100": ["b"], "50": ["c"]}}
+    assert comparability_key(both, ("kid",)) != comparability_key(fewer, ("kid",))
+    shuffled = recorded_now(metrics=("fid", "kid", "prc"), settings={"seed": 1})
+    apart = {name for name in COLUMNS if disagreements({"b": both, "c": shuffled}, (name,))}
+    assert apart == {"isc_mean", "kid", "kid_mean", "fid_infinity", "mind"}, "what is drawn at random"
 
 
 def test_rows_may_differ_in_guidance_and_decoder_and_must_agree_on_labels_classes_and_rounding():
@@ -205,7 +221,8 @@ def test_long_lists_are_cut_and_stay_apart():
     """A sampler may call the network at a thousand times, and two lists may differ in the middle alone."""
     times = [float(t) for t in range(999, 0, -10)]
     other = [*times[:50], 1.5, *times[51:]]
-    found = disagreements({"a": {"sampler": {"times": times}}, "b": {"sampler": {"times": other}}}, frozenset())
+    both = {"a": {"sampler": {"times": times}}, "b": {"sampler": {"times": other}}}
+    found = disagreements(both, may_differ=frozenset())
     shown = list(found["sampler.times"])
     assert len(shown) == 2
     assert all(text.startswith("[999.0, 989.0, 979.0 ... ") and len(text) < 60 for text in shown)

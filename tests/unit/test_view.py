@@ -21,7 +21,7 @@ from snapshots import raises, recorded
 
 import taugrid
 from taugrid.config import DIFFUSION_DEFAULTS
-from taugrid.errors import UserError
+from taugrid.errors import NotFinite, UserError
 from taugrid.eval import sources
 from taugrid.eval.figures.drawing import save
 from taugrid.eval.pages.report import run_html
@@ -373,3 +373,9 @@ def test_the_notebook_of_images_reaches_its_verdict(tmp_path, user_cache):
     assert [output["text"] for output in said] == committed
     recorded("".join(committed))
     assert len((tmp_path / "worst/pairs.csv").read_text().splitlines()) == 1001
+
+
+def test_a_network_that_returns_nan_is_told_by_the_indices_of_its_images():
+    for indices, named in ([7000, 7001], "images 7000 to 7001"), ([9, 3], "images 3 to 9"):
+        with pytest.raises(NotFinite, match=named):
+            taugrid.sample(lambda x, t: x * np.nan, indices, shape=(1, 4, 4), steps=2)

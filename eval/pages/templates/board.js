@@ -78,7 +78,8 @@ function indexed(source) {
     const cell = String(values[place.get("cell")] ?? label);
     const text = `${run.title} ${label} ${cell}`.toLowerCase();
     const [id, group] = [wellFormed(`${run.title}/${cell}`), source.groups[number]];
-    return { number, values, run, cell, label, id, text, group };
+    const settings = run.settings?.[values[place.get("protocol")]] ?? {};
+    return { number, values, run, cell, label, id, text, group, settings };
   });
   const columns = [...columnsOf(source, place)];
   for (const column of columns) column.isText = !rows.some((row) => typeof column.value(row) === "number");
@@ -133,6 +134,13 @@ function differingFields(reference, group) {
   const [mine, other] = [board.protocols[reference], board.protocols[group]];
   const names = [...new Set([...Object.keys(mine), ...Object.keys(other)])].filter((name) => mine[name] !== other[name]);
   return names.map((name) => `${fieldName(name)}: ${fieldValue(mine[name])}, here ${fieldValue(other[name])}`);
+}
+
+// As `differingFields`, of the settings of metrics that change this one; null if the rows may be compared by it.
+function differingSettings(reference, row, metric) {
+  const names = (metric.settings ?? []).filter((name) => reference.settings[name] !== row.settings[name]);
+  const words = names.map((name) => `${name}: ${fieldValue(reference.settings[name])}, here ${fieldValue(row.settings[name])}`);
+  return words.length ? words : null;
 }
 
 const fieldName = (name) => (name === "num_samples" ? "N" : name);

@@ -43,7 +43,7 @@ function drawPanel() {
   }
 }
 
-const contentsOf = ({ id, group, values: [, ...values] }) => [id, group, values]; // numbers of rows and runs may change
+const contentsOf = ({ id, group, settings, values: [, ...values] }) => [id, group, settings, values]; // numbers of rows and runs may change
 
 function fillSelect(id, choices, chosen) {
   const options = choices.map(([value, text]) => element("option", { value, selected: value === chosen }, text));
@@ -98,6 +98,8 @@ function difference(from, to, metric) {
   if (why) return none(`not comparable: ${inShort(why, 1)}`, why);
   const [a, b] = [metric.value(from), metric.value(to)];
   if (typeof a !== "number" || typeof b !== "number") return none("not scored");
+  const settings = differingSettings(from, to, metric);
+  if (settings) return none(`not comparable: ${inShort(settings, 1)}`, settings);
   const paired = pairedDifference(from, to, metric);
   if (typeof paired === "string") return none(paired);
   if (paired) return { value: paired[0], error: paired[1], how: "paired" };
@@ -148,7 +150,8 @@ function drawChart(picks) {
   const lines = x && y ? linesOf(picks).map(points) : [];
   const isEmpty = !lines.flat().length;
   byId("chart-part").hidden = isEmpty;
-  const isMixed = new Set(picks.map((row) => row.group)).size > 1;
+  const isOther = (row) => row.group !== picks[0].group || (y && differingSettings(picks[0], row, y));
+  const isMixed = picks.some(isOther);
   const note = isMixed ? " Cells of other protocols are drawn too, but are not comparable." : "";
   const bars = y?.error_means ? `Bars are ± ${y.error_means}.` : "";
   byId("chart-note").textContent = bars + note;

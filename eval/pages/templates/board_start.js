@@ -39,7 +39,7 @@ function historyOf({ title, nights }) {
 }
 
 function showDetails(row) {
-  const { run, group } = row;
+  const { run, group, settings } = row;
   const columns = board.columns.filter(({ kind }) => kind !== "text");
   byId("details-title").textContent = `${run.title}: ${row.label}`;
   byId("details-report").replaceChildren(linkTo(run.report, run.report ? "Report of this run" : "No report"));
@@ -48,7 +48,7 @@ function showDetails(row) {
       ["Time", `${shownTime(run.began)} to ${shownTime(run.ended)}`], ["Devices", run.devices.join(", ")],
       ["Models", run.models.join(", ")], ["taugrid", run.taugrid], ["Cell", row.cell]]),
     factList(columns.map((column) => [column.heading, shownIn(column, row)])),
-    factList(Object.entries(board.protocols[group] ?? {}).map(([name, value]) => [fieldName(name), value])));
+    factList(Object.entries({ ...board.protocols[group], ...settings }).map(([name, value]) => [fieldName(name), value])));
   byId("details").showModal();
 }
 

@@ -70,6 +70,7 @@ function saidOfAll() {
 function drawTable() {
   arrange();
   table.reference = pickedRows().length ? pickedRows()[0].group : table.largest;
+  table.beside = pickedRows().length ? [pickedRows()[0]] : table.rows.filter((row) => row.group === table.largest);
   const names = new Set(["run", ...(view.columns ?? defaultColumns())]);
   table.columns = board.columns.filter(({ name }) => names.has(name));
   table.active = table.rows.find((row) => row.id === table.active?.id) ?? null;
@@ -171,7 +172,16 @@ function runCell(row, number) {
 
 function cellOf(column, row) {
   const text = shownIn(column, row);
-  return element("td", { class: classOf(column), title: text.length > 20 ? text : null }, text);
+  const fields = differingFromReference(column, row);
+  const title = fields ? `Not comparable: ${fields.join("; ")}` : text.length > 20 ? text : null;
+  return element("td", { class: [classOf(column), fields && "other"].filter(Boolean).join(" ") || null, title }, text);
+}
+
+// The settings of a metric in which a row differs from the first one beside it that has a value; null: in none.
+function differingFromReference(column, row) {
+  if (!column.settings?.length || typeof column.value(row) !== "number") return null;
+  const reference = table.beside.find((other) => typeof column.value(other) === "number");
+  return reference ? differingSettings(reference, row, column) : null;
 }
 
 function drawCounts() {
