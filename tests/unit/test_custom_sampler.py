@@ -39,6 +39,7 @@ EXPERIMENT = PAGE.split("```yaml\n")[1].split("```")[0]
 
 BROKEN = """
 import random
+from itertools import pairwise
 import numpy as np
 import torch
 from taugrid.workers.samplers.sampler import Sampler
@@ -46,6 +47,18 @@ from taugrid.workers.samplers.sampler import Sampler
 def good(x, path, denoise, noise, settings):
     for point in path[:-1]:
         x = denoise(x, point).x0
+    return x
+
+def steps(x, path, denoise, noise, settings):
+    for a, b in pairwise(path):
+        found = denoise(x, a)
+        x = b.alpha * found.x0 + b.sigma * found.eps
+    return x
+
+def steps_in_place(x, path, denoise, noise, settings):
+    for a, b in pairwise(path):
+        found = denoise(x, a)
+        x = found.x0.mul_(b.alpha) + found.eps.mul_(b.sigma)
     return x
 
 def after(change):
@@ -170,6 +183,21 @@ def in_memory(name, indices=2):
 @pytest.mark.parametrize("name", ["learned", "guided"])
 def test_images_have_no_gradient(here, name):
     assert np.array_equal(in_memory(f"mine:{name}"), in_memory("mine:good"))
+
+
+class Half(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_sampler_may_change_a_prediction_in_place(here, prediction):
+    """The trial accepts it, so a network in inference mode must not refuse it."""
+    images = [
+        taugrid.sample(Half(), 2, shape=(1, 4, 4), steps=4, seed=0, sampler=name, diffusion={"prediction": prediction})
+        for name in ("mine:steps", "mine:steps_in_place")
+    ]
+    assert np.array_equal(*images)
 
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])
