@@ -87,6 +87,7 @@ own_generator = after(lambda x: x + torch.randn(x.shape, generator=torch.Generat
 entropy = after(lambda x: x + np.random.default_rng().random())
 shape = after(lambda x: x[:, :, 1:])
 dtype = after(lambda x: x.double())
+device = after(lambda x: x.to("meta"))
 float64 = after(lambda x: (torch.set_default_dtype(torch.float64), x.double())[1])
 threads = after(lambda x: (torch.set_num_threads(2), x)[1])
 deterministic = after(lambda x: (torch.use_deterministic_algorithms(True), x)[1])
@@ -155,9 +156,9 @@ def here(folder, asked_here):
 
 
 RULE_BREAKERS = """
-randn numpys pythons own_generator entropy keeps_state mean shape dtype nothing nan float64 threads deterministic
-matmul at_time_0 too_few_arguments NotANumber wrong_number no_number wrong_keys text_as_keys wrong_options NUMBER
-goood
+randn numpys pythons own_generator entropy keeps_state mean shape dtype device nothing nan float64 threads
+deterministic matmul at_time_0 too_few_arguments NotANumber wrong_number no_number wrong_keys text_as_keys
+wrong_options NUMBER goood
 """
 
 
