@@ -41,12 +41,7 @@ def run(job: SampleJob, device: Device) -> Result:
         return replace(sample_shard(job, latents, device, decode), evaluations=0)
     specs = [job.network] if job.guide is None else [job.network, job.guide]
     networks = [device.network(spec, job.diffusion, Arithmetic.of(job.settings)) for spec in specs]
-    result = sample_shard(job, networks[0], device, decode, *networks[1:])
-    calls = math.ceil(result.images / job.settings.batch_size) * job.nfe
-    if not device.compile_seconds or calls < 2:
-        return result
-    # Rates, and so remaining times, come from a time as if the first call, which compiled, had taken as long as others.
-    return replace(result, seconds=(result.seconds - device.compile_seconds) * calls / (calls - 1))
+    return sample_shard(job, networks[0], device, decode, *networks[1:])
 
 
 def kept_latents(job: SampleJob) -> Latents | None:
@@ -108,12 +103,18 @@ def sample_shard(
         except Stopped:
             if stop == first_new:
                 raise
+        calls = math.ceil((stop - first_new) / job.settings.batch_size) * job.nfe
+        seconds = clock.seconds
+        if device.compile_seconds and calls > 1:
+            # Rates, and so remaining times, come from a time as if the first call, which compiled, had taken as
+            # long as others. The next job resets `compile_seconds`, so it is read before that may begin.
+            seconds = (seconds - device.compile_seconds) * calls / (calls - 1)
         device.computed()
         writer.finish()
         created = part.commit_over(job.replaces)
     if sampled:
         device.last_sampled.add(job.path, part.digest, row_groups(job.start, writer.counts, sampled))
-    return Result.of(part, created, clock.seconds, stop - first_new)
+    return Result.of(part, created, seconds, stop - first_new)
 
 
 def _transfers(

@@ -39,6 +39,7 @@ EXPERIMENT = PAGE.split("```yaml\n")[1].split("```")[0]
 
 BROKEN = """
 import random
+from itertools import pairwise
 import numpy as np
 import torch
 from taugrid.workers.samplers.sampler import Sampler
@@ -46,6 +47,18 @@ from taugrid.workers.samplers.sampler import Sampler
 def good(x, path, denoise, noise, settings):
     for point in path[:-1]:
         x = denoise(x, point).x0
+    return x
+
+def steps(x, path, denoise, noise, settings):
+    for a, b in pairwise(path):
+        found = denoise(x, a)
+        x = b.alpha * found.x0 + b.sigma * found.eps
+    return x
+
+def steps_in_place(x, path, denoise, noise, settings):
+    for a, b in pairwise(path):
+        found = denoise(x, a)
+        x = found.x0.mul_(b.alpha) + found.eps.mul_(b.sigma)
     return x
 
 def after(change):
@@ -74,6 +87,7 @@ own_generator = after(lambda x: x + torch.randn(x.shape, generator=torch.Generat
 entropy = after(lambda x: x + np.random.default_rng().random())
 shape = after(lambda x: x[:, :, 1:])
 dtype = after(lambda x: x.double())
+device = after(lambda x: x.to("meta"))
 float64 = after(lambda x: (torch.set_default_dtype(torch.float64), x.double())[1])
 threads = after(lambda x: (torch.set_num_threads(2), x)[1])
 deterministic = after(lambda x: (torch.use_deterministic_algorithms(True), x)[1])
@@ -142,9 +156,9 @@ def here(folder, asked_here):
 
 
 RULE_BREAKERS = """
-randn numpys pythons own_generator entropy keeps_state mean shape dtype nothing nan float64 threads deterministic
-matmul at_time_0 too_few_arguments NotANumber wrong_number no_number wrong_keys text_as_keys wrong_options NUMBER
-goood
+randn numpys pythons own_generator entropy keeps_state mean shape dtype device nothing nan float64 threads
+deterministic matmul at_time_0 too_few_arguments NotANumber wrong_number no_number wrong_keys text_as_keys
+wrong_options NUMBER goood
 """
 
 
@@ -170,6 +184,21 @@ def in_memory(name, indices=2):
 @pytest.mark.parametrize("name", ["learned", "guided"])
 def test_images_have_no_gradient(here, name):
     assert np.array_equal(in_memory(f"mine:{name}"), in_memory("mine:good"))
+
+
+class Half(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_sampler_may_change_a_prediction_in_place(here, prediction):
+    """The trial accepts it, so a network in inference mode must not refuse it."""
+    images = [
+        taugrid.sample(Half(), 2, shape=(1, 4, 4), steps=4, seed=0, sampler=name, diffusion={"prediction": prediction})
+        for name in ("mine:steps", "mine:steps_in_place")
+    ]
+    assert np.array_equal(*images)
 
 
 @pytest.mark.parametrize("name", ["own_mean", "threshold", "power"])

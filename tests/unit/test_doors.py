@@ -304,6 +304,7 @@ def returning(change):
         lambda x: x.double(),
         lambda x: x.numpy(),
         lambda x: None,
+        lambda x: x.to("meta"),
     ],
 )
 def test_what_a_sampler_returns_is_checked_before_it_is_committed(sampler_of, tmp_path, change):

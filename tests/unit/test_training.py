@@ -123,6 +123,17 @@ def test_batches_are_noisy_images_of_the_dataset(tmp_path):
     assert 0 < sum(torch.equal(f, p) for f, p in pairs) < len(pairs)
 
 
+@pytest.mark.parametrize("device_bytes", [0, loop.DEVICE_BYTES])
+def test_a_batch_waits_for_nothing_that_the_device_computes(tmp_path, monkeypatch, device_bytes):
+    """A GPU would idle at each step while images are gathered for the next. From torch's device `meta`, no tensor can
+    be read at all. Patch: `draws.index.cpu()`."""
+    monkeypatch.setattr(loop, "DEVICE_BYTES", device_bytes)
+    spec = with_classes(a_spec(tmp_path, flip=True, antithetic=True, label_dropout=0.3))
+    on_meta = Batches(spec, 0, 1, "meta")[5]
+    assert {each.device.type for each in on_meta} == {"meta"}
+    assert [(each.shape, each.dtype) for each in on_meta] == [(each.shape, each.dtype) for each in batches(spec)[5]]
+
+
 def pixels(images):
     return ((images + 1) * 127.5).round().byte()
 

@@ -299,6 +299,20 @@ def test_a_network_in_half_precision_is_sampled_if_it_casts(half):
     assert taugrid.sample(lambda x, t: network(x.to(half)).float(), 1, shape=(1, 4, 4), steps=2).shape == (1, 4, 4)
 
 
+def test_a_function_in_memory_may_need_gradients():
+    """Such as an energy model, which predicts a gradient of its own."""
+
+    def gradient(x, t):
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad((x**2).sum() / 2, x)[0]
+
+    of_gradient, of_x = (
+        taugrid.sample(network, 2, shape=(1, 4, 4), steps=3, seed=0) for network in (gradient, lambda x, t: x)
+    )
+    assert np.array_equal(of_gradient, of_x)
+
+
 def test_a_network_in_memory_computes_in_the_precision_that_is_asked_for():
     types = []
 

@@ -120,6 +120,8 @@ class Denoise:
         with torch.no_grad():
             x = x if scaling is None else scaling.into * x
             output = self._network(x, at, condition)
+            if output.is_inference():
+                output = output.clone()  # outside of inference mode, so that a sampler may change it in place
             if how is None or not how.guides(at):
                 return output
             self.guided_calls += 1

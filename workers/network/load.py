@@ -63,22 +63,23 @@ def network_in_memory(made: Any) -> Iterator[Denoiser]:
     """`made`, an `nn.Module` or a function of x and time indices, for inference within the context, where it is.
 
     If it takes labels (`conditions_in_memory`), they are its third argument. A module is in evaluation mode meanwhile,
-    and left as it was. Of diffusers' outputs, the `.sample` is taken. Every output is `custom.checked`.
-    `CustomCodeError` if `made` is not callable; calling it can raise the same."""
+    called in inference mode, and left as it was. A function may need gradients, so it is called as it is. Of diffusers'
+    outputs, the `.sample` is taken. Every output is `custom.checked`. `CustomCodeError` if `made` is not callable;
+    calling it can raise the same."""
     if not callable(made) or isinstance(made, type):
         raise CustomCodeError(f"a model is a folder, a mapping, or a network to be called, not {made!r}")
     name = type(made).__name__
 
-    @torch.inference_mode()
     def network(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         output = made(x, t, *labels)
         return custom.checked(getattr(output, "sample", output), x, name)
 
-    modes = [(part, part.training) for part in made.modules()] if isinstance(made, nn.Module) else []
-    if modes:
+    is_module = isinstance(made, nn.Module)
+    modes = [(part, part.training) for part in made.modules()] if is_module else []
+    if is_module:
         made.eval()
     try:
-        yield FromTimes(network)
+        yield FromTimes(torch.inference_mode()(network) if is_module else network)
     finally:
         for part, mode in modes:  # each its own: `train` would set those that the caller has frozen, too
             part.training = mode

@@ -252,8 +252,10 @@ def sample_batch(
         x_T = scale * x_T
     with torch.no_grad():
         x0 = sampler.sample(x_T, visited, denoise, noise, with_defaults(settings, sampler))
-    wanted = f"{tuple(x_T.shape)} {x_T.dtype}"
-    found = f"{tuple(x0.shape)} {x0.dtype}" if isinstance(x0, torch.Tensor) else type(x0).__name__
+    wanted = f"{tuple(x_T.shape)} {x_T.dtype} on {x_T.device}"
+    found = type(x0).__name__
+    if isinstance(x0, torch.Tensor):
+        found = f"{tuple(x0.shape)} {x0.dtype} on {x0.device}"
     if found != wanted:
         raise SamplerFault(
             f"`sample` of the sampler {name} returns {found}, but must return images like its x: {wanted}"

@@ -24,6 +24,7 @@ from taugrid.workers import schedules
 from taugrid.workers.accelerator.arithmetic import kind_of, prepare_training
 from taugrid.workers.accelerator.hardware import start_gpu
 from taugrid.workers.accelerator.policy import policy
+from taugrid.workers.accelerator.transfer import to_device
 from taugrid.workers.data.load import load_known_images, load_known_labels
 from taugrid.workers.device import OomCounter, set_up
 from taugrid.workers.diffusion import noise
@@ -84,10 +85,12 @@ class Batches:
         size = spec.train.batch_size
         self._seed, self._flip, self._shape = spec.train.seed, spec.train.flip, spec.data.image_shape
         self._antithetic = spec.train.antithetic
-        self._positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size, device=device)
+        positions = torch.arange(rank * size // world_size, (rank + 1) * size // world_size)
+        self._device, self._positions = device, positions.to(device)
         self._images = load_known_images(spec.data, spec.data_sha256)
         fits = device != "cpu" and self._images.nbytes <= DEVICE_BYTES
         self._on_device = torch.tensor(self._images, device=device) if fits else None
+        self._draw_positions = self._positions if fits else positions  # beside the images
         self._process = schedules.process(spec.diffusion)
         self._classes, self._label_dropout = spec.unet.num_classes, spec.train.label_dropout
         self._labels: Tensor | None = None
@@ -98,12 +101,15 @@ class Batches:
     def __getitem__(self, step: int) -> TrainingBatch:
         """The images of `step` = 0, 1, ... with noise added to them."""
         process, num_images = self._process, len(self._images)
-        draws = noise.training_draws(self._seed, step, self._positions, num_images, process.timesteps, self._antithetic)
-        t = process.drawn_time(draws.t)
+        draws = noise.training_draws(
+            self._seed, step, self._draw_positions, num_images, process.timesteps, self._antithetic
+        )
         if self._on_device is not None:
             pixels = self._on_device[draws.index]
-        else:
-            pixels = torch.from_numpy(self._images[draws.index.cpu().numpy()]).to(draws.index.device)
+        else:  # nothing is read from a GPU, which still computes the step before
+            pixels = to_device(torch.from_numpy(self._images[draws.index.numpy()]), self._device)
+            draws = noise.TrainingDraws(*(to_device(draw, self._device) for draw in draws))
+        t = process.drawn_time(draws.t)
         x0 = pixels.float() / 127.5 - 1
         if self._flip:
             x0 = torch.where(draws.flip[:, None, None, None], x0.flip(-1), x0)
