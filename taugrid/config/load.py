@@ -103,12 +103,16 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
         node = merged
         if parents[:1] == ["grid"]:
             parents, last = ["grid"], key.removeprefix("grid.")  # a grid key may itself contain dots
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             below = node.get(parent)
-            if isinstance(below, list) and below:
-                raise UserError(f"--set {key}: {parent} is a list; set the whole list, as in --set '{parent}=[...]'")
-            if not isinstance(below, dict):
+            path = ".".join(parents[:depth])
+            if below is None or below == []:
                 node[parent] = {}
+            elif isinstance(below, list):
+                raise UserError(f"--set {key}: {path} is a list; set the whole list, as in --set '{path}=[...]'")
+            elif not isinstance(below, dict):
+                remedy = f"set all of it, as in --set '{path}={{...}}'"
+                raise UserError(f"--set {key}: {path} is {below!r}, not a section; {remedy}")
             node = node[parent]
         node[last] = value
     return merged

@@ -32,6 +32,8 @@ def test_set_takes_yaml_values_and_reaches_into_sections():
     assert merged["grid"] == {"steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}
     assert merged["sample"] == {"num_samples": 5}
     assert "sample" not in MINIMAL, "merging must not change what it was given"
+    empty = {"sample": None, "grid": []}
+    assert merge(empty, ["sample.steps=5", "grid.eta=[0.0]"]) == {"sample": {"steps": 5}, "grid": {"eta": [0.0]}}
 
 
 ANCHORED = """
