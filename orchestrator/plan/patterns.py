@@ -69,7 +69,7 @@ def _pattern(value: Any) -> tuple[str, int | None] | None:
         newest, text = value.get("newest"), value.get("of")
         if set(value) != {"newest", "of"} or type(newest) is not int or newest < 1 or not isinstance(text, str):
             raise UserError(f"grid: {KEY}: {dict(value)} must be a path, a pattern, or {{newest: 3, of: PATTERN}}")
-        return str(Path(text).expanduser().absolute()), newest
+        return text, newest
     if isinstance(value, str) and glob.has_magic(value) and not Path(value).exists():
         return value, None
     return None

@@ -33,7 +33,7 @@ class Code(NamedTuple):
         arguments = {"module": self.name.partition(":")[0]}
         source = ask("taugrid.workers.custom.source:find_source", arguments, self.name, "be found")["sha256"]
         try:
-            weights = None if self.weights is None else file_sha256(Path(self.weights).expanduser())
+            weights = None if self.weights is None else file_sha256(Path(self.weights))
         except OSError:
             return None
         return None if source is None else json_sha256({"name": self.name, "source": source, "weights": weights})

@@ -12,8 +12,9 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
+from taugrid.config.section import absolute_path
 from taugrid.errors import UserError, joined_lines
-from taugrid.grids import values_by_key, with_values
+from taugrid.grids import CHECKPOINT, PATHS, values_by_key, with_values
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
@@ -21,6 +22,8 @@ from taugrid.words import did_you_mean, with_controls
 USER_PREFIX = "x-"  # prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors
 CONFIG_NAME = "config.json"  # of a run directory: a file of this name is the directory's, not the user's own
 MODEL_PATHS = ("checkpoint", "weights", "guide", "vae")  # keys of `model`
+PATH_KEYS = ("data.root", "evaluate.weights", "cluster.scratch", *(f"model.{key}" for key in MODEL_PATHS))
+INNER_PATHS = {"labels": "parquet", CHECKPOINT: "of"}  # key -> the key of a path in it, where it is a mapping
 
 Given = str | Mapping[str, Any]  # a config: the name of one (see `find`), or its content
 Override = str | tuple[str, Any]  # `key=value` as --set takes it, or a key and its value
@@ -188,8 +191,7 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 def _completed(config: Config) -> Config:
     """`config` with what it leaves to others, so that config.json means the same everywhere.
 
-    Paths of models, labels and the reference become absolute, seeds are the config's, and a reference that is another
-    split of `data` has its root.
+    Paths become absolute, seeds are the config's, and a reference that is another split of `data` has its root.
     """
 
     def absolute(key: str, values: list[Any]) -> list[Any]:
@@ -197,37 +199,38 @@ def _completed(config: Config) -> Config:
 
     grid = [with_values(mapping, absolute) for mapping in config.grid]
     paths = {key: _absolute(f"model.{key}", getattr(config.model, key)) for key in MODEL_PATHS}
+    weights = _absolute("evaluate.weights", config.evaluate.weights)
+    scratch = _absolute("cluster.scratch", config.cluster.scratch)
     data, reference, labels = config.data, config.evaluate.reference, config.sample.labels
     if isinstance(reference, Data):
         if reference.name == data.name and reference.root is None:
             reference = reference.model_copy(update={"root": data.root})
-    elif reference is not None and Path(reference).expanduser().exists():  # else a data set's name
-        reference = _absolute_path(reference)
+    elif reference is not None and Path(absolute_path(reference)).exists():  # else a data set's name
+        reference = absolute_path(reference)
     if isinstance(labels, LabelColumn):
-        labels = labels.model_copy(update={"parquet": _absolute_path(labels.parquet)})
+        labels = labels.model_copy(update={"parquet": absolute_path(labels.parquet)})
     sample = config.sample.model_copy(update={"labels": labels})
     sections = {
         "model": config.model.model_copy(update=paths),
         "train": _with_seed(config.train, config.seed),
         "sample": _with_seed(sample, config.seed),
-        "evaluate": config.evaluate.model_copy(update={"reference": reference}),
+        "evaluate": config.evaluate.model_copy(update={"reference": reference, "weights": weights}),
+        "cluster": config.cluster.model_copy(update={"scratch": scratch}),
     }
     return config.model_copy(update={"grid": grid, **sections})
 
 
 def _absolute(key: str, value: Any) -> Any:
-    """The value of a key of the grid, with an absolute path if it holds one. An id on the hub stays as it is, unless a
-    folder has that name."""
-    if key == "labels" and isinstance(value, dict) and isinstance(value.get("parquet"), str):
-        return {**value, "parquet": _absolute_path(value["parquet"])}
-    if key not in [f"model.{name}" for name in MODEL_PATHS] or not isinstance(value, str):
+    """The value of a key, with an absolute path if it holds one. A URL stays as it is, and so does an id on the hub,
+    unless a folder has that name."""
+    inner = INNER_PATHS.get(key)
+    if isinstance(value, dict) and isinstance(value.get(inner), str):
+        return {**value, inner: absolute_path(value[inner])}
+    if key not in PATH_KEYS or not isinstance(value, str):
         return value
-    is_on_hub = key != "model.weights" and is_hub_id(value) and not Path(value).exists()
-    return value if is_on_hub else _absolute_path(value)
-
-
-def _absolute_path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    is_url = key == "data.root" and "://" in value
+    is_on_hub = key in PATHS and is_hub_id(value) and not Path(value).exists()
+    return value if is_url or is_on_hub else absolute_path(value)
 
 
 def _with_seed(section: S, seed: int) -> S:

@@ -1,13 +1,12 @@
 """`data`, `model`, `diffusion` and `train`: the images, the network, its process, and how it is trained."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from taugrid.config.sample import Spacing, Times
-from taugrid.config.section import Positive, Section, Seed, either
+from taugrid.config.section import Positive, Section, Seed, absolute_path, either
 from taugrid.registry.datasets import DATASETS, KEYS, Dataset
 from taugrid.words import did_you_mean
 
@@ -84,7 +83,7 @@ class Data(Section):
     def _root_is_absolute(cls, root: str | None) -> str | None:
         if root is None or "://" in root:
             return root
-        return str(Path(root).expanduser().absolute())  # Ray's workers change directory
+        return absolute_path(root)
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> "Data":

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +13,14 @@ from taugrid.words import did_you_mean
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def absolute_path(path: str) -> str:
+    """The path as it means the same everywhere: Ray's workers, and later commands, run in other folders."""
+    expanded = Path(path)
+    with suppress(RuntimeError):  # ~user, of whom this machine does not know
+        expanded = expanded.expanduser()
+    return str(expanded.absolute())
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:

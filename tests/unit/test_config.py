@@ -1,4 +1,4 @@
-from pathlib import Path
+import json
 from typing import get_args
 
 import pytest
@@ -116,8 +116,37 @@ def test_seeds_that_are_given_stay_whatever_the_top_level_one_is(tmp_path):
     assert (config.train.seed, config.sample.seed) == (5, 3)
 
 
-def test_the_root_of_data_means_the_same_folder_from_everywhere():
-    assert load(MINIMAL | {"data": {"name": "fashion-mnist", "root": "x"}}).data.root == str(Path("x").absolute())
+RELATIVE = """
+name: x
+data: {name: fashion-mnist, root: runs/x/images}
+model: {checkpoint: runs/x/network, guide: runs/x/guide, vae: runs/x/vae}
+sample: {labels: {parquet: runs/x/labels.parquet, column: c}}
+evaluate: {weights: runs/x/extractor, reference: runs/x}
+cluster: {scratch: runs/x/scratch}
+grid:
+- data.root: [runs/x/images]
+  model.checkpoint: [runs/x/network, "runs/x/*", {newest: 3, of: runs/x/step-*}]
+  model.guide: [runs/x/guide]
+  zip: {model.vae: [runs/x/vae], labels: [{parquet: runs/x/labels.parquet, column: c}]}
+- model.checkpoint: [null]
+  model.callable: ["m:f"]
+  model.weights: [runs/x/weights]
+"""
+"""A config with each key that is a path, in its section and in the grid."""
+
+
+def test_a_path_means_the_same_from_everywhere(loaded, tmp_path, monkeypatch):
+    """A run directory's config.json may be opened from another folder, and `submit` sends it to another machine."""
+    (tmp_path / "runs/x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = loaded(RELATIVE)
+    absolute = RELATIVE.replace("runs/x", f"{tmp_path}/runs/x")
+    assert config.recorded == loaded(absolute).recorded
+    assert json.dumps(config.recorded).count(f"{tmp_path}/runs/x") == absolute.count(str(tmp_path))
+
+
+def test_a_path_below_an_unknown_home_stays_one():
+    assert load(MINIMAL | {"cluster": {"scratch": "~nobody-here/x"}}).cluster.scratch.endswith("/~nobody-here/x")
 
 
 def test_metrics_get_all_of_their_settings():
