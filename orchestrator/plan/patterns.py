@@ -40,7 +40,7 @@ def resolve_patterns(
     notes: list[str] = []
 
     def resolved(key: str, values: list[Any]) -> list[Any]:
-        found: dict[Any, None] = {}
+        found: list[Any] = []
         for value in values if key == KEY else ():
             pattern = _pattern(value)
             folders = [value] if pattern is None else _folders(*pattern, known, stay, notes)
@@ -50,8 +50,8 @@ def resolve_patterns(
                         f"grid: {KEY}: no checkpoint matches {pattern[0]}; give a pattern of diffusers folders"
                     )
                 folders = [pattern[0]]
-            found |= dict.fromkeys(folders)
-        return list(found) if key == KEY else values
+            found += [folder for folder in folders if folder not in found]
+        return found if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
     return config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes)

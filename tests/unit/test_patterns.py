@@ -121,7 +121,10 @@ def test_names_without_numbers_have_no_training_steps():
     assert training_steps(["a/step-10", "b/step-20"]) is None
 
 
-@pytest.mark.parametrize("value", [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}, "y/*"])
+BAD = [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}, "y/*", ["x"]]
+
+
+@pytest.mark.parametrize("value", BAD)
 def test_a_bad_wish_and_a_pattern_that_nothing_matches_are_refused(training, value):
     with raises(UserError):
         opened(training, value)
