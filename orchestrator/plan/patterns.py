@@ -8,7 +8,7 @@ import fnmatch
 import glob
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _pattern(value: Any) -> tuple[str, int | None] | None:
 
 
 def _folders(pattern: str, newest: int | None, recorded: list[str], stay: bool, notes: list[str]) -> list[str]:
-    before = [path for path in recorded if fnmatch.fnmatch(path, pattern)]
+    before = [path for path in recorded if _matches(Path(path).parts, Path(pattern).parts)]
     if stay and before:
         return sorted(before, key=natural)
     whole = Path(pattern)
@@ -88,6 +88,15 @@ def _folders(pattern: str, newest: int | None, recorded: list[str], stay: bool, 
         notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
     chosen = ready if newest is None else ready[-newest:]
     return _once_each(sorted({*chosen, *before}, key=natural), notes)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether `glob` would find a path by a pattern, both in parts, if it is still there: `*` stays within a folder."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _once_each(paths: list[str], notes: list[str]) -> list[str]:

@@ -130,6 +130,20 @@ def test_a_bad_wish_and_a_pattern_that_nothing_matches_are_refused(training, val
         opened(training, value)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [("*", False), ("*/step-*", True), ("**", True), ("**/step-*", True), ("x/**/step-*", True), ("y/**", False)],
+)
+def test_a_recorded_checkpoint_stays_only_if_the_pattern_would_find_it(training, pattern, matches):
+    """The star of a pattern stays within a folder."""
+    for folder in ("final", "y/final"):
+        settled(checkpoint(training / folder, 0.2))
+    gone = str(training / "x/step-80")
+    given = load(str(config(training / "c.yaml", f"{training}/{pattern}")))
+    named = resolve_patterns(given, [gone])[0].grid[0]["model.checkpoint"]
+    assert (gone in named) == matches
+
+
 def test_of_the_newest_those_that_were_evaluated_before_stay(training):
     given = load(str(config(training / "c.yaml", {"newest": 1, "of": str(training / "x/step-*")})))
     before = str(training / "x/step-90")
