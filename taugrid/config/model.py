@@ -163,6 +163,10 @@ class Diffusion(Section):
             return "edm with sigma from {:g} to {:g}, rho {:g}, sigma_data {:g}".format(*ends, *shape)
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
+        if self.schedule in ("cosine", "jsd"):  # which use neither end
+            return f"{self.schedule} betas"
+        if self.schedule == "constant":
+            return f"constant betas of {self.beta_end:g}"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
 
     @property
