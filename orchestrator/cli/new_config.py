@@ -8,9 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, get_args
 
-import yaml
-
 from taugrid.config import Config, Data, Diffusion, ModelSection, validate
+from taugrid.config.load import from_yaml, to_yaml
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
 from taugrid.orchestrator.plan.sections import diffusion_section
@@ -131,7 +130,7 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
         metrics=_yaml(["fid", "isc", "kid"] if extractor.logits_layer else ["fid", "kid"]),
         all_metrics=", ".join(METRICS),
     )
-    validate(Config, yaml.safe_load(text), "init")
+    validate(Config, from_yaml(text), "init")
     return text
 
 
@@ -141,7 +140,7 @@ def _size(shape: Shape | None) -> str:
 
 def _yaml(value: Any) -> str:
     """A value on one line."""
-    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+    return to_yaml([value], default_flow_style=True, width=10**6).strip()[1:-1]
 
 
 def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) -> tuple[dict[str, Any], str]:

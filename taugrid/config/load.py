@@ -12,7 +12,7 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
-from taugrid.config.section import absolute_path
+from taugrid.config.section import EXPONENT, absolute_path
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids import CHECKPOINT, PATHS, values_by_key, with_values
 from taugrid.run_id import is_run_directory
@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         root, storage = open_place(str(path.parent), "CONFIG") if is_url(str(path)) else (path.parent, LOCAL)
         text = storage.read(root / path.name).decode("utf-8")
-        values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
+        values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else from_yaml(text)
     except UnicodeDecodeError:
         raise UserError(f"can't read {path}: it is not text, so no config") from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
@@ -94,8 +94,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _from_yaml(text: str) -> Any:
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+
+
+def from_yaml(text: str) -> Any:
+    """The value that a text in YAML means; `yaml.YAMLError` if it is none."""
     return yaml.load(text, _Loader)
+
+
+def to_yaml(value: Any, **style: Any) -> str:
+    """A value as YAML that `from_yaml` reads back; `style` is PyYAML's."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
+    return text
 
 
 def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def _key_and_value(assignment: Override) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
     try:
-        return key.strip(), _from_yaml(text)
+        return key.strip(), from_yaml(text)
     except yaml.YAMLError as error:
         reason = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
         raise UserError(f"--set {key}: {text!r} is not a YAML value{reason}") from None

@@ -64,8 +64,8 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     return validated
 
 
-_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")  # a number such as 2e-4, which is text in YAML 1.1
-
+EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
+"""A number such as 2e-4 or 8.0e1, which is text in YAML 1.1."""
 
 Keys = tuple[str, ...]
 
@@ -79,7 +79,7 @@ def _mistaken_for_numbers(given: Any, made: Any, keys: Keys = ()) -> Iterator[tu
         for value, one in zip(given, made, strict=False):
             yield from _mistaken_for_numbers(value, one, keys)
     elif isinstance(made, int | float):
-        is_text = isinstance(given, str) and not _EXPONENT.fullmatch(given)
+        is_text = isinstance(given, str) and not EXPONENT.match(given)
         if is_text or isinstance(given, bool) != isinstance(made, bool):
             yield keys, given, "true or false" if isinstance(made, bool) else "a number"
 

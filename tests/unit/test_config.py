@@ -6,8 +6,9 @@ import yaml
 
 from taugrid.config import Config, Diffusion, Evaluate, validate
 from taugrid.config import schema as config_schema
-from taugrid.config.load import find, load, merge
+from taugrid.config.load import find, load, merge, to_yaml
 from taugrid.config.sample import Spacing
+from taugrid.grids import points
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.workers.diffusion import schedule, timesteps
@@ -56,6 +57,31 @@ def test_top_level_keys_that_begin_with_x_hold_anchors_and_are_ignored(loaded):
 def test_yaml_s_merge_key_may_repeat_what_it_overrides(loaded):
     config = loaded("name: x\ngrid:\n  - &a {steps: [5], eta: [0.0]}\n  - {<<: *a, eta: [1.0]}\n")
     assert config.grid == [{"steps": [5], "eta": [0.0]}, {"steps": [5], "eta": [1.0]}]
+
+
+EXPONENTS = """
+name: x
+diffusion: {process: edm, sigma_max: 8.0e1}
+train: {learning_rate: 2e-4}
+sample: {steps: 1E+1}
+grid: {eta: [5e-1, .25e0, 1.e0], exclude: {eta: 0.5}}
+"""
+
+
+def test_a_number_may_have_an_exponent_without_a_sign_or_a_point(loaded):
+    """YAML 1.1, which PyYAML reads, wants both."""
+    config = loaded(EXPONENTS, "sample.guidance=1.5e0")
+    values = (config.diffusion.sigma_max, config.train.learning_rate, config.sample.steps, config.sample.guidance)
+    assert values == (80.0, 2e-4, 10, 1.5)
+    assert config.grid[0]["eta"] == [0.5, 0.25, 1.0]
+    assert [point["eta"] for point in points(config.grid[0])] == [0.25, 1.0]
+    from_python = load(yaml.safe_load(EXPONENTS) | {"sample": {}, "grid": {}})
+    assert (from_python.diffusion, from_python.train) == (config.diffusion, config.train)
+
+
+def test_a_text_that_looks_like_a_number_stays_one_in_what_taugrid_writes(loaded):
+    config = loaded("name: '8.0e1'\ncluster: {label_selector: {zone: '2e4'}}")
+    assert loaded(to_yaml(config.recorded)) == config
 
 
 def parts(schema, key):
