@@ -336,12 +336,10 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
     Examples:
         taugrid config show digits --set seed=1  # every key, with its value
     """
-    import yaml
-
-    from taugrid.config.load import load
+    from taugrid.config.load import load, to_yaml
 
     values = load(config, assignments).model_dump(mode="json")
-    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).rstrip()
+    text = to_yaml(values, default_flow_style=None, width=100).rstrip()
     print_value(values, as_json, lambda _: text)
 
 

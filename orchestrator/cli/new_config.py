@@ -8,9 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, get_args
 
-import yaml
-
 from taugrid.config import Config, Data, Diffusion, ModelSection, validate
+from taugrid.config.load import from_yaml, to_yaml
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
 from taugrid.orchestrator.plan.sections import diffusion_section
@@ -34,7 +33,7 @@ TEXT = """\
 # Written by `taugrid init`. Next: `taugrid plan FILE` says what it costs, and `taugrid run FILE` runs it.
 # For an editor that knows all keys: `taugrid config schema > schema.json` here, and this as the first line:
 # `# yaml-language-server: $schema=schema.json`
-name: {name}  # without --out, a run is in runs/{name}
+name: {name}  # without --out, a run is in runs/{folder}
 
 # What a network learns, and what samples are compared with.{about_data}
 data: {data}
@@ -104,6 +103,8 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
     oracle = images.name if checkpoint is None and images.name in ORACLES and not trains else None
     extractor = EXTRACTORS[images.dataset.extractor or INCEPTION]
     source = Path(checkpoint or images.full_name.replace("/", "-")).name
+    folder = name or re.sub(r"[^\w.-]+", "-", source).strip("-._") or "mine"
+    validate(Config, {"name": folder}, "init")  # a comment has it too, which another name could end
     pixels = prod(images.image_shape if loaded is None else loaded.network_shape)
     process = diffusion_section(Diffusion(), Diffusion() if loaded is None else loaded.diffusion)
     is_assumed = loaded is not None and loaded.diffusion == Diffusion()
@@ -112,7 +113,8 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
     about_process = process.in_words + (f", shift {shift:g}" if shift else "") + doubt
     has_classes = oracle == "classes" or (loaded is not None and loaded.conditions is not None)
     text = TEXT.format(
-        name=name or re.sub(r"[^\w.-]+", "-", source).strip("-._") or "mine",
+        name=_yaml(folder),
+        folder=folder,
         about_data=about and f"\n# {about}",
         data=_yaml(section),
         model=_unet(images.image_shape)
@@ -128,7 +130,7 @@ def new_config(checkpoint: str | None, data: str | None, trains: bool, name: str
         metrics=_yaml(["fid", "isc", "kid"] if extractor.logits_layer else ["fid", "kid"]),
         all_metrics=", ".join(METRICS),
     )
-    validate(Config, yaml.safe_load(text), "init")
+    validate(Config, from_yaml(text), "init")
     return text
 
 
@@ -138,7 +140,7 @@ def _size(shape: Shape | None) -> str:
 
 def _yaml(value: Any) -> str:
     """A value on one line."""
-    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+    return to_yaml([value], default_flow_style=True, width=10**6).strip()[1:-1]
 
 
 def _data(given: str | None, loaded: Checkpoint | None, checkpoint: str | None) -> tuple[dict[str, Any], str]:

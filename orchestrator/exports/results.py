@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from taugrid import __version__
+from taugrid.config.load import to_yaml
 from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import Row, shown_columns, with_notes
 from taugrid.eval.tables.quality import QualityTable
@@ -109,9 +110,7 @@ def config_block(run: Run) -> str:
 
 def fenced(values: Mapping[str, Any]) -> str:
     """Values as a block of YAML in Markdown."""
-    text = yaml.safe_dump(
-        json.loads(json.dumps(values)), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
-    )
+    text = to_yaml(json.loads(json.dumps(values)), default_flow_style=None, width=100, allow_unicode=True)
     return f"~~~~~~yaml\n{text}~~~~~~"
 
 

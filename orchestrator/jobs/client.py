@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import yaml
-
 import taugrid
 from taugrid.config import Config
+from taugrid.config.load import to_yaml
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.cluster import (
@@ -198,7 +197,7 @@ def pack_job(config: Config, folder: Path, ships: bool) -> None:
     """Fill the empty `folder` with the files that a job of `config` needs; `ships` adds this taugrid. Raises
     `UserError` if a module that the config names can't be found, or the modules are too large."""
     values = config.recorded
-    (folder / f"{config.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    (folder / f"{config.name}.yaml").write_text(to_yaml(values), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(ENTRY), folder / ENTRY)
     files: dict[str, SourceFile] = {}
     for code in custom_code(config):

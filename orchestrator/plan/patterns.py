@@ -8,7 +8,7 @@ import fnmatch
 import glob
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def resolve_patterns(
     notes: list[str] = []
 
     def resolved(key: str, values: list[Any]) -> list[Any]:
-        found: dict[Any, None] = {}
+        found: list[Any] = []
         for value in values if key == KEY else ():
             pattern = _pattern(value)
             folders = [value] if pattern is None else _folders(*pattern, known, stay, notes)
@@ -50,8 +50,8 @@ def resolve_patterns(
                         f"grid: {KEY}: no checkpoint matches {pattern[0]}; give a pattern of diffusers folders"
                     )
                 folders = [pattern[0]]
-            found |= dict.fromkeys(folders)
-        return list(found) if key == KEY else values
+            found += [folder for folder in folders if folder not in found]
+        return found if key == KEY else values
 
     grid = [with_values(mapping, resolved) for mapping in config.grid]
     return config if grid == config.grid else config.model_copy(update={"grid": grid}), tuple(notes)
@@ -69,14 +69,14 @@ def _pattern(value: Any) -> tuple[str, int | None] | None:
         newest, text = value.get("newest"), value.get("of")
         if set(value) != {"newest", "of"} or type(newest) is not int or newest < 1 or not isinstance(text, str):
             raise UserError(f"grid: {KEY}: {dict(value)} must be a path, a pattern, or {{newest: 3, of: PATTERN}}")
-        return str(Path(text).expanduser().absolute()), newest
+        return text, newest
     if isinstance(value, str) and glob.has_magic(value) and not Path(value).exists():
         return value, None
     return None
 
 
 def _folders(pattern: str, newest: int | None, recorded: list[str], stay: bool, notes: list[str]) -> list[str]:
-    before = [path for path in recorded if fnmatch.fnmatch(path, pattern)]
+    before = [path for path in recorded if _matches(Path(path).parts, Path(pattern).parts)]
     if stay and before:
         return sorted(before, key=natural)
     whole = Path(pattern)
@@ -88,6 +88,15 @@ def _folders(pattern: str, newest: int | None, recorded: list[str], stay: bool, 
         notes.append(f"{KEY}: passed over, because still being written or not complete: {names}; run again later")
     chosen = ready if newest is None else ready[-newest:]
     return _once_each(sorted({*chosen, *before}, key=natural), notes)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether `glob` would find a path by a pattern, both in parts, if it is still there: `*` stays within a folder."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _once_each(paths: list[str], notes: list[str]) -> list[str]:

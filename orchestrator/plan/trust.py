@@ -33,21 +33,23 @@ class Code(NamedTuple):
         arguments = {"module": self.name.partition(":")[0]}
         source = ask("taugrid.workers.custom.source:find_source", arguments, self.name, "be found")["sha256"]
         try:
-            weights = None if self.weights is None else file_sha256(Path(self.weights).expanduser())
+            weights = None if self.weights is None else file_sha256(Path(self.weights))
         except OSError:
             return None
         return None if source is None else json_sha256({"name": self.name, "source": source, "weights": weights})
 
 
 def custom_code(config: Config) -> list[Code]:
-    """The custom code that a config names, each with every file of weights that it may be given."""
+    """The custom code that a config names, each with every file of weights that it may be given. Values of the grid
+    that are no texts are skipped: no plan is made with them."""
     codes = []
     for values in map(values_by_key, config.grid or [{}]):
         names = values.get("model.callable", [config.model.callable])
         weights = values.get("model.weights", [config.model.weights])
-        codes += [Code("model.callable", name, file) for name in names if name is not None for file in weights]
-        named = values.get("sampler", [config.sample.sampler])
-        codes += [Code("sample.sampler", name, None) for name in named if ":" in name and is_custom(name)]
+        files = [file for file in weights if file is None or isinstance(file, str)]
+        codes += [Code("model.callable", name, file) for name in names if isinstance(name, str) for file in files]
+        samplers = [name for name in values.get("sampler", [config.sample.sampler]) if isinstance(name, str)]
+        codes += [Code("sample.sampler", name, None) for name in samplers if ":" in name and is_custom(name)]
     extractor = config.evaluate.extractor
     if extractor is not None and ":" in extractor:
         codes.append(Code("evaluate.extractor", extractor, config.evaluate.weights))

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from taugrid.config import Config
+from taugrid.config.load import to_yaml
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.by_label import LabelTable
@@ -69,7 +68,7 @@ def write_page(run: Run, missing: Mapping[str, str] = {}) -> list[str]:
         pictures=list(_pictures(plan.labels | {group.name: group.title for group in groups}, rundir)),
         made=_made(plan, rundir),
         provenance=_provenance(plan, rundir),
-        config=yaml.safe_dump(reproducing(config), sort_keys=False, allow_unicode=True),
+        config=to_yaml(reproducing(config), allow_unicode=True),
         warnings=[*_unscored(plan, document, missing), *notes],
     )
     with replacing(rundir.report, rundir.storage) as temporary:

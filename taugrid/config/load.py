@@ -12,8 +12,9 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
+from taugrid.config.section import EXPONENT, absolute_path
 from taugrid.errors import UserError, joined_lines
-from taugrid.grids import values_by_key, with_values
+from taugrid.grids import CHECKPOINT, PATHS, values_by_key, with_values
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
@@ -21,6 +22,8 @@ from taugrid.words import did_you_mean, with_controls
 USER_PREFIX = "x-"  # prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors
 CONFIG_NAME = "config.json"  # of a run directory: a file of this name is the directory's, not the user's own
 MODEL_PATHS = ("checkpoint", "weights", "guide", "vae")  # keys of `model`
+PATH_KEYS = ("data.root", "evaluate.weights", "cluster.scratch", *(f"model.{key}" for key in MODEL_PATHS))
+INNER_PATHS = {"labels": "parquet", CHECKPOINT: "of"}  # key -> the key of a path in it, where it is a mapping
 
 Given = str | Mapping[str, Any]  # a config: the name of one (see `find`), or its content
 Override = str | tuple[str, Any]  # `key=value` as --set takes it, or a key and its value
@@ -56,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         root, storage = open_place(str(path.parent), "CONFIG") if is_url(str(path)) else (path.parent, LOCAL)
         text = storage.read(root / path.name).decode("utf-8")
-        values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else _from_yaml(text)
+        values = json.loads(text, object_pairs_hook=_without_duplicates) if path.suffix == ".json" else from_yaml(text)
     except UnicodeDecodeError:
         raise UserError(f"can't read {path}: it is not text, so no config") from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
@@ -91,8 +94,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _from_yaml(text: str) -> Any:
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+
+
+def from_yaml(text: str) -> Any:
+    """The value that a text in YAML means; `yaml.YAMLError` if it is none."""
     return yaml.load(text, _Loader)
+
+
+def to_yaml(value: Any, **style: Any) -> str:
+    """A value as YAML that `from_yaml` reads back; `style` is PyYAML's."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
+    return text
 
 
 def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[str, Any]:
@@ -103,12 +121,16 @@ def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[st
         node = merged
         if parents[:1] == ["grid"]:
             parents, last = ["grid"], key.removeprefix("grid.")  # a grid key may itself contain dots
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             below = node.get(parent)
-            if isinstance(below, list) and below:
-                raise UserError(f"--set {key}: {parent} is a list; set the whole list, as in --set '{parent}=[...]'")
-            if not isinstance(below, dict):
+            path = ".".join(parents[:depth])
+            if below is None or below == []:
                 node[parent] = {}
+            elif isinstance(below, list):
+                raise UserError(f"--set {key}: {path} is a list; set the whole list, as in --set '{path}=[...]'")
+            elif not isinstance(below, dict):
+                remedy = f"set all of it, as in --set '{path}={{...}}'"
+                raise UserError(f"--set {key}: {path} is {below!r}, not a section; {remedy}")
             node = node[parent]
         node[last] = value
     return merged
@@ -122,7 +144,7 @@ def _key_and_value(assignment: Override) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value, as in --set sample.num_samples=2000, not {assignment!r}")
     try:
-        return key.strip(), _from_yaml(text)
+        return key.strip(), from_yaml(text)
     except yaml.YAMLError as error:
         reason = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
         raise UserError(f"--set {key}: {text!r} is not a YAML value{reason}") from None
@@ -184,8 +206,7 @@ def _follow_seed(before: Mapping[str, Any], merged: dict[str, Any]) -> None:
 def _completed(config: Config) -> Config:
     """`config` with what it leaves to others, so that config.json means the same everywhere.
 
-    Paths of models, labels and the reference become absolute, seeds are the config's, and a reference that is another
-    split of `data` has its root.
+    Paths become absolute, seeds are the config's, and a reference that is another split of `data` has its root.
     """
 
     def absolute(key: str, values: list[Any]) -> list[Any]:
@@ -193,37 +214,38 @@ def _completed(config: Config) -> Config:
 
     grid = [with_values(mapping, absolute) for mapping in config.grid]
     paths = {key: _absolute(f"model.{key}", getattr(config.model, key)) for key in MODEL_PATHS}
+    weights = _absolute("evaluate.weights", config.evaluate.weights)
+    scratch = _absolute("cluster.scratch", config.cluster.scratch)
     data, reference, labels = config.data, config.evaluate.reference, config.sample.labels
     if isinstance(reference, Data):
         if reference.name == data.name and reference.root is None:
             reference = reference.model_copy(update={"root": data.root})
-    elif reference is not None and Path(reference).expanduser().exists():  # else a data set's name
-        reference = _absolute_path(reference)
+    elif reference is not None and Path(absolute_path(reference)).exists():  # else a data set's name
+        reference = absolute_path(reference)
     if isinstance(labels, LabelColumn):
-        labels = labels.model_copy(update={"parquet": _absolute_path(labels.parquet)})
+        labels = labels.model_copy(update={"parquet": absolute_path(labels.parquet)})
     sample = config.sample.model_copy(update={"labels": labels})
     sections = {
         "model": config.model.model_copy(update=paths),
         "train": _with_seed(config.train, config.seed),
         "sample": _with_seed(sample, config.seed),
-        "evaluate": config.evaluate.model_copy(update={"reference": reference}),
+        "evaluate": config.evaluate.model_copy(update={"reference": reference, "weights": weights}),
+        "cluster": config.cluster.model_copy(update={"scratch": scratch}),
     }
     return config.model_copy(update={"grid": grid, **sections})
 
 
 def _absolute(key: str, value: Any) -> Any:
-    """The value of a key of the grid, with an absolute path if it holds one. An id on the hub stays as it is, unless a
-    folder has that name."""
-    if key == "labels" and isinstance(value, dict) and isinstance(value.get("parquet"), str):
-        return {**value, "parquet": _absolute_path(value["parquet"])}
-    if key not in [f"model.{name}" for name in MODEL_PATHS] or not isinstance(value, str):
+    """The value of a key, with an absolute path if it holds one. A URL stays as it is, and so does an id on the hub,
+    unless a folder has that name."""
+    inner = INNER_PATHS.get(key)
+    if isinstance(value, dict) and isinstance(value.get(inner), str):
+        return {**value, inner: absolute_path(value[inner])}
+    if key not in PATH_KEYS or not isinstance(value, str):
         return value
-    is_on_hub = key != "model.weights" and is_hub_id(value) and not Path(value).exists()
-    return value if is_on_hub else _absolute_path(value)
-
-
-def _absolute_path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    is_url = key == "data.root" and "://" in value
+    is_on_hub = key in PATHS and is_hub_id(value) and not Path(value).exists()
+    return value if is_url or is_on_hub else absolute_path(value)
 
 
 def _with_seed(section: S, seed: int) -> S:

@@ -1,13 +1,12 @@
 """`data`, `model`, `diffusion` and `train`: the images, the network, its process, and how it is trained."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from taugrid.config.sample import Spacing, Times
-from taugrid.config.section import Positive, Section, Seed, either
+from taugrid.config.section import Positive, Section, Seed, absolute_path, either
 from taugrid.registry.datasets import DATASETS, KEYS, Dataset
 from taugrid.words import did_you_mean
 
@@ -84,7 +83,7 @@ class Data(Section):
     def _root_is_absolute(cls, root: str | None) -> str | None:
         if root is None or "://" in root:
             return root
-        return str(Path(root).expanduser().absolute())  # Ray's workers change directory
+        return absolute_path(root)
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> "Data":
@@ -164,6 +163,10 @@ class Diffusion(Section):
             return "edm with sigma from {:g} to {:g}, rho {:g}, sigma_data {:g}".format(*ends, *shape)
         if self.trained_betas is not None:
             return f"{len(self.trained_betas)} trained_betas"
+        if self.schedule in ("cosine", "jsd"):  # which use neither end
+            return f"{self.schedule} betas"
+        if self.schedule == "constant":
+            return f"constant betas of {self.beta_end:g}"
         return f"{self.schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
 
     @property

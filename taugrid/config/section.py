@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +13,14 @@ from taugrid.words import did_you_mean
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def absolute_path(path: str) -> str:
+    """The path as it means the same everywhere: Ray's workers, and later commands, run in other folders."""
+    expanded = Path(path)
+    with suppress(RuntimeError):  # ~user, of whom this machine does not know
+        expanded = expanded.expanduser()
+    return str(expanded.absolute())
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:
@@ -54,8 +64,8 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     return validated
 
 
-_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")  # a number such as 2e-4, which is text in YAML 1.1
-
+EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
+"""A number such as 2e-4 or 8.0e1, which is text in YAML 1.1."""
 
 Keys = tuple[str, ...]
 
@@ -69,7 +79,7 @@ def _mistaken_for_numbers(given: Any, made: Any, keys: Keys = ()) -> Iterator[tu
         for value, one in zip(given, made, strict=False):
             yield from _mistaken_for_numbers(value, one, keys)
     elif isinstance(made, int | float):
-        is_text = isinstance(given, str) and not _EXPONENT.fullmatch(given)
+        is_text = isinstance(given, str) and not EXPONENT.match(given)
         if is_text or isinstance(given, bool) != isinstance(made, bool):
             yield keys, given, "true or false" if isinstance(made, bool) else "a number"
 

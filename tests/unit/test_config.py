@@ -1,4 +1,4 @@
-from pathlib import Path
+import json
 from typing import get_args
 
 import pytest
@@ -6,8 +6,9 @@ import yaml
 
 from taugrid.config import Config, Diffusion, Evaluate, validate
 from taugrid.config import schema as config_schema
-from taugrid.config.load import find, load, merge
+from taugrid.config.load import find, load, merge, to_yaml
 from taugrid.config.sample import Spacing
+from taugrid.grids import points
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.workers.diffusion import schedule, timesteps
@@ -32,6 +33,8 @@ def test_set_takes_yaml_values_and_reaches_into_sections():
     assert merged["grid"] == {"steps": [10, 20], "diffusion.schedule": ["linear", "cosine"]}
     assert merged["sample"] == {"num_samples": 5}
     assert "sample" not in MINIMAL, "merging must not change what it was given"
+    empty = {"sample": None, "grid": []}
+    assert merge(empty, ["sample.steps=5", "grid.eta=[0.0]"]) == {"sample": {"steps": 5}, "grid": {"eta": [0.0]}}
 
 
 ANCHORED = """
@@ -54,6 +57,31 @@ def test_top_level_keys_that_begin_with_x_hold_anchors_and_are_ignored(loaded):
 def test_yaml_s_merge_key_may_repeat_what_it_overrides(loaded):
     config = loaded("name: x\ngrid:\n  - &a {steps: [5], eta: [0.0]}\n  - {<<: *a, eta: [1.0]}\n")
     assert config.grid == [{"steps": [5], "eta": [0.0]}, {"steps": [5], "eta": [1.0]}]
+
+
+EXPONENTS = """
+name: x
+diffusion: {process: edm, sigma_max: 8.0e1}
+train: {learning_rate: 2e-4}
+sample: {steps: 1E+1}
+grid: {eta: [5e-1, .25e0, 1.e0], exclude: {eta: 0.5}}
+"""
+
+
+def test_a_number_may_have_an_exponent_without_a_sign_or_a_point(loaded):
+    """YAML 1.1, which PyYAML reads, wants both."""
+    config = loaded(EXPONENTS, "sample.guidance=1.5e0")
+    values = (config.diffusion.sigma_max, config.train.learning_rate, config.sample.steps, config.sample.guidance)
+    assert values == (80.0, 2e-4, 10, 1.5)
+    assert config.grid[0]["eta"] == [0.5, 0.25, 1.0]
+    assert [point["eta"] for point in points(config.grid[0])] == [0.25, 1.0]
+    from_python = load(yaml.safe_load(EXPONENTS) | {"sample": {}, "grid": {}})
+    assert (from_python.diffusion, from_python.train) == (config.diffusion, config.train)
+
+
+def test_a_text_that_looks_like_a_number_stays_one_in_what_taugrid_writes(loaded):
+    config = loaded("name: '8.0e1'\ncluster: {label_selector: {zone: '2e4'}}")
+    assert loaded(to_yaml(config.recorded)) == config
 
 
 def parts(schema, key):
@@ -114,8 +142,37 @@ def test_seeds_that_are_given_stay_whatever_the_top_level_one_is(tmp_path):
     assert (config.train.seed, config.sample.seed) == (5, 3)
 
 
-def test_the_root_of_data_means_the_same_folder_from_everywhere():
-    assert load(MINIMAL | {"data": {"name": "fashion-mnist", "root": "x"}}).data.root == str(Path("x").absolute())
+RELATIVE = """
+name: x
+data: {name: fashion-mnist, root: runs/x/images}
+model: {checkpoint: runs/x/network, guide: runs/x/guide, vae: runs/x/vae}
+sample: {labels: {parquet: runs/x/labels.parquet, column: c}}
+evaluate: {weights: runs/x/extractor, reference: runs/x}
+cluster: {scratch: runs/x/scratch}
+grid:
+- data.root: [runs/x/images]
+  model.checkpoint: [runs/x/network, "runs/x/*", {newest: 3, of: runs/x/step-*}]
+  model.guide: [runs/x/guide]
+  zip: {model.vae: [runs/x/vae], labels: [{parquet: runs/x/labels.parquet, column: c}]}
+- model.checkpoint: [null]
+  model.callable: ["m:f"]
+  model.weights: [runs/x/weights]
+"""
+"""A config with each key that is a path, in its section and in the grid."""
+
+
+def test_a_path_means_the_same_from_everywhere(loaded, tmp_path, monkeypatch):
+    """A run directory's config.json may be opened from another folder, and `submit` sends it to another machine."""
+    (tmp_path / "runs/x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = loaded(RELATIVE)
+    absolute = RELATIVE.replace("runs/x", f"{tmp_path}/runs/x")
+    assert config.recorded == loaded(absolute).recorded
+    assert json.dumps(config.recorded).count(f"{tmp_path}/runs/x") == absolute.count(str(tmp_path))
+
+
+def test_a_path_below_an_unknown_home_stays_one():
+    assert load(MINIMAL | {"cluster": {"scratch": "~nobody-here/x"}}).cluster.scratch.endswith("/~nobody-here/x")
 
 
 def test_metrics_get_all_of_their_settings():

@@ -131,6 +131,8 @@ def test_a_text_that_steers_a_terminal_is_refused(tmp_path, text, more):
         (MINIMAL, "sample.steps=[1"),
         (MINIMAL, "grid={steps: [1], steps: [2]}"),
         ({"grid": [{"steps": [5]}]}, "grid.steps=[1]"),
+        ({"data": "fashion-mnist"}, "data.split=train"),
+        ({"model": "org/checkpoint"}, "model.vae=org/vae"),
     ],
 )
 def test_a_malformed_set_is_refused(values, assignment):

@@ -130,6 +130,13 @@ def test_a_config_fits_the_checkpoint(kind, checkpoints, tmp_path):
     assert max(steps for row in config.grid for steps in row["steps"]) == most
 
 
+@pytest.mark.parametrize("name", ["1000", "2024-01-31", "null", "yes"])
+def test_a_name_that_yaml_would_not_read_as_text_is_quoted(name, checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "bare", tmp_path / name)
+    assert made(tmp_path, "--checkpoint", folder)[0].name == name
+    assert load(yaml.safe_load(new_config(None, None, False, name))).name == name
+
+
 def test_data_take_the_shape_of_the_checkpoint_or_are_refused(checkpoints, tmp_path):
     config, *_ = made(tmp_path, "--checkpoint", checkpoints / "ldm", "--data", "celeba")
     assert config.data.image_shape == (3, 16, 16)
@@ -171,7 +178,7 @@ def test_what_is_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
     [
         ["--checkpoint", "absent"], ["--data", "fashion"], ["--data", "folder"], ["--data", "folder:absent"],
         ["--data", "lsun"], ["--data", "digits:somewhere"], ["--name", "a b"], ["--to", "my.json"],
-        ["--to", "there.yaml"], ["--to", "there.yaml/my.yaml"],
+        ["--to", "there.yaml"], ["--to", "there.yaml/my.yaml"], ["--name", "a: b"], ["--name", "a\n["],
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(words, tmp_path, monkeypatch):

@@ -121,10 +121,27 @@ def test_names_without_numbers_have_no_training_steps():
     assert training_steps(["a/step-10", "b/step-20"]) is None
 
 
-@pytest.mark.parametrize("value", [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}, "y/*"])
+BAD = [{"newest": 0, "of": "x"}, {"newest": 2}, {"newest": 2, "of": 3}, {"of": "x"}, "y/*", ["x"]]
+
+
+@pytest.mark.parametrize("value", BAD)
 def test_a_bad_wish_and_a_pattern_that_nothing_matches_are_refused(training, value):
     with raises(UserError):
         opened(training, value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [("*", False), ("*/step-*", True), ("**", True), ("**/step-*", True), ("x/**/step-*", True), ("y/**", False)],
+)
+def test_a_recorded_checkpoint_stays_only_if_the_pattern_would_find_it(training, pattern, matches):
+    """The star of a pattern stays within a folder."""
+    for folder in ("final", "y/final"):
+        settled(checkpoint(training / folder, 0.2))
+    gone = str(training / "x/step-80")
+    given = load(str(config(training / "c.yaml", f"{training}/{pattern}")))
+    named = resolve_patterns(given, [gone])[0].grid[0]["model.checkpoint"]
+    assert (gone in named) == matches
 
 
 def test_of_the_newest_those_that_were_evaluated_before_stay(training):

@@ -57,6 +57,9 @@ def test_takes_no_notice_of_the_betas_it_says(schedule, ignored):
     ours = betas(schedule, 10, 1e-4, 2e-2)
     assert np.array_equal(ours, betas(schedule, 10, 2e-4, 2e-2)) == (ignored != "neither")
     assert np.array_equal(ours, betas(schedule, 10, 1e-4, 3e-2)) == (ignored == "both")
+    description = Diffusion(schedule=schedule, beta_start=1e-4, beta_end=2e-2).named_betas
+    assert ("0.0001" in description) == (ignored == "neither")
+    assert ("0.02" in description) == (ignored != "both")
 
 
 def test_unknown_schedule_is_named():

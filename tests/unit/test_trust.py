@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import yaml
 from snapshots import recorded
 
 from taugrid.config import Config, validate
+from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.images import encode_png
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.opened import open_config
+from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.trust import custom_code, require_trusted, trust, trust_file
 from taugrid.registry.extractors import ExtractorSpec
 from taugrid.run_id import claim
@@ -195,6 +198,18 @@ def test_every_network_of_a_grid_is_asked_about():
     config = validate(Config, {"name": "x", "grid": grid, "evaluate": {"extractor": "g:H", "weights": "z"}}, "test")
     found = {(code.name, code.weights) for code in custom_code(config)}
     assert found == {("a:b", None), ("c:d", None), ("e:f", "x.pt"), ("e:f", "y.pt"), ("i:j", None), ("g:H", "z")}
+
+
+def test_a_grid_with_a_value_that_is_no_text_is_left_to_the_plan_to_refuse():
+    grid = [
+        {"sampler": [None, "heun", 5, ["i:j"], "k:l"]},
+        {"model.callable": [None, 5, ["c:d"], "a:b"], "model.weights": [5, "x.pt"]},
+    ]
+    config = load({"name": "x", "data": {"name": "gaussian"}, "grid": grid})
+    found = {(code.name, code.weights) for code in custom_code(config)}
+    assert found == {("k:l", None), ("a:b", str(Path("x.pt").absolute()))}
+    with pytest.raises(UserError):
+        plan(config)
 
 
 def test_what_the_user_sets_on_the_command_line_is_the_users_own(mark, asked_here, tmp_path):
