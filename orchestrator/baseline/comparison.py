@@ -277,15 +277,20 @@ def pixel_distance(new: SnapshotCell, old: SnapshotCell) -> PixelDistance | None
     after, before = new.load_digests(), old.load_digests()
     if after is None or before is None or len(after) != len(before):
         return None
-    differing = np.flatnonzero(after != before)
-    if not len(differing):
+    differs = after != before
+    differing = int(differs.sum())
+    if not differing:
         return PixelDistance(len(after), 0, 0, 0.0)
-    sides = new.load_images(), old.load_images()
-    if sides[0] is None or sides[1] is None:
-        return PixelDistance(len(after), len(differing), None, None)
-    distances = [np.abs(sides[0][i].astype(np.int16) - sides[1][i].astype(np.int16)) for i in differing]
-    largest, mean = int(max(image.max() for image in distances)), float(np.mean([image.mean() for image in distances]))
-    return PixelDistance(len(after), len(differing), largest, mean)
+    seen, largest, means = 0, 0, list[float]()
+    for is_other, image, earlier in zip(differs, new.load_images(), old.load_images(), strict=False):
+        seen += 1
+        if is_other:
+            distance = np.abs(image.astype(np.int16) - earlier.astype(np.int16))
+            largest = max(largest, int(distance.max()))
+            means.append(distance.mean())
+    if seen < len(after):  # some images of one side are gone
+        return PixelDistance(len(after), differing, None, None)
+    return PixelDistance(len(after), differing, largest, float(np.mean(means)))
 
 
 def _why_unsure(new: SnapshotCell, column: str) -> str:

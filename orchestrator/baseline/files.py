@@ -7,7 +7,7 @@ metric that has them, under its name (`kid`).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Baseline,
     Digests,
-    ImageBatch,
+    Image,
     ImagesRequest,
     Snapshot,
     SnapshotCell,
@@ -116,17 +116,17 @@ def _read_cell(cell: SnapshotCell, table: pa.Table, run: str) -> SnapshotCell:
     )
 
 
-def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> ImageBatch | None:
-    """The images that a baseline was accepted with; None if they are gone, or no longer have `digests`."""
+def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Iterable[Image]:
+    """The images that a baseline was accepted with; none if they no longer have `digests`."""
     try:
         run = open_existing(directory)
     except UserError:
-        return None
+        return ()
     for cell in run.configured.cells:
         if cell.id == cell_id and digests is not None:
             found = pixel_digests(run.rundir, cell)
-            return images_of(run.rundir, cell) if found is not None and np.array_equal(found, digests) else None
-    return None
+            return images_of(run.rundir, cell) if found is not None and np.array_equal(found, digests) else ()
+    return ()
 
 
 def accept(directory: str, file: str, reason: str, force: bool = False) -> Baseline:

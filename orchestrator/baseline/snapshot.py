@@ -1,7 +1,7 @@
 """A snapshot: a run's cells as a comparison with another run needs them, from its files or from a baseline file."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
 Digests = NDArray[np.int64]  # (N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices
+Image = NDArray[np.uint8]  # (C, H, W)
 ImageBatch = NDArray[np.uint8]  # (n, C, H, W)
 
 FIRST_IMAGES = 16
@@ -110,7 +111,7 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class SnapshotCell:
-    """A cell; the functions that load images return None if these are gone."""
+    """A cell. Digests and first images that are gone load as None; the images end before the first that is gone."""
 
     cell: str
     name: str
@@ -128,7 +129,7 @@ class SnapshotCell:
     # As `influences`, of metrics whose standard error would rest on too few samples; not in a baseline file.
     unsure: Mapping[str, Array] = field(default_factory=dict)
     load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
-    load_images: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
+    load_images: Callable[[], Iterable[Image]] = field(repr=False, default=lambda: ())
     load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
     # Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels.
     distances: Mapping[str, float] = field(default_factory=dict)
@@ -341,7 +342,7 @@ def _cell_of_run(
         first_setup=first_setup,
         load_digests=lambda: pixel_digests(rundir, cell),
         load_images=lambda: images_of(rundir, cell),
-        load_first=lambda: images_of(rundir, cell, FIRST_IMAGES),
+        load_first=lambda: _first_images_of(rundir, cell),
         **more,
     )
 
@@ -411,16 +412,20 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     return digests if len(digests) == cell.settings.num_samples else None
 
 
-def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> ImageBatch | None:
-    """The first `count` images of a cell, or all; None if some are gone."""
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> Iterator[Image]:
+    """The first `count` images of a cell, or all. They end before the first that is gone."""
     stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
-    batches: list[ImageBatch] = []
     for shard in cell.shards:
+        if shard.start >= stop:
+            return
         path = rundir.sample_part(cell, shard)
         try:
-            if shard.start < stop:
-                read = parquet.read_images(path, min(shard.stop, stop), rundir.storage)
-                batches += [batch for _, batch in read]
+            for _, batch in parquet.read_images(path, min(shard.stop, stop), rundir.storage):
+                yield from batch
         except GONE:
-            return None
-    return np.concatenate(batches) if batches else None
+            return
+
+
+def _first_images_of(rundir: RunDir, cell: Cell) -> ImageBatch | None:
+    images = list(images_of(rundir, cell, FIRST_IMAGES))
+    return np.stack(images) if len(images) == min(cell.settings.num_samples, FIRST_IMAGES) else None

@@ -33,8 +33,8 @@ class Work:
     def __init__(self, found: FoundFolder) -> None:
         self._root, self._storage = found.root, found.storage
         self._read: dict[str, int] = {}  # file -> how much of it was read, in whole lines
-        self._images: dict[tuple[str, str], tuple[float, int]] = {}
-        """Cell and file -> time and images of a committed shard."""
+        self._images: dict[tuple[str, str], tuple[float, int, int]] = {}
+        """Cell and file -> time, sampled and copied images of a committed shard."""
         self._began = 0.0  # the start of the last session
 
     def has_driver(self) -> bool:
@@ -51,9 +51,10 @@ class Work:
         for name in sorted(name for name in files.stats if name.startswith("events/")):
             self._follow(name, files.stats[name].size)
         shards = [shard for (cell, _), shard in self._images.items() if cell in planned]
-        done, total = sum(images for _, images in shards), sum(planned.values())
-        first, *later = sorted(shard for shard in shards if shard[0] >= self._began) or [(0.0, 0)]
-        rate = sum(images for _, images in later) / max(time.time() - first[0], 1e-9)
+        done = sum(sampled + copied for _, sampled, copied in shards)
+        total = sum(planned.values())
+        first, *later = sorted(shard for shard in shards if shard[0] >= self._began) or [(0.0, 0, 0)]
+        rate = sum(sampled for _, sampled, _ in later) / max(time.time() - first[0], 1e-9)
         return {
             "done": min(done, total),
             "total": total,
@@ -81,7 +82,8 @@ class Work:
         if event.get("event") == "session":
             self._began = at.timestamp()
         elif event.get("event") == "shard" and event["committed"]:
-            self._images[str(event["cell"]), str(event["path"])] = at.timestamp(), int(event["images"])
+            counts = int(event["images"]), int(event["copied"])
+            self._images[str(event["cell"]), str(event["path"])] = at.timestamp(), *counts
 
 
 @dataclass(frozen=True)

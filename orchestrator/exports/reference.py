@@ -1,5 +1,7 @@
 """`taugrid export --reference`: what a run was scored against, for other tools."""
 
+import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,10 @@ def _export_moments(scoring: Scoring, rundir: RunDir, file: Path) -> str:
     if scoring.extractor.precision != "float32":
         arrays[PRECISION] = scoring.extractor.precision
 
-    def write(path: Path) -> None:
-        with path.open("wb") as opened:
-            np.savez(opened, **arrays)
-
-    put_file(file, "this reference", lambda path: False, write)
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)  # the same arrays give the same bytes
+    data = archive.getvalue()
+    put_file(file, "this reference", lambda path: path.read_bytes() == data, partial(Path.write_bytes, data=data))
     return f"mean and covariance of {counted(len(found.mean), 'feature')} of {scoring.extractor.name}"
 
 

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -24,7 +25,7 @@ CLASSES = {"mlflow": "MlflowTracker", "wandb": "WandbTracker", "tensorboard": "T
 SYNC_SECONDS = 60.0  # time between two looks at the run directory
 
 LONGEST_SECONDS = 60
-"""The process ends this long after stdin does, because a killed driver can't end it, and the next one waits for it."""
+"""The process ends this long after stdin does: no driver ends it, and the process of the next session waits for it."""
 
 LONGEST_REASON = 300  # the longest error message that is shown; some libraries list every retry
 
@@ -60,15 +61,20 @@ def last_words() -> str | None:
     """All that stdin has, once it has something; None if a minute passes before."""
     if not select.select([sys.stdin], [], [], SYNC_SECONDS)[0]:
         return None
-    words = sys.stdin.read()
+    return sys.stdin.read()
+
+
+def end_after_driver() -> None:
+    """End this process some time after stdin does, also while a library waits for a server."""
+    select.select([sys.stdin], [], [])
     signal.alarm(LONGEST_SECONDS)
-    return words
 
 
 def main() -> None:
     said = os.fdopen(os.dup(1), "w", buffering=1)
     for stream in (1, 2):  # what libraries print is not for people
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    threading.Thread(target=end_after_driver, daemon=True).start()
     follow(sys.argv[1], sys.argv[2], last_words, lambda text: print(text, file=said))
     said.flush()
     os._exit(0)  # libraries would wait for their servers at the exit

@@ -1,6 +1,7 @@
 """The driver's side of trackers: a process for each, which reads the run directory by itself.
 
-The driver waits only at the end of a session, for at most 30 seconds. A process that fails says why, and ends.
+The driver waits only at the end of a session, for at most 30 seconds. A process that fails says why, and ends; one that
+is slow goes on alone, for at most a minute.
 """
 
 import os
@@ -59,23 +60,20 @@ class Trackers(Observer):
 
     def session_finished(self, rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> None:
         since = time.monotonic()
-        try:
-            self._end(f"{'report' if self._reports else ''} {'' if missing else 'complete'}")
-            if names := self._running(since + QUIET_SECONDS):
-                self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
-            if names := self._running(since + WAIT_SECONDS):
-                self._say(
-                    f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "
-                    f"`taugrid report {self._directory}` sends what is missing"
-                )
-            self._pass_on()
-            for name, process in self.processes.items():
-                if status := process.poll():
-                    reason = f"its process ended with status {status}"
-                    self._say(f"warning: track: {name} failed and is not used any more: {reason}")
-        finally:
-            for process in self.processes.values():
-                process.kill()
+        self._end(f"{'report' if self._reports else ''} {'' if missing else 'complete'}")
+        if names := self._running(since + QUIET_SECONDS):
+            self._say(f"track: waiting at most {WAIT_SECONDS:g} seconds for {names}")
+        if names := self._running(since + WAIT_SECONDS):
+            # They are not killed: what a service may still send for them would not be recorded, and be sent again.
+            self._say(
+                f"warning: track: waited {WAIT_SECONDS:g} seconds for {names}, and goes on; "
+                f"`taugrid report {self._directory}` sends what is missing"
+            )
+        self._pass_on()
+        for name, process in self.processes.items():
+            if status := process.poll():
+                reason = f"its process ended with status {status}"
+                self._say(f"warning: track: {name} failed and is not used any more: {reason}")
 
     def session_failed(self, error: BaseException) -> None:
         """Leave the processes alone: they note the failure and end by themselves."""

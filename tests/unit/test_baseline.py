@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import nights
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from in_process import drive, small_run
 from nights import CELLS, CONFIG, compared, taugrid, write_config
 from planted_faults import scaled_sigma
 from snapshots import recorded
@@ -19,7 +21,9 @@ from snapshots import recorded
 from taugrid.orchestrator.baseline.compared import PixelDistance, Situation
 from taugrid.orchestrator.baseline.comparison import compare_snapshots, pixel_distance
 from taugrid.orchestrator.baseline.files import read_baseline
-from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment
+from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment, snapshot_of_opened
+from taugrid.orchestrator.opened import open_existing
+from taugrid.storage import LOCAL
 
 GAUSSIAN = CONFIG["data"]
 SAME, OTHER, _ = get_args(Situation)
@@ -243,6 +247,44 @@ def test_the_mean_distance_of_images_is_over_all_their_pixels():
         for side in (other, grey)
     )
     assert pixel_distance(new, old) == PixelDistance(10, 1, 8, 2.0)
+
+
+def sampled(folder, count, seed, shard):
+    """The only cell of a run of that many images, of 768 bytes each."""
+    folder.mkdir()
+    grid = (
+        f"grid: {{steps: [2], eta: [1.0]}}\nsample: {{seed: {seed}, num_samples: {count}, shard_evaluations: {shard}}}"
+    )
+    text = f"name: x\nmodel: {{oracle: gaussian}}\ndata: {{name: gaussian, shape: [3, 16, 16]}}\n{grid}"
+    with small_run(folder, text) as opened:
+        drive(opened, folder / "run", LOCAL, ["sample"])
+    (cell,) = snapshot_of_opened(open_existing(str(folder / "run")), with_scores=False).cells
+    return cell
+
+
+def test_the_memory_of_a_comparison_does_not_grow_with_the_images(tmp_path):
+    """Once all images of both sides were in memory, with their differences: 4 bytes a pixel."""
+    peaks = {}
+    for count in (1500, 4500):
+        new = sampled(tmp_path / f"new-{count}", count, seed=0, shard=800)
+        old = sampled(tmp_path / f"old-{count}", count, seed=1, shard=600)
+        tracemalloc.start()
+        found = pixel_distance(new, old)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    images = [np.stack(list(side.load_images())).astype(int) for side in (new, old)]
+    means = np.abs(images[0] - images[1]).mean(axis=(1, 2, 3))
+    assert found == PixelDistance(4500, 4500, np.abs(images[0] - images[1]).max(), means.mean())
+    assert peaks[4500] - peaks[1500] < 3000 * 768 / 4
+
+
+def test_images_that_are_gone_have_no_distance_but_a_number(tmp_path):
+    new, old = (sampled(tmp_path / f"seed-{seed}", 300, seed, 200) for seed in (0, 1))
+    before = old.load_digests()
+    sorted((tmp_path / "seed-1/run/samples").rglob("*.parquet"))[-1].unlink()
+    assert pixel_distance(new, old) is None, "their hashes are gone, too"
+    old = replace(old, load_digests=lambda: before)
+    assert pixel_distance(new, old) == PixelDistance(300, 300, None, None)
 
 
 def test_what_is_unknown_on_both_sides_is_not_taken_for_equal():

@@ -399,11 +399,12 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
     index = Index([Place.of(str(runs))])
     with sole_driver(RunDir(run)):
         add_event(run, began, event="session", stages=[])
-        add_event(run, began, event="shard", cell="of-a-grid-before", path="p", images=60, committed=True)
+        add_event(run, began, event="shard", cell="of-a-grid-before", path="p", images=60, copied=0, committed=True)
         for _ in range(150):  # then it is larger than what a storage reads at once
             add_event(run, began, event="assigned", padding="x" * 2**20)
         for n in range(2):
-            shard = {"event": "shard", "cell": "c0", "path": f"part-{n}", "images": 15, "committed": n == 0}
+            shard = {"event": "shard", "cell": "c0", "path": f"part-{n}", "images": 15, "copied": 0}
+            shard["committed"] = n == 0
             add_event(run, began, **shard)
         [first] = document_of(index.look(), []).value["runs"]
         assert (first["state"], first["ended"]) == ("running", None)
@@ -420,6 +421,11 @@ def test_a_run_at_work_shows_its_progress_from_what_is_new(runs, cache):
         (run / "events" / "0009.jsonl").open("a").write(f"{line[60:]}\n")
         [fourth] = document_of(index.look(), []).value["runs"]
         assert fourth["progress"]["done"] == 45, "half a line is read once whole"
+        grown = {"event": "shard", "cell": "c0", "path": "part-0", "images": 45, "copied": 15, "committed": True}
+        add_event(run, began, **grown)
+        [fifth] = document_of(index.look(), []).value["runs"]
+        assert fifth["progress"]["done"] == 90, "a file that grew has the images that it had"
+        assert fifth["progress"]["left_seconds"] == pytest.approx(2000 * 30 / (15 + 45), rel=0.2), "copies take no time"
     [third] = document_of(index.look(), []).value["runs"]
     assert (third["state"], third["progress"]) == ("incomplete", None)
 

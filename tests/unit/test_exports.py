@@ -131,6 +131,18 @@ def test_pngs_are_named_by_index_and_have_the_bytes_of_the_sample_files(finished
     assert tree(tmp_path / "all" / folder) == found
 
 
+def test_the_same_moments_again_change_nothing_and_another_file_is_kept(finished, tmp_path, untouched):
+    file = tmp_path / "reference.npz"
+    taugrid("export", finished, "--reference", "--to", file)
+    before = file.stat()
+    taugrid("export", finished, "--reference", "--to", file)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    np.savez(file, mu=np.zeros(12), sigma=np.eye(12))
+    other = file.read_bytes()
+    assert "exists and is not this reference" in refused(finished, "--reference", "--to", file)
+    assert file.read_bytes() == other
+
+
 def rows_in(folder):
     return [row for part in sorted(folder.rglob("*.parquet")) for row in pq.read_table(part).to_pylist()]
 

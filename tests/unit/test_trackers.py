@@ -3,14 +3,14 @@
 import fcntl
 import io
 import json
-import os
 import shutil
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGALRM
 from types import SimpleNamespace
 
 import pytest
@@ -474,14 +474,17 @@ def tracking(tmp_path, monkeypatch):
         process.kill()
 
 
-def test_a_tracker_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(tracking, monkeypatch):
+def test_a_tracker_that_is_slow_delays_nothing_but_the_end_and_finishes(tracking, monkeypatch, tmp_path):
+    """Once it was killed: what it had sent was not recorded, and the next session sent it again."""
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(background, "WAIT_SECONDS", 0.5)
-    trackers, said = tracking("exec sleep 120", "wandb", "mlflow")
+    script = f"cat > {tmp_path}/heard; while [ ! -e {tmp_path}/sent ]; do sleep 0.1; done"
+    trackers, said = tracking(script, "wandb", "mlflow")
     trackers.happened(None, {})
     trackers.session_finished([], {})
     recorded("\n".join(said))
-    assert [process.wait(60) for process in trackers.processes.values()] == [-SIGKILL] * 2, "they hung to the end"
+    (tmp_path / "sent").touch()
+    assert [process.wait(60) for process in trackers.processes.values()] == [0, 0]
 
 
 def test_a_session_that_fails_waits_for_no_tracker(tracking):
@@ -504,16 +507,24 @@ def test_a_process_that_ends_by_itself_is_said(tracking, patient):
     recorded("\n".join(said))
 
 
-def test_a_process_ends_by_itself_once_its_driver_is_gone(monkeypatch):
-    """Its library may wait for a server for ever, and the next session's process for it. Patch: no alarm."""
-    alarms, (read, write) = [], os.pipe()
-    monkeypatch.setattr(main.signal, "alarm", alarms.append)
-    monkeypatch.setattr(main, "SYNC_SECONDS", 0.0)
-    with os.fdopen(read) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert (main.last_words(), alarms) == (None, [])
-        os.close(write)
-        assert (main.last_words(), alarms) == ("", [main.LONGEST_SECONDS])
+HANGS = """
+import time
+from taugrid.orchestrator.trackers import __main__ as main
+
+main.LONGEST_SECONDS = 1
+main.follow = lambda *_: time.sleep(600)
+main.main()
+"""
+"""A tracker whose library waits for a server for ever, and hears of nothing else."""
+
+
+def test_a_process_ends_by_itself_once_its_driver_is_gone():
+    """The next session's process would wait for it."""
+    process = subprocess.Popen([sys.executable, "-c", HANGS, "wandb", "runs/x"], stdin=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.stdin.close()
+    assert process.wait(60) == -SIGALRM
 
 
 def test_a_tracker_waits_for_the_process_of_the_session_before(run):
