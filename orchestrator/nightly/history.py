@@ -224,6 +224,7 @@ def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
                 row |= {key: getattr(metric, key) for key in ("difference", "margin", "t", "upper", "detectable")}
                 row |= {"baseline_value": metric.baseline, "difference_se": metric.se}
                 row["verdict"] = metric.verdict and str(metric.verdict)
+                row["seeds"] = "usual" if metric.judged is None else cell.seeds
             yield row
 
 
