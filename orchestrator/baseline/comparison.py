@@ -221,7 +221,7 @@ def _compare_cell(new: SnapshotCell, old: SnapshotCell, gate: GateSettings) -> C
     if not new.network.is_same(old.network):
         situation = "new weights"
     pixels = None if situation == "new weights" or new.failed else pixel_distance(new, old)
-    unjudged = {column.name: reason for column in columns if (reason := _why_not_judged(new, old, column)) is not None}
+    unjudged = {column.name: reason for column in columns if (reason := why_not_judged(new, old, column)) is not None}
     judging = tuple(column.name for column in columns if column.name not in unjudged)
     result, note = _before_judgement(new, old, situation, pixels, unjudged if not judging else {})
     wanted, missing = {column.name for column in columns}, ""
@@ -302,7 +302,7 @@ def _why_unsure(new: SnapshotCell, column: str) -> str:
     return f"its value alone has no standard error ({why}), unlike the baseline's; look at images such as {names}"
 
 
-def _why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) -> str | None:
+def why_not_judged(new: SnapshotCell, old: SnapshotCell, column: MetricColumn) -> str | None:
     """The reason why a metric of a cell can't be judged; None if it can."""
     name = column.name
     for called, side in (("this run", new), ("the baseline", old)):

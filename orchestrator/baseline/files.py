@@ -7,6 +7,7 @@ metric that has them, under its name (`kid`).
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -48,6 +49,7 @@ from taugrid.storage import LOCAL, Storage, is_url, open_place, read_sealed, rep
 from taugrid.words import counted, with_urls
 
 FORMAT = "taugrid baseline 3"
+ANY_FORMAT = re.compile(rb'"format":\s*"taugrid baseline ')  # in the JSON of any version, also of a damaged one
 
 SCHEMA = pa.schema([
     ("cell", pa.string()), ("index", pa.int64()), ("influence", pa.float64()), ("pixels", pa.int64()),
@@ -81,7 +83,8 @@ def read_baseline(path: Path, storage: Storage = LOCAL) -> Snapshot:
     except FileNotFoundError:
         data = b""
     if hashlib.sha256(data).hexdigest() != baseline.parquet_sha256:
-        raise UserError(f"{with_urls(str(beside))} is missing, or not that of {path.name}; restore both from git")
+        torn = f"{with_urls(str(beside))} is missing, or not that of {path.name}"
+        raise UserError(f"{torn}; restore both, or accept a run: {ACCEPT}")
     table = pq.read_table(pa.BufferReader(data))
     cells = tuple(_read_cell(cell, table, baseline.run) for cell in baseline.cells)
     return Snapshot(
@@ -133,6 +136,7 @@ def accept(directory: str, file: str, reason: str, force: bool = False) -> Basel
     """Write a run as the baseline file `file`, a path or a URL, and return the content of its JSON.
 
     An existing baseline is replaced; if the run is worse than it, or can't be compared with it, the file has a remark.
+    It can't be compared with a baseline that is damaged, or that another version wrote.
     `force` accepts the run of a night that was judged a regression, with a remark too. Raises `UserError` if it is not
     a run directory, has unscored cells, or was judged worse; or if the existing file is not a baseline."""
     open_baseline(file, "--to")
@@ -171,9 +175,11 @@ def _accept(
     path, storage = open_baseline(file, "--to")
     replaces, beside = None, path.with_suffix(".parquet")
     if storage.exists(path):
-        before = read_baseline(path, storage)
-        replaces = before.accepted.parquet_sha256 if before.accepted else None
+        if not _is_baseline_file(path, storage):
+            raise UserError(f"--to {file}: it is no baseline file; remove it, or give another --to")
         try:
+            before = read_baseline(path, storage)
+            replaces = before.accepted.parquet_sha256 if before.accepted else None
             comparison = compare_snapshots(snapshot, before, gate)
         except UserError as error:
             remarks.append(f"it could not be compared with the baseline that it replaces: {error}")
@@ -211,6 +217,14 @@ def _accept(
             raise
         raise UserError(f"--to {file}: can't write to {path.parent} ({error.strerror}); give another folder") from None
     return baseline
+
+
+def _is_baseline_file(path: Path, storage: Storage) -> bool:
+    """Whether a file is a baseline's JSON, of any version and maybe damaged."""
+    try:
+        return ANY_FORMAT.search(storage.read(path)) is not None
+    except (FileNotFoundError, IsADirectoryError):
+        return False
 
 
 def _write_parquet(snapshot: Snapshot, path: Path) -> None:

@@ -22,6 +22,7 @@ from taugrid.orchestrator.baseline.snapshot import pixel_digests
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
 from taugrid.orchestrator.nightly.places import History, Night
 from taugrid.orchestrator.opened import open_existing
+from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.metrics import COLUMNS
 from taugrid.registry.samplers import DEFAULT
 from taugrid.storage import replacing, write_text
@@ -165,12 +166,14 @@ class HistoryView:
         return RunView(open_existing(found.run_name))
 
 
-def write_history(history: History) -> None:
-    """Write history.parquet, the trend figures and the page from the verdicts of all complete nights."""
+def write_history(history: History) -> Sequence[Night]:
+    """Write history.parquet, the trend figures and the page from the verdicts of all complete nights. Returns these,
+    oldest first."""
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.pages.history import history_html, judged_metrics, trend_figure
 
-    verdicts = [verdict for _, verdict in history.judged()]
+    judged = history.judged()
+    verdicts = [verdict for _, verdict in judged]
     nights = [night_line(verdict) for verdict in verdicts]
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -189,6 +192,7 @@ def write_history(history: History) -> None:
     name = verdicts[-1].name if verdicts else history.root.name
     with replacing(history.index, history.storage) as temporary:
         write_text(temporary, history_html(name, [*nights, *_unfinished(history)], rows, files))
+    return [night for night, _ in judged]
 
 
 def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
@@ -224,6 +228,7 @@ def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:
                 row |= {key: getattr(metric, key) for key in ("difference", "margin", "t", "upper", "detectable")}
                 row |= {"baseline_value": metric.baseline, "difference_se": metric.se}
                 row["verdict"] = metric.verdict and str(metric.verdict)
+                row["seeds"] = "usual" if metric.judged is None else cell.seeds
             yield row
 
 
@@ -232,10 +237,20 @@ def without_newest(nights: Sequence[Night], keep: int) -> Sequence[Night]:
     return nights[: max(0, len(nights) - keep)]
 
 
+def since_last_removal(nights: Sequence[Night]) -> Sequence[Night]:
+    """Of nights in their order, those after the last one whose images were removed. A removal takes the images of all
+    nights up to one, so no night before it is looked at: in a bucket each look is a request, and they become more."""
+    for number in reversed(range(len(nights))):
+        if nights[number].has_lost_images:
+            return nights[number + 1 :]
+    return nights
+
+
 def remove_images(nights: Sequence[Night], say: Callable[[str], None]) -> None:
-    """Remove the images of complete nights. Their scores and influences stay, and a sealed record takes their place."""
+    """Remove the images of complete nights, the first one's first. Their scores and influences stay, and a sealed
+    record takes the images' place. Nights without images are left as they are."""
     for night in nights:
-        removed = sum(map(_remove, night.run_directories))
+        removed = sum(map(_remove, night.directories_with_images))
         if removed:
             say(f"night {night.id}: the images of {counted(removed, 'cell')} were removed; its scores stay")
 
@@ -245,9 +260,9 @@ def _remove(directory: Path) -> int:
     run = open_existing(with_urls(str(directory)))
     rundir, count = run.rundir, 0
     with rundir.lock():
+        listing = Listing(rundir)
         for cell in run.plan.cells:
-            parts = [rundir.sample_part(cell, shard) for shard in cell.shards]
-            existing = [path for path in parts if rundir.storage.exists(path)]
+            existing = [rundir.sample_part(cell, shard) for shard in cell.shards_in(listing.samples(cell.name))]
             if not existing:
                 continue
             if rundir.removed_images(cell) is not None:  # a kill came between the record and the last file
@@ -257,7 +272,7 @@ def _remove(directory: Path) -> int:
             digests = pixel_digests(rundir, cell)
             if digests is None:
                 continue  # damaged or incomplete: `taugrid run` reports it
-            first = parquet.inspect(parts[0], every_byte=False, storage=rundir.storage).metadata
+            first = parquet.inspect(existing[0], every_byte=False, storage=rundir.storage).metadata
             shards = [{"file": shard.name, "start": shard.start, "stop": shard.stop} for shard in cell.shards]
             rundir.remove_images(cell, {**first, "shards": shards}, digests)
             count += 1

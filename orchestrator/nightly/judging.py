@@ -21,7 +21,13 @@ from taugrid.eval.gate.verdict import Verdict, worst
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import Canaries, Check, batch_of, check_scorer, sampling_key
 from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings
-from taugrid.orchestrator.baseline.comparison import changes_of, compare_snapshots, tests_in_words, with_judgement
+from taugrid.orchestrator.baseline.comparison import (
+    changes_of,
+    compare_snapshots,
+    tests_in_words,
+    why_not_judged,
+    with_judgement,
+)
 from taugrid.orchestrator.baseline.matching import matched
 from taugrid.orchestrator.baseline.snapshot import Network, Snapshot, SnapshotCell, snapshot_of_opened
 from taugrid.orchestrator.dispatch.cluster import Connection
@@ -199,9 +205,12 @@ class Resampler:
                 new, old = (scored[sampling_key(cell, **self._settings(cell, look, num_samples))] for cell in pair)
                 usual[pair[0].name], its_changes = _fresh(usual[pair[0].name], new, old, pair[1], look)
                 changes += its_changes
+            second = [usual[new.name] for new, _ in pairs]
+            if not changes and not any(cell.result is Verdict.COLLAPSED for cell in second):
+                raise DoesNotCount(second[0].note)
             judgement = judge(changes, alpha)
-            cells = with_judgement(list(usual.values()), judgement, look)
-            rule = f"{stage} (T > {judgement.critical:.2f})"
+            cells = [_with_kept_verdicts(cell) for cell in with_judgement(list(usual.values()), judgement, look)]
+            rule = f"{stage} (T > {judgement.critical:.2f})" if judgement.cells else stage
             critical = judgement.critical if judgement.cells else comparison.critical
         result, rule = worst(cell.result for cell in cells), f"{comparison.rule}; {rule}"
         return replace(comparison, cells=tuple(cells), result=result, rule=rule, critical=critical)
@@ -234,7 +243,8 @@ def _fresh(
 ) -> tuple[CellComparison, list[Change]]:
     """A cell with fresh samples of both networks, before they are tested, and its changes. `cell` is its comparison by
     the usual seeds, whose metrics and margins are used; `recorded` is the baseline's cell, from which its network must
-    not differ beyond chance."""
+    not differ beyond chance. A metric that these samples can't judge keeps its verdict. If they can judge no metric, or
+    not all metrics of a cell that grows, the cell keeps all of its numbers, and there is no change."""
     for name in cell.judging:
         column = COLUMNS[name]
         if not old.scored(name):
@@ -249,15 +259,28 @@ def _fresh(
                 "was recorded, which is no chance: today's code samples or scores it differently, although no canary "
                 "shows it"
             )
+    samples = "with a fresh seed" if look == "fresh" else "with more samples"
     if lacking := [name for name in cell.judging if new.scored(name, unsure=True) is None]:
         failed = new.failed or new.reason or f"{COLUMNS[lacking[0]].title} has no standard error"
-        samples = "with a fresh seed" if look == "fresh" else "with more samples"
         return replace(cell, result=Verdict.COLLAPSED, note=f"{samples}: {failed}"), []
-    # The margins stay shares of what the baseline recorded.
-    values_of = {name: (float(new.metrics[name]), float(old.metrics[name])) for name in cell.judging}
-    metrics = {name: replace(cell.metrics[name], judged=values) for name, values in values_of.items()}
-    judged = replace(cell, metrics={**cell.metrics, **metrics}, num_samples=new.num_samples)
-    return judged, changes_of(new, old, cell)
+    metrics, notes, judging = dict(cell.metrics), [cell.note], list[str]()
+    for name in cell.judging:
+        if (reason := why_not_judged(new, old, COLUMNS[name])) is not None:
+            notes.append(f"{COLUMNS[name].title} can't be judged {samples} ({reason})")
+            continue
+        judging.append(name)
+        # The margins stay shares of what the baseline recorded.
+        metrics[name] = replace(metrics[name], judged=(float(new.metrics[name]), float(old.metrics[name])))
+    note = "; ".join(filter(None, notes))
+    if not judging or (look == "grown" and len(judging) < len(cell.judging)):
+        return replace(cell, note=note), []
+    judged = replace(cell, metrics=metrics, num_samples=new.num_samples, note=note)
+    return judged, changes_of(new, old, replace(cell, judging=tuple(judging)))
+
+
+def _with_kept_verdicts(cell: CellComparison) -> CellComparison:
+    """A cell whose verdict is also that of the metrics that a second look could not judge."""
+    return replace(cell, result=worst([cell.result, *(metric.verdict for metric in cell.judged.values())]))
 
 
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:

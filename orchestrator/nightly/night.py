@@ -31,7 +31,12 @@ from taugrid.orchestrator.baseline.text import decisive
 from taugrid.orchestrator.dispatch.cluster import Connection
 from taugrid.orchestrator.external import user_errors_of
 from taugrid.orchestrator.nightly.before import check_comparable, check_same_night, standard_error_problem
-from taugrid.orchestrator.nightly.history import remove_images, without_newest, write_history
+from taugrid.orchestrator.nightly.history import (
+    remove_images,
+    since_last_removal,
+    without_newest,
+    write_history,
+)
 from taugrid.orchestrator.nightly.judging import Resampler, judge_night
 from taugrid.orchestrator.nightly.places import History, Night, open_history
 from taugrid.orchestrator.nightly.summary import strips_of_the_worst, write_night
@@ -91,9 +96,12 @@ def run_night(request: NightRequest, progress: Progress) -> tuple[Night, NightVe
             resampler = Resampler(run.config, night, ray, request.trust_code, progress, tonight, missing)
             comparison = judge_night(baseline, gate, request.grow_to, resampler)
             missing |= comparison.missing
-        verdict = _written(history, night, tonight, baseline, comparison, missing)
-        if not verdict.missing and request.keep_images is not None:
-            remove_images(without_newest(history.complete_nights(), request.keep_images), progress.say)
+        verdict = _written(night, tonight, baseline, comparison, missing)
+        if verdict.missing:
+            return night, verdict
+        nights = write_history(history)
+        if request.keep_images is not None:
+            remove_images(since_last_removal(without_newest(nights, request.keep_images)), progress.say)
         return night, verdict
 
 
@@ -122,7 +130,9 @@ def run_night_of_images(request: NightRequest, progress: Progress) -> tuple[Nigh
         tonight, comparison = snapshot_of_images(request.samples, images, progress, "--samples"), None
         if baseline is not None:
             comparison = compare_snapshots(tonight, baseline, replace(request.gate, metrics=images.metrics or None))
-        return night, _written(history, night, tonight, baseline, comparison, {})
+        verdict = _written(night, tonight, baseline, comparison, {})
+        write_history(history)
+        return night, verdict
 
 
 def today() -> str:
@@ -174,14 +184,13 @@ def _baseline_of(given: str | None, history: History) -> Snapshot | None:
 
 
 def _written(
-    history: History,
     night: Night,
     tonight: Snapshot,
     baseline: Snapshot | None,
     comparison: BaselineComparison | None,
     missing: Mapping[str, str],
 ) -> NightVerdict:
-    """The verdict of a night, whose files are written and, if nothing is missing, those of its history."""
+    """The verdict of a night, whose files are written: verdict.json too, if nothing is missing."""
     label_of = labels(tonight.cells)
     failed = {label_of[cell.cell]: cell.failed for cell in tonight.cells if cell.failed}
     result, strips, step, against = night_result(comparison, baseline, bool(failed)), None, None, None
@@ -230,7 +239,6 @@ def _written(
     write_night(night, verdict)
     if not verdict.missing:
         write_sealed(night.verdict_file, verdict.as_dict(), night.storage)
-        write_history(history)
     return verdict
 
 

@@ -42,6 +42,22 @@ class Night:
         return [path for path in folders if self.storage.exists(path / "config.json")]
 
     @property
+    def directories_with_images(self) -> list[Path]:
+        """Those of `run_directories` that hold images."""
+        return [
+            root for root in self.run_directories if self._has_files(Paths(root, self.storage).samples, "*/*.parquet")
+        ]
+
+    @property
+    def has_lost_images(self) -> bool:
+        """Whether its images were removed, all of them. False of a night that never had any."""
+        was_removed = self._has_files(Paths(self.run, self.storage).removed, "*.parquet")
+        return was_removed and not self.directories_with_images
+
+    def _has_files(self, folder: Path, pattern: str) -> bool:
+        return bool(self.storage.list(folder, pattern))
+
+    @property
     def verdict(self) -> NightVerdict | None:
         """The verdict of a complete night; None if it is unfinished or the file was changed. Raises `UserError` if
         another version of taugrid wrote it."""

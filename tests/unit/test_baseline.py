@@ -23,7 +23,7 @@ from taugrid.orchestrator.baseline.comparison import compare_snapshots, pixel_di
 from taugrid.orchestrator.baseline.files import read_baseline
 from taugrid.orchestrator.baseline.snapshot import Network, SamplingEnvironment, snapshot_of_opened
 from taugrid.orchestrator.opened import open_existing
-from taugrid.storage import LOCAL
+from taugrid.storage import LOCAL, write_sealed
 
 GAUSSIAN = CONFIG["data"]
 SAME, OTHER, _ = get_args(Situation)
@@ -236,6 +236,38 @@ def test_a_baseline_file_that_was_changed_or_torn_apart_is_refused(begun, tmp_pa
     path.write_text(path.read_text().replace("the first", "another"))
     recorded(taugrid("compare", begun / "run", path, code=2)[1], "changed")
     recorded(taugrid("baseline", "show", tmp_path / "none.json", code=2)[1], "missing")
+
+
+@pytest.mark.parametrize("damage", ["json", "parquet", "an older format"])
+def test_a_baseline_file_that_can_not_be_read_is_replaced_with_a_remark(begun, tmp_path, damage):
+    """The messages about such a file say: accept a run. A kill between the two files leaves one that can't be read."""
+    for kind in ("json", "parquet"):
+        shutil.copy(begun / f"baseline.{kind}", tmp_path)
+    path, beside = tmp_path / "baseline.json", tmp_path / "baseline.parquet"
+    if damage == "json":
+        path.write_text(path.read_text() + "x")
+    elif damage == "parquet":
+        beside.write_bytes(beside.read_bytes()[:-1])
+    else:
+        value = {**json.loads(path.read_text()), "format": "taugrid baseline 2"}
+        value.pop("sha256")
+        write_sealed(path, value)
+    taugrid("compare", begun / "run", path, code=2)
+    taugrid("baseline", "accept", begun / "run", "--to", path, "--reason", "again")
+    value = json.loads(path.read_text())
+    assert (value["reason"], value["replaces"], len(value["remarks"])) == ("again", None, 1)
+    recorded(value["remarks"][0])
+    taugrid("compare", begun / "run", path)
+
+
+@pytest.mark.parametrize("content", ['{"name": "a package"}', "", "format: taugrid baseline 3"])
+def test_a_file_that_is_no_baseline_is_not_replaced(begun, tmp_path, content):
+    path = tmp_path / "package.json"
+    path.write_text(content)
+    told = taugrid("baseline", "accept", begun / "run", "--to", path, "--reason", "r", code=2)[1]
+    recorded(told)
+    assert path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_mean_distance_of_images_is_over_all_their_pixels():

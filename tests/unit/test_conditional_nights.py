@@ -5,6 +5,7 @@ import shutil
 
 import nights
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,10 +33,10 @@ def code(tmp_path, monkeypatch, asked_here):
     return tmp_path
 
 
-def config(folder, name, weights="first", **sample):
+def config(folder, name, weights="first", gate=GATE, **sample):
     sections = {"sample": sample} if sample else {}
     model = {"weights": f"{weights}.pt"}
-    (folder / f"{name}.yaml").write_text(text(evaluate=EVALUATE, gate=GATE, model=model, **sections))
+    (folder / f"{name}.yaml").write_text(text(evaluate=EVALUATE, gate=gate, model=model, **sections))
     return f"{name}.yaml"
 
 
@@ -80,6 +81,36 @@ def test_a_night_whose_label_column_has_changed_is_refused(code):
     assert (found["result"], nights.checks(found)["sampler"]) == ("not worse", "clean"), "the content counts"
     column(1)
     recorded(night("3", config(code, "nearby", "nearby", **rule), code=2), "different")
+
+
+@pytest.mark.parametrize(
+    ("weights", "gate", "seed", "result", "seeds"),
+    [
+        (("good", "strong"), {"metrics": ["kid", "agreement"]}, 20, "worse", {"kid": "fresh", "agreement": "usual"}),
+        (("strong", "good"), GATE, 21, "undecided", {"agreement": "usual"}),
+    ],
+    ids=["KID is judged", "nothing is judged"],
+)
+def test_a_metric_that_is_the_same_for_all_fresh_images_keeps_the_verdict_of_the_usual_seeds(
+    code, weights, gate, seed, result, seeds
+):
+    """A few images with the usual seed disagree with their labels, all of one side. With a fresh one all images agree.
+
+    An agreement without any spread has no T: such a night ended in a traceback, each time."""
+    for name, asked in (("good", 1.5), ("strong", 2.0)):
+        torch.save(torch.tensor(asked), code / f"{name}.pt")
+    begin(config(code, "old", weights[0], gate, seed=seed))
+    words = ("nightly", config(code, "new", weights[1], gate, seed=seed), "--history", "history", "--id", "2")
+    out, _ = taugrid(*words, "--margin", 0, "--trust-code", "--json", code=3 if result == "worse" else 0)
+    comparison = json.loads(out)["comparison"]
+    (cell,) = comparison["cells"]
+    assert cell["result"] == result
+    agreement = cell["metrics"]["agreement"]
+    assert abs(agreement["difference"]) == pytest.approx(abs(agreement["value"] - agreement["baseline"]))
+    assert agreement["value"] != agreement["baseline"], "the usual seeds' numbers"
+    recorded(f"{cell['note']}\n{comparison['rule']}")
+    rows = pd.read_parquet("history/history.parquet").query("night == '2'").set_index("metric")
+    assert {name: rows.loc[name, "seeds"] for name in seeds} == seeds
 
 
 @pytest.mark.long

@@ -28,10 +28,13 @@ from nights import (
 from snapshots import recorded
 
 import taugrid as taugrid_api
-from taugrid.orchestrator.nightly.history import SCHEMA
+from taugrid.orchestrator.baseline.compared import VERDICT
+from taugrid.orchestrator.nightly.history import SCHEMA, remove_images, since_last_removal, without_newest
 from taugrid.orchestrator.nightly.judging import fresh_seed
+from taugrid.orchestrator.nightly.places import open_history
 from taugrid.orchestrator.plan import patterns
-from taugrid.storage import open_place
+from taugrid.orchestrator.rundir import lease
+from taugrid.storage import open_place, upload_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
@@ -265,6 +268,48 @@ def test_old_images_are_removed_and_count_as_done(begun, history, reported):
     record = next((root / "removed").glob("*.parquet"))
     record.write_bytes(record.read_bytes()[:-3])
     assert "missing" in taugrid("verify", root, code=1)[0], "a damaged record is none"
+
+
+@pytest.fixture(scope="module")
+def removed(begun):
+    """A history whose night 1 has no images any more; those of night 2 are there."""
+    place = shutil.copytree(begun / "history", begun / "removed")
+    night(place, begun / "same.yaml", "2", "--keep-images", 1)
+    return place
+
+
+def test_the_removal_of_images_costs_requests_for_the_nights_that_have_some_alone(removed, s3, monkeypatch):
+    """Each night of a history of a year opened and locked those whose images were gone, and asked for each shard."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 600.0)
+    used = []
+    for gone in (1, 4):
+        history = open_history(f"s3://{s3.bucket()}/nights")
+        copies = [(f"1-{number}", "1") for number in range(gone)] + [("2", "2"), ("3", "2")]
+        for name, copied in copies:
+            upload_folder(history.night(name).folder, removed / "nights" / copied, VERDICT, history.storage)
+        nights, told = history.complete_nights(), []
+        assert [night.id for night in nights] == [name for name, _ in copies]
+        before = s3.requests.total()
+        remove_images(since_last_removal(without_newest(nights, 1)), told.append)
+        used.append(s3.requests.total() - before)
+        assert [line.partition(":")[0] for line in told] == ["night 2"]
+    assert used[0] == used[1]
+
+
+def test_a_removal_that_was_interrupted_is_finished_by_the_next_one(removed, tmp_path):
+    for name, copied in (("1", "1"), ("2", "2"), ("3", "2"), ("4", "2")):
+        shutil.copytree(removed / "nights" / copied, tmp_path / "nights" / name)
+    nights = open_history(str(tmp_path)).complete_nights()
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remove_images(since_last_removal(nights), interrupt)
+    told = []
+    remove_images(since_last_removal(nights), told.append)
+    assert [line.partition(":")[0] for line in told] == ["night 3", "night 4"]
+    assert not list(tmp_path.rglob("samples/*/*.parquet"))
 
 
 def test_history_is_documented_and_read_by_duckdb(after_worse, rendered, reported):
