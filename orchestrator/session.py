@@ -148,8 +148,8 @@ class Session:
                 if kinds and (problems := self._work(kinds, part)):
                     break
         self._take_sizes()
-        for kind in done:
-            kind.clean_up()
+        for kind in work_kinds():
+            kind.clean_up([work for work in done if isinstance(work, kind)])
         return self._report(self._kinds(grown(wanted, self.run.sizes)), failed, problems)
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from in_process import PoolHere, results, small_run
+from in_process import Faulty, PoolHere, results, small_run
 from rich.console import Console
 from snapshots import raises, recorded
 
@@ -108,6 +108,14 @@ def test_the_looks_of_a_session_share_their_workers(opened, tmp_path, monkeypatc
     _, printed = do(opened, tmp_path / "run", TO_200)
     started = [event["worker"] for event in read_events(RunDir(tmp_path / "run")) if event["event"] == "starting"]
     assert (len(starting(printed, "to do")), started, len(sizes)) == (3, ["worker-0"], 1)
+
+
+def test_the_scorer_is_recorded_once_however_often_cells_grow(opened, tmp_path):
+    """It reads all features of the reference."""
+    root = tmp_path / "run"
+    run = replace(opened, rundir=RunDir(root, Faulty(root)))
+    Session(run, "local", Progress.silent(), until=TO_200).do(STAGES)
+    assert run.rundir.storage.calls.count(("commit", root / "scorer.json")) == 1
 
 
 def test_a_dry_run_counts_what_cells_may_still_grow_by(copy):
