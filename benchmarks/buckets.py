@@ -124,6 +124,9 @@ class Remote:
     def nodes(self) -> list[Node]:
         return [Node("here", self._workers, 0)]
 
+    def take_over(self) -> list[tuple[Located, bool]]:
+        return []
+
     def start(self, avoid: object = ()) -> str:
         worker = f"worker-{self._started}"
         self._started += 1

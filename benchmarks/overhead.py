@@ -29,7 +29,7 @@ from taugrid.config import Cluster, Config
 from taugrid.config.load import load
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch.loop import Loop
-from taugrid.orchestrator.dispatch.pool import Joined, Pool, PoolEvent
+from taugrid.orchestrator.dispatch.pool import Joined, Located, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.plan.grid import plan
 from taugrid.orchestrator.plan.sources import Trained
@@ -57,6 +57,9 @@ class WarmPool(Pool):
         self._held: list[PoolEvent] = []
         while sum(isinstance(event, Joined) for event in self._held) < count:
             self._held += super().events(1.0)
+
+    def take_over(self) -> list[tuple[Located, bool]]:
+        return []  # `start` gives them
 
     def start(self, avoid: Collection[str] = ()) -> str:
         return self._there.pop(0) if self._there else super().start(avoid)

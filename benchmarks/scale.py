@@ -218,6 +218,9 @@ class Simulated:
     def nodes(self) -> list[Node]:
         return self._nodes
 
+    def take_over(self) -> list[tuple[Located, bool]]:
+        return []
+
     def start(self, avoid: object = ()) -> str:
         worker = f"worker-{self._started}"
         node = self._nodes[self._started // 8].id

@@ -5,7 +5,7 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from taugrid.eval.tables.quality import QualityTable
+    from taugrid.orchestrator.dispatch.pool import Pool
 
 
 class SessionResult(NamedTuple):
@@ -87,6 +88,8 @@ class Session:
         self._ray = cluster.Connection(address) if isinstance(address, str) else address
         self._address = self._ray.address
         self._progress = progress
+        self._workers = ExitStack()  # closes `_pool` after the last work
+        self._pool: Pool | None = None  # from the first work on
         self._stages: frozenset[str] = frozenset()
         self._scoring: Scoring | None = None
         self._permanent_failures: set[str] = set()
@@ -137,14 +140,15 @@ class Session:
         wanted = without_models(self.selected, failed)
         problems: dict[str, str] = {}
         done: list[WorkKind] = []
-        for part in self._parts(wanted):
-            kinds = [kind for kind in self._kinds(part) if kind.stage in self._stages]
-            done += kinds
-            if kinds and (problems := self._work(kinds, part)):
-                break
+        with self._workers:
+            for part in self._parts(wanted):
+                kinds = [kind for kind in self._kinds(part) if kind.stage in self._stages]
+                done += kinds
+                if kinds and (problems := self._work(kinds, part)):
+                    break
         self._take_sizes()
-        for kind in done:
-            kind.clean_up()
+        for kind in work_kinds():
+            kind.clean_up([work for work in done if isinstance(work, kind)])
         return self._report(self._kinds(grown(wanted, self.run.sizes)), failed, problems)
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:
@@ -344,9 +348,7 @@ class Session:
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Run `tasks` on workers. Returns cell name -> reason for what could not be done."""
         from taugrid.orchestrator.dispatch.loop import Loop
-        from taugrid.orchestrator.dispatch.pool import Pool
         from taugrid.orchestrator.dispatch.worker_manager import Outputs
-        from taugrid.workers.actor import Probe, Worker
 
         config, embedded = self.config.cluster, self._address == "local"
         max_workers = capacity.embedded_workers(config) if embedded else config.workers
@@ -355,6 +357,22 @@ class Session:
             warning = too_few_shards(self.selected, max_workers)
             if warning is not None:
                 self._progress.say(warning)
+        if self._pool is None:
+            self._pool = self._workers.enter_context(self._new_pool())
+        outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
+        loop = Loop(tasks, work_kinds(), self._pool, workers, embedded, config, outputs)
+        problems = loop.run()
+        self._permanent_failures |= loop.permanent_failures
+        return problems
+
+    @contextmanager
+    def _new_pool(self) -> Iterator["Pool"]:
+        """The workers of this session, all of one size. They import torch and load networks once, however often cells
+        grow."""
+        from taugrid.orchestrator.dispatch.pool import Pool
+        from taugrid.workers.actor import Probe, Worker
+
+        config = self.config.cluster
         cpus, gpus = capacity.worker_size(config)
         if not gpus:
             require_no_gpu(self.selected)
@@ -367,12 +385,9 @@ class Session:
         files = Probe(str(probe), self.rundir.storage, self.rundir.run_id)  # each worker must see it before a task
         pool = Pool(Worker, (max(1, int(cpus)),), cpus, gpus, files, config.label_selector, scorer)
         try:
-            outputs = Outputs(self._progress, self._events, self._log, self.rundir.committed)
-            loop = Loop(tasks, work_kinds(), pool, workers, embedded, config, outputs)
-            problems = loop.run()
-            self._permanent_failures |= loop.permanent_failures
-            return problems
+            yield pool
         finally:
+            self._pool = None
             pool.close()
             with suppress(OSError):  # an earlier error matters more; `remove_temporaries` removes the probe later
                 self.rundir.storage.delete(probe)

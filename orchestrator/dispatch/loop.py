@@ -225,7 +225,8 @@ class Loop:
         total = self._progress.state.evaluations if self._progress.state is not None else 0
         of = f" of {quantity(total)}" if total > evaluations else ""
         cost = f" ({quantity(evaluations)}{of} network evaluations)" if evaluations else ""
-        self._progress.say(f"to do: {work}{cost}; starting {counted(workers, 'worker')}")
+        starting = f"; starting {counted(workers, 'worker')}" if workers else ""
+        self._progress.say(f"to do: {work}{cost}{starting}")
 
     def _handle(self, event: PoolEvent) -> None:
         in_flight = self._dispatcher.in_flight

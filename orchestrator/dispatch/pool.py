@@ -127,6 +127,8 @@ class Pool:
         self._calls: dict[Future[Any], _Call] = {}
         self._answers: SimpleQueue[Future[Any]] = SimpleQueue()  # completed calls
         self._heartbeats: dict[str, int] = {}  # worker -> the number of its last heartbeat, -1 before the first answer
+        self._usable: dict[str, Located] = {}  # the workers whose process has started, and that were not stopped
+        self._scorers: set[str] = set()
         self._started = 0
 
     def start(self, avoid: Collection[str] = ()) -> str:
@@ -143,7 +145,9 @@ class Pool:
         assert self.scorer is not None
         there = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}  # replaces `selector`, by which they were chosen
         remote = self._remote.options(num_cpus=0, num_gpus=0, memory=SCORER_BYTES, label_selector=there)
-        return self._add(remote.remote(*self.scorer))
+        worker = self._add(remote.remote(*self.scorer))
+        self._scorers.add(worker)
+        return worker
 
     def _add(self, handle: Any) -> str:
         worker = f"worker-{self._started}"
@@ -156,6 +160,17 @@ class Pool:
         answer: Future[Any] = ref.future()
         self._calls[answer] = call
         answer.add_done_callback(self._answers.put)  # in a thread of Ray's
+
+    def take_over(self) -> list[tuple[Located, bool]]:
+        """The workers that have nothing to do, from an earlier loop, and whether each is a scorer. All others are
+        killed: what they do, such as a copy of a task that is done, nobody waits for."""
+        for _ in self.events(0.0):  # of copies that have ended, and of workers that have died meanwhile
+            pass
+        busy = {call.worker for call in self._calls.values() if not call.is_heartbeat_call}
+        idle = [event for worker, event in self._usable.items() if worker not in busy]
+        for worker in self._handles.keys() - {event.worker for event in idle}:
+            self.kill(worker)
+        return [(event, event.worker in self._scorers) for event in idle]
 
     def check_health(self, worker: str) -> None:
         """Check the health of `worker`, perhaps again; a `Joined`, `Failed` or `Lost` follows."""
@@ -178,6 +193,7 @@ class Pool:
         asked = self._handles.keys() if workers is None else set(workers)
         for worker in asked:
             self._handles[worker].stop.remote()
+            self._usable.pop(worker, None)
         return [call.key for call in self._calls.values() if call.key is not None and call.worker in asked]
 
     def nodes(self) -> list[Node] | None:
@@ -214,7 +230,8 @@ class Pool:
         self._call(self._handles[worker].next_heartbeat.remote(number, pause), _Call(worker, is_heartbeat_call=True))
         if is_located:
             self.check_health(worker)
-            return Located(worker, *answer)
+            self._usable[worker] = Located(worker, *answer)
+            return self._usable[worker]
         # The first answer after `locate` returns at once, with whatever heartbeat was the last; an equal number means
         # that the wait timed out.
         is_new = before not in (-1, number)
@@ -247,6 +264,7 @@ class Pool:
 
     def _forget(self, worker: str) -> Any:
         self._heartbeats.pop(worker, None)
+        self._usable.pop(worker, None)
         self._calls = {answer: call for answer, call in self._calls.items() if call.worker != worker}
         return self._handles.pop(worker)
 

@@ -101,11 +101,15 @@ class WorkerManager:
         self._had_worker = False
 
     def begin(self) -> int:
-        """Start workers. Returns their number."""
+        """Take over the idle workers of an earlier loop, and start those that are lacking. Returns how many started."""
         now = time.monotonic()
         self._poll_nodes(now)
+        for event, is_scorer in self._pool.take_over():
+            self._workers[event.worker] = _ManagedWorker(is_scorer)
+            self.located(event)
+            self._pool.check_health(event.worker)
         self._resize(now)
-        return len(self._workers)
+        return sum(worker.node is None for worker in self._workers.values())
 
     def has(self, worker: str) -> bool:
         """Whether a worker is there, or is being started: not lost, killed or released."""

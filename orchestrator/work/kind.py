@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.cells import Cell, Plan, Shard
@@ -83,8 +83,10 @@ class WorkKind(ABC):
     def tasks(self) -> Iterator[Task]:
         """The tasks for files that are missing. Damaged files are reported and count as missing. Models must exist."""
 
-    def clean_up(self) -> None:
-        """Remove what is not needed once the work is done."""
+    @classmethod
+    def clean_up(cls, done: Sequence[Self]) -> None:
+        """Remove what is not needed once the work of a session is done: `done` is what it did of this kind, one for
+        each N at which cells need scores."""
         return
 
     def missing(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Evaluation: the features of the reference, in parts, and of each shard; the scores of cells and of their labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from taugrid.errors import DamagedFile
 from taugrid.eval.extract import ExtractJob
@@ -191,12 +191,22 @@ class ScoreWork(_ScoringWork):
             **self.common(cell),
         )
 
-    def clean_up(self) -> None:
+    @classmethod
+    def clean_up(cls, done: Sequence[Self]) -> None:
         """Record what the scorer gives for the reference; remove the features of scored cells that are not kept."""
-        if damaged := self.rundir.is_changed(FILE):
-            self.survey.on_damage(Damage(self.rundir.root / FILE, "it has changed since it was written"))
-        if damaged or any(state.to_score for state in self.survey.found.cells):
-            keep_record(self.config, self.rundir, self.scoring)
+        if not done:
+            return
+        first = done[0]
+        if damaged := first.rundir.is_changed(FILE):
+            damage = Damage(first.rundir.root / FILE, "it has changed since it was written")
+            first.survey.on_damage(damage)
+        if damaged or any(state.to_score for work in done for state in work.survey.found.cells):
+            keep_record(first.config, first.rundir, first.scoring)
+        for work in done:
+            work._remove_features()
+
+    def _remove_features(self) -> None:
+        """Remove the features of scored cells that are not kept."""
         if not self.config.evaluate.keep_features:
             listing, folder = Listing(self.rundir), self.extractor_folder
             for cell in self.plan.cells:

@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from command import wait_until_gone
 from snapshots import recorded
 
 from taugrid.errors import UserError, WorkerRefusal
@@ -166,6 +167,29 @@ def test_the_death_of_an_idle_worker_is_heard_at_once(started):
     recorded(lost.reason, "killed")
     assert "exit type" in lost.details, "Ray's own words are for the logs"
     assert "exit type" not in lost.reason
+
+
+def test_the_next_loop_takes_over_idle_workers_and_those_at_work_are_killed(started, tmp_path):
+    pool, idle = started(beating(), (), None)
+    pool.start()
+    busy = next_event(pool)
+    pool.submit("worker-1", Job(str(tmp_path / "never")), "copy")
+    assert [(event.worker, is_scorer) for event, is_scorer in pool.take_over()] == [("worker-0", False)]
+    wait_until_gone([int(busy.info.device)])
+    pool.check_health("worker-0")
+    assert next_event(pool) == idle, "in the same process"
+    pool.stop(["worker-0"])
+    assert pool.take_over() == [], "it can do no more jobs"
+
+
+@pytest.mark.long
+def test_a_worker_that_died_between_two_loops_is_not_taken_over(started):
+    pool, joined = started(beating(), (), None)
+    list(pool.events(0.1))
+    os.kill(int(joined.info.device), signal.SIGKILL)
+    wait_until_gone([int(joined.info.device)])
+    time.sleep(2.0)  # until Ray has told
+    assert pool.take_over() == []
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from taugrid.orchestrator.dispatch import capacity, cluster, pool
 from taugrid.orchestrator.dispatch.policy import health
-from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined
+from taugrid.orchestrator.dispatch.pool import Done, Failed, Joined, Located
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.run import Run
@@ -74,10 +74,15 @@ class PoolHere:
 
     def __init__(self, actor, arguments, cpus, gpus, probe, label_selector, scorer):
         self._worker, self._events, self._probe, self.scorer = Worker(1), deque(), probe, scorer
+        self._idle = []
 
     def start(self, avoid=()):
+        self._idle = [(Located("worker-0", "here", "here"), False)]
         self.check_health("worker-0")
         return "worker-0"
+
+    def take_over(self):
+        return self._idle
 
     def check_health(self, worker):
         self._answer(worker, lambda: Joined(worker, self._worker.check_health(self._probe)))

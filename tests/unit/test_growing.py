@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from in_process import PoolHere, results, small_run
+from in_process import Faulty, PoolHere, results, small_run
 from rich.console import Console
 from snapshots import raises, recorded
 
@@ -23,8 +23,10 @@ from taugrid.eval.tables.long_form import FID
 from taugrid.orchestrator.baseline.snapshot import snapshot_of_run
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.cli.text import print_result, result_json
+from taugrid.orchestrator.dispatch import capacity
 from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
+from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.grown import at_larger_sizes, read_sizes
 from taugrid.orchestrator.selection import select
 from taugrid.orchestrator.session import Session
@@ -97,6 +99,23 @@ def test_only_undecided_cells_grow_and_it_says_what_that_saves(opened, grown):
     assert (told["metric"], set(told["undecided"]), told["images"]) == ("fid", ids(opened, 2), 750)
     assert json.loads((root / "config.json").read_text())["sample"]["num_samples"] == 50
     assert {cell["settings"]["num_samples"] for cell in json.loads((root / "plan.json").read_text())["cells"]} == {50}
+
+
+def test_the_looks_of_a_session_share_their_workers(opened, tmp_path, monkeypatch):
+    """A worker imports torch and loads networks. A node with a GPU that joins between looks must not mix cells."""
+    sizes, worker_size = [], capacity.worker_size
+    monkeypatch.setattr(capacity, "worker_size", lambda config: sizes.append(config) or worker_size(config))
+    _, printed = do(opened, tmp_path / "run", TO_200)
+    started = [event["worker"] for event in read_events(RunDir(tmp_path / "run")) if event["event"] == "starting"]
+    assert (len(starting(printed, "to do")), started, len(sizes)) == (3, ["worker-0"], 1)
+
+
+def test_the_scorer_is_recorded_once_however_often_cells_grow(opened, tmp_path):
+    """It reads all features of the reference."""
+    root = tmp_path / "run"
+    run = replace(opened, rundir=RunDir(root, Faulty(root)))
+    Session(run, "local", Progress.silent(), until=TO_200).do(STAGES)
+    assert run.rundir.storage.calls.count(("commit", root / "scorer.json")) == 1
 
 
 def test_a_dry_run_counts_what_cells_may_still_grow_by(copy):

@@ -105,6 +105,11 @@ class ScriptedPool:
     def _at(self, delay, event):
         heapq.heappush(self._events, (self.now + delay, next(self._order), event))
 
+    def take_over(self):
+        """Those that have done what they were given."""
+        idle = [worker for worker in self.where if self.free.get(worker, inf) <= self.now]
+        return [(Located(worker, self.where[worker], self.where[worker]), worker in self.scorers) for worker in idle]
+
     def start(self, avoid=()):
         without = {node for node in self.rooms if self.size.gpus and node not in self.gpus}
         return self._start({*avoid, *without})
@@ -243,18 +248,25 @@ class Scripted:
             monkeypatch.setattr(module, "time", self.pool)
         there = Committed(Path("unused"), "", None)
         monkeypatch.setattr(loop, "confirm", lambda job, result: there)  # there are no files
-        self.tasks, cells = {}, two_cells()
-        for number, behaviour in enumerate(behaviours):
-            cost = COSTS.get(behaviour, 9.0)  # bad ones first
-            kind = "count" if behaviour.endswith("count") else "paint"
-            key, job = f"{kind}/{number}", ScriptedJob("unused", behaviour=behaviour)
-            self.tasks[key] = Task(key, kind, cost, cell=cells[number % 2], given=job)
+        self.tasks, self._settings = {}, (workers, embedded, cluster)
         root.mkdir()
         self.printed, self.rundir, self.committed = io.StringIO(), RunDir(root), lambda files: None
         self.session = Events(self.rundir)
         progress = Progress(Console(file=self.printed, soft_wrap=True))
-        outputs = Outputs(progress, self.session, lambda name, text: root, lambda files: self.committed(files))
-        self.loop = Loop(self.tasks, [Painting, Counting], self.pool, workers, embedded, cluster, outputs)
+        self._outputs = Outputs(progress, self.session, lambda name, text: root, lambda files: self.committed(files))
+        self.prepare(behaviours)
+
+    def prepare(self, behaviours):
+        """Another loop on the same pool, with tasks that behave as told."""
+        tasks, cells = {}, two_cells()
+        for number, behaviour in enumerate(behaviours, start=len(self.tasks)):
+            cost = COSTS.get(behaviour, 9.0)  # bad ones first
+            kind = "count" if behaviour.endswith("count") else "paint"
+            key, job = f"{kind}/{number}", ScriptedJob("unused", behaviour=behaviour)
+            tasks[key] = Task(key, kind, cost, cell=cells[number % 2], given=job)
+        self.tasks |= tasks
+        self.loop = Loop(tasks, [Painting, Counting], self.pool, *self._settings, self._outputs)
+        return self
 
     def run(self):
         self.problems = self.loop.run()
@@ -307,6 +319,16 @@ def test_a_task_that_breaks_the_accelerator_of_every_process_is_given_up_and_the
     run = scripted(["breaks"] + ["good"] * 5).run()
     assert (run.given_up, len(run.done)) == ({"paint/0"}, 5)
     assert run.pool.started == 3, "one in the beginning, and one after each attempt but the last"
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_another_loop_goes_on_with_the_workers_of_the_one_before(scripted, embedded):
+    run = scripted(["good"] * 4, {"n0": 8}, workers=4, embedded=embedded).finish()
+    run.prepare(["good"] * 4).finish()
+    assert (run.pool.started, run.pool.now) == (4, START_SECONDS + 2 * (TASK_SECONDS + 0.1))
+    run.prepare(["long"]).finish()
+    assert run.pool.started == 4
+    assert len(run.of("released", "worker")) == (0 if embedded else 3), "those for which there is no work"
 
 
 ANYWHERE = pytest.mark.parametrize(("where", "workers"), [(0, 1), (9, 4), (18, 1), (18, 4)])
