@@ -264,8 +264,8 @@ def test_the_seconds_of_all_cells_are_found_by_reading_the_events_once(tmp_path,
             name, fields = work.event(task, result, True)
             events.add(name, **fields)
     tasks = [task.cell.id for task in reconstruct(tmp_path / "new", 8, **GAUSSIAN, grid={"steps": [2, 3, 5]}).tasks()]
-    read, reads = LocalStorage.read, []
-    monkeypatch.setattr(LocalStorage, "read", lambda self, path: [reads.append(path), read(self, path)][1])
+    opened, reads = LocalStorage.opened, []
+    monkeypatch.setattr(LocalStorage, "opened", lambda self, path: [reads.append(path), opened(self, path)][1])
     rows = work.conclude().rows
     expected = [sum(n + 0.25 for n, cell in enumerate(tasks) if cell == of) for of in dict.fromkeys(tasks)]
     assert [row["seconds"] for row in rows] == expected

@@ -1,6 +1,7 @@
 """What the text of a reference means."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_a_run_directory_is_what_it_is_scored_against(tmp_path):
     named = config(tmp_path / "b", evaluate={"reference": "digits/test", "extractor": "pixels"})
     assert resolve_reference(named) == ResolvedReference(Data(split="test"), "pixels")
     of_files = config(tmp_path / "c", evaluate={"reference": "some.npz", "extractor": "pixels", "weights": "w"})
-    assert resolve_reference(of_files) == ResolvedReference("some.npz", "pixels", "w")
+    assert resolve_reference(of_files) == ResolvedReference("some.npz", "pixels", str(Path("w").absolute()))
     of_another = config(tmp_path / "d", evaluate={"reference": of_files})
     assert resolve_reference(of_another) == ResolvedReference("some.npz", "digits-convnet")
     of_itself = config(tmp_path / "e", evaluate={"reference": str(tmp_path / "e")})
