@@ -256,8 +256,12 @@ def _draw_losses(panel: Axes, curves: Mapping[str, pd.DataFrame], styles: Styles
 
 
 def running_mean(step: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a log scale."""
-    sums = np.concatenate([[0.0], loss.cumsum()])
+    """The mean of the finite losses at each increasing step over the steps within a factor of `SMOOTHING`: uniform on a
+    log scale. NaN where none is finite."""
+    is_finite = np.isfinite(loss)
+    sums = np.concatenate([[0.0], np.where(is_finite, loss, 0.0).cumsum()])
+    counts = np.concatenate([[0], is_finite.cumsum()])
     first, end = np.searchsorted(step, step / SMOOTHING), np.searchsorted(step, step * SMOOTHING, side="right")
-    mean: NDArray[np.float64] = (sums[end] - sums[first]) / (end - first)
+    number = counts[end] - counts[first]
+    mean: NDArray[np.float64] = np.where(number > 0, (sums[end] - sums[first]) / np.maximum(number, 1), np.nan)
     return mean

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -16,8 +15,6 @@ from taugrid.eval.tables.labels import spelled
 from taugrid.words import short_path
 
 TEMPLATES = "templates"
-ETA = re.compile(r"(?<![\w./-])eta(?=[ =:,)]|$)")
-"""The key `eta` in labels, which pages write as η; paths and names such as S0010-eta0.2 stay."""
 BOARD_SCRIPTS = ("copy.js", "board.js", "board_table.js", "board_panel.js", "board_start.js")
 KEYS = {
     "↑ ↓": "move to another cell",
@@ -39,15 +36,9 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_with_eta,
     )
-    found.filters |= {"short_path": short_path, "verbatim": Markup.escape, "spelled": spelled}
+    found.filters |= {"short_path": short_path, "spelled": spelled}
     return found
-
-
-def _with_eta(value: Any) -> Any:
-    """A text with η for the key `eta`. What is escaped already stays: markup, and `verbatim` texts."""
-    return ETA.sub("η", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def rendered(

@@ -172,7 +172,7 @@ def _content(facts: PageFacts) -> dict[str, Any]:
         "about_labels": facts.by_label.notes,
         "reconstruction": reconstruction,
         "protocol": _protocol_rows(quality.protocols),
-        "provenance": [(what, Markup.escape(value)) for what, value in facts.provenance.items()],
+        "provenance": list(facts.provenance.items()),
         "config": facts.config,
         "warnings": warnings(facts),
     }
@@ -266,7 +266,7 @@ def _protocol_rows(protocols: Mapping[str, ProtocolFields]) -> list[tuple[str, s
     for protocol in protocols.values():
         for name, value in dotted(protocol):
             values.setdefault(name, {})[text(value)] = None
-    return [(name, Markup.escape(listed([*its], MAX_VALUES, between=" · "))) for name, its in values.items()]
+    return [(name, listed([*its], MAX_VALUES, between=" · ")) for name, its in values.items()]
 
 
 def warnings(facts: PageFacts) -> list[str]:

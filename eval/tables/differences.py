@@ -341,7 +341,7 @@ def difference_tables(rows: Sequence[Row]) -> dict[str, list[tuple[str, ...]]]:
         along, settings, others = (
             _KEY.sub(lambda match: short.get(match[0], match[0]), row[name] or "") for name in IN_WORDS
         )
-        along = {"steps": "S", "": "other pairs"}.get(along, along)
+        along = {"steps": "S", "eta": "η", "": "other pairs"}.get(along, along)
         heading = ": ".join(filter(None, [f"Along {along}", settings]))
         tables[heading].append(_texts({**row, "others": others}))
     return dict(tables)

@@ -37,7 +37,7 @@ FLOATS = frozenset({"mean_base", "mean_value", "effect", "se_sampling", "se_shar
 
 ABOUT = (
     "Each effect is the metric with a value of a key minus the metric with its base value, all else equal: the mean of "
-    "paired differences between cells that agree in every other key, in S, eta and seeds. p is two-sided; p (Holm) is "
+    "paired differences between cells that agree in every other key, in S, η and seeds. p is two-sided; p (Holm) is "
     f"corrected for all comparisons of its table, and an effect is bold if that is below {LEVEL}."
 )
 INTERVAL_EXPLANATION = {

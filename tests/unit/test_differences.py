@@ -309,7 +309,7 @@ def test_the_list_is_readable_and_says_each_reason_once(tmp_path):
     lines = (tmp_path / "differences.md").read_text(encoding="utf-8").splitlines()
     recorded(lines[0])
     first = lines.index("| S = 10 → 20 at η = 0.0 | -10.00 |  |  |")
-    assert lines.index("## Along S") < first < lines.index("## Along eta")
+    assert lines.index("## Along S") < first < lines.index("## Along η")
     assert "| S = 10 → 50 at η = 1.0 | -30.0 ± 4.0 | -7.5 |  |" in lines
     recorded("\n".join(lines), "clip")
     assert [line for line in lines if line.endswith("| +4 ± 50 | +0.1 | ≈ |")]

@@ -50,6 +50,13 @@ def test_the_running_mean_is_over_the_steps_within_a_factor():
     np.testing.assert_allclose(mean, [1.5, 3.0, 6.0, 8.0, 5.0])  # 5 is within 1.25 of 4 and of 6, and 7 of 6
 
 
+def test_a_loss_that_is_not_finite_leaves_a_gap_only_where_no_other_is_near():
+    losses = [1.0, float("nan"), 6.0, 10.0, float("inf"), 5.0]
+    figure = losses_figure({"m": pd.DataFrame({"step": [4, 5, 6, 7, 50, 100], "loss": losses})})
+    mean = figure.axes[0].lines[1].get_ydata()
+    np.testing.assert_allclose(mean, [1.0, 3.5, 8.0, 8.0, np.nan, 5.0])
+
+
 def test_a_report_draws_the_models_that_are_trained(tmp_path):
     grid = {"train.steps": [60, 70], "steps": [10, 20], "weights": ["ema", "raw"]}
     planned = plan(validate(Config, {"name": "t", "model": {"unet": UNET}, "grid": grid}, "test"))

@@ -231,6 +231,17 @@ def test_texts_of_a_config_are_escaped():
     assert SCRIPT in [item["text"] for item in page.all("li")], "a warning"
 
 
+def test_names_that_people_chose_stay_as_they_are():
+    """They can be pasted into a config or a command."""
+    named = [one | {"sampler": f"mine:{'eta' if one['eta'] else 'beta'}", "eta": None} for one in ROWS]
+    options = [one | {"sampler_options": f'{{"eta": {0.3 if one["sampler"] == "mine:eta" else 0.5}}}'} for one in named]
+    warning = "the sampler mine:eta ignores clip: S=10 eta=0 (see runs/eta)"
+    page = Parsed(report_html(findings(quality=written(options), warnings=[warning])))
+    assert warning in [item["text"] for item in page.all("li")]
+    heads = [head["text"] for head in page.all("th", scope="row")]
+    assert {"mine:eta", "eta=0.3"} <= {*heads}
+
+
 def test_a_page_of_many_large_images_stays_small():
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
     samples = {"": {(f"{eta:g}", steps): noise for eta in np.linspace(0, 1, 10) for steps in range(10, 20)}}
