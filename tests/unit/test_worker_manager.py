@@ -35,6 +35,7 @@ from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
+from taugrid.parquet import OTHER_BYTES
 from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
@@ -73,8 +74,8 @@ class ScriptedPool:
     health check is answered), `startless`, `broken` (its accelerator), `GPU` (torch can't use it) or `draining`.
 
     A job is `good`, `count`, `long`, `long count`, `longer`, `late` (a second copy of it then finds another file),
-    `breaks` the accelerator of its process, `kills` it, `fills` a GPU's memory beside what other jobs left, `does not
-    fit` even so, or is `infinite` (`NotFinite`).
+    finds a file with `other bytes`, `breaks` the accelerator of its process, `kills` it, `fills` a GPU's memory beside
+    what other jobs left, `does not fit` even so, or is `infinite` (`NotFinite`).
     """
 
     size, scorer, selector = Size(1, 0), None, {}
@@ -91,6 +92,7 @@ class ScriptedPool:
         self.given = []  # (when, node) of each job
         self.begun = Counter()  # key -> how often it was given
         self.blamed = set()  # keys of those that were to blame for a failure before
+        self.devices = {}  # node -> its device, if that is not "cpu"
         self.gone_at = {}  # node that drains -> when it is taken away, if that is known
         self.stopped = []  # (when, worker)
         self.waiting, self._events, self._order = [], [], count()
@@ -148,7 +150,7 @@ class ScriptedPool:
         elif ill == "broken" or worker in self.sick:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
         elif ill != "mute":
-            self._at(0.1, Joined(worker, WorkerInfo(node, "cpu", {}, node)))
+            self._at(0.1, Joined(worker, WorkerInfo(node, self.devices.get(node, "cpu"), {}, node)))
 
     def submit(self, worker, job, key):
         self.given.append((self.now, self.where[worker]))
@@ -174,6 +176,7 @@ class ScriptedPool:
                 for after in range(10, int(seconds), 10):
                     self._at(wait + after, Alive(worker, key, after, seconds))
                 conflict = "is damaged" if behaviour == "late" and self.begun[key] > 1 else None
+                conflict = OTHER_BYTES if behaviour == "other bytes" else conflict
                 self._at(wait + seconds, Done(worker, Result(seconds, 1, True, conflict=conflict), key))
         if ends is not None:
             self._at(wait + seconds, Failed(worker, ends, "traceback", key))
@@ -449,6 +452,19 @@ def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_work
     assert run.said("cluster.hang_seconds") == run.said("not answered") == 0
 
 
+def test_a_driver_that_was_held_up_still_waits_for_a_worker_as_long_as_it_may(scripted):
+    """Defect: a driver that was stopped for as long as that, and lost its last worker meanwhile, ended at once."""
+    run = scripted(["good"] * 10, {"n0": 1})
+
+    def held_up():
+        run.pool.lose("n0")
+        run.pool.now += MAX_WAIT_SECONDS + 100.0
+
+    run.pool.then(42.0, held_up)
+    run.pool.then(42.0 + 2 * MAX_WAIT_SECONDS, lambda: run.pool.join("n1", 1))
+    run.finish()
+
+
 def test_nodes_that_join_get_work_soon(scripted):
     run = scripted(["good"] * 60, {}, workers=None)
     run.pool.then(150.0, lambda: run.pool.join("n0", 1))
@@ -507,6 +523,37 @@ def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
     assert {event["event"] for event in run.events}.isdisjoint({"failed", "benched"})
 
 
+def another_session(run):
+    """The events of another driver in the run directory, one of whose workers has a GPU."""
+    other = Events(run.rundir)
+    other.add("worker", worker="worker-7", node="n7", device="GPU", versions={}, threads=None)
+    return other
+
+
+def test_what_is_found_with_other_bytes_is_judged_after_another_driver_took_over(scripted):
+    """Defect: the workers were looked up among those of the last session, which was the other driver's."""
+    run = scripted(["other bytes", "good"])
+    run.pool.then(7.0, lambda: another_session(run).add("session", stages=["sample"]))
+    run.finish()
+    assert run.of("other bytes", "first") == [["GPU"]]
+
+
+def test_however_much_is_found_with_other_bytes_the_events_of_a_run_are_read_once(scripted, monkeypatch):
+    """Workers that join afterwards are known nevertheless. Defect: all events were read for each such file."""
+    read, reads = LocalStorage.read, []
+    monkeypatch.setattr(LocalStorage, "read", lambda storage, path: [reads.append(path), read(storage, path)][1])
+    run = scripted(["other bytes"] * 20, workers=None)
+    another_session(run)
+    run.pool.devices["n1"] = "new GPU"
+    run.pool.then(50.0, lambda: run.pool.join("n1", 1))
+    run.run()
+    assert len(reads) == len(set(reads)) == 2, "each of the two sessions has a file"
+    firsts = run.of("other bytes", "first")
+    assert len(firsts) == 20
+    assert firsts[0] == ["GPU"]
+    assert {tuple(first) for first in firsts[-2:]} == {("GPU", "cpu"), ("GPU", "new GPU")}
+
+
 @pytest.mark.parametrize(("rooms", "error"), [({}, UserError), ({"n0": 0}, RunFailed)])
 def test_room_is_waited_for_a_while_with_a_line_every_minute(scripted, rooms, error):
     run = scripted(["good"], rooms, workers=2)
@@ -556,6 +603,28 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
     run.pool.then(38.0, preempt)
     run.finish()
     assert len(run.of("lost", "worker")) == 1
+
+
+def test_the_workers_that_are_lost_together_cost_one_poll_of_the_nodes(scripted, monkeypatch):
+    """Defect: one for each, in the driver's loop."""
+    polls, nodes = Counter(), ScriptedPool.nodes
+
+    def polled(pool):
+        polls[pool.now] += 1
+        return nodes(pool)
+
+    monkeypatch.setattr(ScriptedPool, "nodes", polled)
+    run = scripted(["good"] * 60, {"n0": 20, "n1": 20}, workers=40)
+
+    def preempt():
+        run.pool.node_is["n0"] = "draining"
+        for worker in [worker for worker, node in run.pool.where.items() if node == "n0"]:
+            run.pool.then(11.0, Lost(worker, "worker process has died", False))
+
+    run.pool.then(10.0, preempt)
+    run.finish()
+    assert len(run.of("lost", "worker")) == 20
+    assert polls[11.0] == 1
 
 
 def test_a_run_goes_on_while_its_head_does_not_answer(scripted):
