@@ -32,6 +32,7 @@ from taugrid.orchestrator.rundir.extension import check_extends, check_is_run_di
 from taugrid.orchestrator.rundir.grown import FILE as GROWN
 from taugrid.orchestrator.rundir.grown import grown, read_sizes
 from taugrid.orchestrator.rundir.history import RunHistory
+from taugrid.orchestrator.rundir.lease import Lease
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.orchestrator.selection import without_models
 from taugrid.orchestrator.shard_sizes import too_few_shards
@@ -113,7 +114,6 @@ class Session:
         if "train" in self._stages:
             self._check_trainings()
         with self.rundir.lock(break_lock, self._progress.say) as lease, self._ray:
-            self._began = lease.began
             self._record_run()
             trackers = [background.Trackers(self.config.track, self._progress.say)] if self.config.track else []
             observers = Observers([self._progress, *trackers], self._progress.say)
@@ -122,7 +122,7 @@ class Session:
             self._events = Events(self.rundir, observers)
             self._events.add("session", stages=sorted(stages), **provenance.software())
             try:
-                result = self._do()
+                result = self._do(lease)
                 self._events.add("end", missing=result.missing)
             except BaseException as error:
                 observers.session_failed(error)
@@ -132,7 +132,7 @@ class Session:
             observers.session_finished(result.rows, result.missing)
             return result
 
-    def _do(self) -> SessionResult:
+    def _do(self, lease: Lease) -> SessionResult:
         """Train, then do what is missing at each N of the cells, then report."""
         self._announce()
         self._record_inputs()
@@ -149,7 +149,10 @@ class Session:
         self._take_sizes()
         for kind in work_kinds():
             kind.clean_up([work for work in done if isinstance(work, kind)])
-        return self._report(self._kinds(grown(wanted, self.run.sizes)), failed, problems)
+        result = self._report(self._kinds(grown(wanted, self.run.sizes)), failed, problems)
+        if done:  # after the report: workers die within milliseconds of `Pool.close`
+            self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), lease)
+        return result
 
     def _parts(self, wanted: Plan) -> Iterator[Plan]:
         """`wanted` at each N at which tables need scores: first at those to which `--until` grows it."""
@@ -341,8 +344,6 @@ class Session:
                     self._progress.say(message)
             self._connect()
             problems = self._dispatch(tasks)
-        if not problems and self._began is not None:
-            self.rundir.remove_temporaries((kind.writes_in() for kind in work_kinds()), self._began)
         return problems
 
     def _dispatch(self, tasks: dict[str, Task]) -> dict[str, str]:

@@ -250,11 +250,12 @@ class RunDir(RemovedImages, ModelRecords):
         for path in self.storage.list(self.root, pattern):
             self.storage.delete(path)
 
-    def remove_temporaries(self, folders: Iterable[str], before: float) -> None:
-        """Remove temporary files of killed writers from the folders that match these patterns, and the run directory.
-        Files written since `before` (`Lease.began`) stay: they are not a dead driver's. In a bucket, only the run
-        directory itself can hold any: the probes beside config.json."""
-        for folder in (".", *folders) if self.storage.on_disk else ["."]:
+    def remove_temporaries(self, folders: Iterable[str], lease: Lease) -> None:
+        """Remove temporary files of killed writers: of workers, which this driver must have no more, from the folders
+        that match these patterns; of drivers from the run directory itself, where other commands write too. In a
+        bucket, only that can hold any: the probes beside config.json."""
+        ends = dict.fromkeys(folders, lease.dead_before()) if self.storage.on_disk else {}
+        for folder, before in {".": lease.began or 0.0, **ends}.items():
             for path, stat in self.storage.stats(self.root, f"{folder}/.*.tmp").items():
                 if stat.modified < before:
                     self.storage.delete(path)

@@ -84,6 +84,7 @@ class Lease:
         self.began: float | None = None
         """When it was taken, by the storage's clock: temporary files from before belong to dead drivers. None: it was
         taken by force, so the previous holder may still be writing."""
+        self._took_over = False  # from a driver whose workers may still be writing, although it seemed dead
 
     def holder(self) -> Holder | None:
         """The current holder of the lease; None if there is no valid lease."""
@@ -118,9 +119,20 @@ class Lease:
             raise self._refusal(self.holder())
         if before is not None:
             say(f"took the run directory over from {before}")
+        self._took_over = version is not None
         self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
         _held.add(self._session)
         self._thread.start()
+
+    def dead_before(self) -> float:
+        """Once this driver's workers are killed: temporary files of workers from before this time, by the storage's
+        clock, belong to dead ones. It is now, unless workers of another driver may live. In a bucket there are none."""
+        if self.began is None or self._took_over:
+            return self.began or 0.0
+        with self._storage.temporary(self._path) as temporary:
+            write_text(temporary, "")
+            now = self._storage.stat(temporary).modified
+        return now if self._is_held() else self.began  # a driver that takes it from now on writes newer files
 
     def release(self) -> None:
         """Release the lease, if it is still held."""

@@ -253,6 +253,23 @@ def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick):
         assert len(said) == 1 + waits
 
 
+def test_only_workers_of_this_driver_are_known_to_be_dead(tmp_path, monkeypatch):
+    """Those of one whose directory was taken over may live, and of one that takes it now."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 60.0)
+    rundir = RunDir(tmp_path)
+    with rundir.lock() as ours:
+        (tmp_path / "written").touch()
+        time.sleep(0.01)
+        assert ours.dead_before() > (tmp_path / "written").stat().st_mtime
+        rundir.lease.write_text(json.dumps(lease_of(tmp_path) | {"session": "another"}))
+        assert ours.dead_before() == ours.began
+    with rundir.lock() as ours:
+        assert ours.dead_before() == ours.began
+    leave_lease(rundir)
+    with rundir.lock(break_lock=True) as ours:
+        assert ours.dead_before() == 0
+
+
 @pytest.mark.parametrize("how", ["", "stuck"])
 def test_break_lock_takes_a_live_one_and_the_other_driver_stops_and_says_so_even_if_only_by_force(tmp_path, how):
     with held(tmp_path, how) as holder:

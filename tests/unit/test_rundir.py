@@ -93,11 +93,15 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         path.touch()
         os.utime(path, (now - 1, now - 1))  # a few milliseconds are one moment to a file system
     with rundir.lock() as lease:
-        new = rundir.samples / "cell" / ".part.3.tmp"
-        new.touch()
-        os.utime(new, (lease.began + 1, lease.began + 1))
-        rundir.remove_temporaries(["samples/*", "features/*/*"], lease.began)
-    kept.append(new)
+        new = [rundir.root / ".ledger.jsonl.1.tmp", rundir.samples / "cell" / ".part.3.tmp"]
+        for path in new:
+            path.touch()
+            os.utime(path, (lease.began + 60, lease.began + 60))
+        left.append(rundir.samples / "cell" / ".part.4.tmp")
+        left[-1].touch()  # of this driver's workers
+        time.sleep(0.01)
+        rundir.remove_temporaries(["samples/*", "features/*/*"], lease)
+    kept += new
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
 

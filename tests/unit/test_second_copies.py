@@ -4,6 +4,7 @@ Defect 11, the patch that these tests fail with: `Loop._judge` raises `FileConfl
 """
 
 import errno
+import uuid
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from snapshots import recorded
 from taugrid.eval import extract, score_cell
 from taugrid.orchestrator.dispatch import pool
 from taugrid.orchestrator.dispatch.pool import Joined, Lost
+from taugrid.orchestrator.progress import Progress
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.history import RunHistory
+from taugrid.orchestrator.session import Session
 from taugrid.orchestrator.view.verify import verify
 from taugrid.storage import LocalStorage, replacing
 from taugrid.workers.actor import Worker
@@ -185,3 +188,29 @@ def test_influences_whose_worker_died_before_it_wrote_the_score_do_not_block_the
     assert "mounted" not in printed
     assert len(run.rundir.storage.list(run.rundir.scores, "*.parquet")) == 2
     assert list(verify(run, lambda images: None)[0]) == []
+
+
+class KilledAtACopy(PoolHere):
+    """Stands for a worker that is killed while it writes the copy of a shard that another one has done."""
+
+    def submit(self, worker, job, key):
+        super().submit(worker, job, key)
+        path = Path(job.path)
+        path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp").touch()
+
+
+@pytest.mark.parametrize(("is_left", "by_force"), [(False, False), (True, False), (True, True)])
+def test_what_a_killed_copy_has_written_is_removed_once_nobody_can_write_it(tmp_path, monkeypatch, is_left, by_force):
+    """Workers of a driver whose directory was taken over may live on for a while."""
+    rundir = RunDir(tmp_path / "run")
+    if is_left:
+        with rundir.lock():
+            lease = rundir.lease.read_bytes()
+        rundir.lease.write_bytes(lease)
+    with small_run(tmp_path) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "Pool", KilledAtACopy)
+            Session(replace(opened, rundir=rundir), "local", Progress.silent()).do(("sample", "evaluate"), by_force)
+        assert bool(list(rundir.root.rglob(".part-*.tmp"))) == is_left
+        drive(opened, rundir.root, rundir.storage)
+    assert not list(rundir.root.rglob(".*.tmp"))
