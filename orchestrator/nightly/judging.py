@@ -280,7 +280,8 @@ def _fresh(
 
 def _with_kept_verdicts(cell: CellComparison) -> CellComparison:
     """A cell whose verdict is also that of the metrics that a second look could not judge."""
-    return replace(cell, result=worst([cell.result, *(metric.verdict for metric in cell.judged.values())]))
+    verdicts = [metric.verdict for metric in cell.judged.values() if metric.verdict is not None]
+    return replace(cell, result=worst([cell.result, *verdicts]))
 
 
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:
