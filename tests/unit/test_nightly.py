@@ -383,6 +383,18 @@ def test_plan_prices_a_night_in_time_and_bytes(begun, judged, tmp_path):
     assert priced["smallest_losses_seen"] == {}, "a broken night does not tell what one will detect"
 
 
+def test_plan_knows_the_time_of_the_last_night_of_a_run_after_one_of_images(begun, history):
+    words = ("plan", begun / "same.yaml", "--history", history, "--json")
+    before = json.loads(taugrid(*words)[0])["night"]
+    assert before["worker_seconds"] is not None
+    images = {"path": "pngs", "sha256": "0" * 64, "reference": "gaussian"}
+    verdict = nights.empty_verdict("2", "2100-01-01T00:00:00+00:00") | {"images": images}
+    (history / "nights/2").mkdir()
+    write_sealed(history / "nights/2/verdict.json", verdict)
+    assert [line.split()[0] for line in taugrid("status", history)[0].splitlines()] == ["1", "2"]
+    assert json.loads(taugrid(*words)[0])["night"] == before
+
+
 @pytest.mark.long
 def test_a_history_in_a_bucket(begun, s3):
     """Two nights and a baseline in a bucket: the same results as in a folder, and images of the first are removed."""
