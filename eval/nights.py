@@ -25,7 +25,7 @@ class NightLine(NamedTuple):
 
     id: str
     time: str  # when its verdict was reached, UTC, ISO 8601; empty if there is none
-    verdict: str  # the worst verdict of its cells, "no baseline", or "unfinished"
+    verdict: str  # the worst verdict of its cells, "no baseline", "unfinished" or "unreadable"
     light: Light
     counts: Mapping[str, int] = {}  # verdict -> number of cells, worst first
     compared: tuple[int, int] | None = None  # the number of compared cells, and of the baseline's cells

@@ -36,10 +36,12 @@ REGRESSIONS = frozenset(
     (Verdict.CHANGED_SAMPLER, Verdict.CHANGED_SCORER, Verdict.CHANGED_PIXELS, Verdict.COLLAPSED, Verdict.WORSE)
 )
 
-# The results of a night without a verdict: there is no baseline, no cell is scored, or it was interrupted.
+# The results of a night without a verdict: there is no baseline, no cell is scored, it was interrupted, or another
+# version of taugrid judged it.
 NO_BASELINE: Final = "no baseline"
 INCOMPLETE: Final = "incomplete"
 UNFINISHED: Final = "unfinished"
+UNREADABLE: Final = "unreadable"
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -7,6 +7,7 @@ samples (`grown`). Its numbers then replace those of the usual seeds.
 import math
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from taugrid.eval.nights import NightModel
 from taugrid.orchestrator.baseline.canaries import UNCHECKED, Check
 from taugrid.orchestrator.baseline.snapshot import ImagesOfNight, Software
 from taugrid.registry.metrics import COLUMNS
-from taugrid.run_id import FORMAT, require_format
+from taugrid.run_id import FORMAT
 from taugrid.words import counted, with_urls
 
 Situation = Literal["same weights and setup", "same weights, other setup", "new weights"]
@@ -301,8 +302,8 @@ class NightVerdict:
     @classmethod
     def read(cls, value: Mapping[str, Any], folder: Path) -> "NightVerdict":
         """The verdict in the JSON of a night's folder; `UserError` if another version of taugrid wrote it."""
-        require_format(value, folder)
-        try:
-            return TypeAdapter(cls).validate_python(value)
-        except ValidationError:
-            raise UserError(f"{with_urls(str(folder))} was judged by another version of taugrid; remove it") from None
+        if value.get("format") == FORMAT:
+            with suppress(ValidationError):
+                return TypeAdapter(cls).validate_python(value)
+        shown = with_urls(str(folder))
+        raise UserError(f"{shown} was judged by another version of taugrid; use that version, or remove the folder")

@@ -5,7 +5,7 @@ history.parquet has a row for each metric of each cell of each complete night. p
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile, UserError
-from taugrid.eval.gate.verdict import REGRESSIONS, UNFINISHED, Verdict
+from taugrid.eval.gate.verdict import REGRESSIONS, UNFINISHED, UNREADABLE, Verdict
 from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.compared import NightVerdict
 from taugrid.orchestrator.baseline.snapshot import pixel_digests
@@ -70,8 +70,13 @@ SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) fo
 
 
 def nights_of(history: History) -> list[NightLine]:
-    """The complete nights, oldest first, and after them the unfinished ones."""
-    return [*(night_line(verdict) for _, verdict in history.judged()), *_unfinished(history)]
+    """Nights whose verdict can't be read, the complete ones, oldest first, and then the unfinished ones."""
+    judged, unreadable = history.verdicts()
+    return [*_unreadable(unreadable), *(night_line(verdict) for _, verdict in judged), *_unfinished(history)]
+
+
+def _unreadable(reasons: Mapping[str, str]) -> list[NightLine]:
+    return [NightLine(night, "", UNREADABLE, "grey", remarks=(reason,)) for night, reason in reasons.items()]
 
 
 def _unfinished(history: History) -> list[NightLine]:
@@ -139,7 +144,7 @@ class HistoryView:
 
     @cached_property
     def nights(self) -> Sequence[NightLine]:
-        """The complete nights, oldest first, and then the unfinished ones."""
+        """Nights whose verdict can't be read, the complete ones, oldest first, and then the unfinished ones."""
         return tuple(nights_of(self._history))
 
     @property
@@ -172,7 +177,7 @@ def write_history(history: History) -> Sequence[Night]:
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.pages.history import history_html, judged_metrics, trend_figure
 
-    judged = history.judged()
+    judged, unreadable = history.verdicts()
     verdicts = [verdict for _, verdict in judged]
     nights = [night_line(verdict) for verdict in verdicts]
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
@@ -191,7 +196,8 @@ def write_history(history: History) -> Sequence[Night]:
             files.setdefault(path.relative_to(history.nights).parts[0], {})[kind] = history.relative(path)
     name = verdicts[-1].name if verdicts else history.root.name
     with replacing(history.index, history.storage) as temporary:
-        write_text(temporary, history_html(name, [*nights, *_unfinished(history)], rows, files))
+        lines = [*_unreadable(unreadable), *nights, *_unfinished(history)]
+        write_text(temporary, history_html(name, lines, rows, files))
     return [night for night, _ in judged]
 
 

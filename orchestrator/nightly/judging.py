@@ -18,6 +18,7 @@ from taugrid.config.load import CONFIG_NAME
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import BEYOND_CHANCE, Change, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict, worst
+from taugrid.eval.metrics.statistics import standard_error
 from taugrid.hashing import json_sha256
 from taugrid.orchestrator.baseline.canaries import Canaries, Check, batch_of, check_scorer, sampling_key
 from taugrid.orchestrator.baseline.compared import BaselineComparison, CellComparison, GateSettings
@@ -247,12 +248,15 @@ def _fresh(
     not all metrics of a cell that grows, the cell keeps all of its numbers, and there is no change."""
     for name in cell.judging:
         column = COLUMNS[name]
-        if not old.scored(name):
+        sampled = old.scored(name, unsure=True)
+        if sampled is None:
             why = old.failed or old.reason or "it is not scored by it"
             raise DoesNotCount(f"the baseline's network has no {column.title} with an error for these samples ({why})")
         # The samples differ, so the values have independent errors. At a different N, their biases differ too.
         values = [float(side.metrics[name]) for side in (old, recorded)]
-        error = math.hypot(*(float(side.metrics[column.sampling_error or ""]) for side in (old, recorded)))
+        errors = column.sampling_error or ""
+        of_samples = old.metrics.get(errors, standard_error(sampled.influence))
+        error = math.hypot(of_samples, recorded.metrics[errors])
         if old.num_samples == recorded.num_samples and abs(values[0] - values[1]) > BEYOND_CHANCE * error:
             raise DoesNotCount(
                 f"the baseline's network has {column.title} {values[0]:.4g} with a fresh seed, where {values[1]:.4g} "
@@ -280,7 +284,8 @@ def _fresh(
 
 def _with_kept_verdicts(cell: CellComparison) -> CellComparison:
     """A cell whose verdict is also that of the metrics that a second look could not judge."""
-    return replace(cell, result=worst([cell.result, *(metric.verdict for metric in cell.judged.values())]))
+    verdicts = [metric.verdict for metric in cell.judged.values() if metric.verdict is not None]
+    return replace(cell, result=worst([cell.result, *verdicts]))
 
 
 def point_of(cell: SnapshotCell, **other: Any) -> dict[str, Any]:

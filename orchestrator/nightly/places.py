@@ -1,7 +1,7 @@
 """The files of a history of nights (docs/nightly-history.md). A night is one run of `taugrid nightly`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taugrid.errors import UserError
@@ -64,6 +64,14 @@ class Night:
         value = read_sealed(self.verdict_file, self.storage)
         return None if value is None else NightVerdict.read(value, self.folder)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it has no verdict, of this version or of another one."""
+        try:
+            return self.verdict is None
+        except UserError:
+            return False
+
 
 class History(Paths):
     """A history of nights. Only the holder of its lock writes to it."""
@@ -83,21 +91,34 @@ class History(Paths):
             raise UserError(f"--id {name}: give letters, digits, dots, dashes and underscores")
         return Night(self.nights / name, self.storage)
 
+    def verdicts(self) -> tuple[Sequence[tuple[Night, NightVerdict]], Mapping[str, str]]:
+        """The nights that have a verdict, oldest first; and id -> why the verdict of a night can't be read."""
+        judged, unreadable = list[tuple[Night, NightVerdict]](), dict[str, str]()
+        for path in self.storage.list(self.nights, f"*/{VERDICT}"):
+            night = Night(path.parent, self.storage)
+            try:
+                verdict = night.verdict
+            except UserError as error:
+                unreadable[night.id] = str(error)
+                continue
+            if verdict is not None:
+                judged.append((night, verdict))
+        judged.sort(key=lambda night: (night[1].time, night[0].id))
+        return judged, unreadable
+
     def judged(self) -> Sequence[tuple[Night, NightVerdict]]:
-        """The nights that have a verdict, oldest first."""
-        nights = [Night(path.parent, self.storage) for path in self.storage.list(self.nights, f"*/{VERDICT}")]
-        found = [(night, verdict) for night in nights if (verdict := night.verdict) is not None]
-        return sorted(found, key=lambda judged: (judged[1].time, judged[0].id))
+        """The nights that have a verdict of this version, oldest first."""
+        return self.verdicts()[0]
 
     def complete_nights(self) -> Sequence[Night]:
-        """The nights with a verdict, oldest first."""
+        """The nights with a verdict of this version, oldest first."""
         return [night for night, _ in self.judged()]
 
     def unfinished_nights(self) -> Sequence[Night]:
         """The nights that have begun and have no verdict, in the order of their ids."""
         files = self.storage.list(self.nights, "*/run/config.json")
         nights = [Night(path.parent.parent, self.storage) for path in files]
-        return [night for night in nights if night.verdict is None]
+        return [night for night in nights if night.is_unfinished]
 
 
 def open_history(text: str) -> History:

@@ -34,7 +34,7 @@ from taugrid.orchestrator.nightly.judging import fresh_seed
 from taugrid.orchestrator.nightly.places import open_history
 from taugrid.orchestrator.plan import patterns
 from taugrid.orchestrator.rundir import lease
-from taugrid.storage import open_place, upload_folder
+from taugrid.storage import open_place, read_sealed, upload_folder, write_sealed
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
 
@@ -323,6 +323,27 @@ def test_history_is_documented_and_read_by_duckdb(after_worse, rendered, reporte
     assert (after_worse / "trend.png").stat().st_size > 10_000
 
 
+def test_a_verdict_of_another_version_is_a_line_of_the_history_and_stops_no_night(begun, history):
+    """It was met when the next night was sampled and judged: that ended with 2, and so did each later one."""
+    path = history / "nights/1/verdict.json"
+    verdict = read_sealed(path)
+    shutil.copytree(history / "nights/1", history / "nights/older/")
+    of_images = history / "nights/images/verdict.json"
+    of_images.parent.mkdir()
+    write_sealed(history / "nights/older/verdict.json", {**verdict, "format": 0})
+    write_sealed(of_images, {key: value for key, value in verdict.items() if key != "scores"})
+    assert night(history, begun / "same.yaml", "2", "--keep-images", 1)["result"] == "identical"
+    lines = json.loads(taugrid("status", history, "--json")[0])["nights"]
+    verdicts = {line["night"]: line["verdict"] for line in lines}
+    assert verdicts == {"older": "unreadable", "images": "unreadable", "1": "no baseline", "2": "identical"}
+    assert sorted(set(pd.read_parquet(history / "history.parquet").night)) == ["1", "2"]
+    assert list((history / "nights/older/run").glob("samples/*/*.parquet")), "only nights that count lose images"
+    recorded(taugrid("status", history)[0], "older")
+    out, _ = taugrid("nightly", begun / "same.yaml", "--history", history, "--json")
+    assert json.loads(out)["night"] not in verdicts, "it is not continued"
+    recorded(taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "older", code=2)[1])
+
+
 def test_two_at_once_do_not_corrupt_a_history(begun, history, monkeypatch):
     submit, refusals = PoolHere.submit, []
 
@@ -360,6 +381,18 @@ def test_plan_prices_a_night_in_time_and_bytes(begun, judged, tmp_path):
     priced = json.loads(taugrid("plan", begun / "nearby.yaml", "--history", judged[0], "--json")[0])["night"]
     assert judged[1]["comparison"]["sharpnesses"].keys() == {"fid"}
     assert priced["smallest_losses_seen"] == {}, "a broken night does not tell what one will detect"
+
+
+def test_plan_knows_the_time_of_the_last_night_of_a_run_after_one_of_images(begun, history):
+    words = ("plan", begun / "same.yaml", "--history", history, "--json")
+    before = json.loads(taugrid(*words)[0])["night"]
+    assert before["worker_seconds"] is not None
+    images = {"path": "pngs", "sha256": "0" * 64, "reference": "gaussian"}
+    verdict = nights.empty_verdict("2", "2100-01-01T00:00:00+00:00") | {"images": images}
+    (history / "nights/2").mkdir()
+    write_sealed(history / "nights/2/verdict.json", verdict)
+    assert [line.split()[0] for line in taugrid("status", history)[0].splitlines()] == ["1", "2"]
+    assert json.loads(taugrid(*words)[0])["night"] == before
 
 
 @pytest.mark.long
