@@ -30,7 +30,7 @@ from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
 Digests = NDArray[np.int64]  # (N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices
-Image = NDArray[np.uint8]  # (C, H, W)
+ImagePixels = NDArray[np.uint8]  # (C, H, W)
 ImageBatch = NDArray[np.uint8]  # (n, C, H, W)
 
 FIRST_IMAGES = 16
@@ -129,7 +129,7 @@ class SnapshotCell:
     # As `influences`, of metrics whose standard error would rest on too few samples; not in a baseline file.
     unsure: Mapping[str, Array] = field(default_factory=dict)
     load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
-    load_images: Callable[[], Iterable[Image]] = field(repr=False, default=lambda: ())
+    load_images: Callable[[], Iterable[ImagePixels]] = field(repr=False, default=lambda: ())
     load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
     # Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels.
     distances: Mapping[str, float] = field(default_factory=dict)
@@ -412,7 +412,7 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     return digests if len(digests) == cell.settings.num_samples else None
 
 
-def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> Iterator[Image]:
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> Iterator[ImagePixels]:
     """The first `count` images of a cell, or all. They end before the first that is gone."""
     stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
     for shard in cell.shards:
