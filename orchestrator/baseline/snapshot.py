@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids import CELL_KEYS, PATHS
-from taugrid.hashing import digests_of, json_sha256
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -340,7 +341,7 @@ def _cell_of_run(
         network=_network(rundir, cell.model, weights.get(cell.model.id, {}).get(settings.weights)),
         setup=setup,
         first_setup=first_setup,
-        load_digests=lambda: pixel_digests(rundir, cell),
+        load_digests=cache(lambda: pixel_digests(rundir, cell)),
         load_images=lambda: images_of(rundir, cell),
         load_first=lambda: _first_images_of(rundir, cell),
         **more,
@@ -405,7 +406,7 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         try:
-            hashes += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
+            hashes.append(parquet.read_digests(path, rundir.storage)[: shard.images])
         except GONE:
             return None
     digests = np.concatenate(hashes)
