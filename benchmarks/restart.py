@@ -21,6 +21,7 @@ from rich.console import Console
 
 from taugrid import parquet
 from taugrid.api import STAGES
+from taugrid.hashing import digests_of
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of
@@ -80,7 +81,7 @@ def finished_run(folder: Path, shards: int, images: int) -> Run:
     rundir.root.mkdir()
     rundir.claim()
     pixels = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
-    batch = parquet.pictures(pixels, 0)
+    batch = parquet.pictures(pixels, 0) | {"pixels": digests_of(pixels)}
     with ThreadPoolExecutor(4) as pool:
         work = [(cell, shard) for cell in opened.plan.cells for shard in cell.shards]
         list(pool.map(lambda item: write_shard(rundir, *item, batch), work))

@@ -35,6 +35,7 @@ from benchmarks.overhead import WarmPool  # first: it prepares Ray's environment
 from benchmarks.restart import write_shard
 from taugrid import parquet
 from taugrid.config import Cluster, Config, validate
+from taugrid.hashing import digests_of
 from taugrid.jobs import Job, Result, WorkerInfo
 from taugrid.orchestrator.dispatch import cluster, loop, worker_manager
 from taugrid.orchestrator.dispatch.capacity import Node, Size
@@ -92,7 +93,7 @@ def template(folder: Path) -> Path:
     rundir, cell = new_run(folder, planned), planned.cells[0]
     shard = Shard(cell.id, 0, 0, 4, 4)
     pixels = np.random.default_rng(0).integers(0, 256, (shard.images, 3, 32, 32), dtype=np.uint8)
-    write_shard(rundir, cell, shard, parquet.pictures(pixels, 0))
+    write_shard(rundir, cell, shard, parquet.pictures(pixels, 0) | {"pixels": digests_of(pixels)})
     return rundir.sample_part(cell, shard)
 
 

@@ -17,7 +17,7 @@ from taugrid.words import this_node, with_urls
 
 FILE = "run.json"
 
-FORMAT = 1  # raised when taugrid can no longer read the directories that it made before: of runs, and of nights
+FORMAT = 2  # raised when taugrid can no longer read the directories that it made before: of runs, and of nights
 
 SECTIONS = ("sample", "diffusion", "evaluate")
 """Sections of every config.json of a run; no file of that name has them that is of something else."""

@@ -164,12 +164,14 @@ def _copy_kept(job: SampleJob, writer: parquet.SampleWriter) -> int:
         return 0
     groups = parquet.read_encoded(Path(job.path), job.start + job.kept, job.storage)
     try:
+        digests = parquet.read_digests(Path(job.path), job.storage)
         latents = _latents_in(Path(job.path), job) if job.settings.keep_latents else None
     except DamagedFile:  # it was begun without them
         return 0
     copied = 0
     for _, pngs in groups:
-        writer.append_encoded(pngs, None if latents is None else latents[copied : copied + len(pngs)])
+        rows = slice(copied, copied + len(pngs))
+        writer.append_encoded(pngs, digests[rows], None if latents is None else latents[rows])
         copied += len(pngs)
     return job.kept
 

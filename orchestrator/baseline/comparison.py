@@ -340,14 +340,14 @@ def _before_judgement(
         return Verdict.COLLAPSED, new.failed
     if pixels is not None and pixels.differing == 0:
         return _same_samples(new, old, "")
+    if is_paired and _have_same_images(new, old):
+        return _same_samples(new, old, "both have the same images")
     if situation == "same weights and setup" and pixels is not None:
         return Verdict.CHANGED_PIXELS, "same weights, software, device and threads, but other images"
     if (reason := _collapse(new, old)) is not None:
         return Verdict.COLLAPSED, reason
     if not is_paired and not unjudged and new.images is None:
         return Verdict.NOT_JUDGED, "the runs share no noise (their seeds differ)"
-    if is_paired and (found := _by_influences(new, old)) is not None:
-        return found
     if unjudged:
         reasons = list(dict.fromkeys(unjudged.values()))
         if len(reasons) == 1:
@@ -359,23 +359,6 @@ def _before_judgement(
     return Verdict.UNDECIDED, "the images could not be compared: those of one side are gone" if unknown else ""
 
 
-def _by_influences(new: SnapshotCell, old: SnapshotCell) -> tuple[Verdict, str] | None:
-    """The verdict on samples that are the baseline's, or that repeat, by their influences; None if they are neither.
-    Only distances tell: a sample's part in precision, say, has few values."""
-    common = [name for name in new.influences if name in old.influences and not COLUMNS[name].higher_is_better]
-    if not common:
-        return None
-    pairs = [(new.influences[name], old.influences[name]) for name in common]
-    # A paired error that is rounding beside the baseline's own: both cells have the same samples.
-    if all(float((after - before).std()) <= ROUNDING * float(before.std()) for after, before in pairs):
-        return _same_samples(new, old, "both have the same features")
-    after, before = pairs[0]
-    shares = _distinct(after, ROUNDING * float(before.std())), _distinct(before)
-    if shares[0] >= REPEATS * shares[1]:
-        return None
-    return Verdict.COLLAPSED, f"images repeat; {_distinct_images(*shares)}"
-
-
 def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verdict, str]:
     """The verdict on the same samples, which must have the same scores."""
     if metrics := _differing_metrics(new, old):
@@ -384,11 +367,15 @@ def _same_samples(new: SnapshotCell, old: SnapshotCell, note: str) -> tuple[Verd
     return Verdict.IDENTICAL, note
 
 
+def _have_same_images(new: SnapshotCell, old: SnapshotCell) -> bool:
+    """Whether all images are the same, pixel by pixel; False, too, if the hashes of one side are gone."""
+    after, before = new.load_digests(), old.load_digests()
+    return after is not None and before is not None and np.array_equal(after, before)
+
+
 def _scores_agree(new: SnapshotCell, old: SnapshotCell) -> bool:
     """Whether the same pixels have the same scores, which checks the scorer as well as a canary does."""
-    after, before = new.load_digests(), old.load_digests()
-    same = after is not None and before is not None and np.array_equal(after, before)
-    return same and not _differing_metrics(new, old)
+    return _have_same_images(new, old) and not _differing_metrics(new, old)
 
 
 def _differing_metrics(new: SnapshotCell, old: SnapshotCell) -> list[str]:
@@ -404,30 +391,25 @@ def _changed_settings(new: SnapshotCell, old: SnapshotCell, name: str) -> list[s
 
 
 def _collapse(new: SnapshotCell, old: SnapshotCell) -> str | None:
-    """The way in which the images vary less than the baseline's, if that is why a distance has no error; else None.
-    Both have the same N. FID's error is gone either because no feature varies any more, or because more do than before,
-    which is not a collapse unless images repeat. KID's may be gone by chance."""
+    """The way in which the images vary less than the baseline's; None if they don't. They repeat, or FID's error is
+    gone because no feature varies any more. It is gone, too, if more features vary than before, and KID's may be gone
+    by chance: neither is a collapse. Of unpaired cells, only those that have lost an error may have collapsed."""
     gone = (name for name in old.influences.keys() - new.influences.keys() if name in new.reasons)
     distances = [name for name in gone if name not in new.lacking and not COLUMNS[name].higher_is_better]
-    if not distances:
+    if not distances and new.seed_set != old.seed_set:
         return None
     digests = (side.load_digests() for side in (new, old))
     shares = [None if hashes is None else len(np.unique(hashes)) / len(hashes) for hashes in digests]
     repeats = shares[0] is not None and shares[1] is not None and shares[0] < REPEATS * shares[1]
-    if new.reason != NOTHING_VARIES and not repeats:
+    if distances and new.reason == NOTHING_VARIES:
+        said = NOTHING_VARIES
+    elif repeats:
+        said = new.reasons[min(distances, key=list(COLUMNS).index)] if distances else "images repeat"
+    else:
         return None
-    said = NOTHING_VARIES if new.reason == NOTHING_VARIES else new.reasons[min(distances, key=list(COLUMNS).index)]
     return f"{said}; {_distinct_images(*shares)}"
 
 
 def _distinct_images(share: float | None, before: float | None) -> str:
     percent = "unknown" if share is None else f"{100 * share:.3g} %"
     return f"distinct images: {percent}" + ("" if before is None else f" (the baseline: {100 * before:.3g} %)")
-
-
-def _distinct(influence: Array, rounding: float = 0.0) -> float:
-    """The share of distinct images, by their influences, which are compared to a millionth of their spread. A spread up
-    to `rounding` is none."""
-    spread = float(influence.std())
-    count = len(np.unique(np.round(influence / spread, 6))) if spread > rounding else 1
-    return count / len(influence)

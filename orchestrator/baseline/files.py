@@ -32,7 +32,7 @@ from taugrid.orchestrator.baseline.snapshot import (
     MISSING_INFLUENCES,
     Baseline,
     Digests,
-    Image,
+    ImagePixels,
     ImagesRequest,
     Snapshot,
     SnapshotCell,
@@ -119,7 +119,7 @@ def _read_cell(cell: SnapshotCell, table: pa.Table, run: str) -> SnapshotCell:
     )
 
 
-def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Iterable[Image]:
+def _images_of_run(directory: str, cell_id: str, digests: Digests | None) -> Iterable[ImagePixels]:
     """The images that a baseline was accepted with; none if they no longer have `digests`."""
     try:
         run = open_existing(directory)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from taugrid.errors import DamagedFile, UserError
 from taugrid.eval.gate.rule import Scored
 from taugrid.eval.metrics.statistics import Array
 from taugrid.grids import CELL_KEYS, PATHS
-from taugrid.hashing import digests_of, json_sha256
+from taugrid.hashing import json_sha256
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.plan.cells import Cell, Model
 from taugrid.orchestrator.plan.scoring import scoring_of, without_downloads
@@ -30,7 +31,7 @@ from taugrid.registry.metrics import SAMPLED
 from taugrid.storage import read_sealed
 
 Digests = NDArray[np.int64]  # (N,): the first 8 bytes of the SHA-256 of each decoded image, in the order of the indices
-Image = NDArray[np.uint8]  # (C, H, W)
+ImagePixels = NDArray[np.uint8]  # (C, H, W)
 ImageBatch = NDArray[np.uint8]  # (n, C, H, W)
 
 FIRST_IMAGES = 16
@@ -129,7 +130,7 @@ class SnapshotCell:
     # As `influences`, of metrics whose standard error would rest on too few samples; not in a baseline file.
     unsure: Mapping[str, Array] = field(default_factory=dict)
     load_digests: Callable[[], Digests | None] = field(repr=False, default=lambda: None)
-    load_images: Callable[[], Iterable[Image]] = field(repr=False, default=lambda: ())
+    load_images: Callable[[], Iterable[ImagePixels]] = field(repr=False, default=lambda: ())
     load_first: Callable[[], ImageBatch | None] = field(repr=False, default=lambda: None)
     # Pair of environments (`pair_key`) -> the accepted distance between their images in grey levels.
     distances: Mapping[str, float] = field(default_factory=dict)
@@ -340,7 +341,7 @@ def _cell_of_run(
         network=_network(rundir, cell.model, weights.get(cell.model.id, {}).get(settings.weights)),
         setup=setup,
         first_setup=first_setup,
-        load_digests=lambda: pixel_digests(rundir, cell),
+        load_digests=cache(lambda: pixel_digests(rundir, cell)),
         load_images=lambda: images_of(rundir, cell),
         load_first=lambda: _first_images_of(rundir, cell),
         **more,
@@ -405,14 +406,14 @@ def pixel_digests(rundir: RunDir, cell: Cell) -> Digests | None:
     for shard in cell.shards:
         path = rundir.sample_part(cell, shard)
         try:
-            hashes += [digests_of(batch) for _, batch in parquet.read_images(path, shard.stop, rundir.storage)]
+            hashes.append(parquet.read_digests(path, rundir.storage)[: shard.images])
         except GONE:
             return None
     digests = np.concatenate(hashes)
     return digests if len(digests) == cell.settings.num_samples else None
 
 
-def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> Iterator[Image]:
+def images_of(rundir: RunDir, cell: Cell, count: int | None = None) -> Iterator[ImagePixels]:
     """The first `count` images of a cell, or all. They end before the first that is gone."""
     stop = min(cell.settings.num_samples, count or cell.settings.num_samples)
     for shard in cell.shards:

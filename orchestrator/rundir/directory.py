@@ -86,7 +86,7 @@ class RemovedImages(Paths):
         """Write the record of a cell whose images are complete, and delete them.
 
         Args:
-            cell: the cell, all of whose images were read.
+            cell: the cell, all of whose images are there.
             metadata: the cell's `sample_metadata`, and its shards.
             digests: (N,), the hashes of its decoded images.
         """

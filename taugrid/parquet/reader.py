@@ -114,7 +114,7 @@ def read_numbers(
 
 
 def read_digests(path: Path, storage: Storage = LOCAL) -> NDArray[np.int64]:
-    """The column `pixels` (N,): hashes of decoded images."""
+    """The column `pixels` (N,) of a sample file, or of the record of removed ones: `digests_of` the images."""
     return np.concatenate([values.to_numpy() for _, values in _read(path, "pixels", storage)])
 
 

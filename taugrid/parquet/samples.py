@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taugrid.hashing import digests_of
 from taugrid.images import encode_png
 from taugrid.parquet.writer import BYTES_PER_GROUP, ROWS_PER_GROUP, PartWriter
 from taugrid.threads import LARGE_BYTES
@@ -104,6 +105,7 @@ class SampleWriter:
         self._labels, self._launching = labels, launching
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._digests: deque[np.int64] = deque()
         self._latents: deque[NDArray[np.float32]] = deque()
         self.counts: list[int] = []  # the number of images in each row group that was written
         self._encoders, self._scribe = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)
@@ -121,13 +123,20 @@ class SampleWriter:
         self._latents.extend(() if latents is None else np.array(latents))  # a copy: torch reuses pinned memory
         elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
         encode = encode_elsewhere if elsewhere else _encoded
-        parts = [self._encoders.submit(encode, part) for part in np.array_split(images, ENCODERS)]
+        parts = [
+            (self._encoders.submit(encode, part), self._encoders.submit(digests_of, part))
+            for part in np.array_split(images, ENCODERS)
+        ]
         self._writing.append(self._scribe.submit(self._write, parts))
         while len(self._writing) > MAX_WAITING_BATCHES:
             self._writing.popleft().result()
 
-    def append_encoded(self, pngs: Sequence[bytes], latents: NDArray[np.float32] | None = None) -> None:
-        """Add images that are PNG already, such as those of an earlier file of the same shard, before all others."""
+    def append_encoded(
+        self, pngs: Sequence[bytes], digests: NDArray[np.int64], latents: NDArray[np.float32] | None = None
+    ) -> None:
+        """Add images that are PNG already, such as those of an earlier file of the same shard, before all others.
+        `digests` are `digests_of` them."""
+        self._digests.extend(digests)
         self._latents.extend(() if latents is None else latents)
         for png in pngs:
             if self._pending and self._pending_bytes + len(png) > BYTES_PER_GROUP:
@@ -142,14 +151,15 @@ class SampleWriter:
             written.result()
         self._flush()
 
-    def _write(self, parts: Sequence[Future[list[bytes]]]) -> None:
-        for part in parts:
-            self.append_encoded(part.result())
+    def _write(self, parts: Sequence[tuple[Future[list[bytes]], Future[NDArray[np.int64]]]]) -> None:
+        for pngs, digests in parts:
+            self.append_encoded(pngs.result(), digests.result())
 
     def _flush(self) -> None:
         if not (count := len(self._pending)):
             return
         columns = _picture_columns(self._pending, self._next)
+        columns["pixels"] = [self._digests.popleft() for _ in range(count)]
         columns |= {name: [value] * count for name, value in self._settings.items()}
         if self._labels is not None:
             first = self._next - self._start

@@ -16,6 +16,8 @@ from taugrid.parquet.reader import PartSummary, inspect, write_seal
 from taugrid.retries import retried
 from taugrid.storage import ANY, LOCAL, Storage, is_same
 
+PIXEL_FIELD = ("pixels", pa.int64())  # `digests_of` the images, by which comparisons need not decode them
+
 SETTING_FIELDS = (
     ("seed", pa.int64()),
     ("steps", pa.int32()),
@@ -36,8 +38,9 @@ OTHER_BYTES = "has other bytes than those made here"  # of an intact file of the
 def sample_schema(metadata: Mapping[str, Any], conditional: bool = False, latent: int | None = None) -> pa.Schema:
     """The schema of a sample file; `metadata` goes under the key `taugrid` as JSON. `conditional`: the network takes
     labels. `latent`: the numbers of a latent, if they are kept."""
+    conditions = CONDITION_FIELDS if conditional else ()
     kept = [] if latent is None else [("latent", pa.list_(pa.float32(), latent))]
-    return _schema_with_pictures(metadata, [*SETTING_FIELDS, *(CONDITION_FIELDS if conditional else ()), *kept])
+    return _schema_with_pictures(metadata, [PIXEL_FIELD, *SETTING_FIELDS, *conditions, *kept])
 
 
 def picture_schema(metadata: Mapping[str, Any], numbers: Sequence[str] = ()) -> pa.Schema:

@@ -112,6 +112,16 @@ def test_images_that_repeat_are_collapsed_where_kid_has_lost_its_error(few, dist
     assert (cell.note == note) == (result == "collapsed")
 
 
+def test_images_that_repeat_are_collapsed_by_their_pixels_whatever_their_scores(few):
+    """A metric in which more is better, such as precision, has influences of few values in a healthy cell, too."""
+    new, old = changed(few, load_digests=lambda: np.arange(150) % 75)
+    for cell in (*new.cells, *old.cells):
+        assert len(np.unique(cell.influences["kid"])) == 150
+    (cell,) = compare_snapshots(new, old).cells
+    assert cell.result == "collapsed"
+    assert cell.note == "images repeat; distinct images: 50 % (the baseline: 100 %)"
+
+
 def test_a_run_is_not_compared_with_a_baseline_of_images(few):
     images, run = changed(few, images="names", settings={"num_samples": 150})
     with raises(UserError):

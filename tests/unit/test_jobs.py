@@ -30,7 +30,7 @@ from taugrid.orchestrator.work import work_kinds
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.score import ScoreWork
 from taugrid.orchestrator.work.survey import Survey
-from taugrid.run_id import check_run
+from taugrid.run_id import FORMAT, check_run
 from taugrid.storage import LOCAL, LocalStorage
 from taugrid.workers.data import load
 from taugrid.workers.device import Device
@@ -215,7 +215,7 @@ def test_a_run_directory_gets_its_id_once(tmp_path):
     run = claimed(tmp_path / "run")
     again = claimed(tmp_path / "run")
     assert run.rundir.run_id == again.rundir.run_id
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id, "format": 1}
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"run": run.rundir.run_id.id, "format": FORMAT}
     assert claimed(tmp_path / "other").rundir.run_id.id != run.rundir.run_id.id
     (tmp_path / "run" / "run.json").write_text("torn")
     assert claimed(tmp_path / "run").rundir.run_id.id != run.rundir.run_id.id

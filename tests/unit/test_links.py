@@ -14,6 +14,7 @@ from test_board_served import served
 from test_training import a_spec
 
 from taugrid.errors import UserError
+from taugrid.run_id import FORMAT
 from taugrid.storage import ANY, LocalStorage, open_place, read_json
 from taugrid.workers.training import fit
 
@@ -164,7 +165,7 @@ def test_links_that_stay_inside_and_a_root_that_is_a_link_are_used(tmp_path, roo
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(RUN, tmp_path / "runs" / "a")
-    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"run": "0123456789abcdef" * 2, "format": 1}))
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"run": "0123456789abcdef" * 2, "format": FORMAT}))
     return tmp_path / "runs"
 
 

@@ -22,7 +22,7 @@ from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.orchestrator.cli.main import cli
 from taugrid.orchestrator.rundir import lease
 from taugrid.orchestrator.rundir.directory import RunDir
-from taugrid.run_id import claim
+from taugrid.run_id import FORMAT, claim
 from taugrid.storage import LOCAL, LocalStorage
 
 HOLD = """
@@ -300,7 +300,7 @@ def test_a_lease_that_makes_no_sense_is_no_lease(tmp_path, content):
 
 @pytest.mark.parametrize("fault", [OSError(errno.EIO, "planted"), RuntimeError("planted")])
 def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_path, quick, monkeypatch, fault):
-    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8, "format": 1}))
+    (tmp_path / "run.json").write_text(json.dumps({"run": "abc0" * 8, "format": FORMAT}))
     commit, faults = LocalStorage.commit, [fault]
 
     def fails_once(*given):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from taugrid import parquet
 from taugrid.errors import DamagedFile
+from taugrid.hashing import digests_of
 from taugrid.images import decode_png
 from taugrid.storage import LocalStorage
 
@@ -45,7 +46,9 @@ def test_a_shard_reads_back_with_its_indices_and_settings(tmp_path):
     assert np.array_equal(index, np.arange(5000, 7500))
     assert np.array_equal(read, batch)
     table = pq.read_table(path)
-    assert table.slice(0, 1).drop_columns(["image", "index"]).to_pylist() == [SETTINGS]
+    assert table.slice(0, 1).drop_columns(["image", "index", "pixels"]).to_pylist() == [SETTINGS]
+    assert np.array_equal(table["pixels"], digests_of(batch))
+    assert np.array_equal(parquet.read_digests(path), digests_of(batch))
     about = pq.ParquetFile(path).metadata
     assert about.num_row_groups == 3, "row groups are bounded"
     column = about.row_group(0).column(0)
@@ -190,9 +193,9 @@ def test_the_schema_is_the_contract(tmp_path):
     write(path, pictures(1))
     schema = pq.read_schema(path)
     assert {field.name: str(field.type) for field in schema} == {
-        "image": "struct<bytes: binary, path: string>", "index": "int64", "seed": "int64", "steps": "int32",
-        "eta": "double", "sigma": "string", "spacing": "string", "sampler": "string", "clip": "string",
-        "cell": "string", "model": "string",
+        "image": "struct<bytes: binary, path: string>", "index": "int64", "pixels": "int64", "seed": "int64",
+        "steps": "int32", "eta": "double", "sigma": "string", "spacing": "string", "sampler": "string",
+        "clip": "string", "cell": "string", "model": "string",
     }  # fmt: skip
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == schema.names

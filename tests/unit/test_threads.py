@@ -52,7 +52,7 @@ def kept(way, folder, pngs):
     else:
         with parquet.PartWriter(path, parquet.sample_schema({"cell": "x"})) as part:
             writer = parquet.SampleWriter(part, COLUMNS, 0)
-            writer.append_encoded(pngs)
+            writer.append_encoded(pngs, np.zeros(len(pngs), np.int64))
             writer.finish()
             part.commit(replace=False)
     return path

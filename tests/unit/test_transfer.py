@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from taugrid import parquet
 from taugrid.config import Sample
 from taugrid.errors import NotFinite
+from taugrid.hashing import digests_of
 from taugrid.images import to_uint8
 from taugrid.parquet import samples
 from taugrid.workers.accelerator import transfer
@@ -146,7 +147,7 @@ def test_a_file_has_the_bytes_that_one_thread_would_write(tmp_path, monkeypatch,
     batches = np.array_split(images, 24)
     with parquet.PartWriter(tmp_path / "plain", parquet.sample_schema({"cell": SETTINGS["cell"]})) as part:
         writer = parquet.SampleWriter(part, SETTINGS, 7)
-        writer.append_encoded([samples.encode_png(image) for image in images])
+        writer.append_encoded([samples.encode_png(image) for image in images], digests_of(images))
         writer.finish()
         part.commit(replace=False)
     if slow:
