@@ -247,7 +247,7 @@ def sample(
             in memory if the model is one. None: the model itself without its labels.
         settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`, and for a network with
             classes `labels="balanced"` or `labels=[0, 3]`, and `guidance=2`. In a run with another
-            `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
+            `batch_size` (the default is its default, 128), or on another device, bytes may differ in the last bit.
     """
     from taugrid.orchestrator.in_memory import sample_in_memory
 
