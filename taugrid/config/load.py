@@ -98,6 +98,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes texts that `_Loader` would read as numbers."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, date: date.value)  # text, as in JSON
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
