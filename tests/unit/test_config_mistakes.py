@@ -205,6 +205,13 @@ def test_a_file_that_is_no_config_is_one_line_without_pythons_words(tmp_path, na
     assert [word for word in ("\n", "codec") if word in str(caught.value)] == []
 
 
+def test_behind_a_merge_key_too_the_line_of_what_appears_twice_is_named(tmp_path):
+    lines = ("x-few: &few {seed: 1}", "name: x", "sample:", "  <<: *few", "  eta: 0", "  steps: 5", "  steps: 6")
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 6, column 3: the key 'steps' appears twice"):
+        load(str(tmp_path / "c.yaml"))
+
+
 # Run directories
 
 
