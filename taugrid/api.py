@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator import STAGES
 from taugrid.words import counted
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from taugrid.config.load import Override
     from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.view.run import RunView
-
-STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
 
 REPLACED_WHOLE = ("model", "grid")  # sections whose keys exclude each other: a mapping replaces them
 
