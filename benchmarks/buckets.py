@@ -39,9 +39,9 @@ from rich.console import Console
 
 from benchmarks import restart, scale
 from taugrid import parquet, retries
-from taugrid.api import STAGES
 from taugrid.config import Cluster
 from taugrid.jobs import Job, Result, WorkerInfo
+from taugrid.orchestrator import STAGES
 from taugrid.orchestrator.dispatch.capacity import Node, Size
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.pool import Done, Joined, Located, PoolEvent

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from taugrid import parquet
-from taugrid.api import STAGES
 from taugrid.hashing import digests_of
+from taugrid.orchestrator import STAGES
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.cells import Cell, Shard
 from taugrid.orchestrator.plan.scoring import Scoring, scoring_of

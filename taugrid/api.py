@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from taugrid.errors import RunFailed, UserError
+from taugrid.orchestrator import STAGES
 from taugrid.words import counted
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from taugrid.config.load import Override
     from taugrid.orchestrator.nightly.history import HistoryView
     from taugrid.orchestrator.view.run import RunView
-
-STAGES = ("train", "sample", "evaluate", "report")  # the stages of `taugrid run`, in their order
 
 REPLACED_WHOLE = ("model", "grid")  # sections whose keys exclude each other: a mapping replaces them
 
@@ -247,7 +246,7 @@ def sample(
             in memory if the model is one. None: the model itself without its labels.
         settings: keys of the config's section sample, such as `steps=20, eta=0.5, seed=1`, and for a network with
             classes `labels="balanced"` or `labels=[0, 3]`, and `guidance=2`. In a run with another
-            `batch_size` (the default is its default, 256), or on another device, bytes may differ in the last bit.
+            `batch_size` (the default is its default, 128), or on another device, bytes may differ in the last bit.
     """
     from taugrid.orchestrator.in_memory import sample_in_memory
 

@@ -141,8 +141,12 @@ def value_text(value: Any) -> str:
         if isinstance(value, Mapping) and value.keys() == {"parquet", "column"}:
             ends = f"{value['column']} of {Path(value['parquet']).name}"
         text = f"{ends} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    quote = "'" if '"' in text else '"'
-    return text if _PLAIN.fullmatch(text) else f"{quote}{text}{quote}"
+    if _PLAIN.fullmatch(text):
+        return text
+    if '"' not in text:
+        return f'"{text}"'
+    doubled = text.replace("'", "''")  # as in YAML
+    return f"'{doubled}'"
 
 
 def plain_text(value: Any) -> str:
@@ -274,7 +278,7 @@ MAX_NAMED = 6  # how many values or names a message lists
 AS_IN_TABLES = {"σ̂": "sigma_hat", "η": "eta"}  # how tables print a value and a key, and how a config writes it
 
 _CONDITION = re.compile(
-    r"""(?P<key>[\w.]+)\s*=\s*(?P<value>"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,·"'\[\]{}]+)(?:[\s,·]+|$)"""
+    r"""(?P<key>[\w.]+)\s*=\s*(?P<value>"[^"]*"|'(?:[^']|'')*'|\[[^\]]*\]|\{[^}]*\}|[^\s,·"'\[\]{}]+)(?:[\s,·]+|$)"""
 )
 
 
@@ -342,7 +346,9 @@ def chosen(text: str, points: Sequence[Mapping[str, Any]], short: Mapping[str, s
 
 
 def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
+        return text
+    return text[1:-1].replace("''", "'") if text[0] == "'" else text[1:-1]
 
 
 def _from_yaml(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Options of several commands, the check that none is given twice, and the printing of values.
+"""Options of several commands, and the printing of values.
 
 Slow modules are imported when a command is called, so that `--help` is fast.
 """
@@ -16,7 +16,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from taugrid.errors import UserError
 from taugrid.words import printable
 
 
@@ -29,10 +28,8 @@ class Word(click.types.StringParamType):
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice: click would silently take the last value.
-
-    Its docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which help shows last.
-    """
+    """A command whose docstring ends with "Examples:", lines such as "taugrid run digits  # what it does", which help
+    shows last."""
 
     def __init__(self, name: str | None, help: str = "", **kwargs: Any) -> None:
         text, _, examples = inspect.cleandoc(help).partition("\n\nExamples:\n")
@@ -48,16 +45,6 @@ class Command(click.Command):
             for line in self.examples:
                 command, _, comment = line.partition("  # ")
                 formatter.write(f"  # {comment}\n  {command}\n")
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` into `ctx`; `UserError` if an option that takes one value is given twice."""
-        if not ctx.resilient_parsing:  # for completions in a shell, any words may precede
-            *_, given = self.make_parser(ctx).parse_args(list(args))
-            for option in given:
-                if isinstance(option, click.Option) and not option.multiple and given.count(option) > 1:
-                    names = "/".join([*option.opts, *option.secondary_opts])
-                    raise UserError(f"{names} is given twice, and only the last would count; give it once")
-        return super().parse_args(ctx, args)
 
 
 class Group(click.Group):

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from taugrid.api import STAGES
 from taugrid.errors import Exit, UserError
-from taugrid.orchestrator import ending
+from taugrid.orchestrator import STAGES, ending
 from taugrid.orchestrator.cli.look import show_plan
 from taugrid.orchestrator.cli.options import (
     Command,

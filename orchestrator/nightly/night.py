@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from taugrid.api import STAGES
 from taugrid.errors import UserError
 from taugrid.eval.gate.verdict import INCOMPLETE, NO_BASELINE, REGRESSIONS, Verdict, worst
 from taugrid.eval.nights import NightModel
 from taugrid.eval.sources import open_images
+from taugrid.orchestrator import STAGES
 from taugrid.orchestrator.baseline.compared import (
     BaselineComparison,
     GateSettings,

@@ -24,8 +24,8 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from taugrid.api import STAGES
 from taugrid.config import Config
+from taugrid.orchestrator import STAGES
 from taugrid.orchestrator.observers import Observer
 from taugrid.orchestrator.progress.state import GridCell, SessionSnapshot, SessionState
 from taugrid.words import counted, duration, printable, quantity, with_urls

@@ -85,8 +85,9 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for (key_node, _), key in zip(node.value, keys, strict=False):
+        key_nodes = [key_node for key_node, _ in node.value if key_node.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key_node, deep=True) for key_node in key_nodes]
+        for key_node, key in zip(key_nodes, keys, strict=True):
             if isinstance(key, Hashable) and keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} appears twice; remove one of them", key_node.start_mark
@@ -98,6 +99,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes texts that `_Loader` would read as numbers."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, date: date.value)  # text, as in JSON
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 

@@ -95,6 +95,8 @@ def explain(error: ValidationError, cls: type[Section]) -> str:
             messages[keys] = f"unknown key {'.'.join(keys)!r} ({hint})"
             continue
         text = mistake["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ")
+        if mistake["type"] == "model_type":  # pydantic names the class
+            text = "must be a mapping"
         given = f", not {_shown(mistake['input'])}" if text.startswith(("must be ", "String should ")) else ""
         if keys in messages:  # another branch of a union
             text = f"{messages[keys].removesuffix(given)}, or {text.removeprefix('must be ')}"

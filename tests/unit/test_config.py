@@ -79,6 +79,10 @@ def test_a_number_may_have_an_exponent_without_a_sign_or_a_point(loaded):
     assert (from_python.diffusion, from_python.train) == (config.diffusion, config.train)
 
 
+def test_a_date_is_text(loaded):
+    assert loaded("name: 2024-01-31").name == "2024-01-31"
+
+
 def test_a_text_that_looks_like_a_number_stays_one_in_what_taugrid_writes(loaded):
     config = loaded("name: '8.0e1'\ncluster: {label_selector: {zone: '2e4'}}")
     assert loaded(to_yaml(config.recorded)) == config

@@ -72,6 +72,7 @@ def refusal(values: dict, cls=Config) -> str:
 def test_a_key_gives_one_sentence_however_many_branches_it_has(section, value):
     message = refusal(MINIMAL | {section: value})
     assert message.count("must be") <= 1 or "; " in message
+    assert "instance of" not in message
     recorded(message)
 
 
@@ -203,6 +204,13 @@ def test_a_file_that_is_no_config_is_one_line_without_pythons_words(tmp_path, na
     with raises(UserError) as caught:
         load(str(tmp_path / name))
     assert [word for word in ("\n", "codec") if word in str(caught.value)] == []
+
+
+def test_behind_a_merge_key_too_the_line_of_what_appears_twice_is_named(tmp_path):
+    lines = ("x-few: &few {seed: 1}", "name: x", "sample:", "  <<: *few", "  eta: 0", "  steps: 5", "  steps: 6")
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 6, column 3: the key 'steps' appears twice"):
+        load(str(tmp_path / "c.yaml"))
 
 
 # Run directories

@@ -15,7 +15,6 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from itertools import islice
-from operator import attrgetter
 from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, TaskHistory, suffices
@@ -75,7 +74,7 @@ class Dispatcher:
         hang_seconds: float = 600.0,
         queues_ahead: bool = False,
         left_to_scorers: Iterable[str] = (),
-        pace: Callable[[Task], Hashable] = attrgetter("kind"),
+        pace: Callable[[Task], Hashable] = lambda task: task.kind,
     ) -> None:
         self.backlog = Backlog(tasks, kinds)
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
