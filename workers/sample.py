@@ -97,7 +97,7 @@ def sample_shard(
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
                 shard_bytes = batch.images[0].nbytes * (job.stop - job.start)
                 if first_new == job.start and shard_bytes <= device.last_sampled.max_bytes:
-                    sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
+                    sampled.append(np.array(batch.images))  # a copy, so that no pinned memory is held for long
                 stop = batch.start + len(batch.images)
         except Stopped:
             if stop == first_new:
