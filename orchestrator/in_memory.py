@@ -28,7 +28,7 @@ from taugrid.workers.device import Device, OomCounter, set_up, usual_device
 from taugrid.workers.diffusion.decoder import pictures
 from taugrid.workers.network import custom_process
 from taugrid.workers.network.checkpoint import Checkpoint
-from taugrid.workers.sample import BY_VAE, Watched
+from taugrid.workers.sample import Watched, images_not_finite
 from taugrid.workers.samplers.sampler import SamplingSpec, sample_batch
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def _sampled(networks: "list[Denoiser]", cell: Cell, wanted: list[int], device: 
         images = pictures(cell.decoder, decode, x0, settings.decode_batch)
         try:
             batches.append(to_uint8(images.cpu().numpy(), settings.rounding))
-        except NotFinite as error:
-            raise NotFinite(f"{error}{BY_VAE}") from None
+        except NotFinite:
+            raise images_not_finite(cell.decoder, settings.sampler) from None
     return to_pictures(np.concatenate(batches))
 
 

@@ -85,7 +85,8 @@ class HeartbeatActor:
         """`do` a job once no other job computes. `work` is the job and the key of its task, pickled."""
         job, key = pickle.loads(work)
         with self._compute_lock:
-            self._last = self._last._replace(key=key)
+            with self._changed:
+                self._last = self._last._replace(key=key)
             return self.do(job)
 
     @ray.method(concurrency_group="heartbeat")  # type: ignore[untyped-decorator]

@@ -49,8 +49,8 @@ def reconstruct_shard(job: ReconstructJob, model: Denoiser, device: Device) -> R
             x0 = torch.tensor(batch, device=device.name).float() / 127.5 - 1
             rebuilt = ddim.decode(ddim.encode(x0, visited, denoise), visited, denoise)
             mse = (noise.in_float64(rebuilt - x0) / 2).square().flatten(1).mean(dim=1).cpu().numpy()
-            pixels = to_uint8(rebuilt.cpu().numpy())
             watched.require_finite(first_row, first_row + len(batch))
+            pixels = to_uint8(rebuilt.cpu().numpy())
             seconds += time.perf_counter() - began
             mse_8bit = ((pixels.astype(np.float64) - batch) / 255) ** 2
             columns = {"mse": mse, "mse_8bit": mse_8bit.reshape(len(batch), -1).mean(axis=1)}
@@ -75,8 +75,8 @@ def interpolate_cell(job: InterpolateJob, model: Denoiser, device: Device) -> Re
         for batch in batches:
             began = time.perf_counter()
             x0 = ddim.decode(batch, visited, denoise)
+            watched.require_finite(first_row, first_row + len(batch))
             pixels = to_uint8(as_function(job.decoder)(x0).cpu().numpy())
-            watched.require_finite(first_row, first_row + len(pixels))
             seconds += time.perf_counter() - began
             part.write(parquet.pictures(pixels, first_row))
             first_row += len(pixels)

@@ -21,7 +21,7 @@ from taugrid.registry.samplers import DEFAULT
 from taugrid.workers.accelerator.policy import Arithmetic
 from taugrid.workers.accelerator.transfer import Clock, ImageTransfer, completed, images_to_host, to_device
 from taugrid.workers.device import Device, beating, row_groups
-from taugrid.workers.diffusion.decoder import Decode, Vae, as_function, pictures
+from taugrid.workers.diffusion.decoder import Decode, Decoder, Vae, as_function, pictures
 from taugrid.workers.diffusion.denoiser import Denoiser, Wrapped
 from taugrid.workers.jobs import SampleJob
 from taugrid.workers.samplers.sampler import require_code, sample_batch
@@ -92,13 +92,12 @@ def sample_shard(
                 if not network_was_finite:
                     raise not_finite(batch.start, batch.start + len(batch.images), job.settings)
                 if not images_are_finite:
-                    by = BY_VAE if isinstance(job.decoder, Vae) else ""
-                    raise NotFinite(NOT_FINITE + by + blame(job.settings.sampler))
+                    raise images_not_finite(job.decoder, job.settings.sampler)
                 clock.completed(batch)
                 writer.append(batch.images, None if batch.latents is None else batch.latents.numpy())
                 shard_bytes = batch.images[0].nbytes * (job.stop - job.start)
                 if first_new == job.start and shard_bytes <= device.last_sampled.max_bytes:
-                    sampled.append(np.array(batch.images))  # torch reuses the pinned memory that a GPU copies images to
+                    sampled.append(np.array(batch.images))  # a copy, so that no pinned memory is held for long
                 stop = batch.start + len(batch.images)
         except Stopped:
             if stop == first_new:
@@ -236,6 +235,12 @@ def not_finite(first: int, stop: int, settings: Sample = PLAIN) -> NotFinite:
         f"the network returned nan or infinity for images {first} to {stop - 1}; its images would be meaningless, and "
         f"trying again would change nothing; {remedy}{blame(settings.sampler)}"
     )
+
+
+def images_not_finite(decoder: Decoder, sampler: str) -> NotFinite:
+    """The error of images that are not finite although the network's outputs were."""
+    by = BY_VAE if isinstance(decoder, Vae) else ""
+    return NotFinite(NOT_FINITE + by + blame(sampler))
 
 
 def blame(sampler: str) -> str:

@@ -120,7 +120,7 @@ class SampleWriter:
 
     def append(self, images: NDArray[np.uint8], latents: NDArray[np.float32] | None = None) -> None:
         """Add a (B, C, H, W) batch, with its latents (B, d) where they are kept. Raises what failed in a thread."""
-        self._latents.extend(() if latents is None else np.array(latents))  # a copy: torch reuses pinned memory
+        self._latents.extend(() if latents is None else latents)
         elsewhere = self._launching and images[0].nbytes < LARGE_BYTES
         encode = encode_elsewhere if elsewhere else _encoded
         parts = [

@@ -1,5 +1,7 @@
 """Heartbeats: what a job says while it runs."""
 
+import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from taugrid.eval.metrics.kernel import kernel_distance
 from taugrid.eval.metrics.neighbours import ball_radii
 from taugrid.eval.metrics.statistics import moments
 from taugrid.orchestrator.dispatch.policy.tasks import SILENT_SECONDS
-from taugrid.workers import device, heartbeat
+from taugrid.workers import actor, device, heartbeat
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.accelerator.arithmetic import kind_of
 from taugrid.workers.device import MIN_HEARTBEAT_SECONDS, Device
@@ -83,6 +85,27 @@ def test_a_reader_that_a_failed_job_left_behind_does_not_beat_for_the_next():
             own.submit(heartbeat.alive).result()
             heartbeat.alive()
     assert heard == ["first", "second", "second"]
+
+
+def test_a_beat_of_the_job_before_does_not_take_the_next_ones_key_away(monkeypatch):
+    """It still writes, and a request of its is tried again, at the moment at which the next job begins."""
+
+    class Idle(actor.HeartbeatActor):
+        def do(self, job):
+            return None
+
+    worker, whole = Idle(), actor.LastHeartbeat
+    begins = threading.Thread(target=worker.perform, args=[pickle.dumps((None, "next"))])
+
+    def recorded(*fields):
+        begins.start()
+        begins.join(timeout=0.2)  # for good, if it need not wait for this beat
+        return whole(*fields)
+
+    monkeypatch.setattr(actor, "LastHeartbeat", recorded)
+    worker.beat(3.0, 4.0, "waiting")
+    begins.join()
+    assert worker.next_heartbeat(0, 0.0) == (1, "next", 3.0, 4.0, "waiting")
 
 
 class Gpu:

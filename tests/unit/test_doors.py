@@ -26,6 +26,7 @@ from mutants import copy_tree
 from snapshots import raises, recorded
 
 from taugrid import parquet
+from taugrid import sample as sample_in_memory
 from taugrid.config import DIFFUSION_DEFAULTS, Config, validate
 from taugrid.errors import NotFinite, SamplerFault, UserError, WorkerRefusal
 from taugrid.images import to_uint8
@@ -380,6 +381,8 @@ def test_nan_of_a_samplers_own_arithmetic_names_it(sampler_of, tmp_path):
         sampler_of(sample=sample)
         with raises(NotFinite):
             shard(tmp_path)
+    with raises(NotFinite):
+        sample_in_memory({"oracle": "gaussian"}, 2, shape=(1, 4, 4), steps=2, sampler="other")
 
 
 def test_warnings_ask_the_sampler_for_its_evaluations(sampler_of):

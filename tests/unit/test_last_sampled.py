@@ -85,7 +85,7 @@ def test_the_last_ones_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_no_block_that_a_batch_was_copied_to_is_held_on_to(tmp_path, monkeypatch, fits):
-    """On a GPU they are pinned memory, which torch reuses. Patch: keep `batch.images` itself.
+    """On a GPU they are pinned memory, which is not held for long. Patch: keep `batch.images` itself.
 
     Of a shard that is too large nothing is kept.
     """

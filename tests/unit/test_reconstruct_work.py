@@ -4,6 +4,7 @@ Networks are untrained or oracles: nothing here depends on how good a reconstruc
 """
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import torch
 from in_process import CONFIG as SMALL
 from in_process import small_run
 from rich.console import Console
-from snapshots import recorded
+from snapshots import raises, recorded
 from tiny import UNET
 
 from taugrid import parquet
 from taugrid.config import DIFFUSION_DEFAULTS, Config, Data, Unet, validate
-from taugrid.errors import UserError
+from taugrid.errors import NotFinite, UserError
 from taugrid.images import to_uint8
 from taugrid.jobs import Result
 from taugrid.orchestrator.plan.grid import plan
@@ -130,6 +131,17 @@ def test_images_are_reconstructed_and_samples_interpolated_on_every_process(tmp_
     spec = SamplingSpec(cell.model.decoder, cell.model.diffusion, cell.settings, cell.tau, cell.nfe)
     samples = to_uint8(sample_batch(network, torch.arange(2), spec).numpy())
     np.testing.assert_array_equal(shown[[0, -1]], samples[:, 0])
+
+
+def test_nan_of_a_network_names_its_images_and_a_remedy(tmp_path):
+    def network(x, *where):
+        return x * math.nan
+
+    work = reconstruct(tmp_path / "run", 8, **GAUSSIAN)
+    with raises(NotFinite):
+        reconstruct_shard(next(work.tasks()).job, network, Device("cpu"))
+    with raises(NotFinite):
+        interpolate_cell(next(InterpolateWork(work.survey).tasks()).job, network, Device("cpu"))
 
 
 def test_raising_the_number_replaces_the_short_shard(tmp_path):
