@@ -4,7 +4,6 @@ Each does only what is missing on disk. If nothing is missing, no cluster is sta
 `dispatch/` assigns it to workers; this module connects them and reports to the user.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -331,17 +330,11 @@ class Session:
         self._progress.show(state_before(self.run, part, self._scoring, tasks, with_scores))
         if tasks:
             provenance.write(self.rundir, self.plan, self._scoring)
-            work: list[dict[str, Any]] = []
             for kind in kinds:
-                costs = defaultdict[str, list[float]](list)
-                for task in (task for task in tasks.values() if task.kind == kind.name):
-                    costs[kind.pace(task)].append(task.cost)
-                for pace, each in costs.items():
-                    work.append({"kind": kind.name, "pace": pace, "tasks": len(each), "cost": int(sum(each))})
-                total = sum(sum(each) for each in costs.values())
-                if costs and (message := kind.announcement(total)) is not None:
+                costs = [task.cost for task in tasks.values() if task.kind == kind.name]
+                message = kind.announcement(sum(costs)) if costs else None
+                if message is not None:
                     self._progress.say(message)
-            self._events.add("to do", work=work)
             self._connect()
             problems = self._dispatch(tasks)
         if not problems and self._began is not None:

@@ -76,7 +76,13 @@ class Loop:
         scored = frozenset(kind.name for kind in kinds if not kind.needs_network)
         left_to_scorers = scored if pool.scorer is not None else ()
         self._dispatcher = Dispatcher(
-            tasks.values(), list(self._kinds), config.max_attempts, config.hang_seconds, True, left_to_scorers
+            tasks.values(),
+            list(self._kinds),
+            config.max_attempts,
+            config.hang_seconds,
+            queues_ahead=True,
+            left_to_scorers=left_to_scorers,
+            pace=lambda task: self._kinds[task.kind].pace(task),
         )
         self._manager = WorkerManager(pool, self._dispatcher, workers, not embedded, scored, config, outputs)
         self._jobs: dict[str, Job] = {}  # task -> its job, or the rest of it, from when it is given until it is done

@@ -1,7 +1,7 @@
 """The interface of a kind of work: everything that the rest of the program knows about it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -100,11 +100,19 @@ class WorkKind(ABC):
         return None
 
     @classmethod
-    def pace(cls, task: Task) -> str:
-        """The name of all tasks that take equal time for equal cost, for the event "to do"."""
-        if task.cell is not None and cls.unit == NETWORK_EVALUATIONS:
-            return f"{cls.name}/{task.cell.model.id}"
-        return "extract" if cls.name == "reference" else cls.name
+    def pace(cls, task: Task) -> Hashable:
+        """What a task shares with those that take about as long for equal cost. The dispatcher compares it with
+        them, to see whether it is late."""
+        cell = task.cell
+        if cell is None or cls.unit != NETWORK_EVALUATIONS:
+            return cls.name
+        settings = cell.settings
+        networks = tuple(network.id for network in cell.networks)
+        computed = (settings.precision, settings.compile, settings.batch_size)
+        # Where latents are kept, cells that differ in these alone only decode, which takes far less time.
+        vae = None if cell.vae is None else cell.vae.saved.weights_sha256
+        decoded = (vae, settings.vae_precision, settings.decode_batch)
+        return (cls.name, networks, computed, decoded)
 
     @classmethod
     def event(cls, task: Task, result: Result, first_copy: bool) -> tuple[str, dict[str, Any]]:

@@ -139,6 +139,96 @@ def test_a_copy_that_fails_does_not_put_the_task_back_while_the_other_runs():
     assert d.finished
 
 
+NETWORKS = {"small": 10.0, "large": 100.0}  # the seconds that a task takes, at equal cost
+
+
+def network(task):
+    return task.key.split("/")[1]
+
+
+def of_networks(**numbers):
+    keys = [f"sample/{name}/{n}" for name, number in numbers.items() for n in range(number)]
+    return [Task(key, "sample", 1.0) for key in keys]
+
+
+def workers(**numbers):
+    """How slow each is, by its name: `x3=8` are eight that take three times as long as a good one."""
+    return {f"{name}-{n}": float(name[1:]) for name, number in numbers.items() for n in range(number)}
+
+
+class Timed:
+    """A run of tasks of two networks, which looks up once a second. Nothing is heard of workers that are `hung`."""
+
+    def __init__(self, tasks, slowness, hung=()):
+        self.dispatcher = Dispatcher(tasks, KINDS, pace=network)
+        self.slowness = slowness
+        self.hung = hung
+        self.copied = []
+        self.demanded = 0  # the most workers that were asked for while no task was ready
+        self.seconds = 0
+        for worker in slowness:
+            self.dispatcher.worker_joined(worker)
+        self._ends = {}  # worker -> when its task does
+        while not self.dispatcher.finished:
+            self._look()
+
+    def _look(self):
+        d = self.dispatcher
+        if not d.backlog.ready:
+            self.demanded = max(self.demanded, d.demand_by_kind(self.seconds).total())
+        for worker, task, is_copy in d.assign(self.seconds):
+            self._ends[worker] = self.seconds + self.slowness[worker] * NETWORKS[network(task)]
+            if is_copy:
+                self.copied.append(task.key)
+        self.seconds += 1
+        for worker, end in list(self._ends.items()):
+            if end <= self.seconds:
+                del self._ends[worker]
+                d.succeeded(worker, self.seconds)
+            elif worker not in self.hung:
+                d.heartbeat(worker, self.seconds)
+
+
+FLEETS = ({"x1": 16}, {"x1": 8}, {"x1": 8, "x3": 8}, {"x3": 8, "x1": 8}, {"x1": 12, "x3": 4})
+GRIDS = ({"small": 160, "large": 8}, {"large": 8, "small": 160}, {"small": 80, "large": 40})
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_healthy_tasks_of_a_slow_network_or_of_a_slow_worker_get_no_copy_and_buy_no_node(fleet, grid):
+    """Defect: all tasks of a kind had one pace. Patches: no `pace`; a `TOLERATED_SLOWNESS` of 1."""
+    run = Timed(of_networks(**grid), workers(**fleet))
+    assert (run.copied, run.demanded) == ([], 0)
+
+
+@pytest.mark.parametrize("fleet", [{"x1": 15, "x40": 1}, {"x1": 15, "x10": 1}])
+def test_a_task_of_a_worker_that_is_far_slower_than_others_is_copied(fleet):
+    """At first for 1.5 times the usual 100 s. Once the worker has shown how slow it is: for 6 times as long."""
+    run = Timed(of_networks(large=31), workers(**fleet))
+    assert (len(run.copied), run.seconds) == (1, 300)
+    run = Timed(of_networks(large=320), workers(**fleet))
+    assert len(run.copied) == 1
+    assert run.seconds < 2_750
+
+
+def test_a_worker_that_slows_down_is_compared_with_itself():
+    d = with_workers(of_networks(large=6), "a", "b")
+    for now in (0, 100):
+        assigned(d, now)
+        for worker in "ab":
+            d.succeeded(worker, now + 100)
+    assert assigned(d, 200) == {"a": "sample/large/4", "b": "sample/large/5"}
+    d.succeeded("a", 300)
+    d.heartbeat("b", 348)
+    assert assigned(d, 349) == {}
+    assert assigned(d, 351) == {"a": "sample/large/5"}
+
+
+def test_a_task_of_a_worker_that_hangs_is_copied_whatever_is_known_of_its_network():
+    run = Timed(of_networks(large=1, small=10), workers(x90=1, x1=3), hung=["x90-0"])
+    assert (set(run.copied), run.seconds) == ({"sample/large/0"}, 161)
+
+
 @pytest.mark.parametrize(
     ("tasks", "lost", "is_given_up"), [([shard(0)], [0, 0], True), ([shard(0, 2), shard(1, 1)], [0, 1, 0], False)]
 )

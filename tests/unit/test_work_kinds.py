@@ -28,7 +28,9 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.session import Session
+from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.view.verify import verify
+from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
 
 KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score", "by_label"]
@@ -216,6 +218,18 @@ def test_another_error_is_tried_again_and_then_given_up(sixth, tmp_path):
 def test_a_worker_that_can_not_start_ends_the_run(sixth, tmp_path, raised, expected):
     with pytest.raises(expected, match=str(raised)):
         Painting(tmp_path / "run", "blue").do(raised)
+
+
+def test_shards_are_compared_with_those_whose_network_computes_alike(tmp_path):
+    """Of two precisions, one may take many times as long for equal cost; the number of steps changes only the cost."""
+    values = {"name": "paces", "model": {"oracle": "gaussian"}, "data": {"name": "gaussian"}, "sample": {"seed": 0}}
+    grid = {"steps": [2, 5], "precision": ["float32", "bf16"]}
+    cells = plan(validate(Config, values | {"grid": grid}, "test")).cells
+    paces = {}
+    for cell in cells:
+        task = Task(f"sample/{cell.id}/0", "sample", cell.nfe, cell=cell)
+        paces.setdefault(SampleWork.pace(task), []).append((cell.settings.precision, cell.settings.steps))
+    assert sorted(map(sorted, paces.values())) == [[("bf16", 2), ("bf16", 5)], [("float32", 2), ("float32", 5)]]
 
 
 @pytest.mark.parametrize("kind", [WorkerRefusal, *WorkerRefusal.__subclasses__()])

@@ -466,6 +466,17 @@ def test_a_worker_that_was_released_is_started_again_for_a_straggler(scripted):
     assert run.of("duplicate", "worker") == ["worker-2"]
 
 
+def test_a_task_of_a_slow_network_is_late_for_no_other_and_needs_no_node(scripted, monkeypatch):
+    """Defect: a small network's tasks said how long those of a large one may take. Patch: no `pace` in `Loop`."""
+    monkeypatch.setattr(Painting, "pace", classmethod(lambda cls, task: task.job.behaviour))
+    run, seen = scripted(["late"] * 3 + ["good"] * 8, {"n0": 4}, workers=8), []
+    for when in range(150, 300, 10):
+        run.pool.then(when, lambda: seen.append((len(run.pool.where), len(run.pool.waiting))))
+    run.finish()
+    assert not {"paint/0", "paint/1", "paint/2"} & set(run.of("duplicate", "task"))
+    assert set(seen) == {(3, 0)}, "the worker without work was released, and none waits for room"
+
+
 def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
     """It differs, and its worker cooled down. The patch: `_found` raises the fault of any task."""
     run = scripted(["longer", "late", "late"] + ["good"] * 4, {"n0": 5}, workers=5).finish()

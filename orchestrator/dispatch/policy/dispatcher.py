@@ -12,13 +12,13 @@ has the figures for 512 workers.
 """
 
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from itertools import islice
 from typing import NamedTuple
 
 from taugrid.orchestrator.dispatch.policy.health import Cooldown, Health, TaskHistory, suffices
-from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Median
+from taugrid.orchestrator.dispatch.policy.tasks import Backlog, InFlight, Median, Running
 from taugrid.orchestrator.task import Task
 
 # Copies of one task at a time. A second may hang as the first does; a task that hangs everywhere must not take all
@@ -28,9 +28,13 @@ MAX_COPIES = 3
 # One worker's death is an accident. After a second with the same task, the task may be poison.
 LOSSES_OF_POISON = 2
 
-# A running task is late once it takes this many times as long as its cost and the finished tasks of its kind suggest.
-# docs/decisions.md, "Stragglers", says why.
+# A running task is late once it takes this many times as long as its cost, the finished tasks of its pace and
+# the speed of its worker suggest. docs/decisions.md, "Stragglers", says why.
 SPECULATION_SLOWNESS = 1.5
+
+# A worker may be this many times as slow as others before its tasks are late for that alone. An older GPU is
+# slow, and its tasks are sound. The last task of a worker that is slower still would hold up the run.
+TOLERATED_SLOWNESS = 4.0
 
 
 class Fault(Enum):
@@ -59,7 +63,8 @@ class Charge(NamedTuple):
 class Dispatcher:
     """Decides which worker gets which task. Times are seconds on any one clock. `queues_ahead`: whether a worker that
     runs a task may have another one queued. `left_to_scorers`: kinds that workers of all kinds leave, while there is
-    other work, to those that do no others. Raises `ValueError` as `Backlog` does."""
+    other work, to those that do no others. `pace`: what tasks share that take equal time for equal cost. Raises
+    `ValueError` as `Backlog` does."""
 
     def __init__(
         self,
@@ -69,12 +74,17 @@ class Dispatcher:
         hang_seconds: float = 600.0,
         queues_ahead: bool = False,
         left_to_scorers: Iterable[str] = (),
+        pace: Callable[[Task], Hashable] = lambda task: task.kind,
     ) -> None:
         self.backlog = Backlog(tasks, kinds)
         self.done, self.quarantined = self.backlog.done, self.backlog.quarantined
         self.health = Health()
         self.in_flight = InFlight()
-        self._paces = {kind: Median() for kind in kinds}  # seconds for each unit of cost, as finished tasks took them
+        self._pace = pace
+        # Pace -> the seconds for each unit of cost that finished tasks took.
+        self._usual = defaultdict[Hashable, Median](Median)
+        # Worker -> the pace of the last task that it finished, and its seconds for each unit of cost.
+        self._last_seconds: dict[str, tuple[Hashable, float]] = {}
         self._kinds, self._left_to_scorers = frozenset(kinds), frozenset(left_to_scorers)
         self._max_attempts, self._hang_seconds, self._queues_ahead = max_attempts, hang_seconds, queues_ahead
         self._histories = defaultdict[str, TaskHistory](TaskHistory)
@@ -136,7 +146,10 @@ class Dispatcher:
                 self.health.blame(other)
         self._clear([key])
         if not overtook:
-            self._paces[running.task.kind].add((now - running.since) / max(running.task.cost, 1e-12))
+            pace = self._pace(running.task)
+            seconds = (now - running.since) / max(running.task.cost, 1e-12)
+            self._usual[pace].add(seconds)
+            self._last_seconds[worker] = pace, seconds
         self.backlog.complete(key, worker)
         return True
 
@@ -326,6 +339,8 @@ class Dispatcher:
 
     def _copy(self, now: float) -> Iterator[tuple[str, str]]:
         """Idle workers, each with the oldest late task that it may copy, if possible one that its node does not run."""
+        if not self.in_flight.idle:
+            return
         late = {key: {self.health.node(worker)} for key, worker in self._only_queued().items()} | self._late(now)
         kinds = {key: self._kind(key) for key in late}
         for worker in self.health.available(self.in_flight.idle, set(kinds.values())):
@@ -345,16 +360,30 @@ class Dispatcher:
 
     def _late(self, now: float) -> dict[str, set[str]]:
         """The tasks that are late and may be copied, the oldest first, each with the nodes where it runs."""
-        usual = {kind: pace.value for kind, pace in self._paces.items()}
-        limits = {kind: float("inf") if each is None else SPECULATION_SLOWNESS * each for kind, each in usual.items()}
-        running = self.in_flight.running.values()
-        late = [r for r in running if now - r.since > limits[r.task.kind] * r.task.cost or r.is_silent(now)]
+        late = [
+            running
+            for worker, running in self.in_flight.running.items()
+            if running.is_silent(now) or self._is_slow(worker, running, now)
+        ]
         late.sort(key=lambda running: (running.since, running.key))
         return {
             one.key: {self.health.node(worker) for worker in self.in_flight.copies(one.key)}
             for one in late
             if self._may_be_copied(one.key, now)
         }
+
+    def _is_slow(self, worker: str, running: Running, now: float) -> bool:
+        """Whether a task takes far longer than others of its pace, and than its worker's last task suggests.
+        Never before one of its pace is finished."""
+        usual = self._usual[self._pace(running.task)].value
+        if usual is None:
+            return False
+        excess = (now - running.since) / max(SPECULATION_SLOWNESS * usual * running.task.cost, 1e-12)
+        if excess <= 1 or worker not in self._last_seconds:
+            return excess > 1
+        pace, seconds = self._last_seconds[worker]
+        slowness = seconds / max(self._usual[pace].value or 0.0, 1e-12)
+        return excess > min(max(1.0, slowness), TOLERATED_SLOWNESS)
 
     def _may_be_copied(self, key: str, now: float) -> bool:
         """Whether one more copy may start: at most one has a recent heartbeat, and the task has attempts left."""
