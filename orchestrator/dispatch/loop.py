@@ -35,7 +35,7 @@ from taugrid.orchestrator.dispatch.policy.dispatcher import Charge, Dispatcher, 
 from taugrid.orchestrator.dispatch.pool import Alive, Done, Failed, Joined, Located, Lost, Pool, PoolEvent
 from taugrid.orchestrator.dispatch.worker_manager import Outputs, WorkerManager
 from taugrid.orchestrator.rundir.directory import Committed, confirm, require_in_place
-from taugrid.orchestrator.rundir.history import RunHistory
+from taugrid.orchestrator.rundir.history import Maker, RunHistory, maker_of
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import NETWORK_EVALUATIONS, WorkKind
 from taugrid.orchestrator.work.score import ScoreWork
@@ -86,6 +86,7 @@ class Loop:
         )
         self._manager = WorkerManager(pool, self._dispatcher, workers, not embedded, scored, config, outputs)
         self._jobs: dict[str, Job] = {}  # task -> its job, or the rest of it, from when it is given until it is done
+        self._makers: set[Maker] = set()  # the kinds of worker of this session
         self._stopped: set[str] = set()  # workers
         self._new: list[Committed] = []  # not yet passed to `committed`
         self._received: deque[PoolEvent] = deque()  # not yet handled
@@ -234,6 +235,7 @@ class Loop:
                 self._manager.located(event)
             case Joined():
                 self._manager.joined(event)
+                self._makers.add(maker_of(event.info.made_by))
             case Alive(worker):
                 if (running := in_flight.running.get(worker)) is None:
                     return
@@ -299,9 +301,9 @@ class Loop:
                 f"{job.path} was made by another driver or worker meanwhile, and it {conflict}; compare their devices "
                 "and versions, or remove it"
             )
-        device = self._manager.info(worker).device
-        history = RunHistory.of(self._events.so_far())
-        others = history.makers - {history.workers[worker]}
+        info = self._manager.info(worker)
+        device = info.device
+        others = (self._recorded_makers | self._makers) - {maker_of(info.made_by)}
         if not others and not isinstance(job, ExtractJob):
             raise FileConflict(
                 f"{job.path} {conflict}, although it was made with the same software and threads, on the same kind of "
@@ -315,6 +317,11 @@ class Loop:
             f"{key} was made twice, with other bytes on {' or '.join(first)} than on {device} ({why}); the first "
             "counts, here and wherever it happens again",
         )
+
+    @cached_property
+    def _recorded_makers(self) -> set[Maker]:
+        """The kinds of worker of all sessions until now. Read once: a run may have a million events."""
+        return RunHistory.of(self._events.so_far()).makers
 
     def _say_once(self, about: str, message: str) -> None:
         if about not in self._told:

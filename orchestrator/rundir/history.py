@@ -39,6 +39,14 @@ class Maker(NamedTuple):
     """The model of a CPU, as far as it is known: two models may differ in the last bits under one `device`."""
 
 
+def maker_of(worker: Mapping[str, Any]) -> Maker:
+    """The kind of a worker, from its event or from `WorkerInfo.made_by`."""
+    accelerator = worker.get("accelerator", {})  # none of a CPU
+    versions, kind = {**worker["versions"], **accelerator}, accelerator.get("kind", "cpu")
+    software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
+    return Maker(worker["device"], software, worker["threads"], kind, worker.get("processor", ""))
+
+
 @dataclass
 class Origin:
     """Who made some images, and in which time."""
@@ -114,10 +122,7 @@ class RunHistory:
             case "end":
                 self.stopped.clear()
             case "worker":
-                accelerator = event.get("accelerator", {})  # none of a CPU
-                versions, kind = {**event["versions"], **accelerator}, accelerator.get("kind", "cpu")
-                software = tuple((name, versions[name]) for name in (*PACKAGES, *LIBRARIES) if versions.get(name))
-                maker = Maker(event["device"], software, event["threads"], kind, event.get("processor", ""))
+                maker = maker_of(event)
                 self.workers[event["worker"]] = maker
                 self.makers.add(maker)
                 self.joined.append(event)

@@ -35,6 +35,7 @@ from taugrid.orchestrator.rundir.directory import Committed, RunDir
 from taugrid.orchestrator.rundir.events import Events, read_events
 from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.work.kind import WorkKind
+from taugrid.parquet import OTHER_BYTES
 from taugrid.storage import LocalStorage
 
 START_SECONDS = 5.0
@@ -73,8 +74,8 @@ class ScriptedPool:
     health check is answered), `startless`, `broken` (its accelerator), `GPU` (torch can't use it) or `draining`.
 
     A job is `good`, `count`, `long`, `long count`, `longer`, `late` (a second copy of it then finds another file),
-    `breaks` the accelerator of its process, `kills` it, `fills` a GPU's memory beside what other jobs left, `does not
-    fit` even so, or is `infinite` (`NotFinite`).
+    finds a file with `other bytes`, `breaks` the accelerator of its process, `kills` it, `fills` a GPU's memory beside
+    what other jobs left, `does not fit` even so, or is `infinite` (`NotFinite`).
     """
 
     size, scorer, selector = Size(1, 0), None, {}
@@ -91,6 +92,7 @@ class ScriptedPool:
         self.given = []  # (when, node) of each job
         self.begun = Counter()  # key -> how often it was given
         self.blamed = set()  # keys of those that were to blame for a failure before
+        self.devices = {}  # node -> its device, if that is not "cpu"
         self.gone_at = {}  # node that drains -> when it is taken away, if that is known
         self.stopped = []  # (when, worker)
         self.waiting, self._events, self._order = [], [], count()
@@ -143,7 +145,7 @@ class ScriptedPool:
         elif ill == "broken" or worker in self.sick:
             self._at(0.1, Failed(worker, RuntimeError(CUDA), "traceback"))
         elif ill != "mute":
-            self._at(0.1, Joined(worker, WorkerInfo(node, "cpu", {}, node)))
+            self._at(0.1, Joined(worker, WorkerInfo(node, self.devices.get(node, "cpu"), {}, node)))
 
     def submit(self, worker, job, key):
         self.given.append((self.now, self.where[worker]))
@@ -169,6 +171,7 @@ class ScriptedPool:
                 for after in range(10, int(seconds), 10):
                     self._at(wait + after, Alive(worker, key, after, seconds))
                 conflict = "is damaged" if behaviour == "late" and self.begun[key] > 1 else None
+                conflict = OTHER_BYTES if behaviour == "other bytes" else conflict
                 self._at(wait + seconds, Done(worker, Result(seconds, 1, True, conflict=conflict), key))
         if ends is not None:
             self._at(wait + seconds, Failed(worker, ends, "traceback", key))
@@ -483,6 +486,37 @@ def test_a_late_copy_of_a_task_that_is_done_is_no_fault_of_its_worker(scripted):
     assert sorted(run.of("late copy", "task")) == ["paint/1", "paint/2"]
     assert run.said("already done") == 1
     assert {event["event"] for event in run.events}.isdisjoint({"failed", "benched"})
+
+
+def another_session(run):
+    """The events of another driver in the run directory, one of whose workers has a GPU."""
+    other = Events(run.rundir)
+    other.add("worker", worker="worker-7", node="n7", device="GPU", versions={}, threads=None)
+    return other
+
+
+def test_what_is_found_with_other_bytes_is_judged_after_another_driver_took_over(scripted):
+    """Defect: the workers were looked up among those of the last session, which was the other driver's."""
+    run = scripted(["other bytes", "good"])
+    run.pool.then(7.0, lambda: another_session(run).add("session", stages=["sample"]))
+    run.finish()
+    assert run.of("other bytes", "first") == [["GPU"]]
+
+
+def test_however_much_is_found_with_other_bytes_the_events_of_a_run_are_read_once(scripted, monkeypatch):
+    """Workers that join afterwards are known nevertheless. Defect: all events were read for each such file."""
+    read, reads = LocalStorage.read, []
+    monkeypatch.setattr(LocalStorage, "read", lambda storage, path: [reads.append(path), read(storage, path)][1])
+    run = scripted(["other bytes"] * 20, workers=None)
+    another_session(run)
+    run.pool.devices["n1"] = "new GPU"
+    run.pool.then(50.0, lambda: run.pool.join("n1", 1))
+    run.run()
+    assert len(reads) == len(set(reads)) == 2, "each of the two sessions has a file"
+    firsts = run.of("other bytes", "first")
+    assert len(firsts) == 20
+    assert firsts[0] == ["GPU"]
+    assert {tuple(first) for first in firsts[-2:]} == {("GPU", "cpu"), ("GPU", "new GPU")}
 
 
 @pytest.mark.parametrize(("rooms", "error"), [({}, UserError), ({"n0": 0}, RunFailed)])
