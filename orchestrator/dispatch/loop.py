@@ -200,9 +200,11 @@ class Loop:
         self._received += self._pool.events(0.0 if self._received else seconds)
         if not self._events.storage.on_disk:
             for event in self._received:
-                if isinstance(event, Done) and event.key not in self._dispatcher.done:
-                    look = self._looking.submit(confirm, self._job(event.key), event.result)
-                    self._looks.setdefault((event.worker, event.key), look)
+                if not isinstance(event, Done) or event.key in self._dispatcher.done:
+                    continue
+                copy = (event.worker, event.key)
+                if copy not in self._looks:
+                    self._looks[copy] = self._looking.submit(confirm, self._job(event.key), event.result)
         while self._received:
             event = self._received[0]
             if self._manager.has(event.worker):  # an earlier event may have ended it

@@ -271,7 +271,8 @@ def test_a_driver_that_dies_between_requests_has_named_only_what_it_has_seen(buc
     assert all(map(storage.exists, driver.paths))
 
 
-def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, monkeypatch):
+def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too_and_looked_at_once(bucket, s3, template, monkeypatch):
+    """Defect: what was left was asked for again."""
     root, storage = bucket
     driver = Driver(root, storage, Workers(template), monkeypatch)
     ends, worked = count(1), WorkerManager.worked
@@ -283,10 +284,12 @@ def test_what_an_interrupt_leaves_of_a_turn_is_recorded_too(bucket, template, mo
 
     monkeypatch.setattr(WorkerManager, "worked", interrupted)
     monkeypatch.setattr("taugrid.orchestrator.dispatch.loop.KEEP_SECONDS", 60.0)  # it ends as soon as all are recorded
-    with pytest.raises(KeyboardInterrupt):
+    looks = []
+    noted = s3.refusing(lambda method, path: looks.append(path) if is_look(method, path) else None)
+    with noted, pytest.raises(KeyboardInterrupt):
         driver.loop.run()
     assert driver.named == set(driver.paths)
-    assert len(driver.recorded("shard")) == FILES
+    assert len(driver.recorded("shard")) == len(looks) == FILES
 
 
 def test_a_shard_that_is_given_back_is_looked_at_once_and_a_late_part_of_one_that_is_done_never(
