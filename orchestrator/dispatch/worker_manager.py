@@ -97,6 +97,7 @@ class WorkerManager:
         self._nodes: dict[str, Node] = {}  # by id, as at the last poll
         self._gone_at: dict[str, float] = {}  # id of a node that drains -> when it is taken away, if that is known
         self._polled_at = float("-inf")
+        self._polled_this_turn = False
         self._last_worker_at = self._last_message_at = time.monotonic()
         self._had_worker = False
 
@@ -198,7 +199,9 @@ class WorkerManager:
             raise RunFailed(f"{died} died of their tasks, and no task was done; the last: {reason}")
 
     def grant_grace(self, seconds: float) -> None:
-        """Ignore this time, in which the driver received nothing, when the duration of health checks is measured."""
+        """Ignore this time, in which the driver received nothing, when the durations of health checks and of the wait
+        for a worker are measured."""
+        self._last_worker_at += seconds
         for worker in self._workers.values():
             if worker.checked_since is not None:
                 worker.checked_since += seconds
@@ -212,7 +215,9 @@ class WorkerManager:
         node = self._workers[worker].node if worker in self._workers else None
         if node is None:
             return False
-        self._poll_nodes(time.monotonic(), at_once=True)
+        if not self._polled_this_turn:  # the pool heard of all losses of a turn before the first is handled
+            self._poll_nodes(time.monotonic(), at_once=True)
+            self._polled_this_turn = True
         return self._elastic and (node not in self._nodes or self._nodes[node].draining)
 
     @property
@@ -260,6 +265,7 @@ class WorkerManager:
         """Start, check, release and end workers as it is time to. Raises `UserError` if no node is fit because each
         lacks what the driver has, or none was ever large enough; `RunFailed` if no node is fit for another reason, or
         all are full or gone."""
+        self._polled_this_turn = False
         self._poll_nodes(now)
         for worker in self._dispatcher.due_for_health_check(now):
             self._workers[worker].checked_since = now

@@ -430,6 +430,19 @@ def test_what_a_driver_that_was_held_up_could_not_hear_is_no_silence_of_its_work
     assert run.said("cluster.hang_seconds") == run.said("not answered") == 0
 
 
+def test_a_driver_that_was_held_up_still_waits_for_a_worker_as_long_as_it_may(scripted):
+    """Defect: a driver that was stopped for as long as that, and lost its last worker meanwhile, ended at once."""
+    run = scripted(["good"] * 10, {"n0": 1})
+
+    def held_up():
+        run.pool.lose("n0")
+        run.pool.now += MAX_WAIT_SECONDS + 100.0
+
+    run.pool.then(42.0, held_up)
+    run.pool.then(42.0 + 2 * MAX_WAIT_SECONDS, lambda: run.pool.join("n1", 1))
+    run.finish()
+
+
 def test_nodes_that_join_get_work_soon(scripted):
     run = scripted(["good"] * 60, {}, workers=None)
     run.pool.then(150.0, lambda: run.pool.join("n0", 1))
@@ -568,6 +581,28 @@ def test_what_is_lost_on_a_node_that_drains_is_nobodys_fault(scripted):
     run.pool.then(38.0, preempt)
     run.finish()
     assert len(run.of("lost", "worker")) == 1
+
+
+def test_the_workers_that_are_lost_together_cost_one_poll_of_the_nodes(scripted, monkeypatch):
+    """Defect: one for each, in the driver's loop."""
+    polls, nodes = Counter(), ScriptedPool.nodes
+
+    def polled(pool):
+        polls[pool.now] += 1
+        return nodes(pool)
+
+    monkeypatch.setattr(ScriptedPool, "nodes", polled)
+    run = scripted(["good"] * 60, {"n0": 20, "n1": 20}, workers=40)
+
+    def preempt():
+        run.pool.node_is["n0"] = "draining"
+        for worker in [worker for worker, node in run.pool.where.items() if node == "n0"]:
+            run.pool.then(11.0, Lost(worker, "worker process has died", False))
+
+    run.pool.then(10.0, preempt)
+    run.finish()
+    assert len(run.of("lost", "worker")) == 20
+    assert polls[11.0] == 1
 
 
 def test_a_run_goes_on_while_its_head_does_not_answer(scripted):
