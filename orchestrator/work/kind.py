@@ -103,8 +103,8 @@ class WorkKind(ABC):
 
     @classmethod
     def pace(cls, task: Task) -> Hashable:
-        """What a task shares with those that take about as long for equal cost. To see whether a task is late, the
-        dispatcher compares it with them."""
+        """What a task shares with those that take about as long for equal cost. The dispatcher compares it with
+        them, to see whether it is late."""
         cell = task.cell
         if cell is None or cls.unit != NETWORK_EVALUATIONS:
             return cls.name

@@ -28,12 +28,12 @@ MAX_COPIES = 3
 # One worker's death is an accident. After a second with the same task, the task may be poison.
 LOSSES_OF_POISON = 2
 
-# A running task is late once it takes this many times as long as its cost, the finished tasks of its pace and the speed
-# of its worker suggest. docs/decisions.md, "Stragglers", says why.
+# A running task is late once it takes this many times as long as its cost, the finished tasks of its pace and
+# the speed of its worker suggest. docs/decisions.md, "Stragglers", says why.
 SPECULATION_SLOWNESS = 1.5
 
-# A worker may be this many times as slow as others before its tasks are late for that alone: an older GPU is, and its
-# tasks are sound. The last tasks of a worker that is slower still would hold up the run.
+# A worker may be this many times as slow as others before its tasks are late for that alone. An older GPU is
+# slow, and its tasks are sound. The last task of a worker that is slower still would hold up the run.
 TOLERATED_SLOWNESS = 4.0
 
 
@@ -373,8 +373,8 @@ class Dispatcher:
         }
 
     def _is_slow(self, worker: str, running: Running, now: float) -> bool:
-        """Whether a task takes far longer than others of its pace do, and than its worker's last task suggests. Not
-        before any of its pace is finished."""
+        """Whether a task takes far longer than others of its pace, and than its worker's last task suggests.
+        Never before one of its pace is finished."""
         usual = self._usual[self._pace(running.task)].value
         if usual is None:
             return False
