@@ -305,5 +305,5 @@ class NightVerdict:
         if value.get("format") == FORMAT:
             with suppress(ValidationError):
                 return TypeAdapter(cls).validate_python(value)
-        shown = with_urls(str(folder))
-        raise UserError(f"{shown} was judged by another version of taugrid; use that version, or remove the folder")
+        judged = f"{with_urls(str(folder))} was judged by another version of taugrid"
+        raise UserError(f"{judged}; use that version, or remove the folder")

@@ -244,8 +244,10 @@ def without_newest(nights: Sequence[Night], keep: int) -> Sequence[Night]:
 
 
 def since_last_removal(nights: Sequence[Night]) -> Sequence[Night]:
-    """Of nights in their order, those after the last one whose images were removed. A removal takes the images of all
-    nights up to one, so no night before it is looked at: in a bucket each look is a request, and they become more."""
+    """The nights after the last one whose images were removed, of `nights`, which are oldest first.
+
+    A removal takes the images of all nights up to one, so earlier nights need no look. In a bucket each look costs
+    requests, and there are more such nights every day."""
     for number in reversed(range(len(nights))):
         if nights[number].has_lost_images:
             return nights[number + 1 :]
@@ -268,7 +270,8 @@ def _remove(directory: Path) -> int:
     with rundir.lock():
         listing = Listing(rundir)
         for cell in run.plan.cells:
-            existing = [rundir.sample_part(cell, shard) for shard in cell.shards_in(listing.samples(cell.name))]
+            there = cell.shards_in(listing.samples(cell.name))
+            existing = [rundir.sample_part(cell, shard) for shard in there]
             if not existing:
                 continue
             if rundir.removed_images(cell) is not None:  # a kill came between the record and the last file

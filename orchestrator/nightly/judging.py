@@ -210,7 +210,8 @@ class Resampler:
             if not changes and not any(cell.result is Verdict.COLLAPSED for cell in second):
                 raise DoesNotCount(second[0].note)
             judgement = judge(changes, alpha)
-            cells = [_with_kept_verdicts(cell) for cell in with_judgement(list(usual.values()), judgement, look)]
+            judged = with_judgement(list(usual.values()), judgement, look)
+            cells = [_with_kept_verdicts(cell) for cell in judged]
             rule = f"{stage} (T > {judgement.critical:.2f})" if judgement.cells else stage
             critical = judgement.critical if judgement.cells else comparison.critical
         result, rule = worst(cell.result for cell in cells), f"{comparison.rule}; {rule}"

@@ -44,9 +44,11 @@ class Night:
     @property
     def directories_with_images(self) -> list[Path]:
         """Those of `run_directories` that hold images."""
-        return [
-            root for root in self.run_directories if self._has_files(Paths(root, self.storage).samples, "*/*.parquet")
-        ]
+        with_images = []
+        for root in self.run_directories:
+            if self._has_files(Paths(root, self.storage).samples, "*/*.parquet"):
+                with_images.append(root)
+        return with_images
 
     @property
     def has_lost_images(self) -> bool:
