@@ -16,6 +16,8 @@ import uuid
 from itertools import pairwise
 from pathlib import Path
 
+from taugrid.run_id import FORMAT
+
 SETTINGS = {"spacing": "linear", "sampler": "ddim", "clip": "none", "seed": 0, "num_samples": 50_000, "batch_size": 256}
 METRICS = ("fid", "isc_mean", "kid")
 
@@ -37,14 +39,14 @@ def make_run(root: Path, cells: int, chance: random.Random) -> None:
                      **metrics, "seconds": 1.5, "protocol": name})  # fmt: skip
         values = {"steps": steps, "eta": eta}
         planned.append({"id": cell, "model": "5274e660d4", "settings": SETTINGS | values, "values": values})
-        shards = ({"event": "shard", "cell": cell, "path": f"part-{n:06d}.parquet", "images": 1000, "seconds": 9.1,
-                   "committed": True, "worker": "worker-0", "device": "NVIDIA H100"} for n in range(50))  # fmt: skip
+        shards = ({"event": "shard", "cell": cell, "path": f"part-{n:06d}.parquet", "images": 1000, "copied": 0,
+                   "seconds": 9.1, "committed": True, "worker": "worker-0", "device": "NVIDIA H100"} for n in range(50))  # fmt: skip
         events += shards
     source = {"kind": "trained", "data": {"name": "cifar10", "shape": None}}
     pairs = [f"{a},{b},-0.5,0.01" for a, b in pairwise(ids)]
     seeds = [f"{row['cell']},S={row['steps']} eta={row['eta']},0" for row in rows]
     files = {
-        "run.json": {"run": uuid.uuid5(uuid.NAMESPACE_URL, root.name).hex, "format": 1},
+        "run.json": {"run": uuid.uuid5(uuid.NAMESPACE_URL, root.name).hex, "format": FORMAT},
         "config.json": {"name": root.name, "sample": SETTINGS, "filler": "x" * 3000},
         "plan.json": {"models": [{"id": "5274e660d4", "source": source}], "cells": planned},
         "provenance.json": {"versions": {"taugrid": "0.1.0"}, "machines": [{"node": "a", "device": "NVIDIA H100"}]},
