@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from taugrid.config import Cluster
-from taugrid.errors import RunFailed, UserError, last_line
+from taugrid.errors import RunFailed, UserError, in_one_line, last_line
 from taugrid.jobs import TrainingSpec
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import capacity
@@ -196,12 +196,13 @@ class Trainings:
         self._progress, self._events, self._log = progress, events, log
         self._worked_at = float("-inf")  # when one of them was last seen to train
         self._failed: dict[str, TrainingFailed] = {}
-        self._to_change: UserError | None = None  # ends the stage once no training runs
+        self._to_change: UserError | OSError | None = None  # ends the stage once no training runs
         self._trained = 0
 
     def run(self) -> dict[str, TrainingFailed]:
         """Train them all. Returns model id -> error for those that failed. Raises `UserError` if something must be
-        changed first. Those that run have then ended; the others continue in the next session."""
+        changed first, `OSError` if a file or an upload failed. Those that run have then ended; the others continue in
+        the next session."""
         self._show_stage()
         try:
             while self._waiting or self._goes_on():
@@ -238,16 +239,18 @@ class Trainings:
 
     @contextmanager
     def _others_go_on(self) -> Iterator[None]:
-        """Keep a `UserError` until the others have ended: what one training lacks must not cost hours of others."""
+        """Keep a `UserError`, or an error of the disk or the store, until the others have ended: what one training
+        lacks must not cost hours of others."""
         try:
             yield
-        except UserError as error:
+        except (UserError, OSError) as error:
             is_first, self._to_change = self._to_change is None, self._to_change or error
             self._waiting.clear()
             if not self._goes_on():
                 raise self._to_change from None
             if is_first:
-                self._progress.say(f"{error}; no other training begins, and those that run go on to their end")
+                reason = in_one_line(error) if isinstance(error, OSError) else error
+                self._progress.say(f"{reason}; no other training begins, and those that run go on to their end")
 
     def _end(self, training: Training) -> None:
         self._under_way.remove(training)

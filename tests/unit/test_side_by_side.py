@@ -16,11 +16,12 @@ from snapshots import raises, recorded
 from test_reconstruct_work import save_network
 
 from taugrid.config import Cluster
-from taugrid.errors import UserError
+from taugrid.errors import RunFailed, UserError
 from taugrid.orchestrator import ending
 from taugrid.orchestrator.dispatch import training as stage
 from taugrid.orchestrator.dispatch.capacity import Trainers
 from taugrid.orchestrator.progress import Progress
+from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.session import Session
 from taugrid.workers.training import fit
@@ -222,6 +223,35 @@ def test_a_setting_to_change_is_told_at_once_and_those_at_work_end_first(opened,
     stay.set()
     assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [True, False, False]
     assert third not in {event.get("model") for event in read_events(opened.rundir)}, "no other has begun"
+
+
+def test_an_upload_that_fails_is_told_at_once_and_those_at_work_end_first(opened, bucket, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    opened = replace(opened, rundir=RunDir(*bucket))
+    first, second, _ = (model.id for model in opened.plan.models)
+    told, say = threading.Event(), Progress.say
+
+    def said(self, text):
+        say(self, text)
+        if "no other training begins" in text:
+            told.set()
+
+    def train(spec):
+        if spec.model_id == second:
+            step(spec, 4)
+            assert told.wait(MINUTE)
+        if not spec.final.exists():
+            trained(spec)
+
+    def refusal(method, path):
+        return (403, "AccessDenied") if method == "PUT" and f"{first}/unet" in path else None
+
+    monkeypatch.setattr(Progress, "say", said)
+    with store.refusing(refusal), pytest.raises(RunFailed, match=f"{first}/unet.*run the same command again"):
+        do(opened, monkeypatch, train, trainings=2)
+    assert [opened.rundir.is_ready(model) for model in opened.plan.models] == [False, True, False]
+    do(opened, monkeypatch, train, trainings=2)
+    assert all(opened.rundir.is_ready(model) for model in opened.plan.models)
 
 
 def test_ctrl_c_ends_all_and_each_continues(opened, monkeypatch):
