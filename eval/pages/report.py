@@ -23,7 +23,7 @@ from taugrid.eval.tables.labels import SIGMA_HAT, spelled
 from taugrid.eval.tables.long_form import FID, Row
 from taugrid.eval.tables.quality import MetricTables, QualityTable
 from taugrid.eval.tables.reconstruction import LEGEND, reconstruction_frame, reconstruction_table
-from taugrid.eval.tables.table import MISSING
+from taugrid.eval.tables.table import MISSING, shown_number
 from taugrid.protocol import ProtocolFields, dotted, shortened
 from taugrid.registry.extractors import INCEPTION
 from taugrid.registry.metrics import MetricColumn
@@ -160,8 +160,8 @@ def _content(facts: PageFacts) -> dict[str, Any]:
             (
                 row["steps"],
                 SIGMA_HAT if row["sigma"] == "sigma_hat" else row["eta"],
-                row["published"],
-                f"{row['ours']:.2f}",
+                shown_number(row["published"]),
+                shown_number(row["ours"], row["standard_error"]),
                 row["differs"] or MISSING,
             )
             for row in facts.published

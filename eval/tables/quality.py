@@ -172,8 +172,8 @@ class QualityTable:
 
     @property
     def sizes(self) -> str:
-        """Every N in the table, such as "1000 or 5000"."""
-        return " or ".join(str(size) for size in sorted(set(self.frame["num_samples"])))
+        """Every N in the table, such as "1,000 or 5,000"."""
+        return " or ".join(f"{size:,}" for size in sorted(set(self.frame["num_samples"])))
 
     def _spelled(self) -> list[ProtocolFields]:
         return [self.protocols[name] for name in dict.fromkeys(self.frame["protocol"]) if name in self.protocols]

@@ -216,7 +216,16 @@ def test_texts_of_a_config_are_escaped():
         quality=written(rows, {"p": scored_by(SCRIPT, SCRIPT)}),
         differences=[difference],
         published=[
-            {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 1.0, "ours": 1.0, "differs": SCRIPT, "cell": ""}
+            {
+                "steps": 10,
+                "sigma": "eta",
+                "eta": 0.0,
+                "published": 1.0,
+                "ours": 1.0,
+                "differs": SCRIPT,
+                "cell": "",
+                "standard_error": None,
+            }
         ],
         losses={SCRIPT: pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5]})},
         samples={SCRIPT: {("0", 10): np.zeros((1, 4, 4), np.uint8)}},
@@ -276,6 +285,15 @@ def test_published_numbers_are_drawn_only_where_nothing_differs():
     published = [{"cell": f"{steps}-0.0", "published": 19.0, "differs": word} for steps, word in ((10, ""), (50, "N"))]
     drawn = quality_chart(written(ROWS), cells_of(ROWS), published)
     assert [row for row in drawn.rows if "published" in row[0]] == [("η = 0.0, published", "10", "19")]
+
+
+def test_published_numbers_and_ours_have_the_digits_of_the_tables():
+    published = {"steps": 10, "sigma": "eta", "eta": 0.0, "published": 13.4, "differs": "", "cell": ""}
+    ours = [published | {"ours": 9.04, "standard_error": 1.0}, published | {"ours": 0.0123, "standard_error": None}]
+    [table] = Parsed(report_html(findings(published=ours))).all("table", **{"class": "published"})
+    assert "13.40" in table["text"]
+    assert "9.0 ± 1.0" in table["text"].replace("\u00a0", " ")
+    assert "0.0123" in table["text"]
 
 
 def test_the_number_at_the_top_is_of_cells_that_can_be_compared_and_follows_the_metrics_direction():
