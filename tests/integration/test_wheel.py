@@ -49,6 +49,7 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"taugrid"}
     names = {name for name in names if name.startswith("taugrid/")}
+    assert "taugrid/py.typed" in names, "without it, a type checker ignores taugrid's types"
     folders = {name.split("/")[1] for name in names if name.count("/") > 1}
     assert folders == {path.parent.name for path in (ROOT / "taugrid").glob("*/__init__.py")} | set(LAYERS)
     files = [path for layer in LAYERS for path in (ROOT / layer).rglob("*") if path.is_file()]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jsonschema
+import pytest
 import yaml
 from ci_schemas import WORKFLOW, workflow
 
@@ -18,9 +19,18 @@ def test_changelog_and_citation_name_this_version_and_one_day():
     assert (version, day) == (str(cited["version"]), str(cited["date-released"])) == (taugrid.__version__, day)
 
 
-def test_the_workflow_is_one_that_github_takes_and_calls_targets_of_the_makefile():
-    document = workflow((ROOT / ".github/workflows/ci.yml").read_text())
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_a_workflow_is_one_that_github_takes_and_pins_its_actions_by_commit(path):
+    document = workflow(path.read_text())
     jsonschema.validate(document, WORKFLOW)
+    steps = [step for job in document["jobs"].values() for step in job["steps"]]
+    actions = [step["uses"] for step in steps if "uses" in step]
+    assert [action for action in actions if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)] == []
+    assert document["permissions"] == {"contents": "read"}
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    document = workflow((ROOT / ".github/workflows/ci.yml").read_text())
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     runs = [step["run"] for job in document["jobs"].values() for step in job["steps"] if "run" in step]
     called = {target for run in runs for target in re.findall(r"\bmake (.+)", run)}
