@@ -9,8 +9,8 @@ from kuberay import COUNT, NAME, POSITIVE, of_fields
 CRON = {"pattern": r"^([\d*/,-]+ ){4}[\d*/,-]+$"}
 
 WORKFLOW = of_fields(
-    """name on schedule cron workflow_dispatch push branches tags pull_request concurrency group cancel-in-progress needs
-    environment runs-on timeout-minutes strategy fail-fast if steps uses run shell""",
+    """name on schedule cron workflow_dispatch push branches tags pull_request concurrency group cancel-in-progress
+    needs environment runs-on timeout-minutes strategy fail-fast if steps uses run shell""",
     "jobs env with permissions matrix",
     {"cron": CRON, "uses": {"pattern": r"^[\w.-]+/[\w./-]+@[\w.-]+$"}, "timeout-minutes": POSITIVE},
 )

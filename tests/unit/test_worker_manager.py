@@ -540,8 +540,8 @@ def test_what_is_found_with_other_bytes_is_judged_after_another_driver_took_over
 
 def test_however_much_is_found_with_other_bytes_the_events_of_a_run_are_read_once(scripted, monkeypatch):
     """Workers that join afterwards are known nevertheless. Defect: all events were read for each such file."""
-    read, reads = LocalStorage.read, []
-    monkeypatch.setattr(LocalStorage, "read", lambda storage, path: [reads.append(path), read(storage, path)][1])
+    opened, reads = LocalStorage.opened, []
+    monkeypatch.setattr(LocalStorage, "opened", lambda storage, path: [reads.append(path), opened(storage, path)][1])
     run = scripted(["other bytes"] * 20, workers=None)
     another_session(run)
     run.pool.devices["n1"] = "new GPU"
