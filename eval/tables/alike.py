@@ -192,9 +192,12 @@ class Decided(NamedTuple):
     groups: list[Contenders]
     """Of each group with undecided cells: its best, and the cells whose order against it is undecided."""
     same: set[str]  # cells with the same samples as the best of their group, which no N can tell apart
+    untested: set[str]
+    """Cells without a standard error at this N, and the best of the others, since their order is not known."""
 
     @property
     def undecided(self) -> set[str]:
+        """The cells that a larger N may tell apart."""
         return {cell for group in self.groups for cell in group}
 
 
@@ -207,35 +210,19 @@ def look(
     groups: Sequence[Contenders], rows: Mapping[str, Row], evidence: Evidence, metric: MetricColumn, looks: float
 ) -> Decided:
     """Compare the cells of each group with its best; `groups` are those that earlier looks left undecided. `rows` are
-    those of quality.csv by cell, all of one N. `evidence` has the influences on `metric` of all cells in `groups`,
-    which share their noise. `looks` is their largest possible number, known before the first."""
-    found = Decided([], set())
-    if not groups:
-        return found
-    limit = _limit(groups, evidence, LEVEL / looks)
-    sign = -1 if metric.higher_is_better else 1
-    for group in groups:
-        best = min(group, key=lambda cell: sign * float(rows[cell][metric.name]))
-        undecided = []
-        for cell in (cell for cell in group if cell != best):
-            difference = float(rows[cell][metric.name]) - float(rows[best][metric.name])
-            paired = uncertainty_of(difference, rows[best], rows[cell], evidence)
-            if paired.z is None:
-                found.same.add(cell)
-            elif abs(paired.z) < limit:
-                undecided.append(cell)
-        if undecided:
-            found.groups.append([best, *undecided])
-    return found
-
-
-def _limit(groups: Sequence[Contenders], evidence: Evidence, level: float) -> float:
-    """The |z| that a pair within any group exceeds with the probability `level`, if all cells are equal."""
-    cells = list(dict.fromkeys(cell for group in groups for cell in group))
-    place = {cell: i for i, cell in enumerate(cells)}
-    counted = np.zeros((len(cells), len(cells)), dtype=bool)
-    for group in groups:
-        for a, b in combinations(group, 2):  # the best is best by luck too, so any pair may be compared
-            counted[place[a], place[b]] = counted[place[b], place[a]] = True
-    influences = np.stack([evidence.influences[cell] for cell in cells])
-    return critical_range(np.cov(influences) / influences.shape[1], level, counted)
+    those of quality.csv by cell, all of one N. `evidence` is of `metric`, and cells without influences are left out.
+    `looks` is their largest possible number, known before the first."""
+    decided = Decided([], set(), set())
+    tested = [[cell for cell in group if cell in evidence.influences] for group in groups]
+    limit = joint_limit(tested, evidence, LEVEL / looks)
+    for group, cells in zip(groups, tested, strict=True):
+        if not cells:
+            decided.untested.update(group)
+            continue
+        result = against_best(cells, rows, evidence, metric, limit)
+        decided.same.update(result.same)
+        if result.alike:
+            decided.groups.append([result.best, *result.alike])
+        if len(cells) < len(group):
+            decided.untested.update(set(group) - set(cells), [result.best])
+    return decided

@@ -97,3 +97,12 @@ def test_until_tests_cells_of_other_noise_by_the_errors_of_both_too():
         rows, known = two_shapes(fid)
         found = look([["pixels", "latents"]], {row["cell"]: row for row in rows}, known, FID, looks=1)
         assert (found.groups, found.same) == (groups, set())
+
+
+@pytest.mark.parametrize(("cells", "undecided"), [("ab", "ab"), ("abc", "ab"), ("b", "b")])
+def test_until_leaves_the_order_of_a_cell_without_an_error_undecided(cells, undecided):
+    """Nothing tests `b`, so whether `a` is better is not known, though it is better than `c`."""
+    rows = {name: cell(name, fid=fid) for name, fid in (("a", 10.0), ("b", 11.0), ("c", 30.0)) if name in cells}
+    known = evidence(list(rows.values()), {"a": spread(0.5), "c": spread(0.3)})
+    found = look([list(cells)], rows, known, FID, looks=1)
+    assert (found.groups, found.same, found.untested) == ([], set(), set(undecided))
