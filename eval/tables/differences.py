@@ -2,6 +2,7 @@
 
 Sample n of two cells starts from the same x_T and gets the same z at common times, so noise that moves both metrics
 equally cancels. The standard error is sd(phi_a - phi_b) / sqrt(N), where phi says how far a sample moves the metric.
+Cells whose images have other seeds or shapes share no noise: the squares of their errors add up.
 """
 
 import math
@@ -71,8 +72,8 @@ class Evidence:
         return self if column == FID.name else replace(self, influences=self.others.get(column, {}), reasons={})
 
 
-class Paired(NamedTuple):
-    """A difference's standard error and its z, or why there are none."""
+class Uncertainty(NamedTuple):
+    """A difference's standard error and its z, or why there are none; of an unpaired error, the note says so."""
 
     se: float | None
     z: float | None
@@ -83,20 +84,22 @@ def differences(rows: Sequence[Row], evidence: Evidence) -> list[dict[str, Any]]
     """Rows of `DIFFERENCE_COLUMNS` for neighbours with an FID, or another metric that has a standard error.
 
     First come pairs along S at fixed eta, then along eta (sigma_hat last) at fixed S, and then, at fixed S and eta,
-    along each other setting that has separate tables (arrangement.py), in the order of `rows`. Cells that `pair`
-    refuses, for instance without common noise, are left out; a `ValueError` if influences are not of a cell's N."""
+    along each other setting that has separate tables (arrangement.py), in the order of `rows`. Cells whose protocols
+    differ are left out, and cells without common noise have unpaired errors; a `ValueError` if influences are not of a
+    cell's N."""
     names = {key: short_checkpoints(row.get(key) for row in rows) for key in PATHS}
     by_cell = {
         row["cell"]: {key: names[key].get(value, value) if key in PATHS else value for key, value in row.items()}
         for row in rows
     }
     scored = [cell for cell, row in by_cell.items() if _scored(row, row)]
-    return [
-        pair(by_cell[a], by_cell[b], evidence) | {"along": along, "settings": heading}
-        for along, heading, cells in _lines(pivot_tables(long_form(rows), FID, evidence.protocols), scored)
-        for a, b in pairwise(cells)
-        if _comparable(by_cell[a], by_cell[b], evidence)
-    ]
+    pairs = []
+    for along, heading, cells in _lines(pivot_tables(long_form(rows), FID, evidence.protocols), scored):
+        for row_a, row_b in pairwise(map(by_cell.__getitem__, cells)):
+            if metrics := _comparable(row_a, row_b, evidence):
+                row = _row_of(row_a, row_b, evidence, metrics, ())
+                pairs.append(row | {"along": along, "settings": heading})
+    return pairs
 
 
 def _lines(tables: Sequence[Table], scored: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
@@ -131,19 +134,31 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
 
     The difference is b - a. A metric whose settings differ has none. `override` compares them even if protocols differ
     or they share no noise; `joined` and `note` then say so. A `ValueError` if a cell has no FID and no other metric has
-    a standard error, if influences are not of a cell's N or, without `override`, if no metric is comparable; it names
-    the fields that differ."""
+    a standard error, if influences are not of a cell's N or, without `override`, if they share no noise or no metric is
+    comparable; it names the fields that differ."""
     scored = _scored(row_a, row_b)
     if not scored:
         lacking = row_a if _number(row_a, FID.name) is None else row_b
         raise ValueError(f"cell {lacking['cell']} has no FID")
-    metrics = scored if override else _comparable(row_a, row_b, evidence)
-    if not metrics:
-        names, reasons = f"{row_a['cell']} and {row_b['cell']}", _obstacles(row_a, row_b, evidence, scored[0])
-        raise ValueError(f"cells {names} can't be compared: {'; '.join(reasons)}")
     obstacles: dict[str, None] = {}
-    for metric in metrics if override else ():
-        obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, metric))
+    metrics = scored if override else _comparable(row_a, row_b, evidence)
+    if override:
+        for metric in scored:
+            obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, metric))
+    elif not metrics:
+        obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, scored[0]))
+    if evidence.pairings[row_a["cell"]] != evidence.pairings[row_b["cell"]]:
+        obstacles["they share no noise (their seeds or shapes of images differ)"] = None
+    if obstacles and not override:
+        names = f"{row_a['cell']} and {row_b['cell']}"
+        raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")
+    return _row_of(row_a, row_b, evidence, metrics, list(obstacles))
+
+
+def _row_of(
+    row_a: Row, row_b: Row, evidence: Evidence, metrics: Sequence[MetricColumn], obstacles: Sequence[str]
+) -> dict[str, Any]:
+    """The row of `DIFFERENCE_COLUMNS` for two cells that are compared by `metrics` despite `obstacles`."""
     parts = {metric: _difference(metric, row_a, row_b, evidence) for metric in dict.fromkeys([FID, *metrics])}
     named = {metric: dict(zip(_columns(metric), parts[metric][0], strict=True)) for metric in parts}
     note = parts[FID][1]
@@ -196,38 +211,37 @@ def _difference(
     a, b = _number(row_a, metric.name), _number(row_b, metric.name)
     if a is None or b is None:
         return (a, b, None, None, None), ""
-    paired = paired_error(b - a, row_a, row_b, evidence.of(metric.name))
-    return (a, b, b - a, paired.se, paired.z), paired.note
+    uncertainty = uncertainty_of(b - a, row_a, row_b, evidence.of(metric.name))
+    return (a, b, b - a, uncertainty.se, uncertainty.z), uncertainty.note
 
 
 def _obstacles(row_a: Row, row_b: Row, evidence: Evidence, metric: MetricColumn = FID) -> list[str]:
     """Reasons not to compare the two by a metric, such as "versions.torch is 2.9.1 and 2.10.0"."""
     protocols = {"a": evidence.protocols[row_a["protocol"]], "b": evidence.protocols[row_b["protocol"]]}
-    reasons = [f"{name} is {' and '.join(values)}" for name, values in disagreements(protocols, (metric.name,)).items()]
-    if evidence.pairings[row_a["cell"]] != evidence.pairings[row_b["cell"]]:
-        reasons.append("they share no noise (their seeds or shapes of images differ)")
-    return reasons
+    return [f"{name} is {' and '.join(values)}" for name, values in disagreements(protocols, (metric.name,)).items()]
 
 
-def paired_error(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Paired:
-    """The standard error of a difference between two cells; a `ValueError` if influences are not of their N."""
+def uncertainty_of(difference: float, row_a: Row, row_b: Row, evidence: Evidence) -> Uncertainty:
+    """The standard error of a difference between two cells, which is paired if they share their noise. A `ValueError`
+    if influences are not of their N."""
     a, b = row_a["cell"], row_b["cell"]
     for row in (row_a, row_b):
         phi = evidence.influences.get(row["cell"])
         if phi is None:
             reason = evidence.reasons.get(row["cell"], f"no influences are known of cell {row['cell']}")
-            return Paired(None, None, f"no standard error: {reason}")
+            return Uncertainty(None, None, f"no standard error: {reason}")
         if phi.shape != (row["num_samples"],):
             raise ValueError(f"cell {row['cell']} has {row['num_samples']} samples, but influences of {phi.shape}")
-    if evidence.pairings[a] != evidence.pairings[b]:
-        return Paired(None, None, "no standard error: the cells share no noise")
     if row_a["num_samples"] != row_b["num_samples"]:
-        return Paired(None, None, "no standard error: the cells differ in N")
+        return Uncertainty(None, None, "no standard error: the cells differ in N")
     phi_a, phi_b = evidence.influences[a], evidence.influences[b]
+    if evidence.pairings[a] != evidence.pairings[b]:
+        unpaired = math.hypot(standard_error(phi_a), standard_error(phi_b))
+        return Uncertainty(unpaired, difference / unpaired, "unpaired standard error: the cells share no noise")
     se = standard_error(phi_a - phi_b)
     if se <= ROUNDING * max(float(phi.std()) for phi in (phi_a, phi_b)) / math.sqrt(len(phi_a)):
-        return Paired(0.0, None, "no z: both have the same samples")
-    return Paired(se, difference / se, "")
+        return Uncertainty(0.0, None, "no z: both have the same samples")
+    return Uncertainty(se, difference / se, "")
 
 
 def _others(row_a: Row, row_b: Row) -> str:
@@ -276,7 +290,7 @@ def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColu
 
 _ABOUT = (
     "Each value is the {title} of the second cell minus that of the first, ± one standard error of sampling at this N, "
-    "paired by the noise that both cells start from; it {without} the spread between trainings. "
+    "paired by the noise that both cells share, if any; it {without} the spread between trainings. "
     f"{INDISTINGUISHABLE} marks differences that sampling alone can explain: |z| < {Z_95}. There is no correction for "
     "the number of differences, so 1 in 20 pairs without a true difference stays unmarked."
 )

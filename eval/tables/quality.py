@@ -12,7 +12,7 @@ from rich.text import Text
 
 from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.reference import reference_in_words
-from taugrid.eval.tables.alike import indistinguishable
+from taugrid.eval.tables.alike import Marks, marks_of
 from taugrid.eval.tables.arrangement import Arrangement
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import (
@@ -29,7 +29,17 @@ from taugrid.eval.tables.long_form import (
     write_files,
 )
 from taugrid.eval.tables.seeds import Averaged, averaged, varying_seeds
-from taugrid.eval.tables.table import BEST, INDISTINGUISHABLE, JOINED, SIUNITX, Floors, Table, legend, with_floors
+from taugrid.eval.tables.table import (
+    BEST,
+    INDISTINGUISHABLE,
+    JOINED,
+    SIUNITX,
+    UNTESTED,
+    Floors,
+    Table,
+    legend,
+    with_floors,
+)
 from taugrid.grids import EVALUATIONS, USUAL, Layout
 from taugrid.protocol import ProtocolFields, extractor_in_words
 from taugrid.registry.metrics import METRICS, MetricColumn
@@ -52,8 +62,8 @@ class QualityTable:
     layout: Layout = USUAL
     shown: Sequence[Row] = ()
     """`rows`, and in between rows without scores for the settings that have none; empty: `rows` alone."""
-    recorded: Mapping[str, Set[str]] | None = None
-    """The value of `MetricTables.alike` of metrics when the table was written; of others, the influences decide."""
+    recorded: Mapping[str, Marks] | None = None
+    """The marks of metrics when the table was written; of other metrics, the influences decide."""
     floors: Floors = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +72,8 @@ class QualityTable:
         evidence = Evidence({}, {}, document.get("protocols", {}))
         alike = document.get("indistinguishable_in", {}) | {FID.name: document.get("indistinguishable", ())}
         rows, notes, joined = document.get("rows", []), document.get("notes", ()), document.get("joined", ())
-        recorded = {name: frozenset(cells) for name, cells in alike.items()}
+        untested = document.get("untested", {})
+        recorded = {name: Marks(frozenset(cells), frozenset(untested.get(name, ()))) for name, cells in alike.items()}
         floors = {
             int(n): {name: Floor(**floor) for name, floor in by_name.items()}
             for n, by_name in document.get("floors", {}).items()
@@ -103,7 +114,7 @@ class QualityTable:
         """The table with the usual rows, and S or evaluations in columns. Marks are those of a column's cells."""
         if not self.layout.rows and self.layout.columns in ("steps", EVALUATIONS):
             return self
-        unmarked = dict.fromkeys((metric.name for metric in self.metrics), frozenset[str]())
+        unmarked = dict.fromkeys((metric.name for metric in self.metrics), Marks())
         columns = EVALUATIONS if self.layout.columns == EVALUATIONS else "steps"
         return replace(self, layout=self.layout._replace(rows=(), columns=columns), recorded=unmarked)
 
@@ -148,20 +159,28 @@ class QualityTable:
             if table.floor is not None:
                 about = f"{metric.title} {table.floor_value} of {table.floor.in_words} ± their standard deviation"
                 tables[i] = replace(table, notes=(*table.notes, f"floor: {about}"))
-        if self.recorded is not None and metric.name in self.recorded:
-            alike = frozenset(self.recorded[metric.name])
-        else:
-            by_cell, evidence = {row["cell"]: row for row in self.rows}, self.evidence.of(metric.name)
-            found = (indistinguishable(table, self.means, by_cell, evidence) for table in tables if by_cell)
-            alike = frozenset().union(*found)
-        marks = dict.fromkeys(alike, INDISTINGUISHABLE)
+        alike, untested = self._marked(metric, tables)
+        marks = dict.fromkeys(alike, INDISTINGUISHABLE) | dict.fromkeys(untested, UNTESTED)
         if self.joined:
             groups = self.means.members.items()
             mixed = [cell for cell, members in groups if any(member.cell in self.joined for member in members)]
             marks |= {cell: marks.get(cell, "") + JOINED for cell in mixed}
         caption = "" if self.frame.empty else self.means.caption()
         error_means = f"± is {metric.error_means}." if has_values(self.frame, metric.error) else ""
-        return MetricTables(metric, [replace(table, marks=marks) for table in tables], caption, error_means, alike)
+        tables = [replace(table, marks=marks) for table in tables]
+        return MetricTables(metric, tables, caption, error_means, alike, untested)
+
+    def _marked(self, metric: MetricColumn, tables: Sequence[Table]) -> Marks:
+        """The marks of a metric's tables. Where no value has a standard error, none is tested, and no mark says so."""
+        if self.recorded is not None and metric.name in self.recorded:
+            return self.recorded[metric.name]
+        rows = {row["cell"]: row for row in self.rows}
+        evidence = self.evidence.of(metric.name)
+        marks = [marks_of(table, self.means, rows, evidence) for table in tables if rows]
+        alike = frozenset[str]().union(*(each.alike for each in marks))
+        untested = frozenset[str]().union(*(each.untested for each in marks))
+        has_tests = bool(self.means.over) or has_values(self.frame, metric.sampling_error)
+        return Marks(alike, untested if has_tests else frozenset())
 
     def arranged(self, layout: Layout) -> Arrangement:
         return self._arranged if layout == self.layout else Arrangement(self.means, self.used_protocols, layout)
@@ -222,6 +241,8 @@ class QualityTable:
         document |= {"indistinguishable": alike.pop(FID, []), "joined": sorted(self.joined)}
         others = {m.name: cells for m, cells in alike.items() if has_values(self.frame, m.sampling_error)}
         document |= {"indistinguishable_in": others} if others else {}
+        untested = {section.metric.name: sorted(section.untested) for section in self.sections if section.untested}
+        document |= {"untested": untested} if untested else {}
         by_size = {str(n): {name: floor._asdict() for name, floor in its.items()} for n, its in self.floors.items()}
         document |= {"floors": by_size} if by_size else {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,6 +276,7 @@ class MetricTables:
     caption: str  # explains the values if they are means over replicates; else empty
     error_means: str  # explains ±; empty if there is none
     alike: Set[str]  # cells that can't be distinguished from the best of their column
+    untested: Set[str]  # cells whose difference from it has no standard error
 
     @property
     def means(self) -> str:

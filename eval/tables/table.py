@@ -31,10 +31,12 @@ Z_95 = 1.96
 """|z| from which on a single difference is significant: chance alone reaches it 1 time in 20. For the best of a column
 and all others, seeds.py has the limit."""
 INDISTINGUISHABLE = "≈"
+UNTESTED = "?"
 JOINED = "‡"
 MEANINGS = {
     INDISTINGUISHABLE: "not distinguishable from the best of its column by {test}, 95 % jointly for all cells of the "
-    "column{untested}",
+    "column",
+    UNTESTED: "not tested against the best of its column: their difference has no standard error",
     JOINED: "has another protocol than most, see the notes",
 }
 """The marks after values, and their explanations below a table."""
@@ -124,7 +126,7 @@ class Table:
         numbers = [value.number for value in there.values()]
         return max(numbers) if self.metric.higher_is_better else min(numbers)
 
-    def against_best(self) -> Iterator[tuple[str, list[str]]]:
+    def contests(self) -> Iterator[tuple[str, list[str]]]:
         """The best cell of each column with all others that are not as good, if there are any."""
         for column in self.columns:
             best, there = self._best(column), list(self._in_column(column).values())
@@ -196,13 +198,11 @@ class Table:
     @property
     def legend(self) -> list[str]:
         """A line for each mark of its entries."""
-        test, untested = f"the paired difference of {self.metric.title}", ""
+        test = f"the difference of {self.metric.title}, paired where noise is shared"
         if self.over_seeds:
             test = "Student's t for differences paired by seed"
-        if self.over_seeds or self.metric.sampling_error == self.metric.error:
-            untested = " (values without ± are not tested)"
         seen = {mark for row in self.entries for entry in row for mark in entry.mark}
-        return [f"{mark} {m.format(test=test, untested=untested)}." for mark, m in MEANINGS.items() if mark in seen]
+        return [f"{mark} {m.format(test=test)}." for mark, m in MEANINGS.items() if mark in seen]
 
     @property
     def markdown(self) -> str:

@@ -36,8 +36,8 @@ from taugrid.workers.diffusion.process import path
 NO_INFLUENCE = "its samples' influences are missing or damaged; `taugrid run` computes them"
 
 NOT_TESTED = (
-    "its influences, which differences need, are missing or damaged: no cell of its column is claimed to differ from "
-    "the best, with ≈ or without; `taugrid run` computes them"
+    "its influences, which differences need, are missing or damaged, so no difference from it is tested; `taugrid run` "
+    "computes them"
 )
 """The note on a cell that has standard errors, but not the influences that they came from."""
 

@@ -101,7 +101,8 @@ class Growth:
 
     def parts(self) -> Iterator[Plan]:
         """The cells of each look, at its N. Their scores must be made before the next is asked for."""
-        part, groups, same, lost = self._plan, list[Contenders](), set[str](), set[str]()
+        part, groups = self._plan, list[Contenders]()
+        same, untested = set[str](), set[str]()
         for number in range(1, self._looks + 1):
             yield part
             rows = collect(part, self._run.rundir, self._scoring)
@@ -109,14 +110,14 @@ class Growth:
                 groups = self._first_groups(rows)
                 compared = {cell for group in groups for cell in group}
             evidence = rows.evidence.of(self._column.name)
-            lost |= {cell for group in groups for cell in group} - evidence.influences.keys()  # without an error
-            groups = [[cell for cell in group if cell in evidence.influences] for group in groups]
-            groups = [group for group in groups if len(group) > 1]
-            if number == 1 and not groups:
+            if number == 1 and not any(len(evidence.influences.keys() & group) > 1 for group in groups):
                 self._say("warning: --until has nothing to compare: no two cells of a column have a standard error")
                 return
             found = look(groups, {row["cell"]: row for row in rows.rows}, evidence, self._column, self._looks)
-            groups, same, self.undecided = found.groups, same | found.same, found.undecided | lost
+            groups = found.groups
+            same |= found.same
+            untested |= found.untested
+            self.undecided = found.undecided | untested
             n = part.cells[0].settings.num_samples
             larger = min(2 * n, self._most)
             then = f", N {n:,} -> {larger:,}" if groups and larger > n else f" at N = {n:,}"
@@ -148,7 +149,7 @@ class Growth:
     def _say_outcome(self, same: set[str]) -> None:
         about = {
             "undecided": self.undecided,
-            "no N tells these from the best, because they have the same samples": same,
+            "no N tells these from another cell, because both have the same samples": same,
         }
         for text, cells in about.items():
             if cells:

@@ -98,14 +98,18 @@ def test_difference_error_and_z_are_those_worked_out_by_hand():
     assert (found["joined"], found["note"]) == (False, "")
 
 
-def test_cells_that_share_no_noise_are_no_neighbours_and_no_pair():
-    rows = [cell("a", 10), cell("b", 20), cell("c", 50)]
-    known = evidence(rows, {name: spread(1.0) for name in "abc"}, pairings={"a": 1, "b": 1, "c": 2})
-    assert pairs(differences(rows, known), "steps") == [("a", "b")]
+def test_cells_that_share_no_noise_have_unpaired_errors_and_are_no_pair():
+    rows = [cell("a", 10), cell("b", 20), cell("c", 50, fid=14.2)]
+    known = evidence(rows, {"a": spread(1.0), "b": spread(0.8), "c": spread(0.6)}, pairings={"a": 1, "b": 1, "c": 2})
+    paired, unpaired = differences(rows, known)
+    assert (paired["cell_b"], unpaired["cell_b"]) == ("b", "c")
+    assert [paired["se"], unpaired["se"]] == pytest.approx([0.2, 1.0])
+    assert unpaired["z"] == pytest.approx(4.2)
     with raises(ValueError):
         pair(rows[1], rows[2], known)
     joined = pair(rows[1], rows[2], known, override=True)
-    assert (joined["joined"], joined["se"], joined["z"]) == (True, None, None)
+    assert joined["joined"]
+    assert [joined["se"], joined["z"]] == pytest.approx([1.0, 4.2])
     recorded(joined["note"], "standard")
 
 
@@ -259,7 +263,7 @@ def test_marks_are_per_column_of_all_models_and_spare_what_has_no_test():
     rows = [
         cell("far-best", 10, 0.0, 4.0), cell("far", 10, 1.0, 9.0),
         cell("near", 20, 0.0, 3.1), cell("near-best", 20, 1.0, 3.0),
-        cell("no-error", 20, 0.5, 3.05), cell("unpaired", 20, "sigma_hat", 3.05),
+        cell("no-error", 20, 0.5, 3.05), cell("other-noise", 20, "sigma_hat", 3.05),
         cell("alone", 50, 0.0, 1.0), cell("no-score", 50, 1.0, None),
         cell("tie", 100, 0.0, 2.0), cell("other-tie", 100, 1.0, 2.0),
         cell("worst", 200, 0.0, 9.0), cell("last-best", 200, 1.0, 1.0),
@@ -267,8 +271,10 @@ def test_marks_are_per_column_of_all_models_and_spare_what_has_no_test():
     rows += [cell(f"{name}-2", 10, eta, fid, model="m2", **{"train.steps": 2})
              for name, eta, fid in (("near-the-other-model", 0.0, 4.05), ("far-from-it", 1.0, 7.0))]  # fmt: skip
     influences = {row["cell"]: spread(0.1 + 0.1 * row["eta"]) for row in rows if row["cell"] != "no-error"}
-    pairings = {row["cell"]: 0 for row in rows} | {"unpaired": 1}
-    assert indistinguishable(rows, evidence(rows, influences, pairings=pairings)) == {"near", "near-the-other-model-2"}
+    pairings = {row["cell"]: 0 for row in rows} | {"other-noise": 1}
+    section = QualityTable(rows, evidence(rows, influences, pairings=pairings)).section(FID)
+    assert section.alike == {"near", "other-noise", "near-the-other-model-2"}
+    assert section.untested == {"no-error"}
 
 
 @pytest.mark.parametrize(

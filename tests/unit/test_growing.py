@@ -262,7 +262,15 @@ def test_the_same_samples_are_told_apart_at_no_size():
     phi = np.random.default_rng(1).standard_normal((2, 100))
     rows = {cell: {"cell": cell, "num_samples": 100, "fid": fid} for cell, fid in (("a", 1.0), ("b", 1.0), ("c", 9.0))}
     evidence = Evidence({"a": phi[0], "b": phi[0], "c": phi[1]}, dict.fromkeys("abc", 0), {})
-    assert look([["a", "b", "c"]], rows, evidence, FID, looks=1) == ([], {"b"})
+    assert look([["a", "b", "c"]], rows, evidence, FID, looks=1) == ([], {"b"}, set())
+
+
+def test_neighbours_with_the_same_samples_do_not_grow_and_it_says_why(tmp_path):
+    text = CONFIG.replace("0.05, sigma_hat", "1.0e-9")  # less than 8 bits show
+    with small_run(tmp_path, text) as opened:
+        outcome, printed = do(opened, tmp_path / "run", Until("eta", 100))
+    assert (outcome.growth.undecided, len(read_sizes(RunDir(tmp_path / "run")))) == (set(), 0)
+    recorded("\n".join(starting(printed, "look", "no ")))
 
 
 def test_looking_again_and_again_does_not_find_what_is_not_there(monkeypatch):

@@ -232,7 +232,7 @@ def test_a_last_line_without_its_end_is_not_continued(tmp_path):
 
 
 def test_a_damaged_influence_takes_no_claim_of_the_table_with_it_unsaid(tmp_path, sketched):
-    """A cell without ≈ is worse, and without the best's influences no cell of its column can have the mark."""
+    """A cell without a mark is worse, and without the best's influences no cell of its column can be tested."""
     text = CONFIG.replace("num_samples: 20", "num_samples: 200").replace("1.0]", "0.05]")
     root = tmp_path / "run"
     with small_run(tmp_path, text):
@@ -240,16 +240,17 @@ def test_a_damaged_influence_takes_no_claim_of_the_table_with_it_unsaid(tmp_path
         told = taugrid(*command)
         table = (root / "tables/quality.md").read_text()
         assert "≈" in table
-        assert not any("is claimed" in shown for shown in (*told, table))
+        assert not any("is tested" in shown for shown in (*told, table))
         rows = json.loads((root / "tables/quality.json").read_text())["rows"]
         best = min(rows, key=lambda row: row["fid"])["cell"]
         (path,) = (root / "scores").glob(f"{best}-*.parquet")
         flip(path)
         told = taugrid("report", root)[1]
-        [of_damage] = [line for line in told.splitlines() if "is claimed" in line]
+        [of_damage] = [line for line in told.splitlines() if "is tested" in line]
         recorded(of_damage)
         after = (root / "tables/quality.md").read_text()
-        assert "≈ not" not in after, "the mark itself"
+        assert "≈" not in after
+        assert after.count(" ?") == len(rows) - 1, "all but the best"
         assert of_damage.removeprefix("warning: ") in after
         taugrid(*command)
         assert (root / "tables/quality.md").read_text() == table

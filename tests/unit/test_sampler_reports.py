@@ -131,7 +131,7 @@ def test_a_column_that_one_sampler_has_alone_has_no_best():
     [pivot] = table(rows, Layout(columns=EVALUATIONS)).section(FID).tables
     assert pivot.columns == [5, 9]
     assert [entry.value for row in pivot.entries for entry in row if entry.best] == ["8.00"]
-    assert len(list(pivot.against_best())) == 1
+    assert len(list(pivot.contests())) == 1
     without = [row for row in rows if row["cell"] != "ddim 9 0.0 linear"]
     assert not table(without, Layout(columns=EVALUATIONS)).section(FID).tables[0].has_best
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from snapshots import recorded
 
 from taugrid.eval.pages.answer import measured
+from taugrid.eval.tables.alike import Marks
 from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import COLUMNS, joined_rows, long_form
@@ -54,8 +55,9 @@ def table(
     rows, protocols=MappingProxyType({}), indistinguishable=frozenset(), joined=frozenset(), layout=USUAL, notes=()
 ):
     """The quality table of `rows`, with marks that are given."""
-    evidence, alike = Evidence({}, {}, dict(protocols)), {"fid": indistinguishable}
-    return QualityTable(rows, evidence, notes, joined, layout, recorded=alike)
+    evidence = Evidence({}, {}, dict(protocols))
+    marks = {"fid": Marks(frozenset(indistinguishable))}
+    return QualityTable(rows, evidence, notes, joined, layout, recorded=marks)
 
 
 def markdown(rows, *given, **more):
