@@ -82,7 +82,7 @@ COMPARED = frozenset({"tau", "clip", "weights", "precision", "compile", "sampler
 each of them changes a score by itself. So must a field that is unknown here. Names of nested fields have dots: labels
 and classes must agree, guidance need not."""
 
-OF_METRICS = tuple(field.name for field in fields(MetricSettings))
+OF_METRICS = frozenset(field.name for field in fields(MetricSettings))
 """Fields that change the scores of some metrics alone. Which metrics were computed changes none, and a metric's
 settings must agree where its own scores are compared (`settings_of`)."""
 
@@ -114,8 +114,8 @@ def agreed_fields(protocol: ProtocolFields) -> dict[str, str]:
 
 def metric_settings(protocol: ProtocolFields) -> dict[str, str]:
     """The settings of its metrics, with values for people."""
-    names = [name for name in OF_METRICS if name != "metrics" and name in protocol]
-    return {name: shown(json.dumps(protocol[name])) for name in names}
+    names = sorted(OF_METRICS - {"metrics"})
+    return {name: shown(json.dumps(protocol[name])) for name in names if name in protocol}
 
 
 def disagreements(
@@ -140,7 +140,7 @@ def _must_agree(
     protocol: ProtocolFields, columns: Collection[str] = (), may_differ: Set[str] = COMPARED
 ) -> Iterator[tuple[str, str]]:
     """Dotted names, and values as JSON."""
-    left_out = may_differ | LABELS | {name for name in OF_METRICS if name not in settings_of(columns)}
+    left_out = may_differ | LABELS | OF_METRICS.difference(settings_of(columns))
     return ((name, json.dumps(value, sort_keys=True)) for name, value in dotted(protocol, "", left_out))
 
 

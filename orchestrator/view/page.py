@@ -1,6 +1,5 @@
 """report.html: gathers what a run's tables, figures, logs and images say, and writes the page."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -93,9 +92,8 @@ def _pictures(labels: Mapping[str, str], rundir: RunDir) -> Iterator[tuple[PageP
     file is named after."""
     for start, (title, said) in PICTURES.items():
         for path in rundir.storage.list(rundir.figures, f"{start}*.png"):
-            if re.fullmatch(rf"{start}(-(?!square).*)?", path.stem) or start == "interpolation-square":
-                rest = path.stem.removeprefix(start).lstrip("-")
-                yield PagePicture(path.name, title, labels.get(rest, rest), said), rundir.storage.read(path)
+            rest = path.stem.removeprefix(start).lstrip("-")
+            yield PagePicture(path.name, title, labels.get(rest, rest), said), rundir.storage.read(path)
 
 
 def _unscored(plan: Plan, document: Mapping[str, Any], missing: Mapping[str, str]) -> list[str]:

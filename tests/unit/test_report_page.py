@@ -167,6 +167,16 @@ def test_cells_without_a_score_are_told_with_their_reasons(finished, tmp_path):
     assert "killed its" in warnings
 
 
+def test_pictures_are_shown_whatever_their_groups_are_called(finished, tmp_path):
+    opened = open_existing(str(shutil.copytree(finished, tmp_path / "run")))
+    names = [f"{kind}-square" for kind in ("classes", "interpolations", "interpolation-square")]
+    for name in names:
+        Image.new("L", (4, 4)).save(tmp_path / f"run/figures/{name}.png")
+    write_page(opened)
+    page = Parsed((tmp_path / "run/report.html").read_text())
+    assert len([one for one in page.all("figure") if one.get("class") == "picture"]) == len(names)
+
+
 def test_what_a_session_returns_and_prints_of_the_page_is_on_it(finished, capsys):
     opened = open_existing(str(finished))
     warnings = write_page(opened)
