@@ -39,10 +39,9 @@ def make_run(root: Path, cells: int, chance: random.Random) -> None:
                      **metrics, "seconds": 1.5, "protocol": name})  # fmt: skip
         values = {"steps": steps, "eta": eta}
         planned.append({"id": cell, "model": "5274e660d4", "settings": SETTINGS | values, "values": values})
-        for n in range(50):
-            shard = {"event": "shard", "cell": cell, "path": f"part-{n:06d}.parquet", "images": 1000, "copied": 0}
-            made = {"seconds": 9.1, "committed": True, "worker": "worker-0", "device": "NVIDIA H100"}
-            events.append(shard | made)
+        shard = {"event": "shard", "cell": cell, "images": 1000, "copied": 0, "seconds": 9.1, "committed": True}
+        shard |= {"worker": "worker-0", "device": "NVIDIA H100"}
+        events += [shard | {"path": f"part-{n:06d}.parquet"} for n in range(50)]
     source = {"kind": "trained", "data": {"name": "cifar10", "shape": None}}
     pairs = [f"{a},{b},-0.5,0.01" for a, b in pairwise(ids)]
     seeds = [f"{row['cell']},S={row['steps']} eta={row['eta']},0" for row in rows]
