@@ -15,12 +15,22 @@ from numpy.typing import NDArray
 from taugrid.eval.figures import drawing
 from taugrid.eval.figures.drawing import GREY, Styles, Values, legend_name, scale_of
 from taugrid.eval.tables.arrangement import pivot_tables
+from taugrid.eval.tables.checkpoints import BestCheckpoint
 from taugrid.eval.tables.cost import IMAGES
-from taugrid.eval.tables.differences import BestCheckpoint
 from taugrid.eval.tables.labels import OPTIONS, SIGMA_HAT, is_number, row_name, short_samplers
 from taugrid.eval.tables.long_form import CHECKPOINT, FID
 from taugrid.eval.tables.reconstruction import RECONSTRUCTION_ERROR, reconstruction_table
-from taugrid.eval.tables.table import NO_FLOORS, NO_VALUE, Floors, Label, Table, Value, with_floors
+from taugrid.eval.tables.table import (
+    INDISTINGUISHABLE,
+    NO_FLOORS,
+    NO_VALUE,
+    UNTESTED,
+    Floors,
+    Label,
+    Table,
+    Value,
+    with_floors,
+)
 from taugrid.grids import EVALUATIONS, short_names
 from taugrid.protocol import ProtocolFields
 from taugrid.registry.metrics import MetricColumn
@@ -165,8 +175,9 @@ def checkpoints_figure(
     metric: MetricColumn = FID,
 ) -> Figure:
     """A metric over checkpoints, from left to right in `order`: a line for each S, a panel for each eta of each pivot.
-    Bars are ±1 standard error. A panel's title names the `best`, and checkpoints that can't be distinguished from them.
-    If the names of the checkpoints differ only in a number at their end, it is the training step of the axis."""
+    Bars are ±1 standard error. A panel's title names the `best`, checkpoints that can't be distinguished from them
+    after ≈, and those that are not tested after ?. If the names of the checkpoints differ only in a number at their
+    end, it is the training step of the axis."""
     pivots = pivot_tables(frame, metric, protocols)
     panels = _over_checkpoints(frame, order, pivots, best)
     lengths = sorted({steps for _, lines in panels for steps in lines})
@@ -203,10 +214,10 @@ def _over_checkpoints(
                 lines[checkpoint_of[value.cell]] = value
     numbers, texts = training_steps(order), dict[str, str]()
     names = dict(zip(order, map(str, numbers) if numbers else short_names(order), strict=True))
-    for one in best:  # such as "S = 10: best 1500 (≈ 1400, 1450)"
-        alike = [names[name] for name in one.alike if name in names]
-        more = f" and {len(alike) - MAX_ALIKE} more" if len(alike) > MAX_ALIKE else ""
-        others = f" (≈ {', '.join(alike[-MAX_ALIKE:])}{more})" if alike else ""
+    for one in best:  # such as "S = 10: best 1500 (≈ 1400, 1450; ? 1300)"
+        marked = [_marked(INDISTINGUISHABLE, one.alike, names), _marked(UNTESTED, one.untested, names)]
+        others = "; ".join(filter(None, marked))
+        others = f" ({others})" if others else ""
         texts[one.cell] = f"S = {one.steps}: best {names.get(one.checkpoint, one.checkpoint)}{others}"
     found = list[Trajectories]()
     for heading, by_steps in panels.items():
@@ -215,6 +226,13 @@ def _over_checkpoints(
         title = "\n".join(textwrap.fill(line, drawing.TITLE_WIDTH) for line in (heading, *named))
         found.append((title, ordered))
     return found
+
+
+def _marked(mark: str, checkpoints: Sequence[str], names: Mapping[str, str]) -> str:
+    """The last of some checkpoints after a mark, and how many more there are; empty if there are none."""
+    shown = [names[checkpoint] for checkpoint in checkpoints if checkpoint in names]
+    more = f" and {len(shown) - MAX_ALIKE} more" if len(shown) > MAX_ALIKE else ""
+    return f"{mark} {', '.join(shown[-MAX_ALIKE:])}{more}" if shown else ""
 
 
 def _draw_checkpoints(panel: Axes, shown: Trajectories, styles: Styles, order: Sequence[str], scale: float) -> None:

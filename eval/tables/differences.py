@@ -21,7 +21,6 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 from taugrid.eval.tables.arrangement import pivot_tables
 from taugrid.eval.tables.labels import IGNORABLE, OPTIONS, SIGMA_HAT, short_checkpoints, short_columns
 from taugrid.eval.tables.long_form import (
-    CHECKPOINT,
     FID,
     STAND_INS,
     Row,
@@ -256,36 +255,6 @@ def _others(row_a: Row, row_b: Row) -> str:
     as_shown = partial(options_text, if_none="defaults")
     texts = {key: as_shown if key == OPTIONS else as_text for key in differing}
     return ", ".join(f"{key}: {text(row_a.get(key))} -> {text(row_b.get(key))}" for key, text in texts.items())
-
-
-class BestCheckpoint(NamedTuple):
-    """The best of cells that differ only in the checkpoint."""
-
-    steps: int
-    cell: str
-    checkpoint: str
-    alike: tuple[str, ...]  # checkpoints whose paired difference to the best is |z| < `Z_95`, in the order of the rows
-
-
-def best_checkpoints(rows: Sequence[Row], evidence: Evidence, metric: MetricColumn = FID) -> list[BestCheckpoint]:
-    """The best by `metric` of each group of at least two scored cells that differ only in the checkpoint."""
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.get(CHECKPOINT) is not None and _number(row, metric.name) is not None:
-            names = ["sampler", "steps", "eta", "sigma", "spacing", "clip", "num_samples", *axes(row)]
-            groups[tuple(as_text(row.get(name)) for name in names if name != CHECKPOINT)].append(row)
-    sign = -1 if metric.higher_is_better else 1
-    found: list[BestCheckpoint] = []
-    for group in [group for group in groups.values() if len(group) > 1]:
-        best = min(group, key=lambda row: sign * float(row[metric.name]))
-        alike = []
-        for row in group:
-            if row is not best and not _obstacles(best, row, evidence):  # the same protocol and noise
-                (*_, se, z), _ = _difference(metric, best, row, evidence)
-                if se is not None and (z is None or abs(z) < Z_95):
-                    alike.append(str(row[CHECKPOINT]))
-        found.append(BestCheckpoint(best["steps"], best["cell"], str(best[CHECKPOINT]), tuple(alike)))
-    return found
 
 
 _ABOUT = (

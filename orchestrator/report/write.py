@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taugrid.config import DIFFUSION_DEFAULTS, Config
+from taugrid.eval.tables.checkpoints import best_checkpoints
 from taugrid.eval.tables.cost import Cost, costs, write_costs
-from taugrid.eval.tables.differences import best_checkpoints, differences, write_differences
+from taugrid.eval.tables.differences import differences, write_differences
 from taugrid.eval.tables.effects import Effects, write_effects
 from taugrid.eval.tables.long_form import CHECKPOINT, FID, JoinedRows, as_csv, joined_rows, write_files
 from taugrid.eval.tables.published.counterparts import (
@@ -149,7 +150,7 @@ def _figures(plan: Plan, quality: QualityTable, effects: Effects, cell_costs: Se
     if len(checkpoints) > 1:
         from taugrid.eval.figures.lines import checkpoints_figure
 
-        best = best_checkpoints(quality.rows, quality.evidence, by)
+        best = best_checkpoints(quality, by)
         figures["checkpoints"] = checkpoints_figure(quality.long, checkpoints, protocols, best, by)
     return figures
 

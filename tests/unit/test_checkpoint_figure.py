@@ -1,17 +1,23 @@
 """The ablation over checkpoints: figures/checkpoints.*"""
 
+import math
+
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from snapshots import recorded
+from test_differences import N, evidence
+from test_differences import cell as scored
 from test_tables import write
 
 from taugrid import parquet
 from taugrid.config import Config, Diffusion, validate
 from taugrid.eval.figures.lines import checkpoints_figure, quality_figure
+from taugrid.eval.tables.checkpoints import best_checkpoints
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.labels import SIGMA_HAT
-from taugrid.eval.tables.long_form import COLUMNS, long_form
+from taugrid.eval.tables.long_form import COLUMNS, FID, long_form
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.plan.grid import Lookups, plan
 from taugrid.orchestrator.report.collect import Rows
 from taugrid.orchestrator.report.write import write_report
@@ -81,6 +87,65 @@ def test_a_panel_for_each_eta_and_one_legend():
     assert [text.get_text() for text in legend.get_texts()] == ["$S$ = 10", "$S$ = 50"]
     found = lines(figure.axes[2])["$S$ = 10"].lines[0].get_ydata(orig=False)
     np.testing.assert_allclose(found, [fid(checkpoint, 10, "sigma_hat") for checkpoint in ORDER])
+
+
+def independent(z, etas=(0.0,), without=(), **others):
+    """A table of eight checkpoints with independent errors, S = 10: the second is z errors worse than the first, and
+    the rest are far worse."""
+    draws = np.random.default_rng(5).standard_normal((N, 8 * len(etas)))
+    orthogonal, _ = np.linalg.qr(draws - draws.mean(axis=0))
+    errors = iter(0.5 * math.sqrt(N * (N - 1)) * orthogonal.T)
+    rows, influences = [], {}
+    for eta in etas:
+        for place in range(8):
+            name = f"/run/step-{place + 1}"
+            worse = (0.0, z * math.hypot(0.5, 0.5))[place] if place < 2 else 40.0
+            row = scored(f"{eta}/{place + 1}", eta=eta, fid=10 + 5 * eta + worse, model=name, **others)
+            rows.append(row | {"model.checkpoint": name})
+            influences[row["cell"]] = next(errors)
+    known = {name: phi for name, phi in influences.items() if name not in without}
+    return QualityTable(rows, evidence(rows, known))
+
+
+def title_of(quality):
+    best = best_checkpoints(quality)
+    order = [row["model.checkpoint"] for row in quality.rows]
+    panel = checkpoints_figure(quality.long, list(dict.fromkeys(order)), quality.used_protocols, best).axes[0]
+    return panel.get_title().splitlines()[1]
+
+
+@pytest.mark.parametrize(("z", "title"), [(2.47, "S = 10: best 1 (≈ 2)"), (3.5, "S = 10: best 1")])
+def test_the_title_names_what_the_table_marks(z, title):
+    """Of eight cells, 2.47 errors tell none from the best: the best is best by luck too."""
+    quality = independent(z)
+    assert quality.section(FID).alike == ({"0.0/2"} if "≈" in title else set())
+    assert title_of(quality) == title
+
+
+def test_it_has_the_limit_of_the_tables_column_where_a_panel_has_fewer_cells():
+    """Eight checkpoints alone have a limit of 3.0, with those of another eta in their column 3.4."""
+    for etas, is_alike in (((0.0,), False), ((0.0, 1.0), True)):
+        quality = independent(3.2, etas)
+        assert ("0.0/2" in quality.section(FID).alike) == is_alike
+        assert title_of(quality) == ("S = 10: best 1 (≈ 2)" if is_alike else "S = 10: best 1")
+
+
+def test_the_title_names_checkpoints_that_are_not_tested():
+    quality = independent(2.47, without=("0.0/4",))
+    assert quality.section(FID).untested == {"0.0/4"}
+    assert title_of(quality) == "S = 10: best 1 (≈ 2; ? 4)"
+
+
+def test_checkpoints_that_can_not_be_compared_have_a_best_of_their_own():
+    quality = independent(1.5)
+    rows = [row | {"protocol": "old" if row["fid"] > 40 else row["protocol"]} for row in quality.rows]
+    protocols = quality.evidence.protocols
+    [now] = protocols.values()
+    known = Evidence(
+        quality.evidence.influences, quality.evidence.pairings, {**protocols, "old": now | {"versions": {"torch": "1"}}}
+    )
+    best = best_checkpoints(QualityTable(rows, known))
+    assert [(one.cell, len(one.alike)) for one in best] == [("0.0/1", 1), ("0.0/3", 5)]
 
 
 def test_what_differs_in_more_than_the_checkpoint_has_a_panel_of_its_own():

@@ -19,9 +19,9 @@ from taugrid.eval.metrics.floor import Floor
 from taugrid.eval.pages.answer import answer, measured
 from taugrid.eval.pages.report import differences as page_differences
 from taugrid.eval.pages.report import report_html
+from taugrid.eval.tables.checkpoints import best_checkpoints
 from taugrid.eval.tables.differences import (
     DIFFERENCE_COLUMNS,
-    best_checkpoints,
     difference_line,
     differences,
     differences_of,
@@ -114,7 +114,7 @@ def test_higher_is_better_where_it_is():
     assert table_rows(table.markdown)[-3][-1] == "2.0 ± 9.0", "± stays the standard deviation over splits"
     assert "not tested" not in section.legend[0], "± is not the error of the test"
     checkpoints = [row | {CHECKPOINT: row["cell"], "eta": 0.0} for row in rows]
-    [best] = best_checkpoints(checkpoints, table.evidence, IS)
+    [best] = best_checkpoints(QualityTable(checkpoints, table.evidence), IS)
     assert (best.checkpoint, best.alike) == ("high", ("near",))
 
 

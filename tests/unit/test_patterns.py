@@ -12,7 +12,8 @@ from snapshots import raises
 from taugrid.config.load import load
 from taugrid.errors import UserError
 from taugrid.eval.figures.lines import training_steps
-from taugrid.eval.tables.differences import best_checkpoints
+from taugrid.eval.tables.checkpoints import best_checkpoints
+from taugrid.eval.tables.quality import QualityTable
 from taugrid.orchestrator.opened import open_config
 from taugrid.orchestrator.plan.patterns import SETTLED_SECONDS, resolve_patterns
 from taugrid.orchestrator.plan.scoring import scoring_of
@@ -106,7 +107,7 @@ def test_the_figure_names_the_best_and_what_cannot_be_told_from_it(training, ren
     taugrid("run", path, "--out", training / "run")
     found = open_config(str(path), (), str(training / "run"))
     collected = collect(found.plan, found.rundir, scoring_of(found.config, found.plan))
-    best = best_checkpoints(collected.rows, collected.evidence)
+    best = best_checkpoints(QualityTable(collected.rows, collected.evidence))
     assert [one.steps for one in best] == [2, 2]
     assert all(one.checkpoint.endswith("step-1000") for one in best)
     assert all("step-90" not in one.alike for one in best)

@@ -11,7 +11,7 @@ const SHAPES = [
 const VERDICTS = new Map([["red", "M-4,-4L4,4M4,-4L-4,4"], ["green", SHAPES[0]], ["grey", "M-4,-4h8v8h-8Z"]]);
 const MOST_NIGHTS = 60;
 const SMALL = 64; // pixels: larger images are smoothed
-const CLEAR = 1.96; // |z| that chance alone reaches 1 time in 20
+const CLEAR = 1.96; // |z| that chance alone reaches 1 time in 20: about one pair, as the marks of differences.md
 const CHART = { left: 56, right: 24, top: 14, bottom: 44, height: 280 };
 
 const panel = { key: "", pairs: new Map() };
