@@ -235,6 +235,8 @@ def uncertainty_of(difference: float, row_a: Row, row_b: Row, evidence: Evidence
         return Uncertainty(None, None, "no standard error: the cells differ in N")
     phi_a, phi_b = evidence.influences[a], evidence.influences[b]
     if evidence.pairings[a] != evidence.pairings[b]:
+        if phi_a.max() == phi_a.min() and phi_b.max() == phi_b.min():
+            return Uncertainty(None, None, "no standard error: within each cell, all samples are alike")
         unpaired = math.hypot(standard_error(phi_a), standard_error(phi_b))
         return Uncertainty(unpaired, difference / unpaired, "unpaired standard error: the cells share no noise")
     se = standard_error(phi_a - phi_b)

@@ -84,7 +84,6 @@ class Lease:
         self.began: float | None = None
         """When it was taken, by the storage's clock: temporary files from before belong to dead drivers. None: it was
         taken by force, so the previous holder may still be writing."""
-        self._took_over = False  # from a driver whose workers may still be writing, although it seemed dead
 
     def holder(self) -> Holder | None:
         """The current holder of the lease; None if there is no valid lease."""
@@ -119,16 +118,16 @@ class Lease:
             raise self._refusal(self.holder())
         if before is not None:
             say(f"took the run directory over from {before}")
-        self._took_over = version is not None
         self.began = None if by_force and before is not None else self._storage.stat(self._path).modified
         _held.add(self._session)
         self._thread.start()
 
     def dead_before(self) -> float:
-        """Once this driver's workers are killed: temporary files of workers from before this time, by the storage's
-        clock, belong to dead ones. It is now, unless workers of another driver may live. In a bucket there are none."""
-        if self.began is None or self._took_over:
-            return self.began or 0.0
+        """The time, by the storage's clock, before which no worker began a temporary file that is still needed, once
+        this driver's workers are killed: now. If the directory was taken by force it is 0, since its driver and their
+        workers may live. Workers of a driver that seemed dead may live as well, but what they write is done by now."""
+        if self.began is None:
+            return 0.0
         with self._storage.temporary(self._path) as temporary:
             write_text(temporary, "")
             now = self._storage.stat(temporary).modified
@@ -159,18 +158,25 @@ class Lease:
                     raise self._refusal(now)
 
     def _refresh(self) -> None:
+        has_failed = False
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            # The main thread gets the disk's errors too, and reports them. Whatever fails here once, the next heartbeat
-            # is tried: without heartbeats another host would take a live driver's directory.
-            with suppress(Exception):
+            try:
                 version = self._version()
                 if self._is_held():
                     self._put(version)
+                    has_failed = False
                     continue
                 winner = self.holder() or "another driver"
                 self.loss = f"{self.root} was taken over by {winner}; committed files are kept; the run continues there"
-                ending.stop(self.loss)
-                return
+            except OSError:  # the main thread gets the same error from the disk, and reports it
+                continue
+            except Exception as error:  # without heartbeats another host would take the directory of a live driver
+                if not has_failed:
+                    has_failed = True
+                    continue
+                self.loss = f"{self._path} can't be refreshed ({error}); run the same command again to continue"
+            ending.stop(self.loss)
+            return
 
     def _is_held(self) -> bool:
         now = self.holder()

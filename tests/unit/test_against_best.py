@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_cells_of_other_noise_are_tested_by_the_errors_of_both(z, marked):
     assert row["along"] == "model.checkpoint"
     assert not row["joined"]
     assert "unpaired" in row["note"]
+
+
+def test_cells_of_other_noise_whose_samples_are_all_alike_are_not_tested():
+    """As of `agreement`, if all images of both agree. It was a division by zero, in which each report ended."""
+    rows, known = two_shapes(13.5)
+    constant = replace(known, influences={name: np.zeros(N) for name in PAIRINGS})
+    section = QualityTable(rows, constant).section(FID)
+    assert (section.alike, section.untested) == (set(), {"latents"})
+    [row] = differences(rows, constant)
+    assert (row["difference"], row["se"], row["z"]) == (0.5, None, None)
 
 
 def test_what_has_no_test_has_a_mark_that_says_so_also_in_the_file(tmp_path):

@@ -253,8 +253,8 @@ def test_a_dead_process_counts_only_on_its_own_host_and_boot(tmp_path, quick):
         assert len(said) == 1 + waits
 
 
-def test_only_workers_of_this_driver_are_known_to_be_dead(tmp_path, monkeypatch):
-    """Those of one whose directory was taken over may live, and of one that takes it now."""
+def test_what_workers_write_is_needed_by_nobody_once_those_of_this_driver_are_dead(tmp_path, monkeypatch):
+    """But for another driver that takes the directory now, or from which it was taken by force."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 60.0)
     rundir = RunDir(tmp_path)
     with rundir.lock() as ours:
@@ -262,8 +262,6 @@ def test_only_workers_of_this_driver_are_known_to_be_dead(tmp_path, monkeypatch)
         time.sleep(0.01)
         assert ours.dead_before() > (tmp_path / "written").stat().st_mtime
         rundir.lease.write_text(json.dumps(lease_of(tmp_path) | {"session": "another"}))
-        assert ours.dead_before() == ours.began
-    with rundir.lock() as ours:
         assert ours.dead_before() == ours.began
     leave_lease(rundir)
     with rundir.lock(break_lock=True) as ours:
@@ -313,6 +311,19 @@ def test_a_lease_is_refreshed_although_that_fails_once_and_names_the_run(tmp_pat
         assert first["run"] == "abc0" * 8
         monkeypatch.setattr(LocalStorage, "commit", fails_once)
         wait_for(lambda: not faults and lease_of(tmp_path)["heartbeat"] > first["heartbeat"])
+
+
+def test_a_lease_that_can_not_be_refreshed_ends_the_driver_before_another_takes_over(tmp_path, quick, monkeypatch):
+    def fails(*given):
+        raise RuntimeError("planted")
+
+    def drive():
+        with RunDir(tmp_path).lock():
+            monkeypatch.setattr(LocalStorage, "commit", fails)
+            time.sleep(60)
+
+    with pytest.raises(RunFailed, match="planted"):
+        drive()
 
 
 def test_a_lease_that_was_deleted_is_written_again_and_ends_nobody(tmp_path, quick):

@@ -201,7 +201,7 @@ class KilledAtACopy(PoolHere):
 
 @pytest.mark.parametrize(("is_left", "by_force"), [(False, False), (True, False), (True, True)])
 def test_what_a_killed_copy_has_written_is_removed_once_nobody_can_write_it(tmp_path, monkeypatch, is_left, by_force):
-    """Workers of a driver whose directory was taken over may live on for a while."""
+    """Workers of a driver whose directory was taken by force may need theirs."""
     rundir = RunDir(tmp_path / "run")
     if is_left:
         with rundir.lock():
@@ -211,6 +211,6 @@ def test_what_a_killed_copy_has_written_is_removed_once_nobody_can_write_it(tmp_
         with monkeypatch.context() as patch:
             patch.setattr(pool, "Pool", KilledAtACopy)
             Session(replace(opened, rundir=rundir), "local", Progress.silent()).do(("sample", "evaluate"), by_force)
-        assert bool(list(rundir.root.rglob(".part-*.tmp"))) == is_left
+        assert bool(list(rundir.root.rglob(".part-*.tmp"))) == by_force
         drive(opened, rundir.root, rundir.storage)
     assert not list(rundir.root.rglob(".*.tmp"))
