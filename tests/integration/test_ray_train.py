@@ -221,14 +221,14 @@ def test_a_training_goes_on_with_another_number_of_workers(uninterrupted, killed
     """From a checkpoint of two workers, with one: the losses stay the same up to rounding.
 
     In short by the loop alone. In the long form Ray Train starts it, and a kill while it wrote its list of checkpoints
-    costs none of them (`newest_checkpoint`, which finds them then, finds this one in the short form too).
+    costs none of them (`load_newest`, which finds them then, finds this one in the short form too).
     """
     spec = a_spec(killed.at_the_kill)
     if pytestconfig.getoption("--long"):
         (spec.running / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')
         in_a_thread(spec).result()
     else:
-        train_here(spec, lambda its, state: checkpoints.load(state, checkpoints.newest_checkpoint(its.running)))
+        train_here(spec, lambda its, state: checkpoints.load_newest(state, its.running))
     workers = [record["workers"] for record in log_of(killed.at_the_kill)]
     assert workers in [[2] * done + [1] * (STEPS - done) for done in range(EVERY, STEPS, EVERY)]
     assert losses_of(killed.at_the_kill) == pytest.approx(losses_of(uninterrupted), rel=1e-4)

@@ -567,9 +567,10 @@ def test_a_training_on_a_cluster_that_may_grow_asks_for_all_its_workers_and_says
     recorded("\n".join(said), "fit")
 
 
-def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    assert checkpoints.newest_checkpoint(tmp_path) is None
+def test_the_newest_whole_checkpoint_is_read_once(tmp_path, monkeypatch):
     state = new_state(a_spec(tmp_path), "cpu")
+    assert checkpoints.load_newest(state, tmp_path) is None
+    state.step = 7
     whole, torn, zeros, empty = (tmp_path / f"checkpoint_2026-01-0{day}" / "state.pt" for day in range(1, 5))
     for path in (whole, torn, zeros, empty):
         path.parent.mkdir()
@@ -577,7 +578,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     torn.write_bytes(torn.read_bytes()[:-5000])
     zeros.write_bytes(bytes(torn.stat().st_size))
     empty.write_bytes(b"")
-    assert checkpoints.newest_checkpoint(tmp_path) == whole
+    reads = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: [reads.append(path), load(path, **options)][1])
+    monkeypatch.setattr(checkpoints, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    resumed = new_state(a_spec(tmp_path), "cpu")
+    checkpoints.resume(SimpleNamespace(running=tmp_path), resumed, 0)
+    assert resumed.step == 7
+    assert reads == [empty, zeros, torn, whole]
 
 
 LOST = "Traceback:\nRuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"

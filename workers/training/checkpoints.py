@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import torch
@@ -76,7 +77,10 @@ def save(state: State, path: Path) -> None:
 
 def load(state: State, path: Path) -> None:
     """Restore `state`, in place, from a checkpoint. Only tensors and numbers are unpickled."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    _restore(state, torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _restore(state: State, saved: dict[str, Any]) -> None:
     state.unet.load_state_dict(saved["unet"])
     for name, average in state.ema.items():
         average.copy_(saved["ema"][name])
@@ -91,18 +95,20 @@ def resume(spec: TrainingSpec, state: State, rank: int) -> None:
         with checkpoint.as_directory() as folder:
             load(state, Path(folder) / "state.pt")
         return
-    newest = broadcast_from_rank_zero(newest_checkpoint(spec.running) if rank == 0 else None)
-    if newest is not None:
+    newest = broadcast_from_rank_zero(load_newest(state, spec.running) if rank == 0 else None)
+    if newest is not None and rank != 0:
         load(state, newest)
 
 
-def newest_checkpoint(running: Path) -> Path | None:
-    """The last file in Ray Train's folder that `load` can read; a kill may have cut others short."""
+def load_newest(state: State, running: Path) -> Path | None:
+    """Restore `state` from the last file in Ray Train's folder that can be read, and return its path; a kill may have
+    cut others short."""
     for path in sorted(running.glob("checkpoint_*/state.pt"), reverse=True):  # Ray Train names them by the time
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError):
             continue
+        _restore(state, saved)
         return path
     return None
 
