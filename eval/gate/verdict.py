@@ -37,7 +37,7 @@ REGRESSIONS = frozenset(
 )
 
 # The results of a night without a verdict: there is no baseline, no cell is scored, it was interrupted, or another
-# version of taugrid judged it.
+# version of taugrid judged or began it.
 NO_BASELINE: Final = "no baseline"
 INCOMPLETE: Final = "incomplete"
 UNFINISHED: Final = "unfinished"

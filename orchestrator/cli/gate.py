@@ -235,7 +235,7 @@ def _show_night(given: Mapping[str, Any]) -> None:
     from taugrid.orchestrator.nightly.places import open_history
 
     history = open_history(given["history"])
-    unfinished = [night.id for night in history.unfinished_nights()]
+    unfinished = [night.id for night in history.read().unfinished]
     night = history.night(given["night"] or (unfinished or [today()])[-1])
     there = history.storage.exists(history.default_baseline)
     baseline = given["baseline"] or (with_urls(str(history.default_baseline)) if there else None)

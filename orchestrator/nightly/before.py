@@ -67,7 +67,7 @@ def check_same_night(run: Run, night: Night, verdict: NightVerdict) -> None:
 def price(described: Mapping[str, Any], plan: Plan, history: str) -> dict[str, Any]:
     """The price of a night of `plan`, which `describe_plan` described. Seconds are None before the first night
     of a run: one of images tells nothing about it."""
-    nights = [(night, verdict) for night, verdict in open_history(history).judged() if verdict.images is None]
+    nights = [(night, verdict) for night, verdict in open_history(history).read().judged if verdict.images is None]
     last = nights[-1][0] if nights else None
     rate = None if last is None else RunHistory.read(RunDir(last.run, last.storage)).evaluations_per_second
     evaluations, size = described["network_evaluations"], described["bytes_at_most"]

@@ -5,7 +5,7 @@ history.parquet has a row for each metric of each cell of each complete night. p
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from taugrid.eval.nights import Light, NightLine, NightModel
 from taugrid.orchestrator.baseline.compared import NightVerdict
 from taugrid.orchestrator.baseline.snapshot import pixel_digests
 from taugrid.orchestrator.baseline.text import GOOD, check_lines, sign, titles
-from taugrid.orchestrator.nightly.places import History, Night
+from taugrid.orchestrator.nightly.places import History, Night, Nights
 from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.rundir.listing import Listing
 from taugrid.registry.metrics import COLUMNS
@@ -71,16 +71,16 @@ SCHEMA = pa.schema([pa.field(name, kind, metadata={b"about": about.encode()}) fo
 
 def nights_of(history: History) -> list[NightLine]:
     """Nights whose verdict can't be read, the complete ones, oldest first, and then the unfinished ones."""
-    judged, unreadable = history.verdicts()
-    return [*_unreadable(unreadable), *(night_line(verdict) for _, verdict in judged), *_unfinished(history)]
+    nights = history.read()
+    return [*_unreadable(nights), *(night_line(verdict) for _, verdict in nights.judged), *_unfinished(nights)]
 
 
-def _unreadable(reasons: Mapping[str, str]) -> list[NightLine]:
-    return [NightLine(night, "", UNREADABLE, "grey", remarks=(reason,)) for night, reason in reasons.items()]
+def _unreadable(nights: Nights) -> list[NightLine]:
+    return [NightLine(night, "", UNREADABLE, "grey", remarks=(why,)) for night, why in nights.unreadable.items()]
 
 
-def _unfinished(history: History) -> list[NightLine]:
-    return [NightLine(night.id, "", UNFINISHED, "grey") for night in history.unfinished_nights()]
+def _unfinished(nights: Nights) -> list[NightLine]:
+    return [NightLine(night.id, "", UNFINISHED, "grey") for night in nights.unfinished]
 
 
 def night_line(verdict: NightVerdict) -> NightLine:
@@ -177,8 +177,8 @@ def write_history(history: History) -> Sequence[Night]:
     from taugrid.eval.figures.drawing import save  # matplotlib, which only the end of a night needs
     from taugrid.eval.pages.history import history_html, judged_metrics, trend_figure
 
-    judged, unreadable = history.verdicts()
-    verdicts = [verdict for _, verdict in judged]
+    found = history.read()
+    verdicts = [verdict for _, verdict in found.judged]
     nights = [night_line(verdict) for verdict in verdicts]
     rows = [row for verdict in verdicts for row in _night_rows(verdict)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -196,9 +196,9 @@ def write_history(history: History) -> Sequence[Night]:
             files.setdefault(path.relative_to(history.nights).parts[0], {})[kind] = history.relative(path)
     name = verdicts[-1].name if verdicts else history.root.name
     with replacing(history.index, history.storage) as temporary:
-        lines = [*_unreadable(unreadable), *nights, *_unfinished(history)]
+        lines = [*_unreadable(found), *nights, *_unfinished(found)]
         write_text(temporary, history_html(name, lines, rows, files))
-    return [night for night, _ in judged]
+    return [night for night, _ in found.judged]
 
 
 def _night_rows(verdict: NightVerdict) -> Iterator[dict[str, Any]]:

@@ -161,7 +161,7 @@ def _open_night(request: NightRequest, history: History, progress: Progress) -> 
 
     night = history.night(request.night or today())
     if request.night is None:
-        for unfinished in history.unfinished_nights():
+        for unfinished in history.read().unfinished:
             if unfinished.id == night.id:
                 continue
             run = run_of(unfinished)

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from taugrid.errors import UserError
 from taugrid.orchestrator.baseline.compared import VERDICT, NightVerdict
 from taugrid.orchestrator.rundir.paths import Paths
+from taugrid.run_id import is_run_directory
 from taugrid.storage import Storage, is_url, open_place, read_sealed
 from taugrid.words import with_urls
 
@@ -67,12 +69,20 @@ class Night:
         return None if value is None else NightVerdict.read(value, self.folder)
 
     @property
-    def is_unfinished(self) -> bool:
-        """Whether it has no verdict, of this version or of another one."""
-        try:
-            return self.verdict is None
-        except UserError:
+    def has_begun(self) -> bool:
+        """Whether it has a run. Raises `UserError` if another version of taugrid began that."""
+        if not self.storage.exists(self.run / "config.json"):
             return False
+        is_run_directory(self.run, self.storage)  # refuses one that another version made
+        return True
+
+
+class Nights(NamedTuple):
+    """The nights of a history."""
+
+    judged: Sequence[tuple[Night, NightVerdict]]  # with a verdict of this version, oldest first
+    unreadable: Mapping[str, str]  # id -> why a night that another version judged or began can't be read
+    unfinished: Sequence[Night]  # begun, without a verdict, in the order of their ids
 
 
 class History(Paths):
@@ -93,34 +103,25 @@ class History(Paths):
             raise UserError(f"--id {name}: give letters, digits, dots, dashes and underscores")
         return Night(self.nights / name, self.storage)
 
-    def verdicts(self) -> tuple[Sequence[tuple[Night, NightVerdict]], Mapping[str, str]]:
-        """The nights that have a verdict, oldest first; and id -> why the verdict of a night can't be read."""
-        judged, unreadable = list[tuple[Night, NightVerdict]](), dict[str, str]()
-        for path in self.storage.list(self.nights, f"*/{VERDICT}"):
-            night = Night(path.parent, self.storage)
+    def read(self) -> Nights:
+        """Its nights, from their folders."""
+        judged, unreadable, unfinished = list[tuple[Night, NightVerdict]](), dict[str, str](), list[Night]()
+        for folder in self.storage.list(self.nights, "*"):
+            night = Night(folder, self.storage)
             try:
                 verdict = night.verdict
+                if verdict is not None:
+                    judged.append((night, verdict))
+                elif night.has_begun:
+                    unfinished.append(night)
             except UserError as error:
                 unreadable[night.id] = str(error)
-                continue
-            if verdict is not None:
-                judged.append((night, verdict))
         judged.sort(key=lambda night: (night[1].time, night[0].id))
-        return judged, unreadable
-
-    def judged(self) -> Sequence[tuple[Night, NightVerdict]]:
-        """The nights that have a verdict of this version, oldest first."""
-        return self.verdicts()[0]
+        return Nights(judged, unreadable, unfinished)
 
     def complete_nights(self) -> Sequence[Night]:
         """The nights with a verdict of this version, oldest first."""
-        return [night for night, _ in self.judged()]
-
-    def unfinished_nights(self) -> Sequence[Night]:
-        """The nights that have begun and have no verdict, in the order of their ids."""
-        files = self.storage.list(self.nights, "*/run/config.json")
-        nights = [Night(path.parent.parent, self.storage) for path in files]
-        return [night for night in nights if night.is_unfinished]
+        return [night for night, _ in self.read().judged]
 
 
 def open_history(text: str) -> History:

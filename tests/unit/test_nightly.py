@@ -34,6 +34,7 @@ from taugrid.orchestrator.nightly.judging import fresh_seed
 from taugrid.orchestrator.nightly.places import open_history
 from taugrid.orchestrator.plan import patterns
 from taugrid.orchestrator.rundir import lease
+from taugrid.run_id import FORMAT
 from taugrid.storage import open_place, read_sealed, upload_folder, write_sealed
 
 pytestmark = pytest.mark.usefixtures("one_thread", "sketched", "unreported")
@@ -342,6 +343,23 @@ def test_a_verdict_of_another_version_is_a_line_of_the_history_and_stops_no_nigh
     out, _ = taugrid("nightly", begun / "same.yaml", "--history", history, "--json")
     assert json.loads(out)["night"] not in verdicts, "it is not continued"
     recorded(taugrid("nightly", begun / "same.yaml", "--history", history, "--id", "older", code=2)[1])
+
+
+def test_an_unfinished_night_of_another_version_is_a_line_of_the_history_and_stops_no_night(
+    begun, history, monkeypatch
+):
+    """Each later night without an id wanted to continue it, and ended with 2."""
+    interrupted(monkeypatch, history, begun / "same.yaml", "older")
+    path = history / "nights/older/run/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT - 1}))
+    out, _ = taugrid("nightly", begun / "same.yaml", "--history", history, "--json")
+    assert json.loads(out)["night"] != "older"
+    assert json.loads(out)["result"] == "identical"
+    lines = json.loads(taugrid("status", history, "--json")[0])["nights"]
+    assert [line["verdict"] for line in lines] == ["unreadable", "no baseline", "identical"]
+    recorded(taugrid("status", history)[0], "older")
+    assert "unreadable" in (history / "index.html").read_text()
+    taugrid("plan", begun / "same.yaml", "--history", history)
 
 
 def test_two_at_once_do_not_corrupt_a_history(begun, history, monkeypatch):
