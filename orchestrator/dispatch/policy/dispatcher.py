@@ -379,12 +379,14 @@ class Dispatcher:
         usual = self._usual[self._pace(running.task)].value
         if usual is None:
             return False
-        slowness = TOLERATED_SLOWNESS
-        if worker in self._last_seconds:
-            pace, seconds = self._last_seconds[worker]
-            slowness = max(1.0, seconds / max(self._usual[pace].value or 0.0, 1e-12))
-        expected = min(slowness, TOLERATED_SLOWNESS) * usual * running.task.cost
-        return now - running.since > SPECULATION_SLOWNESS * expected
+        excess = (now - running.since) / max(SPECULATION_SLOWNESS * usual * running.task.cost, 1e-12)
+        if excess <= 1:
+            return False
+        if worker not in self._last_seconds:
+            return excess > TOLERATED_SLOWNESS
+        pace, seconds = self._last_seconds[worker]
+        slowness = seconds / max(self._usual[pace].value or 0.0, 1e-12)
+        return excess > min(max(1.0, slowness), TOLERATED_SLOWNESS)
 
     def _may_be_copied(self, key: str, now: float) -> bool:
         """Whether one more copy may start: at most one has a recent heartbeat, and the task has attempts left."""
