@@ -77,6 +77,13 @@ class Model:
         """What makes pictures of its samples."""
         return self.source.decoder
 
+    @cached_property
+    def pace(self) -> str:
+        """What it shares with models whose networks take as long: the hash of the architecture, or the id if that is
+        unknown."""
+        architecture = self.source.architecture
+        return self.id if architecture is None else identity(architecture)
+
 
 PENDING = "pending"  # the id of models and cells as long as it is not known: it is a hash of what is not here yet
 

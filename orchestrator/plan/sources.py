@@ -53,6 +53,11 @@ class ModelSource(ABC):
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         """The values whose hash is the model's id."""
 
+    @property
+    def architecture(self) -> dict[str, Any] | None:
+        """The values that decide how long an image takes, whatever the weights; None: they are unknown."""
+        return None
+
     @abstractmethod
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         """What a worker loads; `weights` is `ema` or `raw`. `UserError` if it is gone."""
@@ -122,6 +127,10 @@ class Trained(ModelSource):
             "train": differing_keys(self.train, TRAIN_DEFAULTS, NOT_IDENTITY["train"]),
         }
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {"unet": differing_keys(self.unet, Unet()), "shape": list(self.data.image_shape)}
+
     def network(self, folder: Path, weights: str, storage: Storage = LOCAL) -> NetworkSpec:
         return checkpoint.saved_network(self.weights_file(folder, weights).parent, storage)
 
@@ -166,6 +175,12 @@ class Loaded(ModelSource):
             "diffusion": diffusion_identity(diffusion),
             **({} if loaded.vae is None else {"vae": loaded.vae.identity}),
         }
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        loaded = self.checkpoint
+        vae = {} if loaded.vae is None else {"vae": [loaded.vae.saved.kind, loaded.vae.saved.config_sha256]}
+        return {"network": loaded.network, "config": checkpoint.config_sha256(loaded.unet_config), **vae}
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
         if settings.weights == "raw" and self.checkpoint.raw_folder is None:
@@ -338,6 +353,10 @@ class Oracle(ModelSource):
     def content(self, diffusion: Diffusion) -> dict[str, Any]:
         shape = list(self.data.image_shape)
         return {"oracle": self.distribution, "shape": shape, "diffusion": diffusion_identity(diffusion)}
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {"oracle": self.distribution, "shape": list(self.data.image_shape)}
 
     def sample_keys(self, settings: Sample) -> Mapping[str, Any]:
         for key, wanted in (("compile", settings.compile), ("precision", settings.precision)):

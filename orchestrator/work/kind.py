@@ -109,7 +109,7 @@ class WorkKind(ABC):
         if cell is None or cls.unit != NETWORK_EVALUATIONS:
             return cls.name
         settings = cell.settings
-        networks = tuple(network.id for network in cell.networks)
+        networks = tuple(network.pace for network in cell.networks)
         computed = (settings.precision, settings.compile, settings.batch_size)
         # Where latents are kept, cells that differ in these alone only decode, which takes far less time.
         vae = None if cell.vae is None else cell.vae.saved.weights_sha256

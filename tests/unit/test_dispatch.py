@@ -106,8 +106,8 @@ def straggling():
 
 def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
     d = straggling()
-    assert assigned(d, 1.49) == {}, "not late yet"
-    assert assigned(d, 1.51) == {"a": "sample/1"}
+    assert assigned(d, 5.99) == {}, "b may be 4 times as slow as a: nothing is known of it"
+    assert assigned(d, 6.01) == {"a": "sample/1"}
     d.worker_joined("c")
     d.heartbeat("a", 99)
     d.heartbeat("b", 99)
@@ -120,7 +120,7 @@ def test_a_straggler_is_duplicated_once_and_the_first_to_end_counts():
 
 def test_a_task_whose_copies_are_all_silent_runs_three_times_at_most():
     d = straggling()
-    assert assigned(d, 2) == {"a": "sample/1"}
+    assert assigned(d, 7) == {"a": "sample/1"}
     d.worker_joined("c")
     assert assigned(d, 59) == {}, "both are heard of as often as they should be"
     assert assigned(d, 61) == {"c": "sample/1"}
@@ -190,22 +190,28 @@ class Timed:
 
 
 FLEETS = ({"x1": 16}, {"x1": 8}, {"x1": 8, "x3": 8}, {"x3": 8, "x1": 8}, {"x1": 12, "x3": 4})
-GRIDS = ({"small": 160, "large": 8}, {"large": 8, "small": 160}, {"small": 80, "large": 40})
+GRIDS = (
+    {"small": 160, "large": 8},
+    {"large": 8, "small": 160},
+    {"small": 80, "large": 40},
+    {"large": 16, "small": 40},
+)
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_healthy_tasks_of_a_slow_network_or_of_a_slow_worker_get_no_copy_and_buy_no_node(fleet, grid):
-    """Defect: all tasks of a kind had one pace. Patches: no `pace`; a `TOLERATED_SLOWNESS` of 1."""
+    """Defects: all tasks of a kind had one pace; a worker's first task was late after 1.5 times the usual seconds,
+    however slow the worker. Patches: no `pace`; a `TOLERATED_SLOWNESS` of 1."""
     run = Timed(of_networks(**grid), workers(**fleet))
     assert (run.copied, run.demanded) == ([], 0)
 
 
 @pytest.mark.parametrize("fleet", [{"x1": 15, "x40": 1}, {"x1": 15, "x10": 1}])
 def test_a_task_of_a_worker_that_is_far_slower_than_others_is_copied(fleet):
-    """At first for 1.5 times the usual 100 s. Once the worker has shown how slow it is: for 6 times as long."""
+    """Once it has taken 6 times the usual 100 s, whether or not the worker has shown before how slow it is."""
     run = Timed(of_networks(large=31), workers(**fleet))
-    assert (len(run.copied), run.seconds) == (1, 300)
+    assert (len(run.copied), run.seconds) == (1, 701)
     run = Timed(of_networks(large=320), workers(**fleet))
     assert len(run.copied) == 1
     assert run.seconds < 2_750

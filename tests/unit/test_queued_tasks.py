@@ -129,6 +129,7 @@ def test_an_idle_worker_takes_a_copy_of_what_waits_behind_another():
         d.succeeded("w1", now, d.in_flight.keys("w1")[0])
         d.assign(now)
         now += 1.0
+    now = 20.0
     for key in d.in_flight.keys("w1"):
         d.succeeded("w1", now, key)
     assert d.demand_by_kind(now)["sample"] == 2, "what waits, and what is late"

@@ -7,18 +7,20 @@ from unittest.mock import Mock
 
 import pytest
 from in_process import PoolHere
+from plans import planned
 from ray.exceptions import RayTaskError
 from rich.console import Console
 from snapshots import raises, recorded
 
 from taugrid import parquet
-from taugrid.config import Cluster, Config, validate
+from taugrid.config import Cluster, Config, Diffusion, validate
 from taugrid.errors import RunFailed, UserError, WorkerRefusal
 from taugrid.jobs import WorkerInfo
 from taugrid.orchestrator import work
 from taugrid.orchestrator.cli.text import print_result
 from taugrid.orchestrator.dispatch.loop import Loop
 from taugrid.orchestrator.dispatch.policy import health
+from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.pool import Joined
 from taugrid.orchestrator.dispatch.worker_manager import Outputs
 from taugrid.orchestrator.opened import open_config
@@ -32,6 +34,7 @@ from taugrid.orchestrator.task import Task
 from taugrid.orchestrator.view.verify import verify
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from taugrid.workers.network.checkpoint import Checkpoint
 
 KINDS = ["reference", "sample", "reconstruct", "interpolate", "extract", "score", "by_label"]
 
@@ -230,6 +233,44 @@ def test_shards_are_compared_with_those_whose_network_computes_alike(tmp_path):
         task = Task(f"sample/{cell.id}/0", "sample", cell.nfe, cell=cell)
         paces.setdefault(SampleWork.pace(task), []).append((cell.settings.precision, cell.settings.steps))
     assert sorted(map(sorted, paces.values())) == [[("bf16", 2), ("bf16", 5)], [("float32", 2), ("float32", 5)]]
+
+
+def checkpoint(path):
+    """Another one of the same architecture for each `path`."""
+    unet = {"sample_size": 8, "in_channels": 1, "out_channels": 1}
+    return Checkpoint(path, f"{path}/unet", unet, path[-8:].rjust(64, "0"), Diffusion(), {})
+
+
+PLANS = {
+    "checkpoints": {"model": {}, "grid": {"model.checkpoint": [f"/models/step-{n}" for n in range(8)], "steps": [5]}},
+    "trained": {"model": {"unet": {}}, "grid": {"train.seed": list(range(8)), "steps": [5]}},
+}
+
+
+@pytest.mark.parametrize("values", PLANS.values(), ids=PLANS)
+def test_the_only_shard_of_a_checkpoint_is_late_beside_those_of_others_of_its_architecture(values):
+    """Defect: the model's id was its pace, so the last of 8 shards, on a worker 20 times slower, had no copy."""
+    cells = planned(checkpoint, dry=True, **{"data": {"name": "digits"}, **values}).cells
+    tasks = [Task(f"sample/{cell.id}/0", "sample", 100 * cell.nfe, cell=cell) for cell in cells]
+    dispatcher = Dispatcher(tasks, ["sample"], pace=SampleWork.pace)
+    for number in range(8):
+        dispatcher.worker_joined(f"w{number}")
+    slowest = dispatcher.assign(0.0)[-1]
+    for number in range(7):
+        dispatcher.succeeded(f"w{number}", 10.0)
+    dispatcher.heartbeat("w7", 60.0)
+    assert dispatcher.assign(60.0) == []
+    assert [(copy.task.key, copy.speculative) for copy in dispatcher.assign(61.0)] == [(slowest.task.key, True)]
+
+
+def test_networks_of_other_architectures_have_another_pace():
+    grid = {"model.unet.layers_per_block": [1, 2], "train.seed": [0, 1], "steps": [5]}
+    cells = planned(dry=True, model={"unet": {}}, data={"name": "digits"}, grid=grid).cells
+    paces = {}
+    for cell in cells:
+        pace = SampleWork.pace(Task("sample", "sample", cell.nfe, cell=cell))
+        paces.setdefault(pace, []).append(cell.model.source.unet.layers_per_block)
+    assert list(paces.values()) == [[1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize("kind", [WorkerRefusal, *WorkerRefusal.__subclasses__()])

@@ -42,8 +42,8 @@ START_SECONDS = 5.0
 TASK_SECONDS = 10.0
 LONG_SECONDS = 300.0
 SECONDS = {"long": LONG_SECONDS, "long count": LONG_SECONDS, "late": LONG_SECONDS, "longer": 3000.0}
-COSTS = {"good": 1.0, "fills": 1.0, "does not fit": 1.0, "long": 30.0, "late": 14.0, "longer": 300.0}
-"""`late` takes twice what others of its cost do."""
+COSTS = {"good": 1.0, "fills": 1.0, "does not fit": 1.0, "long": 30.0, "late": 4.0, "longer": 300.0}
+"""`late` takes 7.5 times what others of its cost do: too long even for a worker's first task."""
 MAX_WAIT_SECONDS = Cluster().max_wait_seconds
 CUDA = "CUDA error: device-side assert triggered"
 

@@ -32,8 +32,9 @@ LOSSES_OF_POISON = 2
 # the speed of its worker suggest. docs/decisions.md, "Stragglers", says why.
 SPECULATION_SLOWNESS = 1.5
 
-# A worker may be this many times as slow as others before its tasks are late for that alone. An older GPU is
-# slow, and its tasks are sound. The last task of a worker that is slower still would hold up the run.
+# A worker may be this many times as slow as others before its tasks are late for that alone, and may be so as long
+# as it has finished no task. An older GPU is slow, and its tasks are sound. The last task of a worker that is slower
+# still would hold up the run.
 TOLERATED_SLOWNESS = 4.0
 
 
@@ -373,14 +374,16 @@ class Dispatcher:
         }
 
     def _is_slow(self, worker: str, running: Running, now: float) -> bool:
-        """Whether a task takes far longer than others of its pace, and than its worker's last task suggests.
-        Never before one of its pace is finished."""
+        """Whether a task takes far longer than others of its pace, and than its worker's last task suggests. A worker
+        that has not finished one may be as slow as is tolerated. Never before a task of its pace is finished."""
         usual = self._usual[self._pace(running.task)].value
         if usual is None:
             return False
         excess = (now - running.since) / max(SPECULATION_SLOWNESS * usual * running.task.cost, 1e-12)
-        if excess <= 1 or worker not in self._last_seconds:
-            return excess > 1
+        if excess <= 1:
+            return False
+        if worker not in self._last_seconds:
+            return excess > TOLERATED_SLOWNESS
         pace, seconds = self._last_seconds[worker]
         slowness = seconds / max(self._usual[pace].value or 0.0, 1e-12)
         return excess > min(max(1.0, slowness), TOLERATED_SLOWNESS)
