@@ -185,7 +185,7 @@ class Pool:
     def kill(self, worker: str) -> None:
         """End `worker` at once, unless its `Lost` was already made. No other event follows."""
         if worker in self._handles:
-            ray.kill(self._forget(worker))
+            _kill(self._forget(worker))
 
     def stop(self, workers: Collection[str] | None = None) -> list[str]:
         """Ask these workers (None: all) to end their jobs soon, with what they can keep. They can do no others. Returns
@@ -249,7 +249,7 @@ class Pool:
     def _lost(self, worker: str, error: RayError) -> Lost:
         handle = self._forget(worker)
         if not isinstance(error, ActorDiedError):
-            ray.kill(handle)  # it may be alive and must not go on; whether its job is done, the commit shows
+            _kill(handle)  # it may be alive and must not go on; whether its job is done, the commit shows
         preempted = isinstance(error, ActorDiedError) and error.preempted
         with_its_node = preempted or any(words in str(error) for words in NODE_DEATHS)
         if with_its_node:
@@ -271,7 +271,11 @@ class Pool:
     def close(self) -> None:
         """Kill all workers, whatever they are doing."""
         for handle in self._handles.values():
-            with suppress(RayError):  # a head that took another's place knows none of them
-                ray.kill(handle)
+            _kill(handle)
         self._handles.clear()
         self._calls.clear()
+
+
+def _kill(handle: Any) -> None:
+    with suppress(RayError):  # a head that took another's place knows none of its workers
+        ray.kill(handle)

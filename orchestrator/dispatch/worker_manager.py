@@ -51,6 +51,7 @@ class Outputs(NamedTuple):
 @dataclass
 class _ManagedWorker:
     is_scorer: bool
+    is_taken_over: bool = False  # an earlier loop started it
     places: frozenset[str] = frozenset()  # ids of the nodes on which a scorer may start
     node: str | None = None  # id; None until its process has started
     info: WorkerInfo | None = None  # None until it has passed a health check
@@ -106,7 +107,7 @@ class WorkerManager:
         now = time.monotonic()
         self._poll_nodes(now)
         for event, is_scorer in self._pool.take_over():
-            self._workers[event.worker] = _ManagedWorker(is_scorer)
+            self._workers[event.worker] = _ManagedWorker(is_scorer, is_taken_over=True)
             self.located(event)
             self._pool.check_health(event.worker)
         self._resize(now)
@@ -180,11 +181,13 @@ class WorkerManager:
         self._lost += 1
         self._log(name, event.details or reason)
         self._events.note("lost", worker=name, reason=reason)
-        if self._workers.pop(name).is_starting:
-            self._say(f"{name} could not be started: {reason}")
-        else:
+        worker = self._workers.pop(name)
+        if not worker.is_starting:
             charge = self._dispatcher.worker_lost(name, time.monotonic(), reason, event.with_its_node)
             self.cools_down(charge.cooldown, reason)
+        if worker.is_starting and not worker.is_taken_over:
+            self._say(f"{name} could not be started: {reason}")
+        else:
             self._say(f"lost {name}, which was idle: {reason}")
         if not event.with_its_node:
             self._restart(reason)
@@ -393,7 +396,7 @@ class WorkerManager:
             for _ in range(number - len(there) - len(self._pauses)):
                 name = self._pool.start_scorer(places) if is_scorer else self._pool.start(avoided)
                 self._events.note("starting", worker=name, **({"cpu_only": True} if is_scorer else {}))
-                self._workers[name] = _ManagedWorker(is_scorer, places if is_scorer else frozenset())
+                self._workers[name] = _ManagedWorker(is_scorer, places=places if is_scorer else frozenset())
             idle = [name for name in there if name not in running]
             # First those that wait for room, then those whose node is the sooner without any.
             idle.sort(key=lambda name: (self._workers[name].node is not None, busy_nodes[self._workers[name].node]))

@@ -9,7 +9,9 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+import ray
 from command import wait_until_gone
+from ray.exceptions import RaySystemError
 from snapshots import recorded
 
 from taugrid.errors import UserError, WorkerRefusal
@@ -180,6 +182,19 @@ def test_the_next_loop_takes_over_idle_workers_and_those_at_work_are_killed(star
     assert next_event(pool) == idle, "in the same process"
     pool.stop(["worker-0"])
     assert pool.take_over() == [], "it can do no more jobs"
+
+
+def test_a_head_that_was_replaced_between_two_loops_knows_no_worker_to_kill(started, tmp_path, monkeypatch):
+    pool, _ = started(beating(), (), None)
+    pool.submit("worker-0", Job(str(tmp_path / "never")), "copy")
+
+    def refuse(handle):
+        raise RaySystemError("Failed to kill actor: it is not registered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "kill", refuse)
+        assert pool.take_over() == []
+    (tmp_path / "never").touch()
 
 
 @pytest.mark.long

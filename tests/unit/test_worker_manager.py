@@ -334,6 +334,14 @@ def test_another_loop_goes_on_with_the_workers_of_the_one_before(scripted, embed
     assert len(run.of("released", "worker")) == (0 if embedded else 3), "those for which there is no work"
 
 
+def test_a_worker_of_an_earlier_loop_that_dies_before_its_health_check_is_lost(scripted):
+    run = scripted(["good"]).finish()
+    run.prepare(["good"])
+    run.pool.then(run.pool.now + 0.05, Lost("worker-0", "it died", False))
+    run.finish()
+    assert (run.said("lost worker-0, which was idle: it died"), run.said("could not be started")) == (1, 0)
+
+
 ANYWHERE = pytest.mark.parametrize(("where", "workers"), [(0, 1), (9, 4), (18, 1), (18, 4)])
 
 
