@@ -98,19 +98,17 @@ def test_difference_error_and_z_are_those_worked_out_by_hand():
     assert (found["joined"], found["note"]) == (False, "")
 
 
-def test_cells_that_share_no_noise_have_unpaired_errors_and_are_no_pair():
+def test_cells_that_share_no_noise_have_unpaired_errors():
     rows = [cell("a", 10), cell("b", 20), cell("c", 50, fid=14.2)]
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.8), "c": spread(0.6)}, pairings={"a": 1, "b": 1, "c": 2})
     paired, unpaired = differences(rows, known)
     assert (paired["cell_b"], unpaired["cell_b"]) == ("b", "c")
     assert [paired["se"], unpaired["se"]] == pytest.approx([0.2, 1.0])
     assert unpaired["z"] == pytest.approx(4.2)
-    with raises(ValueError):
-        pair(rows[1], rows[2], known)
-    joined = pair(rows[1], rows[2], known, override=True)
-    assert joined["joined"]
-    assert [joined["se"], joined["z"]] == pytest.approx([1.0, 4.2])
-    recorded(joined["note"], "standard")
+    asked = pair(rows[1], rows[2], known)
+    assert not asked["joined"]
+    assert [asked["se"], asked["z"]] == pytest.approx([1.0, 4.2])
+    assert asked["note"] == unpaired["note"] == "unpaired standard error: the cells share no noise"
 
 
 def test_other_models_other_n_and_an_axis_that_moves_what_must_agree_are_no_neighbours():
