@@ -22,6 +22,7 @@ import yaml
 
 from taugrid.errors import UserError
 from taugrid.words import listed
+from taugrid.yaml_text import from_yaml
 
 TRAINING, SAMPLING = "train.seed", "seed"
 SEEDS = (TRAINING, SAMPLING)  # the grid keys that make replicates and not settings
@@ -353,6 +354,6 @@ def _unquoted(text: str) -> str:
 
 def _from_yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return from_yaml(text)
     except yaml.YAMLError:
         return None

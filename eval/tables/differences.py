@@ -131,10 +131,10 @@ def _lines(tables: Sequence[Table], scored: Sequence[str]) -> Iterator[tuple[str
 def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> dict[str, Any]:
     """The row of `DIFFERENCE_COLUMNS` for any two cells; `along` is empty, since they need not be neighbours.
 
-    The difference is b - a. A metric whose settings differ has none. `override` compares them even if protocols differ
-    or they share no noise; `joined` and `note` then say so. A `ValueError` if a cell has no FID and no other metric has
-    a standard error, if influences are not of a cell's N or, without `override`, if they share no noise or no metric is
-    comparable; it names the fields that differ."""
+    The difference is b - a, with an unpaired error if the cells share no noise. A metric whose settings differ has
+    none. `override` compares cells even if their protocols differ; `joined` and `note` then say so. A `ValueError` if a
+    cell has no FID and no other metric has a standard error, if influences are not of a cell's N or, without
+    `override`, if no metric is comparable; it names the fields that differ."""
     scored = _scored(row_a, row_b)
     if not scored:
         lacking = row_a if _number(row_a, FID.name) is None else row_b
@@ -146,8 +146,6 @@ def pair(row_a: Row, row_b: Row, evidence: Evidence, override: bool = False) -> 
             obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, metric))
     elif not metrics:
         obstacles |= dict.fromkeys(_obstacles(row_a, row_b, evidence, scored[0]))
-    if evidence.pairings[row_a["cell"]] != evidence.pairings[row_b["cell"]]:
-        obstacles["they share no noise (their seeds or shapes of images differ)"] = None
     if obstacles and not override:
         names = f"{row_a['cell']} and {row_b['cell']}"
         raise ValueError(f"cells {names} can't be compared: {'; '.join(obstacles)}")

@@ -44,6 +44,8 @@ def _paired(first: BoardRow, second: BoardRow) -> dict[str, tuple[float, float]]
         noise[name] = row.of("noise") or f"{name}: not known"
         for metric, given in _influences(row, values).items():
             influences[metric][name] = given
+    if noise["a"] != noise["b"]:
+        raise UserError("they share no noise (their seeds or shapes of images differ)")
     difference = pair(rows["a"], rows["b"], Evidence(influences.pop("fid"), noise, protocols, others=influences))
     found: dict[str, tuple[float, float]] = {}
     for metric, parts in parts_by_metric(difference).items():

@@ -34,7 +34,7 @@ OF_THE_GATE = ("margin", "alpha", "sharpness")
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR | A")
 @click.argument("others", metavar="BASELINE | CELL CELL | B", nargs=-1, required=True)
-@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ or no noise is shared.")
+@click.option("--join", is_flag=True, help="Two cells: compare even if protocols differ.")
 @click.option(
     "--margin",
     type=Finite(0),

@@ -336,7 +336,8 @@ def show(config: str, assignments: tuple[str, ...], as_json: bool) -> None:
     Examples:
         taugrid config show digits --set seed=1  # every key, with its value
     """
-    from taugrid.config.load import load, to_yaml
+    from taugrid.config.load import load
+    from taugrid.yaml_text import to_yaml
 
     values = load(config, assignments).model_dump(mode="json")
     text = to_yaml(values, default_flow_style=None, width=100).rstrip()

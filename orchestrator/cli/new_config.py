@@ -9,7 +9,6 @@ from pkgutil import resolve_name
 from typing import Any, get_args
 
 from taugrid.config import Config, Data, Diffusion, ModelSection, validate
-from taugrid.config.load import from_yaml, to_yaml
 from taugrid.config.model import is_hub_id
 from taugrid.errors import MissingInput, UserError
 from taugrid.orchestrator.plan.sections import diffusion_section
@@ -19,6 +18,7 @@ from taugrid.registry.metrics import METRICS
 from taugrid.registry.samplers import CONSISTENCY, LCM
 from taugrid.workers import schedules
 from taugrid.workers.network.checkpoint import Checkpoint, is_lcm, read_checkpoint
+from taugrid.yaml_text import from_yaml, to_yaml
 
 ORACLES = get_args(get_args(ModelSection.model_fields["oracle"].annotation)[0])
 """Data sets whose best network is known in closed form."""

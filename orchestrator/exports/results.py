@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from taugrid import __version__
-from taugrid.config.load import to_yaml
 from taugrid.errors import UserError
 from taugrid.eval.tables.long_form import Row, shown_columns, with_notes
 from taugrid.eval.tables.quality import QualityTable
@@ -20,6 +19,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.selection import find_cell
 from taugrid.registry.metrics import MetricColumn
 from taugrid.storage import read_json
+from taugrid.yaml_text import to_yaml
 
 OTHER_LETTERS = re.compile("[^\n -~\xc0-\xcf\xd1-\xdd\xdf-\xef\xf1-\xfd\u2018\u2019\u201c\u201d\u2026]")
 """What pdflatex can't set without further packages: all but ASCII, most accented letters, quotes and dots."""

@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 import taugrid
 from taugrid.config import Config
-from taugrid.config.load import to_yaml
 from taugrid.errors import Exit, RunFailed, UserError
 from taugrid.hashing import SourceFile
 from taugrid.orchestrator.dispatch.cluster import (
@@ -40,6 +39,7 @@ from taugrid.orchestrator.plan.trust import custom_code
 from taugrid.workers.custom.describe import ask
 from taugrid.workers.custom.source import pack
 from taugrid.workers.ray_compat import Header
+from taugrid.yaml_text import to_yaml
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from taugrid.config import Config
-from taugrid.config.load import to_yaml
 from taugrid.eval.pages.pictures import PagePicture
 from taugrid.eval.pages.report import PageFacts, report_html, warnings
 from taugrid.eval.tables.by_label import LabelTable
@@ -25,6 +24,7 @@ from taugrid.orchestrator.rundir.history import RunHistory
 from taugrid.protocol import shortened
 from taugrid.storage import read_json, replacing
 from taugrid.words import counted, short_path
+from taugrid.yaml_text import to_yaml
 
 PICTURES: Mapping[str, tuple[str, str]] = {
     "classes": ("Classes", "Rows are classes, with the first images of each"),

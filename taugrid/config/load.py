@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import yaml
 from taugrid.config import GRID_SECTIONS, Config, Data, S, validate
 from taugrid.config.model import is_hub_id
 from taugrid.config.sample import LabelColumn
-from taugrid.config.section import EXPONENT, absolute_path
+from taugrid.config.section import absolute_path
 from taugrid.errors import UserError, joined_lines
 from taugrid.grids import CHECKPOINT, PATHS, values_by_key, with_values
 from taugrid.run_id import is_run_directory
 from taugrid.storage import LOCAL, is_url, open_place
 from taugrid.words import did_you_mean, with_controls
+from taugrid.yaml_text import from_yaml
 
 USER_PREFIX = "x-"  # prefix of top-level keys in YAML that taugrid ignores, as Docker Compose does: they hold anchors
 CONFIG_NAME = "config.json"  # of a run directory: a file of this name is the directory's, not the user's own
@@ -79,40 +80,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ValueError(f"the key {twice[0]!r} appears twice; remove one of them")
     return dict(pairs)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would silently use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        key_nodes = [key_node for key_node, _ in node.value if key_node.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key_node, deep=True) for key_node in key_nodes]
-        for key_node, key in zip(key_nodes, keys, strict=True):
-            if isinstance(key, Hashable) and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice; remove one of them", key_node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts that `_Loader` would read as numbers."""
-
-
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, date: date.value)  # text, as in JSON
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
-
-
-def from_yaml(text: str) -> Any:
-    """The value that a text in YAML means; `yaml.YAMLError` if it is none."""
-    return yaml.load(text, _Loader)
-
-
-def to_yaml(value: Any, **style: Any) -> str:
-    """A value as YAML that `from_yaml` reads back; `style` is PyYAML's."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
-    return text
 
 
 def merge(values: Mapping[str, Any], assignments: Sequence[Override]) -> dict[str, Any]:

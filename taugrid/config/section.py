@@ -1,6 +1,5 @@
 """What all sections share: immutability, common types, and validation that says in one line what is wrong."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taugrid.errors import UserError
 from taugrid.words import did_you_mean
+from taugrid.yaml_text import EXPONENT
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
@@ -63,9 +63,6 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
         raise UserError(f"{where}: {'.'.join(keys)}: must be {kind}, not {_shown(value)}")
     return validated
 
-
-EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
-"""A number such as 2e-4 or 8.0e1, which is text in YAML 1.1."""
 
 Keys = tuple[str, ...]
 

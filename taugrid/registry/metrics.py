@@ -35,6 +35,7 @@ class MetricColumn:
     sampling_error: str | None = None  # the column with its standard error of drawing these samples; None: it has none
     unbiased: bool = False  # its expectation is the same at every N, so that sets of different sizes can be compared
     further: tuple[str, ...] = ()  # more columns of quality.csv, which tables don't show
+    unchanged_by: tuple[str, ...] = ()  # the settings of its metric that change only `further`
 
     @property
     def may_be_zero(self) -> bool:
@@ -107,9 +108,11 @@ def _sampled(name: str, title: str, *further: str, means: str = OF_SAMPLING, **f
     return MetricColumn(name, title, error, means, sampling_error=error, further=further, **fields)
 
 
+_OF_SUBSETS = ("kid_subsets", "kid_subset_size")  # `kid` is of all pairs; of very many, of some that the seed draws
+
 _OF_KID: dict[str, Any] = {
     "limits": "taugrid.eval.metrics.kernel:kid_limits",
-    "settings": ("seed", "kid_subsets", "kid_subset_size"),
+    "settings": ("seed", *_OF_SUBSETS),
     "needs_all_features": True,
     "needs_reference_features": True,
     "least_images": 2,
@@ -148,7 +151,17 @@ METRICS = {
         Metric(
             "kid",
             "Kernel Inception Distance",
-            (_sampled("kid", "KID", "kid_reference_se", "kid_mean", "kid_std", unbiased=True),),
+            (
+                _sampled(
+                    "kid",
+                    "KID",
+                    "kid_reference_se",
+                    "kid_mean",
+                    "kid_std",
+                    unbiased=True,
+                    unchanged_by=_OF_SUBSETS,
+                ),
+            ),
             compute="taugrid.eval.metrics.kernel:compute_kid",
             **_OF_KID,
         ),
@@ -229,8 +242,9 @@ def settings_of(columns: Collection[str]) -> list[str]:
     them can't be compared; other columns can."""
     changing: dict[str, None] = {}
     for metric in METRICS.values():
-        if any(name in columns for column in metric.columns for name in column.names):
-            changing |= dict.fromkeys(metric.settings)
+        for column in metric.columns:
+            if any(name in columns for name in column.names):
+                changing |= dict.fromkeys(name for name in metric.settings if name not in column.unchanged_by)
     return list(changing)
 
 

@@ -6,13 +6,14 @@ import yaml
 
 from taugrid.config import Config, Diffusion, Evaluate, validate
 from taugrid.config import schema as config_schema
-from taugrid.config.load import find, load, merge, to_yaml
+from taugrid.config.load import find, load, merge
 from taugrid.config.sample import Spacing
 from taugrid.grids import points
 from taugrid.run_id import claim
 from taugrid.storage import LOCAL
 from taugrid.workers.diffusion import schedule, timesteps
 from taugrid.workers.diffusion.process import PredictionType
+from taugrid.yaml_text import to_yaml
 
 MINIMAL = {"name": "x", "model": {"unet": {}}}
 
@@ -79,8 +80,9 @@ def test_a_number_may_have_an_exponent_without_a_sign_or_a_point(loaded):
     assert (from_python.diffusion, from_python.train) == (config.diffusion, config.train)
 
 
-def test_a_date_is_text(loaded):
-    assert loaded("name: 2024-01-31").name == "2024-01-31"
+@pytest.mark.parametrize("name", ["2024-01-31", "7e123456"])
+def test_a_date_is_text_and_so_is_what_no_float_can_hold(loaded, name):
+    assert loaded(f"name: {name}").name == name
 
 
 def test_a_text_that_looks_like_a_number_stays_one_in_what_taugrid_writes(loaded):

@@ -98,19 +98,17 @@ def test_difference_error_and_z_are_those_worked_out_by_hand():
     assert (found["joined"], found["note"]) == (False, "")
 
 
-def test_cells_that_share_no_noise_have_unpaired_errors_and_are_no_pair():
+def test_cells_that_share_no_noise_have_unpaired_errors():
     rows = [cell("a", 10), cell("b", 20), cell("c", 50, fid=14.2)]
     known = evidence(rows, {"a": spread(1.0), "b": spread(0.8), "c": spread(0.6)}, pairings={"a": 1, "b": 1, "c": 2})
     paired, unpaired = differences(rows, known)
     assert (paired["cell_b"], unpaired["cell_b"]) == ("b", "c")
     assert [paired["se"], unpaired["se"]] == pytest.approx([0.2, 1.0])
     assert unpaired["z"] == pytest.approx(4.2)
-    with raises(ValueError):
-        pair(rows[1], rows[2], known)
-    joined = pair(rows[1], rows[2], known, override=True)
-    assert joined["joined"]
-    assert [joined["se"], joined["z"]] == pytest.approx([1.0, 4.2])
-    recorded(joined["note"], "standard")
+    asked = pair(rows[1], rows[2], known)
+    assert not asked["joined"]
+    assert [asked["se"], asked["z"]] == pytest.approx([1.0, 4.2])
+    assert asked["note"] == unpaired["note"] == "unpaired standard error: the cells share no noise"
 
 
 def test_other_models_other_n_and_an_axis_that_moves_what_must_agree_are_no_neighbours():
@@ -169,25 +167,30 @@ def test_cells_that_differ_in_what_must_agree_are_no_neighbours_and_it_is_named(
 
 
 def test_settings_of_a_metric_keep_only_its_own_differences_from_being_made():
-    rows = [cell("a", fid=12.0, kid=0.5, kid_se=0.1), cell("b", 20, fid=11.0, kid=0.4, kid_se=0.1)]
-    rows.append(cell("c", 50, fid=10.0))
-    both = {"metrics": ["fid", "kid"], "kid_subset_size": 100}
-    spelled = {"10-none": protocol(**both, kid_subsets=100), "20-none": protocol(20, **both, kid_subsets=50)}
-    spelled["50-none"] = protocol(50, metrics=["fid"])
+    """KID is of all pairs of images, whatever subsets kid_mean is of."""
+    others = {"kid": 0.5, "kid_se": 0.1, "mind": 0.5, "mind_se": 0.1}
+    rows = [cell("a", fid=12.0, **others), cell("b", 20, fid=11.0, **others | {"mind": 0.4}), cell("c", 50, fid=10.0)]
+    both = {"metrics": ["fid", "kid", "mind"], "kid_subset_size": 100}
+    spelled = {
+        "10-none": protocol(**both, kid_subsets=100, mind_projections=1000),
+        "20-none": protocol(20, **both, kid_subsets=50, mind_projections=10),
+        "50-none": protocol(50, metrics=["fid"]),
+    }
     phi = {"a": spread(1.0), "b": spread(0.5), "c": spread(0.2)}
-    known = evidence(rows, phi, protocols=spelled, others={"kid": phi})
+    known = evidence(rows, phi, protocols=spelled, others={"kid": phi, "mind": phi})
     found = differences(rows, known)
     assert pairs(found, "steps") == [("a", "b"), ("b", "c")]
     assert [row["difference"] for row in found] == [-1.0, -1.0]
-    assert all("kid_difference" not in row for row in found)
+    assert [row.get("kid_difference") for row in found] == [0.0, None]
+    assert all("mind_difference" not in row for row in found)
     joined = pair(*rows[:2], known, override=True)
-    assert joined["kid_difference"] == pytest.approx(-0.1)
-    assert joined["note"] == "joined although kid_subsets is 100 and 50"
-    without_fid = [row | {"fid": None} for row in rows[:2]]
-    with pytest.raises(ValueError, match="kid_subsets is 100 and 50"):
-        pair(*without_fid, known)
+    assert joined["mind_difference"] == pytest.approx(-0.1)
+    assert joined["note"] == "joined although mind_projections is 1000 and 10"
+    of_mind = [row | {"fid": None, "kid_se": None} for row in rows[:2]]
+    with pytest.raises(ValueError, match="mind_projections is 1000 and 10"):
+        pair(*of_mind, known)
     spelled["20-none"] = spelled["10-none"]
-    assert pair(*rows[:2], known)["kid_difference"] == pytest.approx(-0.1)
+    assert pair(*rows[:2], known)["mind_difference"] == pytest.approx(-0.1)
 
 
 def test_an_override_joins_and_says_so():

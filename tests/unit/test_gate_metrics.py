@@ -133,12 +133,13 @@ def test_the_same_images_must_have_the_same_scores_by_the_metrics_whose_settings
     new, old = changed(few)
     (cell,) = new.cells
     metrics = {name: value for name, value in cell.metrics.items() if "fid" not in name}
-    for settings, kid, result in (
-        ({"prc_neighborhood": 5}, 0.0, "identical"),
-        ({"prc_neighborhood": 5}, 1.0, "changed scorer"),
-        ({"kid_subsets": 7}, 1.0, "identical"),
+    for settings, changes, result in (
+        ({"prc_neighborhood": 5}, {}, "identical"),
+        ({"prc_neighborhood": 5}, {"kid": metrics["kid"] + 1}, "changed scorer"),
+        ({"kid_subsets": 7}, {"kid_mean": metrics["kid_mean"] + 1}, "identical"),
+        ({"kid_subsets": 7}, {"kid": metrics["kid"] + 1}, "changed scorer"),
     ):
-        its = replace(cell, protocol={**cell.protocol, **settings}, metrics={**metrics, "kid": metrics["kid"] + kid})
+        its = replace(cell, protocol={**cell.protocol, **settings}, metrics={**metrics, **changes})
         (found,) = compare_snapshots(replace(new, cells=(its,)), old, GateSettings(metrics=("kid",))).cells
         assert found.result == result, settings
 

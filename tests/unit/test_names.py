@@ -132,6 +132,12 @@ def test_a_path_is_named_by_whole_parts_and_a_number_is_no_truth():
     assert [fits(options, text) for text in texts] == [True, True, False, False]
 
 
+def test_selectors_read_numbers_as_configs_do():
+    """The floats of YAML 1.2, which need neither a point nor a sign in the exponent."""
+    assert fits([0.5, 2.0], "[5e-1, 2]")
+    assert fits({"S_churn": 40.0}, "{S_churn: 4e1}")
+
+
 def test_options_are_selected_as_tables_write_them():
     """Tables and `plan` write a cell's options as S_churn=40 S_noise=1.003 and as a quoted mapping: either is taken."""
     points = [{"sampler_options": {"S_churn": 40, "S_noise": 1.003}}, {"sampler_options": {"S_churn": 4}}, {}]

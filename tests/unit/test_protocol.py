@@ -153,11 +153,12 @@ def test_settings_of_a_metric_must_agree_for_that_metric_alone():
     fewer = recorded_now(metrics=("fid", "kid", "prc"), settings={"kid_subsets": 50})
     assert len({short_name(protocol) for protocol in (alone, both, fewer)}) == 3
     assert disagreements({"a": alone, "b": both, "c": fewer}) == {}
-    for column in ("fid", "precision"):
+    for column in ("fid", "precision", "kid", "kid_se", "kid_reference_se"):
         assert disagreements({"b": both, "c": fewer}, (column,)) == {}
         assert comparability_key(both, (column,)) == comparability_key(fewer, (column,))
-    assert disagreements({"b": both, "c": fewer}, ("kid",)) == {"kid_subsets": {"100": ["b"], "50": ["c"]}}
-    assert comparability_key(both, ("kid",)) != comparability_key(fewer, ("kid",))
+    for column in ("kid_mean", "kid_std"):
+        assert disagreements({"b": both, "c": fewer}, (column,)) == {"kid_subsets": {"100": ["b"], "50": ["c"]}}
+        assert comparability_key(both, (column,)) != comparability_key(fewer, (column,))
     shuffled = recorded_now(metrics=("fid", "kid", "prc"), settings={"seed": 1})
     apart = {name for name in COLUMNS if disagreements({"b": both, "c": shuffled}, (name,))}
     assert apart == {"isc_mean", "kid", "kid_mean", "fid_infinity", "mind"}, "what is drawn at random"

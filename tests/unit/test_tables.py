@@ -434,26 +434,31 @@ def test_tau_clip_and_weights_set_no_pivots_apart_and_neither_does_an_n_that_doe
 
 
 def test_settings_of_a_metric_set_its_own_table_apart_and_no_other():
-    rows = [cell(10, 0.0, 5.0, kid=0.1, protocol="a"), cell(20, 0.0, 4.0, kid=0.2, protocol="b")]
+    rows = [
+        cell(10, 0.0, 5.0, kid=0.1, kid_mean=0.1, protocol="a"),
+        cell(20, 0.0, 4.0, kid=0.2, kid_mean=0.2, protocol="b"),
+    ]
     rows.append(cell(50, 0.0, 3.0, protocol="fid"))
-    both = {"num_samples": 5000, "metrics": ["fid", "kid"], "seed": 1, "kid_subset_size": 1000}
+    both = {"num_samples": 5000, "metrics": ["fid", "kid", "kid_mean"], "seed": 1, "kid_subset_size": 1000}
     spelled = {"a": both | {"kid_subsets": 100}, "b": both | {"kid_subsets": 50}}
     spelled["fid"] = {"num_samples": 5000, "metrics": ["fid"], "seed": 1}
     quality = table(rows, spelled)
     (fid,) = quality.section(COLUMN["fid"]).tables
     assert fid.columns == [10, 20, 50]
-    of_kid = quality.section(COLUMN["kid"]).tables
-    assert [[note for note in pivot.notes if "kid" in note] for pivot in of_kid][:2] == [
+    (kid,) = quality.section(COLUMN["kid"]).tables
+    assert kid.columns == [10, 20, 50], "it is of all pairs, whatever the subsets"
+    of_subsets = quality.section(COLUMN["kid_mean"]).tables
+    assert [[note for note in pivot.notes if "kid" in note] for pivot in of_subsets][:2] == [
         ["protocol: kid_subset_size 1000, kid_subsets 100"],
         ["protocol: kid_subset_size 1000, kid_subsets 50"],
     ]
-    assert [pivot.columns for pivot in of_kid][:2] == [[10], [20]]
+    assert [pivot.columns for pivot in of_subsets][:2] == [[10], [20]]
     assert len(measured(quality)) == 3
     assert {place.comparability_key for place in measured(quality)} == {measured(quality)[0].comparability_key}
-    assert len({place.comparability_key for place in measured(quality, COLUMN["kid"])}) == 2
+    assert len({place.comparability_key for place in measured(quality, COLUMN["kid_mean"])}) == 2
     spelled["b"] = spelled["a"]
-    (kid,) = table(rows, spelled).section(COLUMN["kid"]).tables
-    assert kid.columns == [10, 20, 50], "a cell without KID has a place"
+    (kid_mean,) = table(rows, spelled).section(COLUMN["kid_mean"]).tables
+    assert kid_mean.columns == [10, 20, 50], "a cell without KID has a place"
 
 
 def test_an_override_joins_with_a_mark_at_every_metric_of_the_fewer():
