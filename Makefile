@@ -54,13 +54,11 @@ mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; fails if f
 	$(BIN)/python tools/mutants.py
 
 bench: $(STAMP)           ## what docs/decisions.md quotes
-	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.restart
 	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.device
 
 docs: $(STAMP)            ## docs/ as a site, in build/site; each broken link fails
