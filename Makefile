@@ -53,15 +53,8 @@ proofs: $(STAMP)          ## what is claimed: orders, closed forms, other implem
 mutants: $(STAMP)         ## plant each mistake of tools/mutants.txt; fails if fast tests miss more than a tenth
 	$(BIN)/python tools/mutants.py
 
-bench: $(STAMP)           ## what docs/decisions.md quotes
-	$(BIN)/python -m benchmarks.noise
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.evaluation
-	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.restart
-	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.solvers
-	$(BIN)/python -m benchmarks.device
+bench: $(STAMP)           ## write benchmarks/RESULTS.md anew (hours); ONLY="restart grids" runs some
+	$(BIN)/python -m benchmarks $(ONLY)
 
 docs: $(STAMP)            ## docs/ as a site, in build/site; each broken link fails
 	$(BIN)/python -m tools.docs.reference

@@ -21,8 +21,6 @@ import numpy as np
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from benchmarks.gate_metrics import report_floors, report_metrics
-from benchmarks.gate_power import report_frozen_misses, report_power
 from benchmarks.gate_worlds import Noise, World, rate
 from taugrid.eval.gate.rule import ALPHA, Change, NightJudgement, Scored, correlation, is_denied, judge, screen
 from taugrid.eval.gate.verdict import Verdict
@@ -31,8 +29,6 @@ from taugrid.eval.metrics.statistics import Array, standard_error
 CHANGES = (0, 1, 2, 4, 6)
 """True changes, in standard errors of the cell's difference."""
 PARTS = ("one-stage", "worst-block", "new-blocks")
-ALONE = ("power", "frozen-misses", "metrics", "floors")
-"""Parts that have cells of their own, whatever `--cells` is."""
 SEARCHED = 40
 """Nights of each block by which the unluckiest is found."""
 
@@ -221,8 +217,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--draws", type=int, default=20_000, help="for each critical value; the gate itself: 200,000")
     parser.add_argument("--cells", type=int, nargs="+", default=[20, 60])
-    parser.add_argument("--margin", type=float, default=0.0, help="of `PARTS`, as a share of the baseline's FID")
-    parser.add_argument("--parts", nargs="+", choices=PARTS + ALONE, default=PARTS + ALONE)
+    parser.add_argument("--margin", type=float, default=0.0, help="as a share of the baseline's FID")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     with threadpool_limits(limits=1):
         if arguments.runs:
@@ -234,20 +230,8 @@ def main() -> None:
                 print(f"{len(chosen)} real cells, {arguments.nights} nights:")
                 report_one_stage(resampled(chosen, arguments.nights), arguments.draws)
             return
-        if "power" in arguments.parts:
-            print("power at the detectable change:")
-            report_power(arguments.nights)
-        if "metrics" in arguments.parts:
-            print("nights of equal networks that KID judges, alone or with FID:")
-            report_metrics(arguments.nights, arguments.draws)
-        if "floors" in arguments.parts:
-            print("nights of FID and KID by the floor of KID's margin, in standard errors of the baseline's KID:")
-            report_floors(arguments.nights, arguments.draws)
-        if "frozen-misses" in arguments.parts:
-            print("what frozen seeds hide:")
-            report_frozen_misses(arguments.nights)
         for cells in arguments.cells:
-            for part in (part for part in arguments.parts if part in PARTS):
+            for part in arguments.parts:
                 report(part, cells, arguments.nights, arguments.blocks, arguments.draws, arguments.margin)
 
 

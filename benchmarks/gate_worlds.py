@@ -41,13 +41,12 @@ class World:
         self.reference = Moments.of(np.maximum(np.random.default_rng(1).standard_normal((100_000, D)) @ MIXING, 0))
         self.root = symmetric_root(self.reference.covariance)
 
-    def score(self, z: Noise, w: Noise, training: Array | None = None) -> list[Scored]:
-        """The cells of the network whose own noise is w; `training` (cells, D) moves all of its samples."""
+    def score(self, z: Noise, w: Noise) -> list[Scored]:
+        """The cells of the network whose own noise is w."""
         found = []
         for cell in range(self.cells):
             x = SHARED * z.of_cell(cell) + OWN * w.of_cell(cell)
-            moved = self.shifts[cell] + (0 if training is None else training[cell])
-            features = np.maximum(x @ MIXING * self.scales[cell] + moved, 0)
+            features = np.maximum(x @ MIXING * self.scales[cell] + self.shifts[cell], 0)
             frechet = Frechet.of(Moments.of(features), self.reference, self.root)
             found.append(Scored(frechet.distance, frechet.influence(features)))
         return found

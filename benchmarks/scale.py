@@ -18,7 +18,6 @@ import gc
 import heapq
 import io
 import statistics
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -56,9 +55,7 @@ from taugrid.orchestrator.work.survey import Survey
 from taugrid.workers.actor import HeartbeatActor, Probe
 from taugrid.workers.device import Device
 from taugrid.workers.jobs import SampleJob
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "unit"))
-from states import EVENTS, QUESTIONS, STATES, middle
+from tools.states import EVENTS, QUESTIONS, STATES, middle
 
 WORKERS, TASKS = 512, 100_000
 IMAGES, BATCH = 50_000, 25

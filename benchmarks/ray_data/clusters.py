@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from command import descendants
-from raylets import Cluster, free_port, possible
-
 from benchmarks.ray_data.programs import USER
+from tools.machine import descendants, free_port
+from tools.raylets import Cluster, possible
 
 NODES = 4
 SPARE_CPUS = 2

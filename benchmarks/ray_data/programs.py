@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
-from command import descendants
 
 from benchmarks.ray_data.tally import Counts, Timing, Work, count, read_records, rows_of, timing
+from tools.machine import descendants
 
 USER = Path(__file__).parent / "user"
 TAUGRID, RAY_DATA, SORTED = "taugrid", "ray_data", "ray_data_sorted"

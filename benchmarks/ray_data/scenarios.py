@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from command import command_line, descendants
-
 from benchmarks.ray_data.programs import (
     RAY_DATA,
     SORTED,
@@ -22,6 +20,7 @@ from benchmarks.ray_data.programs import (
     start,
 )
 from benchmarks.ray_data.tally import Work, code_lines
+from tools.machine import command_line, descendants
 
 Figures = dict[str, float]
 

@@ -34,7 +34,7 @@ MARGIN = 0.02
 error shrinks with the change, so without a margin a change without consequence would raise an alarm."""
 
 MARGIN_FLOOR = Gate().margin_floor
-"""`gate.margin_floor`, where no config names another. `python -m benchmarks.gate --parts floors` chose its default."""
+"""`gate.margin_floor`, where no config names another. A simulation, tests/unit/nights_of_kid.py, chose its default."""
 
 INDISTINGUISHABLE_FROM_ZERO = 2.0
 """Shares are of a metric's value, or of this many of its standard errors if they are more. KID is without bias, so that
@@ -125,7 +125,7 @@ class Variance(NamedTuple):
     The form comes from an FID of |delta|^2, where delta leads from the mean of the reference's features to m, that of
     the samples'. Moving m by Delta at right angles to delta gives D = |Delta|^2 and changes the influences,
     2 delta . (x - m), by 2 Delta . (x - m). Where features vary alike in all directions, the variances of the two have
-    the ratio D / FID. `python -m benchmarks.gate --parts power` measures how well this holds for other changes. KID,
+    the ratio D / FID. tests/unit/worse_networks.py simulates how well this holds for other changes. KID,
     CMMD and MIND are squared distances as well and grow by the same law; the factor was measured for FID alone.
     """
 

@@ -53,7 +53,7 @@ MIN_SPAN = 2  # least ratio of N to the smallest subset: over a shorter range, n
 NO_ERROR_AT_INFINITY = (
     "fid_infinity has no ±: it scatters up to 2.2 times as much as FID in simulations, and can be negative"
 )
-"""The remark below tables; `benchmarks/intervals.py` has the simulations."""
+"""The remark below tables; `benchmarks/intervals.py` of commit 3d5e3f69 has the simulations."""
 
 
 def singular(count: int, side: str, dimensions: int) -> str | None:

@@ -1,8 +1,10 @@
 import subprocess
+from pathlib import Path
 
 import pytest
-import raylets
 from experiment import Lab
+
+from tools import raylets
 
 DISK = "64m"
 
@@ -10,7 +12,7 @@ DISK = "64m"
 def pytest_collection_modifyitems(items):
     if not raylets.possible():
         for item in items:
-            if item.path.parent == raylets.HERE:
+            if item.path.parent == Path(__file__).parent:
                 item.add_marker(pytest.mark.skip(reason="needs Linux and the right to make namespaces"))
 
 

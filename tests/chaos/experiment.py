@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from command import Started, sample_files, scores
-from raylets import Cluster
 
 from taugrid import parquet
 from taugrid.orchestrator.rundir.events import read_events
 from taugrid.orchestrator.rundir.paths import Paths
+from tools.raylets import Cluster
 
 CONFIG: dict[str, Any] = {
     "name": "chaos",

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import raylets
-from command import command_line, descendants
+from tools import raylets
+from tools.machine import command_line, descendants
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip")
 NAMESPACES = ["unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--kill-child", "--mount-proc"]

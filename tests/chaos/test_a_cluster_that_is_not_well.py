@@ -6,7 +6,8 @@ import signal
 import pytest
 from command import sample_files, sample_here
 from experiment import ON_NODES, Counts, compare, parts
-from raylets import LOST, READ_ONLY
+
+from tools.raylets import LOST, READ_ONLY
 
 pytestmark = pytest.mark.chaos
 

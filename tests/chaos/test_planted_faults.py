@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from command import events
 from experiment import Counts, compare, parts, write_checkpoint
-from raylets import LOST, READ_ONLY
+
+from tools.raylets import LOST, READ_ONLY
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

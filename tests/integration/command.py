@@ -19,6 +19,7 @@ from taugrid.orchestrator.run import Run
 from taugrid.orchestrator.rundir.directory import RunDir
 from taugrid.orchestrator.work.sample import SampleWork
 from taugrid.orchestrator.work.survey import Survey
+from tools.machine import command_line, descendants
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -120,31 +121,9 @@ def events(root: Path, session: int = -1) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def descendants(pid: int) -> list[int]:
-    """Process ids below `pid`, from /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
-    return found[1:]
-
-
 def worker_pids(pid: int) -> list[int]:
     """Ray's sampling actors among the descendants of a driver."""
     return [p for p in descendants(pid) if "ray::Worker" in command_line(p)]
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def write_folder(folder: Path, batch: Any) -> Path:

@@ -5,10 +5,8 @@ It ends by SIGTERM, or when the thread that started it does: never by `ray stop`
 
 import ctypes
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from tools.machine import free_port
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,14 +28,6 @@ class Head(NamedTuple):
     """HOST:PORT, for --address of commands that work."""
     dashboard: str
     """http://HOST:PORT, for --address of commands about jobs. Nothing listens there without a dashboard."""
-
-
-def free_port() -> int:
-    """A port below those that Linux gives to whoever asks for any, so that nobody else gets it before it is used."""
-    while True:
-        with socket.socket() as server, suppress(OSError):
-            server.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
-            return port
 
 
 def _die_with_parent() -> None:

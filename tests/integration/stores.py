@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 from buckets import AUTHORIZATION, SECRET, Server, moto
-from ray_head import free_port
+
+from tools.machine import free_port
 
 AZURITE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "taugrid-azurite"
 """Where `make azurite` installs it. Read before tests move the user's cache."""

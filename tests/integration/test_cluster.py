@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import TINY, Started, command_line, descendants, events, sample_files, taugrid_alone
+from command import TINY, Started, events, sample_files, taugrid_alone
 from ray_head import started_head
 from shared import taugrid
 
@@ -30,6 +30,7 @@ from taugrid.orchestrator.dispatch.capacity import ask_nodes
 from taugrid.orchestrator.jobs.client import Jobs, exit_code, follow
 from taugrid.workers import ray_compat
 from taugrid.workers.ray_compat import accepts_token
+from tools.machine import command_line, descendants
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # how Ray calls aiohttp
 
@@ -283,14 +284,14 @@ def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(head, config, tmp_p
 @pytest.mark.long
 def test_ctrl_c_as_ray_starts_leaves_nothing_of_it_in_a_process_that_goes_on():
     """As a notebook's does: what had started of Ray lived on beside the next run's, and SIGTERM was Ray's."""
-    command, here = [sys.executable, "-c", INTERRUPTED_START], Path(__file__).parent
+    command, here = [sys.executable, "-c", INTERRUPTED_START], Path(__file__).parents[2]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["True", "True", "[]"], done.stderr
 
 
 INTERRUPTED_START = """
 import os, signal
-from command import descendants
+from tools.machine import descendants
 from taugrid.config import Cluster
 from taugrid.orchestrator.dispatch import cluster
 

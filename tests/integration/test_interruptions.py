@@ -14,8 +14,6 @@ import ray
 from command import (
     LOOPBACK,
     Started,
-    command_line,
-    descendants,
     events,
     interrupt,
     listening,
@@ -27,6 +25,8 @@ from command import (
     write_config,
 )
 from shared import taugrid
+
+from tools.machine import command_line, descendants
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("sketched")]
 

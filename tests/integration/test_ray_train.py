@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from command import LOOPBACK, Started, command_line, descendants, interrupt, listening, write_config
+from command import LOOPBACK, Started, interrupt, listening, write_config
 from ray.cluster_utils import Cluster
 from shared import taugrid, train_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,6 +32,7 @@ from taugrid.workers.data import load as data
 from taugrid.workers.data.load import load_labels
 from taugrid.workers.training import checkpoints
 from taugrid.workers.training import fit as training
+from tools.machine import command_line, descendants
 
 pytestmark = pytest.mark.usefixtures("ray_session", "sketched")
 

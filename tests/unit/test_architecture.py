@@ -60,6 +60,27 @@ def test_a_class_or_type_has_a_name_of_its_own():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def imported_by(file):
+    """The top modules that a file imports, also by name: `import_module("benchmarks.x")`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"benchmarks(\.\w+)+", str(node.value)):
+            yield "benchmarks"
+
+
+def test_tests_import_no_benchmarks_and_neither_benchmarks_nor_tools_import_tests():
+    """What both need is in tools/."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert [file for file in tests if "benchmarks" in imported_by(file)] == []
+    modules = {"tests", *(file.stem for file in tests)} - {"conftest"}
+    others = [file for folder in ("benchmarks", "tools") for file in (ROOT / folder).rglob("*.py")]
+    assert len(others) > 20
+    assert [file for file in others if modules.intersection(imported_by(file))] == []
+
+
 def test_no_folder_is_crowded():
     assert {folder for folder, count in Counter(file.parent for file in FILES).items() if count > MOST_FILES} == set()
 

@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, quote, urlsplit
 
-import browser
 import numpy as np
 import pytest
 from boards import board, run
@@ -17,6 +16,7 @@ from snapshots import recorded
 
 from taugrid.eval.pages.environment import board_html
 from taugrid.eval.tables.table import shown_number
+from tools import browser
 
 pytestmark = [pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium"), pytest.mark.long]
 

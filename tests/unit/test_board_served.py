@@ -14,7 +14,6 @@ import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import browser
 import nights
 import pages
 import pytest
@@ -29,6 +28,7 @@ from taugrid.orchestrator.board import server
 from taugrid.orchestrator.board.find import Place
 from taugrid.orchestrator.board.index import Index
 from taugrid.storage import ANY, open_place
+from tools import browser
 
 
 @pytest.fixture(autouse=True)

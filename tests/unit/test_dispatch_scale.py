@@ -12,11 +12,11 @@ from statistics import median
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from states import EVENTS, QUESTIONS, STATES, middle, tasks_of
-from states import KINDS as STATE_KINDS
 
 from taugrid.orchestrator.dispatch.policy.dispatcher import Dispatcher
 from taugrid.orchestrator.dispatch.policy.tasks import Median
+from tools.states import EVENTS, QUESTIONS, STATES, middle, tasks_of
+from tools.states import KINDS as STATE_KINDS
 
 SLACK = 1.6
 """A growth of 1 is none. Logarithms, and sizes that do not divide, need some room."""

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
-from importlib import import_module
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +12,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from nights import CONFIG, begin, checkpoint, compared, night, summary, taugrid, write_config
+from nights_of_kid import World, by_floor
 from planted_faults import darken_later_batches
+from proofs import proof
 from scipy.stats import norm
 from snapshots import raises, recorded
+from threadpoolctl import threadpool_limits
 
 from taugrid.errors import UserError
 from taugrid.eval.gate.rule import (
@@ -241,12 +244,42 @@ def test_only_a_distance_that_may_be_zero_has_a_margin_in_its_errors():
 @pytest.mark.parametrize(("worse", "result"), [(0.0, "green"), (0.05, "red")])
 def test_two_metrics_make_a_healthy_night_green_although_kid_is_near_0(worse, result):
     """FID alone does; KID, 3 standard errors from 0 here, was undecided in all such nights."""
-    gate_metrics = import_module("benchmarks.gate_metrics")
-    world, floors = gate_metrics.World.made(0.2, False, 16), Counter[float | str]()
+    world, floors = World(0.2, False, 16), Counter[float | str]()
     for number in range(4):
-        found = gate_metrics.by_floor(world, number, 500, 0.01, lambda latent: (1 - worse) * latent, 2_000)
-        floors.update(floor for floor in ("FID alone", 0.0, MARGIN_FLOOR) if found[floor] == result)
+        colours = by_floor(world, number, 500, 0.01, lambda latent: (1 - worse) * latent, 2_000)
+        floors.update(floor for floor, colour in colours.items() if colour == result)
     assert floors == {"FID alone": 4, MARGIN_FLOOR: 4, **({} if result == "green" else {0.0: 4})}
+
+
+HEALTHY = ((0.2, 500, 0.01), (0.1, 2_000, 0.01), (0.2, 2_000, 0.015), (0.35, 500, 0.015))
+
+
+@pytest.mark.parametrize(("far", "n", "b"), [proof(*world) for world in HEALTHY])
+def test_the_floor_makes_19_of_20_healthy_nights_of_fid_and_kid_green(far, n, b):
+    """400 nights, in worlds where FID alone makes nights green. 0.15 was the smallest floor tried that does it."""
+    world = World(far, False, 16)
+    with threadpool_limits(limits=1):
+        nights = [by_floor(world, number, n, b, lambda latent: latent, 5_000) for number in range(400)]
+    assert np.mean([night[MARGIN_FLOOR] == "green" for night in nights]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("far", "skewed", "dimensions", "metrics"),
+    [
+        proof(far, skewed, dimensions, metrics)
+        for far, skewed in product((False, True), (False, True))
+        for dimensions, metrics in ((64, ("kid",)), (16, ("fid", "kid")))
+    ],
+)
+def test_kid_raises_false_alarms_in_at_most_1_percent_of_nights(far, skewed, dimensions, metrics):
+    """200 nights of equal networks at margin 0; 2 are expected, and 7 or more with a chance of 0.4 %."""
+    world = World(far, skewed, dimensions)
+    alarms = 0
+    with threadpool_limits(limits=1):
+        for number in range(200):
+            changes = [cell.change(0.0) for cell in world.night(number, 500, 0.6, metrics)]
+            alarms += bool(judge(changes, draws=20_000).worse)
+    assert alarms <= 6
 
 
 @pytest.mark.parametrize(("n", "known"), [(150, {"fid": 0.3, "kid": 0.5}), (600, {"fid": 0.16})])

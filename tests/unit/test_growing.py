@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
-from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,15 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from in_process import Faulty, PoolHere, results, small_run
+from proofs import proof
 from rich.console import Console
+from simulated_looks import LOOKS, SHAPES, is_wrong
 from snapshots import raises, recorded
+from threadpoolctl import threadpool_limits
 
 import taugrid
 from taugrid.errors import UserError
+from taugrid.eval.tables import seeds
 from taugrid.eval.tables.alike import look
 from taugrid.eval.tables.differences import Evidence
 from taugrid.eval.tables.long_form import FID
@@ -273,16 +277,26 @@ def test_neighbours_with_the_same_samples_do_not_grow_and_it_says_why(tmp_path):
     recorded("\n".join(starting(printed, "look", "no ")))
 
 
-def test_looking_again_and_again_does_not_find_what_is_not_there(monkeypatch):
-    """All cells are equal: 5 % of procedures may find a difference in five looks (benchmarks/growing.py has 2,000)."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    growing = import_module("benchmarks.growing")
-    monkeypatch.setattr(growing.seeds, "DRAWS", 2_000)
-    normal, values = growing.SHAPES["normal"], np.zeros((2, 2))
-    for spending, fewest, most in (("equal shares", 0, 10), ("5 % each look", 11, 60)):
-        shares = growing.SPENDING[spending]
-        wrong = sum(growing.procedure(np.random.default_rng((1, i)), values, normal, shares).wrong for i in range(100))
-        assert fewest <= wrong <= most
+@pytest.mark.parametrize(("level_divided_by", "fewest", "most"), [(LOOKS, 0, 10), (1, 11, 60)])
+def test_looking_again_and_again_does_not_find_what_is_not_there(monkeypatch, level_divided_by, fewest, most):
+    """All cells are equal: 5 % of runs may find a difference in five looks. With 5 % for each look, more do."""
+    monkeypatch.setattr(seeds, "DRAWS", 2_000)
+    runs = [is_wrong(np.random.default_rng((1, i)), np.zeros((2, 2)), "normal", level_divided_by) for i in range(100)]
+    assert fewest <= sum(runs) <= most
+
+
+WORLDS = ((0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.05, 0.2), (0.0, 0.01, 0.03, 0.1))
+"""The true values of each column, in standard deviations of an influence."""
+
+
+@pytest.mark.parametrize(("shape", "values"), [proof(*case) for case in product(SHAPES, WORLDS)])
+def test_at_most_5_percent_of_runs_tell_cells_apart_in_the_wrong_order(monkeypatch, shape, values):
+    """Three columns; 1,000 runs know a share of 5 % to 0.7 %."""
+    monkeypatch.setattr(seeds, "DRAWS", 10_000)
+    columns = np.tile(values, (3, 1))
+    with threadpool_limits(limits=1):
+        wrong = [is_wrong(np.random.default_rng((7, i)), columns, shape, LOOKS) for i in range(1_000)]
+    assert np.mean(wrong) <= 0.064
 
 
 def test_a_table_at_a_larger_n_has_all_cells_that_grew_at_least_to_it(opened):

@@ -7,11 +7,11 @@ from contextlib import nullcontext, suppress
 from queue import SimpleQueue
 
 import pytest
-from ray_head import free_port
 from snapshots import raises
 
 from taugrid.errors import RunFailed
 from taugrid.orchestrator.dispatch import cluster
+from tools.machine import free_port
 
 
 @pytest.fixture(autouse=True)

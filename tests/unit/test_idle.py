@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
+import fake_device
 import pytest
+from fake_device import FakeDevice, job_of
 
-from benchmarks import fake_device
-from benchmarks.fake_device import FakeDevice, job_of
 from taugrid.workers import sample as sample_module
 from taugrid.workers.accelerator import transfer
 from taugrid.workers.device import Device
@@ -17,7 +17,6 @@ CALL, LAUNCH = 0.014, 0.004
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A network's launches take `LAUNCH`."""
     clock = SimpleNamespace(now=0.0)
 
     def sleep(seconds):
@@ -25,7 +24,6 @@ def clock(monkeypatch):
 
     clock.sleep, clock.perf_counter = sleep, lambda: clock.now
     monkeypatch.setattr(fake_device, "time", clock)
-    monkeypatch.setattr(fake_device, "launches", lambda: lambda: sleep(LAUNCH))
     return clock
 
 
@@ -38,7 +36,7 @@ def sampled(clock, tmp_path, monkeypatch):
     """Samples four batches of ten calls, with `noise` seconds of the host before each; returns how long it waited."""
 
     def sample(noise):
-        device = FakeDevice(CALL)
+        device = FakeDevice(CALL, launch=lambda: clock.sleep(LAUNCH))
         with device.installed(), monkeypatch.context() as patch:
             batch = sample_module.sample_batch
             patch.setattr(sample_module, "sample_batch", lambda *given: (clock.sleep(noise), batch(*given))[1])

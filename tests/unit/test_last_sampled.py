@@ -5,9 +5,9 @@ import weakref
 import numpy as np
 import pytest
 from denoisers import of_time
+from fake_device import job_of
 from in_process import CONFIG, drive, results, small_run
 
-from benchmarks.fake_device import job_of
 from taugrid import parquet
 from taugrid.eval import extract
 from taugrid.eval.features.resolve import resolve

@@ -6,12 +6,13 @@ cells are near the reference it is larger than the error). That expectation is t
 own error is 1/28 of one standard error.
 """
 
-from importlib import import_module
-from pathlib import Path
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from proofs import proof
+from repeated_samples import KINDS, coverage_on_scales, errors_of_metrics, single_fids
 from threadpoolctl import threadpool_limits
 
 from taugrid.eval.metrics.frechet import Frechet
@@ -80,25 +81,35 @@ def test_pairing_is_what_makes_the_difference_precise(cells):
     assert coverage(cells.a - cells.b, unpaired) > 0.99
 
 
-def test_errors_of_other_metrics_cover_too(monkeypatch):
-    """The short form of `python -m benchmarks.intervals --parts metrics`; 120 repeats know a coverage to 2 %."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    benchmark = import_module("benchmarks.intervals")
+def test_errors_of_other_metrics_cover_too():
+    """120 repeats know a coverage to 2 %."""
     with threadpool_limits(limits=1):
-        found = benchmark.intervals(benchmark.Data.of("normal", 20), 200, ("isc", "prc", "cmmd", "mind"), 120)["far"]
-    assert set(found) == {"isc_mean", "precision", "cmmd", "mind"}
-    for values, errors, given in (rows.T for rows in found.values()):
-        assert given.mean() > 0.9
+        columns = errors_of_metrics(("isc", "prc", "cmmd", "mind"), n=200, repeats=120)
+    assert set(columns) == {"isc_mean", "precision", "cmmd", "mind"}
+    for values, errors, has_error in columns.values():
+        assert has_error.mean() > 0.9
         assert 0.9 <= coverage(values, errors) <= 0.99
         assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
 
 
-def test_the_logarithm_covers_where_error_and_fid_move_together(monkeypatch):
-    """The short form of `--parts single`: skewed features, few of which carry the variance; 400 repeats know 1.5 %."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    benchmark = import_module("benchmarks.intervals")
+def test_the_logarithm_covers_where_error_and_fid_move_together():
+    """Skewed features, few of which carry the variance; 400 repeats know a coverage to 1.5 %."""
     with threadpool_limits(limits=1):
-        values, errors = benchmark.single_fids(benchmark.KINDS["skewed"], 1.5, (1.05, 0.1), 640, 400)
-    found = benchmark.on_scales(values, errors)
-    assert found["FID"] < 89, "as docs/scores.md warns"
-    assert 88 < found["log"] < 99
+        values, errors = single_fids(KINDS["skewed"], 1.5, (1.05, 0.1), 640, 400)
+    percent = coverage_on_scales(values, errors)
+    assert percent["FID"] < 89, "as docs/scores.md warns"
+    assert 88 < percent["logarithm"] < 99
+
+
+MODELS = ((1.0, 0.0), (1.02, 0.02), (1.05, 0.1), (1.1, 0.1), (1.3, 0.5))
+"""Their FID is from 1 to several hundred times that of the data itself."""
+
+
+@pytest.mark.parametrize(("kind", "power"), [proof(*case) for case in product(KINDS, (0, 0.5, 1, 1.5))])
+def test_intervals_of_one_fid_cover_as_the_page_on_scores_says(kind, power):
+    """2,000 repeats know a coverage of 92 % to 0.6 %."""
+    with threadpool_limits(limits=1):
+        for model, n in product(MODELS, (640, 2_500)):
+            percent = coverage_on_scales(*single_fids(KINDS[kind], power, model, n, 2_000))
+            assert 91.5 <= round(percent["logarithm"], 1) <= 99.8, (model, n)
+            assert 81.5 <= round(percent["FID"], 1) <= 99.5, (model, n)

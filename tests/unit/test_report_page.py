@@ -9,7 +9,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +32,7 @@ from taugrid.orchestrator.opened import open_existing
 from taugrid.orchestrator.session import SessionResult
 from taugrid.orchestrator.view.page import reproducing, write_page
 from taugrid.registry.extractors import INCEPTION
+from tools import browser
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
 

@@ -1,10 +1,11 @@
 """Intervals and corrections over few seeds hold what they promise, in simulations."""
 
-from importlib import import_module
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 import pytest
+from proofs import proof
+from repeated_samples import KINDS, effects
 from scipy import stats
 
 from taugrid.eval.tables.seeds import (
@@ -19,21 +20,14 @@ from taugrid.eval.tables.seeds import (
 REPEATS = 20_000
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    return import_module("benchmarks.intervals")
-
-
 @pytest.mark.parametrize("trainings", [3, 5, 10])
-def test_intervals_over_trainings_that_share_their_noise_cover_and_holm_holds(benchmark, trainings):
-    """The short form of `python -m benchmarks.intervals --parts effects`: nine comparisons, noise as in influences.
+def test_intervals_over_trainings_that_share_their_noise_cover_and_holm_holds(trainings):
+    """Nine comparisons with one base, noise as in influences.
 
     Without the shared noise, coverage is 71, 49 and 32 % here, and any false alarm as likely as 29, 79 and 98 %.
     """
     repeats, covered, false = 300, [], []
-    world = benchmark.World(between=0.5, shared=0.9)
-    drawn = benchmark.effects(np.random.default_rng(16), world, benchmark.KINDS["normal"], trainings, repeats)
+    drawn = effects(np.random.default_rng(16), 0.5, 0.9, KINDS["normal"], trainings, repeats)
     for shared in (drawn.shared, 0.0):
         found = mean_over_seeds(drawn.differences, shared)
         covered.append(np.mean(np.abs(found.mean) <= found.half_width))
@@ -43,6 +37,27 @@ def test_intervals_over_trainings_that_share_their_noise_cover_and_holm_holds(be
     assert false[0] <= LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / repeats)
     assert covered[1] < 0.85
     assert false[1] > 0.10
+
+
+BETWEEN_AND_SHARE = ((0, 0.9), (0.5, 0.9), (1, 0.9), (1, 0.5), (3, 0.9), (1, 0))
+"""The standard deviation between trainings, and the share of their noise that they have in common."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "trainings", "between", "share"),
+    [proof(kind, trainings, *world) for kind, trainings, world in product(KINDS, (3, 5, 10), BETWEEN_AND_SHARE)],
+)
+def test_intervals_over_trainings_cover_whatever_the_trainings_share(kind, trainings, between, share):
+    """2,000 repeats of nine comparisons, which know a coverage to 0.5 %."""
+    random = np.random.default_rng((23, trainings))
+    covered, false = [], []
+    for _ in range(20):
+        drawn = effects(random, between, share, KINDS[kind], trainings, 100)
+        interval = mean_over_seeds(drawn.differences, drawn.shared)
+        covered.append(np.abs(interval.mean) <= interval.half_width)
+        false.append((holm(interval.p) < LEVEL).any(axis=-1))
+    assert 0.94 <= np.mean(covered) <= 0.985
+    assert np.mean(false) <= LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / 2_000)
 
 
 def test_the_shared_error_is_the_root_of_the_trainings_mean_covariance():

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from browser import CHROMIUM, page
 from pages import PAGES, ROOT, anchors
+
+from tools.browser import CHROMIUM, page
 
 pytestmark = pytest.mark.long
 

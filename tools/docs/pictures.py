@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from tools.browser import page
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/unit"))
-from browser import page  # noqa: E402
 
 IMAGES = ROOT / "docs/images"
 SIZES = {"terminal": (1000, 450), "report": (1100, 1000), "board": (1500, 1200)}

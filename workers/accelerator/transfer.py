@@ -35,8 +35,8 @@ class Mark(Protocol):
 
 
 def mark(device: torch.device) -> Mark | None:
-    """The point after all that was submitted so far. None: a call has computed when it returns, as on CPUs. Tests and
-    benchmarks replace this function to simulate a GPU."""
+    """The point after all that was submitted so far. None: a call has computed when it returns, as on CPUs. Tests
+    replace this function to simulate a GPU."""
     if device.type != "cuda":
         return None
     event: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it keeps no core busy

@@ -1,4 +1,4 @@
-"""A Ray cluster of several real raylets on one machine, for tests of what happens when nodes misbehave.
+"""A Ray cluster of several real raylets on one machine, for tests of what happens when nodes misbehave, and benchmarks.
 
 Each node is `ray start --block` with an address of its own (127.0.0.x) and namespaces of its own for mounts and
 processes. So it can see other files than its peers (a read-only run directory, a stale checkpoint, a lost mount), and
@@ -19,10 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from command import command_line, descendants
-from ray_head import free_port
-
-HERE = Path(__file__).parent
+from tools.machine import command_line, descendants, free_port
 
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 LOST = "umount -l {0}"
