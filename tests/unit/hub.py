@@ -10,6 +10,7 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?/?"
@@ -86,5 +87,7 @@ def serving(repositories, cache, monkeypatch):
         template = url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in (("ENDPOINT", url), ("HUGGINGFACE_CO_URL_TEMPLATE", template), ("HF_HUB_CACHE", str(cache))):
             monkeypatch.setattr(huggingface_hub.constants, name, value)
+        # Of 0.34, that module has the template by its own name.
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield requests
         server.shutdown()

@@ -55,13 +55,16 @@ def test_plan_is_what_the_command_prints_as_json(tmp_path):
 def test_an_unknown_command_is_a_usage_error(word):
     printed = CliRunner().invoke(cli, [word])
     assert printed.exit_code == 2
-    recorded(printed.output, "command")
+    assert f"No such command '{word}'." in printed.output  # newer versions of click then say what was meant
 
 
-def test_a_shell_that_completes_behind_a_wrong_command_prints_no_usage():
+def test_a_shell_that_completes_behind_a_wrong_command_prints_no_usage(monkeypatch, capsys):
     completing = {"COMP_WORDS": "taugrid frobnicate ", "COMP_CWORD": "2", "_TAUGRID_COMPLETE": "bash_complete"}
-    printed = CliRunner().invoke(cli, prog_name="taugrid", env=completing)
-    assert (printed.exit_code, printed.stderr) == (0, "")
+    for name, value in completing.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        cli.main([], prog_name="taugrid")
+    assert (end.value.code, capsys.readouterr().err) == (0, "")
 
 
 def test_what_a_locale_can_not_encode_is_printed_as_an_escape(tmp_path):

@@ -3,6 +3,7 @@
 Both are seen in plan, run, table, figure and gate. Jobs run in this process; the files and commands are real.
 """
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +22,6 @@ import pandas as pd
 import pytest
 import torch
 from asking import answer, forget_samplers
-from click.testing import CliRunner
 from in_process import CONFIG, drive, small_run
 from mutants import copy_tree
 from snapshots import raises, recorded
@@ -60,9 +61,11 @@ GRID = CONFIG.replace("grid: {steps: [2], eta: [0.0, 1.0]}", "grid: {steps: [2, 
 
 
 def taugrid(*arguments, code=0):
-    done = CliRunner().invoke(cli, [str(argument) for argument in (*arguments, "--json")], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return json.loads(done.stdout)
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as end, redirect_stdout(out):
+        cli.main([str(argument) for argument in (*arguments, "--json")], prog_name="taugrid")
+    assert end.value.code == code, out.getvalue()
+    return json.loads(out.getvalue())
 
 
 def done(folder, text):

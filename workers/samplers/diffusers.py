@@ -171,7 +171,7 @@ def _vp(process: Process) -> DiscreteVP:
 
 @lru_cache(maxsize=64)
 def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionType) -> Any:
-    """A scheduler for a process."""
+    """A scheduler for a process; `ValueError` if it replaces an option by another."""
     from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, name)
@@ -184,7 +184,11 @@ def _built(name: str, options: str, process: DiscreteVP, prediction: PredictionT
     }
     if levels[-1] == 0 and "rescale_betas_zero_snr" in inspect.signature(scheduler_class).parameters:
         given["rescale_betas_zero_snr"] = True  # changes no beta then, and makes the last sigma finite
-    return scheduler_class(**given)
+    scheduler = scheduler_class(**given)
+    for key, value in given.items():
+        if (taken := scheduler.config[key]) != value:
+            raise ValueError(f"it takes {taken!r} in place of {value!r} as {key}")
+    return scheduler
 
 
 @lru_cache(maxsize=64)
