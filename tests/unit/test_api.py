@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from snapshots import raises, recorded
+from snapshots import raises
 
 import taugrid
 from taugrid.errors import RunFailed, UserError
